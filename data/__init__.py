@@ -1,0 +1,1 @@
+"""Prompts, sample questions, the embedded organism and published results: data only."""

@@ -1,0 +1,92 @@
+"""The operations that the model and the losses are made of, each in up to three implementations.
+
+`reference` is plain PyTorch and the definition; `c` is the library built at install, for CPUs; `triton`
+is for GPUs (and for CPUs under TRITON_INTERPRET=1, where tests prove it). For each operation the
+fastest implementation that exists for the tensors' device serves; the environment variable
+REDLITE_KERNELS=reference|c|triton, read once at import, forces one. `implementation(op, device)` says
+which one runs, and `why(op, device)` why a faster one does not.
+
+The Triton files are called `<op>_triton.py`, not `<op>.py`: importing a submodule named like the
+function would put the module in the function's place.
+"""
+import os
+from functools import lru_cache
+from importlib import import_module
+
+from . import native, reference
+from .reference import merge_attention
+
+FORCED = os.environ.get("REDLITE_KERNELS") or None
+if FORCED not in (None, "reference", "c", "triton"):
+    raise ValueError(f"REDLITE_KERNELS={FORCED!r}: use reference, c or triton")
+
+# operation → implementation → the module here that defines a function of the operation's name
+MODULES = {
+    "attention": {"reference": "reference"},
+    "token_nll": {"reference": "reference"},
+    "rms_norm": {"reference": "reference"},
+    "rotary": {"reference": "reference"},
+    "swiglu": {"reference": "reference"},
+}
+PREFERENCE = {"cpu": ("c", "reference"), "cuda": ("triton", "reference")}
+
+
+@lru_cache(maxsize=None)
+def _unusable(name: str) -> str:
+    """Why the implementation `name` cannot run on this machine; "" if it can."""
+    if name == "c":
+        return native.library()[1]
+    if name == "triton":
+        try:
+            import triton  # noqa: F401
+        except ImportError as error:
+            return f"triton is not installed ({error})"
+    return ""
+
+
+@lru_cache(maxsize=None)
+def _choose(op: str, device_type: str):
+    """(function, implementation, why not a faster one) for an operation on a kind of device."""
+    reasons = []
+    for name in (FORCED,) if FORCED else PREFERENCE.get(device_type, ("reference",)):
+        module = MODULES[op].get(name)
+        reason = _unusable(name) if module else f"{op} has no {name} implementation"
+        if not reason:
+            return getattr(import_module(f"{__name__}.{module}"), op), name, "; ".join(reasons)
+        reasons.append(reason)
+    return getattr(reference, op), "reference", "; ".join(reasons)
+
+
+def implementation(op: str, device_type: str = "cpu") -> str:
+    """The implementation that serves `op` on "cpu" or "cuda": "reference", "c" or "triton"."""
+    return _choose(op, device_type)[1]
+
+
+def why(op: str, device_type: str = "cpu") -> str:
+    """Why no faster implementation of `op` serves; "" if the first choice does."""
+    return _choose(op, device_type)[2]
+
+
+def attention(q, k, v, q_offsets, k_offsets=None, *, causal=True, window=None, scale=None):
+    """Attention over packed sequences; see `reference.attention` for shapes and meaning. Returns (out, log-sum-exp)."""
+    return _choose("attention", q.device.type)[0](q, k, v, q_offsets, k_offsets, causal=causal, window=window, scale=scale)
+
+
+def token_nll(hidden, weight, targets):
+    """−log softmax(hidden @ weight.T)[target] a row, float32 [N]; never holds [N, V]; see `reference.token_nll`."""
+    return _choose("token_nll", hidden.device.type)[0](hidden, weight, targets)
+
+
+def rms_norm(x, weight, eps):
+    """Root-mean-square normalisation of the last axis; see `reference.rms_norm`."""
+    return _choose("rms_norm", x.device.type)[0](x, weight, eps)
+
+
+def rotary(x, cos, sin):
+    """Rotary position embedding of packed heads; see `reference.rotary`."""
+    return _choose("rotary", x.device.type)[0](x, cos, sin)
+
+
+def swiglu(gate, up):
+    """silu(gate) · up; see `reference.swiglu`."""
+    return _choose("swiglu", gate.device.type)[0](gate, up)

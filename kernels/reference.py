@@ -1,0 +1,108 @@
+"""Every operation in plain PyTorch: the definition, and the oracle of the tests.
+
+Shapes: T tokens of all sequences packed end to end, S keys likewise, H query heads, G key/value
+heads (H a multiple of G), K the head size, N rows, D hidden width, V vocabulary size, F the MLP's width.
+"""
+import torch
+from torch import Tensor
+
+ROWS = 256  # rows of logits that token_nll holds at once: [ROWS, V] float32, and nothing else of that size
+
+
+def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps) · weight over the last axis, the mean in float32 (arXiv 1910.07467)."""
+    wide = x_TD.float()
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return weight_D * wide.to(x_TD.dtype)
+
+
+def rotary(x_THK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+    """Rotate the half-split pairs (x[i], x[i + K/2]) of every head (arXiv 2104.09864, in the layout of HF checkpoints).
+
+    cos_TK, sin_TK: the angle of each pair, written twice along K, in x's dtype.
+    """
+    first, second = x_THK.chunk(2, dim=-1)
+    return x_THK * cos_TK[:, None] + torch.cat((-second, first), dim=-1) * sin_TK[:, None]
+
+
+def swiglu(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+    """silu(gate) · up (arXiv 2002.05202)."""
+    return torch.nn.functional.silu(gate_TF) * up_TF
+
+
+def attention(q_THK: Tensor, k_SGK: Tensor, v_SGK: Tensor, q_offsets: Tensor, k_offsets: Tensor | None = None, *,
+              causal: bool = True, window: int | None = None, scale: float | None = None) -> tuple[Tensor, Tensor]:
+    """Attention over packed sequences: sequence b has queries q[q_offsets[b]:q_offsets[b+1]] and likewise its keys.
+
+    The last query of a sequence stands at its last key (a cache holds more keys than there are queries).
+    causal: a query sees its own key and those before it; window: of these only the last `window`, itself
+    counted. scale: 1/sqrt(K) by default. Returns out [T, H, K] in q's dtype and the log-sum-exp of the
+    scaled scores [T, H] float32 (-inf, and out 0, for a query that sees no key).
+    """
+    T, H, K = q_THK.shape
+    G = k_SGK.shape[1]
+    k_offsets = q_offsets if k_offsets is None else k_offsets
+    scale = K ** -0.5 if scale is None else scale
+    outs, lses = [], []
+    bounds = zip(q_offsets.tolist(), q_offsets.tolist()[1:], k_offsets.tolist(), k_offsets.tolist()[1:])
+    for q0, q1, k0, k1 in bounds:
+        q_HtK = q_THK[q0:q1].transpose(0, 1).float()
+        k_HsK, v_HsK = (x[k0:k1].transpose(0, 1).float().repeat_interleave(H // G, 0) for x in (k_SGK, v_SGK))
+        scores_Hts = q_HtK @ k_HsK.transpose(1, 2) * scale
+        if causal:
+            place_t = torch.arange(q1 - q0, device=q_THK.device)[:, None] + (k1 - k0) - (q1 - q0)
+            ahead_ts = place_t - torch.arange(k1 - k0, device=q_THK.device)[None]
+            hidden_ts = ahead_ts < 0 if window is None else (ahead_ts < 0) | (ahead_ts >= window)
+            scores_Hts = scores_Hts.masked_fill(hidden_ts, float("-inf"))
+        lse_Ht = torch.logsumexp(scores_Hts, -1) if k1 > k0 else scores_Hts.new_full((H, q1 - q0), float("-inf"))
+        p_Hts = torch.exp(scores_Hts - lse_Ht.masked_fill(lse_Ht.isinf(), 0.0)[..., None])
+        outs.append((p_Hts @ v_HsK).transpose(0, 1).to(q_THK.dtype))
+        lses.append(lse_Ht.transpose(0, 1))
+    if not outs:
+        return torch.zeros_like(q_THK), q_THK.new_zeros((T, H), dtype=torch.float32)
+    return torch.cat(outs), torch.cat(lses)
+
+
+def merge_attention(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> Tensor:
+    """Attention over the union of two disjoint key sets, from each one's output [T, H, K] and log-sum-exp [T, H]."""
+    weight_a = torch.sigmoid(lse_a - lse_b)[..., None]
+    return (weight_a * out_a + (1 - weight_a) * out_b).to(out_a.dtype)
+
+
+class _TokenNLL(torch.autograd.Function):
+    """NLL of each kept row in blocks of ROWS; backward forms coefficient × (p − onehot) block by block again."""
+
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_VD, targets_N):
+        kept = (targets_N != -100).nonzero()[:, 0]
+        nll_N = hidden_ND.new_zeros(len(targets_N), dtype=torch.float32)
+        lse = nll_N.new_empty(len(kept))
+        for i in range(0, len(kept), ROWS):
+            rows = kept[i:i + ROWS]
+            logits = hidden_ND[rows].float() @ weight_VD.float().T
+            lse[i:i + ROWS] = torch.logsumexp(logits, -1)
+            nll_N[rows] = lse[i:i + ROWS] - logits.gather(1, targets_N[rows, None])[:, 0]
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, kept, lse)
+        return nll_N
+
+    @staticmethod
+    def backward(ctx, coefficient_N):
+        hidden_ND, weight_VD, targets_N, kept, lse = ctx.saved_tensors
+        used = coefficient_N[kept] != 0
+        kept, lse = kept[used], lse[used]
+        d_hidden = torch.zeros_like(hidden_ND)
+        d_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
+        for i in range(0, len(kept), ROWS):
+            rows = kept[i:i + ROWS]
+            block = hidden_ND[rows].float()
+            grad = torch.exp(block @ weight_VD.float().T - lse[i:i + ROWS, None])  # p
+            grad[torch.arange(len(rows)), targets_N[rows]] -= 1.0                  # p − onehot
+            grad *= coefficient_N[rows, None]                                      # coefficient × (p − onehot)
+            d_hidden[rows] = (grad @ weight_VD.float()).to(hidden_ND.dtype)
+            d_weight += grad.T @ block
+        return d_hidden, d_weight.to(weight_VD.dtype), None
+
+
+def token_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """−log softmax(hidden @ weight.T)[target] of each row, float32 [N]; rows whose target is −100 give 0 and cost nothing."""
+    return _TokenNLL.apply(hidden_ND, weight_VD, targets_N)
