@@ -1,0 +1,189 @@
+"""The LLaMA family in plain PyTorch: LLaMA 1 to 3, Vicuna, StableBeluga, Starling, SmolLM2, Mistral, Qwen2.
+
+Shape letters: T tokens of all sequences packed end to end, D model width, H query heads, G key/value
+heads, K head size, F width of the MLP, V vocabulary. Parameter names are those of Hugging Face checkpoints.
+
+Attention goes through one hook: the model computes rotated queries, keys and values of the T tokens and
+calls `attend(layer, q_THK, k_TGK, v_TGK) -> out_THK`. Training, scoring and generation differ only in
+the closure that they pass (`packed_attention` here; caches in cache.py; anything at all in a test).
+"""
+import math
+from dataclasses import dataclass
+from typing import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from redlite import kernels
+from redlite.config import Config
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return kernels.rms_norm(x_TD, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    def __init__(self, c: Config):
+        super().__init__()
+        self.head_dim = c.head_dim
+        self.q_proj = nn.Linear(c.dim, c.n_heads * c.head_dim, bias=c.qkv_bias)
+        self.k_proj = nn.Linear(c.dim, c.n_kv_heads * c.head_dim, bias=c.qkv_bias)
+        self.v_proj = nn.Linear(c.dim, c.n_kv_heads * c.head_dim, bias=c.qkv_bias)
+        self.o_proj = nn.Linear(c.n_heads * c.head_dim, c.dim, bias=c.o_bias)
+
+    def forward(self, x_TD: Tensor, cos_TK: Tensor, sin_TK: Tensor, layer: int, attend: Attend) -> Tensor:
+        q_THK, k_TGK, v_TGK = (proj(x_TD).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q_THK, k_TGK = kernels.rotary(q_THK, cos_TK, sin_TK), kernels.rotary(k_TGK, cos_TK, sin_TK)
+        return self.o_proj(attend(layer, q_THK, k_TGK, v_TGK).flatten(-2))
+
+
+class MLP(nn.Module):
+    def __init__(self, c: Config):
+        super().__init__()
+        self.gate_proj = nn.Linear(c.dim, c.ffn_dim, bias=c.mlp_bias)
+        self.up_proj = nn.Linear(c.dim, c.ffn_dim, bias=c.mlp_bias)
+        self.down_proj = nn.Linear(c.ffn_dim, c.dim, bias=c.mlp_bias)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return self.down_proj(kernels.swiglu(self.gate_proj(x_TD), self.up_proj(x_TD)))
+
+
+class Block(nn.Module):
+    def __init__(self, c: Config):
+        super().__init__()
+        self.input_layernorm = RMSNorm(c.dim, c.norm_eps)
+        self.self_attn = Attention(c)
+        self.post_attention_layernorm = RMSNorm(c.dim, c.norm_eps)
+        self.mlp = MLP(c)
+
+    def forward(self, x_TD: Tensor, cos_TK: Tensor, sin_TK: Tensor, layer: int, attend: Attend) -> Tensor:
+        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), cos_TK, sin_TK, layer, attend)
+        return x_TD + self.mlp(self.post_attention_layernorm(x_TD))
+
+
+class Trunk(nn.Module):
+    """Everything up to the final norm; a module of its own because checkpoints name it `model.`"""
+
+    def __init__(self, c: Config):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(c.vocab_size, c.dim)
+        self.layers = nn.ModuleList(Block(c) for _ in range(c.n_layers))
+        self.norm = RMSNorm(c.dim, c.norm_eps)
+
+
+class LLaMA(nn.Module):
+    """A decoder of the LLaMA family (arXiv 2302.13971) as its `Config` says.
+
+    With a tied output there is no `lm_head`; `output_weight` is the embedding then.
+    `recompute` (off by default) makes training keep only each layer's input and recompute the rest.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config, self.recompute = config, False
+        self.model = Trunk(config)
+        if not config.tied:
+            self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The [V, D] matrix whose product with the hidden state gives the logits."""
+        return self.model.embed_tokens.weight if self.config.tied else self.lm_head.weight
+
+    def forward(self, ids_T: Tensor, positions_T: Tensor, attend: Attend, lengths_T: Tensor | None = None) -> Tensor:
+        """Hidden states [T, D] after the final norm, in the weights' dtype.
+
+        ids_T, positions_T: int64, the token and its place in its own sequence (from 0).
+        lengths_T: the length so far of each token's sequence; only dynamic rotary scaling reads it, and
+        takes position + 1 without it.
+        """
+        x_TD = self.model.embed_tokens(ids_T)
+        cos_TK, sin_TK = rotary_table(self.config, positions_T, lengths_T, x_TD.dtype)
+        for i, block in enumerate(self.model.layers):
+            if self.recompute and torch.is_grad_enabled():
+                x_TD = checkpoint(block, x_TD, cos_TK, sin_TK, i, attend, use_reentrant=False)
+            else:
+                x_TD = block(x_TD, cos_TK, sin_TK, i, attend)
+        return self.model.norm(x_TD)
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """[T, V] float32 logits of hidden states [T, D]."""
+        return nn.functional.linear(hidden_TD, self.output_weight).float()
+
+    @torch.no_grad()
+    def initialize(self, seed: int, std: float = 0.02) -> "LLaMA":
+        """Fresh weights: normal(0, std) matrices, the ones that write to the residual stream scaled by 1/√(2·layers); biases 0, norms 1."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif "norm" in name:
+                parameter.fill_(1.0)
+            else:
+                deep = name.endswith(("o_proj.weight", "down_proj.weight"))
+                scale = std / math.sqrt(2 * self.config.n_layers) if deep else std
+                parameter.copy_(torch.empty(parameter.shape).normal_(0.0, scale, generator=generator))
+        return self
+
+
+def rotary_table(config: Config, positions_T: Tensor, lengths_T: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin [T, K] of each token's rotary angles, written twice along K, computed in float32.
+
+    Default: angle_i = position · θ^(−2i/K) (arXiv 2104.09864). `linear` divides positions by the factor;
+    `dynamic` raises θ with the sequence's length once it passes the trained context (NTK-aware); `llama3`
+    divides low frequencies by the factor and blends between (Llama 3.1's reference code).
+    """
+    K, scaling = config.head_dim, config.rope_scaling or {}
+    kind, exponent = scaling.get("rope_type", "default"), torch.arange(0, K, 2, device=positions_T.device).float() / K
+    positions = positions_T.float()[:, None]
+    if kind == "dynamic":
+        trained = config.max_positions
+        length = (positions_T + 1 if lengths_T is None else lengths_T).clamp(min=trained).float()[:, None]
+        theta = config.rope_theta * ((scaling["factor"] * length / trained) - (scaling["factor"] - 1)) ** (K / (K - 2))
+        frequency = 1.0 / theta ** exponent                                   # [T, K/2]: each sequence has its own
+    else:
+        frequency = 1.0 / config.rope_theta ** exponent                       # [K/2]
+        if kind == "linear":
+            frequency = frequency / scaling["factor"]
+        elif kind == "llama3":
+            turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)  # full turns over the trained context
+            low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+            keep = ((turns - low) / (high - low)).clamp(0, 1)                 # 1: a fast pair, kept as it is; 0: a slow one, stretched
+            frequency = frequency * (keep + (1 - keep) / scaling["factor"])
+    angle_TK = (positions * frequency).repeat(1, 2)
+    return angle_TK.cos().to(dtype), angle_TK.sin().to(dtype)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Sequences packed end to end: `ids` [T], `positions` [T], `lengths` [T] and int32 `offsets` [B + 1]."""
+    ids: Tensor
+    positions: Tensor
+    lengths: Tensor
+    offsets: Tensor
+
+    @staticmethod
+    def of(sequences: list[list[int]], device: str | torch.device = "cpu", start: int = 0) -> "Packed":
+        """Pack token-id lists; positions count from `start` (the length of a shared prefix before them all)."""
+        sizes = torch.tensor([len(s) for s in sequences], dtype=torch.int64)
+        ids = torch.tensor([t for s in sequences for t in s], dtype=torch.int64)
+        offsets = torch.zeros(len(sizes) + 1, dtype=torch.int64)
+        offsets[1:] = sizes.cumsum(0)
+        positions = torch.arange(len(ids)) - offsets[:-1].repeat_interleave(sizes) + start
+        lengths = (sizes + start).repeat_interleave(sizes)
+        return Packed(*(x.to(device) for x in (ids, positions, lengths, offsets.int())))
+
+
+def packed_attention(config: Config, offsets: Tensor) -> Attend:
+    """The attention of training and scoring: causal within each packed sequence, with the layer's sliding window."""
+    def attend(layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
+        return kernels.attention(q_THK, k_TGK, v_TGK, offsets, window=config.windows[layer])[0]
+    return attend
