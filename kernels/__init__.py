@@ -23,6 +23,7 @@ if FORCED not in (None, "reference", "c", "triton"):
 # operation → implementation → the module here that defines a function of the operation's name
 MODULES = {
     "attention": {"reference": "reference"},
+    "decode_attention": {"reference": "reference"},
     "token_nll": {"reference": "reference"},
     "rms_norm": {"reference": "reference"},
     "rotary": {"reference": "reference"},
@@ -70,6 +71,12 @@ def why(op: str, device_type: str = "cpu") -> str:
 def attention(q, k, v, q_offsets, k_offsets=None, *, causal=True, window=None, scale=None):
     """Attention over packed sequences; see `reference.attention` for shapes and meaning. Returns (out, log-sum-exp)."""
     return _choose("attention", q.device.type)[0](q, k, v, q_offsets, k_offsets, causal=causal, window=window, scale=scale)
+
+
+def decode_attention(q, k, v, lengths, prefix_k=None, prefix_v=None, *, window=None, scale=None):
+    """Attention of one query a request over a shared prefix and its own cache; see `reference.decode_attention`."""
+    function = _choose("decode_attention", q.device.type)[0]
+    return function(q, k, v, lengths, prefix_k, prefix_v, window=window, scale=scale)
 
 
 def token_nll(hidden, weight, targets):

@@ -63,6 +63,37 @@ def attention(q_THK: Tensor, k_SGK: Tensor, v_SGK: Tensor, q_offsets: Tensor, k_
     return torch.cat(outs), torch.cat(lses)
 
 
+def decode_attention(q_BHK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, lengths_B: Tensor, prefix_k_PGK: Tensor | None = None,
+                     prefix_v_PGK: Tensor | None = None, *, window: int | None = None, scale: float | None = None) -> Tensor:
+    """Attention of one query a request over a prefix that all share and the first lengths[b] keys of its own cache.
+
+    The query stands at the last of its keys. window: only keys less than `window` places before it count,
+    those of the prefix coming before the cache's. Returns [B, H, K] in q's dtype; scores and sums in float32.
+    """
+    B, H, K = q_BHK.shape
+    G, S = k_BGSK.shape[1:3]
+    P = 0 if prefix_k_PGK is None else len(prefix_k_PGK)
+    q_BGRK = (q_BHK.float() * (K ** -0.5 if scale is None else scale)).view(B, G, H // G, K)
+    scores_BGRS = q_BGRK @ k_BGSK.float().transpose(-1, -2)
+    place_S = torch.arange(S, device=q_BHK.device)
+    hidden_BS = place_S[None] >= lengths_B[:, None]
+    if window is not None:
+        hidden_BS = hidden_BS | (lengths_B[:, None] - 1 - place_S[None] >= window)
+    scores_BGRS = scores_BGRS.masked_fill(hidden_BS[:, None, None], float("-inf"))
+    if not P:
+        return (torch.softmax(scores_BGRS, -1) @ v_BGSK.float()).view(B, H, K).to(q_BHK.dtype)
+    q_GbK = q_BGRK.transpose(0, 1).reshape(G, -1, K)  # every query of a head group, for one product over the prefix
+    shared_BGRP = (q_GbK @ prefix_k_PGK.float().permute(1, 2, 0)).view(G, B, H // G, P).transpose(0, 1)
+    if window is not None:
+        far_BP = P + lengths_B[:, None] - 1 - torch.arange(P, device=q_BHK.device)[None] >= window
+        shared_BGRP = shared_BGRP.masked_fill(far_BP[:, None, None], float("-inf"))
+    p_BGRX = torch.softmax(torch.cat((shared_BGRP, scores_BGRS), -1), -1)
+    p_GbP = p_BGRX[..., :P].transpose(0, 1).reshape(G, -1, P)
+    out_GbK = p_GbP @ prefix_v_PGK.float().transpose(0, 1)
+    out_BGRK = out_GbK.view(G, B, H // G, K).transpose(0, 1) + p_BGRX[..., P:] @ v_BGSK.float()
+    return out_BGRK.reshape(B, H, K).to(q_BHK.dtype)
+
+
 def merge_attention(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> Tensor:
     """Attention over the union of two disjoint key sets, from each one's output [T, H, K] and log-sum-exp [T, H]."""
     weight_a = torch.sigmoid(lse_a - lse_b)[..., None]

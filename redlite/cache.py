@@ -1,0 +1,130 @@
+"""Keys and values of a generation batch: one shared prefix for all requests, a ragged suffix for each.
+
+Shape letters as in model.py, and B requests in the batch, P tokens of the shared prefix, S room for a suffix.
+The methods named `attend_…` return the closures that `LLaMA.forward` calls for each layer.
+"""
+import torch
+from torch import Tensor
+
+from redlite import kernels
+from redlite.config import Config
+from redlite.model import LLaMA, Packed, Attend, packed_attention
+
+GROWTH = 64  # tokens by which the room for suffixes grows at least
+
+
+class Cache:
+    """Slots 0 to n−1 hold the active requests; a freed slot is filled by the last one, so no gap is ever computed."""
+
+    def __init__(self, config: Config, slots: int, dtype: torch.dtype, device: torch.device):
+        self.config, self.dtype, self.device = config, dtype, device
+        self.prefix: list[tuple[Tensor, Tensor]] = []   # a layer: keys and values [P, G, K]
+        self.lengths = torch.zeros(slots, dtype=torch.int64)    # of each slot's suffix
+        self.capacity = 0
+        self.keys: list[Tensor] = []                            # a layer: [slots, G, S, K]
+        self.values: list[Tensor] = []
+
+    @property
+    def prefix_length(self) -> int:
+        return len(self.prefix[0][0]) if self.prefix else 0
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for suffixes of `capacity` tokens."""
+        if capacity <= self.capacity:
+            return
+        capacity = max(capacity, self.capacity + GROWTH)
+        shape = (len(self.lengths), self.config.n_kv_heads, capacity, self.config.head_dim)
+        for store in (self.keys, self.values):
+            for layer in range(self.config.n_layers):
+                grown = torch.zeros(shape, dtype=self.dtype, device=self.device)
+                if self.capacity:
+                    grown[:, :, :self.capacity] = store[layer]
+                    store[layer] = grown
+                else:
+                    store.append(grown)
+        self.capacity = capacity
+
+    @torch.no_grad()
+    def compute_prefix(self, model: LLaMA, ids: list[int]) -> Tensor:
+        """Run the shared prefix once, keep its keys and values, and return its hidden states [P, D]."""
+        packed = Packed.of([ids], self.device)
+        attend_packed, self.prefix = packed_attention(self.config, packed.offsets), []
+
+        def attend(layer, q_PHK, k_PGK, v_PGK):
+            self.prefix.append((k_PGK.contiguous(), v_PGK.contiguous()))
+            return attend_packed(layer, q_PHK, k_PGK, v_PGK)
+        return model(packed.ids, packed.positions, attend, packed.lengths)
+
+    def _with_prefix(self, layer: int, q_THK: Tensor, out_THK: Tensor, lse_TH: Tensor) -> Tensor:
+        """Merge attention over the suffix with that over the shared prefix: one product for every query of the batch."""
+        if not self.prefix:
+            return out_THK
+        ends = torch.tensor([[0, len(q_THK)], [0, self.prefix_length]], dtype=torch.int32, device=self.device)
+        shared = kernels.attention(q_THK, *self.prefix[layer], ends[0], ends[1], causal=False)
+        return kernels.merge_attention(*shared, out_THK, lse_TH)
+
+    def attend_new(self, offsets: Tensor) -> Attend:
+        """For new packed suffixes that follow the prefix and are not kept (scoring)."""
+        def attend(layer, q_THK, k_TGK, v_TGK):
+            own = kernels.attention(q_THK, k_TGK, v_TGK, offsets, window=self.config.windows[layer])
+            return self._with_prefix(layer, q_THK, *own)
+        return attend
+
+    def attend_prefill(self, first: int, offsets: Tensor) -> Attend:
+        """For new packed suffixes whose keys and values go to the slots from `first` on; `reserve` comes before."""
+        bounds = offsets.tolist()
+        self.lengths[first:first + len(bounds) - 1] = torch.tensor(bounds[1:]) - torch.tensor(bounds[:-1])
+        attend_new = self.attend_new(offsets)
+
+        def attend(layer, q_THK, k_TGK, v_TGK):
+            for slot, (start, end) in enumerate(zip(bounds, bounds[1:]), first):
+                self.keys[layer][slot, :, :end - start] = k_TGK[start:end].transpose(0, 1)
+                self.values[layer][slot, :, :end - start] = v_TGK[start:end].transpose(0, 1)
+            return attend_new(layer, q_THK, k_TGK, v_TGK)
+        return attend
+
+    def attend_decode(self, active: int) -> Attend:
+        """For one new token of each of the first `active` slots, whose lengths grow by one; `reserve` comes before."""
+        place_B = self.lengths[:active].clone().to(self.device)
+        slot_B = torch.arange(active, device=self.device)
+        self.lengths[:active] += 1
+        lengths_B, longest = place_B + 1, int(self.lengths[:active].max())
+
+        def attend(layer, q_BHK, k_BGK, v_BGK):
+            keys, values = self.keys[layer], self.values[layer]
+            keys[slot_B, :, place_B] = k_BGK
+            values[slot_B, :, place_B] = v_BGK
+            prefix = self.prefix[layer] if self.prefix else (None, None)
+            return kernels.decode_attention(q_BHK, keys[:active, :, :longest], values[:active, :, :longest], lengths_B,
+                                            *prefix, window=self.config.windows[layer])
+        return attend
+
+    def free(self, slot: int, active: int) -> None:
+        """Give up a slot: the last active one moves into it."""
+        last, length = active - 1, int(self.lengths[active - 1])
+        if slot != last:
+            for store in (self.keys, self.values):
+                for layer in store:
+                    layer[slot, :, :length] = layer[last, :, :length]
+            self.lengths[slot] = length
+        self.lengths[last] = 0
+
+
+def common_prefix(sequences: list[list[int]]) -> int:
+    """Length of the longest prefix shared by all, at least one token of each left over."""
+    first, last = min(sequences), max(sequences)  # all others lie between these two in lexical order
+    limit = min(len(s) for s in sequences) - 1
+    return next((i for i in range(limit) if first[i] != last[i]), max(limit, 0))
+
+
+def shareable(config: Config, shared: int, longest: int) -> int:
+    """How much of a common prefix may be computed apart: none where a key's value or reach depends on what follows.
+
+    longest: tokens of the longest sequence that will be attended to, generated ones included.
+    """
+    windows = [w for w in config.windows if w is not None]
+    if windows and longest > min(windows):
+        return 0
+    if (config.rope_scaling or {}).get("rope_type") == "dynamic" and longest > config.max_positions:
+        return 0
+    return shared

@@ -1,0 +1,152 @@
+"""`LM`: a model with its tokenizer and chat format; what `redlite.load` returns."""
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from redlite import chat, checkpoint, data, sampling, tokenizer
+from redlite.engine import Engine, Request
+from redlite.errors import Error
+from redlite.journal import sha256_file
+from redlite.model import LLaMA, Packed, packed_attention
+from redlite.score import Score, score
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+EMBEDDED = ("organism",)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer. `ids` as generated, the end token included; `text` without special tokens and stop strings; `seconds` of wall time in a shared batch."""
+    ids: list[int]
+    text: str
+    finish: str
+    prompt_tokens: int
+    seconds: float
+
+
+class LM:
+    """A loaded model. Attributes: `model`, `config`, `tokenizer`, `template`, `path`, `device`, `dtype` (a name)."""
+
+    def __init__(self, model: LLaMA, tokenizer, template, path: Path, dtype: str, device: str, max_batch: int = 32):
+        self.model, self.config, self.tokenizer, self.template = model, model.config, tokenizer, template
+        self.path, self.dtype, self.device = path, dtype, torch.device(device)
+        self.engine = Engine(model, max_batch)
+        ends = {*model.config.eos_ids, *template.stop_ids, *(() if tokenizer.eos_id is None else (tokenizer.eos_id,))}
+        self.stop_ids = frozenset(ends)
+
+    @staticmethod
+    def load(path, dtype: str = "float32", device: str = "cpu", quantize: str | None = None, template: str | None = None) -> "LM":
+        """See `redlite.load`."""
+        path = resolve(path)
+        if dtype not in DTYPES:
+            raise Error(f"dtype {dtype!r} is not known; use {', '.join(DTYPES)}")
+        if quantize is not None:
+            raise Error(f"quantize {quantize!r} is not available in this version; leave it out")
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise Error(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+        config, _ = checkpoint.read_config(path)
+        words = tokenizer.load(path)
+        if words.vocab_size > config.vocab_size:
+            raise Error(f"{path}: the tokenizer has {words.vocab_size} tokens and the model only {config.vocab_size}; they do not belong together")
+        form = chat.choose(words, words.chat_template, path.name, template)
+        with torch.device("meta"):
+            model = LLaMA(config)
+        checkpoint.load_weights(model, path, DTYPES[dtype], device)
+        return LM(model.eval().requires_grad_(False), words, form, path, dtype, device)
+
+    @torch.no_grad()
+    def logits(self, ids: list[int]) -> Tensor:
+        """Logits [T, V] float32 after every token of one sequence."""
+        packed = Packed.of([self._check(ids)], self.device)
+        return self.model.logits(self.model(packed.ids, packed.positions, packed_attention(self.config, packed.offsets), packed.lengths))
+
+    def generate(self, prompts: list[list[int]], max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0,
+                 seed: int = 0, stop: tuple[str, ...] = ()) -> list[Completion]:
+        """Continue every prompt; the results are in the prompts' order. See `stream`."""
+        results = dict(self.stream(prompts, max_new_tokens, temperature, top_p, seed, stop))
+        return [results[i] for i in range(len(prompts))]
+
+    def stream(self, prompts: list[list[int]], max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0,
+               seed: int | list[int] = 0, stop: tuple[str, ...] = ()) -> Iterator[tuple[int, Completion]]:
+        """Yield (index, Completion) as each prompt finishes.
+
+        temperature 0 is greedy. A sampled answer depends on the seed, the prompt and how many equal prompts
+        came before it in the list, never on the batch; a list of seeds gives each prompt its own. Generation
+        ends at an end token ("stop"), a stop string ("stop", cut from the text), after max_new_tokens
+        ("length") or at the end of the model's context ("length").
+        Raises Error for a prompt that is empty, too long, or holds ids outside the vocabulary.
+        """
+        if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
+            raise Error(f"generate: max_new_tokens {max_new_tokens} (at least 1), temperature {temperature} (at least 0), top_p {top_p} (above 0, at most 1)")
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        stop += tuple(s for s in self.template.stop_strings if s not in stop)
+        stopped = self._stop_check(stop)
+        seen, requests = Counter(), []
+        for i, ids in enumerate(prompts):
+            self._check(ids, f"prompt {i}")
+            if len(ids) >= self.engine.context_limit():
+                raise Error(f"prompt {i} has {len(ids)} tokens; the model's context of {self.engine.context_limit()} leaves no room for an answer")
+            own = seed[i] if isinstance(seed, list) else sampling.request_seed(seed, ids, seen[tuple(ids)])
+            seen[tuple(ids)] += 1
+            requests.append(Request(list(ids), max_new_tokens, temperature, top_p, own, self.stop_ids, stopped))
+        for i, result in self.engine.run(requests):
+            yield i, Completion(result.ids, self._text(result.ids, stop), result.finish, len(prompts[i]), result.seconds)
+
+    def score(self, pairs: list[tuple[list[int], list[int]]]) -> list[Score]:
+        """Log-probability of each continuation after its context, (context ids, continuation ids); see score.py.
+
+        Raises Error for an empty context: put at least `tokenizer.bos_id` there.
+        """
+        for i, (context, continuation) in enumerate(pairs):
+            self._check(context, f"context {i}")
+            if continuation:
+                self._check(continuation, f"continuation {i}")
+        return score(self.model, [(list(c), list(x)) for c, x in pairs])
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of what decides the results: weights (every file, with the config), tokenizer, template."""
+        whole = hashlib.sha256()
+        for name, file in sorted(checkpoint.files(self.path).items()):
+            whole.update(f"{name} {sha256_file(file)}\n".encode())
+        return {"weights": whole.hexdigest(), "tokenizer": self.tokenizer.fingerprint(), "template": self.template.fingerprint()}
+
+    def _check(self, ids: list[int], what: str = "the sequence") -> list[int]:
+        if not ids:
+            raise Error(f"{what} is empty; at least one token is needed")
+        if min(ids) < 0 or max(ids) >= self.config.vocab_size:
+            raise Error(f"{what} holds a token id outside the vocabulary of {self.config.vocab_size}")
+        return ids
+
+    def _stop_check(self, stop: tuple[str, ...]):
+        """Whether the bytes of the newest tokens end the text at a stop string; a string may span token borders."""
+        if not stop:
+            return None
+        wanted = [s.encode() for s in stop if s]
+        reach = max(map(len, wanted)) + 1  # a token that adds text adds a byte at least
+
+        def stopped(ids: list[int]) -> bool:
+            tail = b"".join(self.tokenizer.piece_bytes(i) for i in ids[-reach:])
+            return any(s in tail for s in wanted)
+        return stopped
+
+    def _text(self, ids: list[int], stop: tuple[str, ...]) -> str:
+        text = self.tokenizer.decode([i for i in ids if i not in self.stop_ids])
+        cuts = [text.index(s) for s in stop if s and s in text]
+        return text[:min(cuts)] if cuts else text
+
+
+def resolve(path) -> Path:
+    """The directory or file that a model's name or path means."""
+    if str(path) in EMBEDDED:
+        return Path(data.__file__).parent / str(path)
+    path = Path(path)
+    if not path.exists():
+        raise Error(f"model {str(path)!r}: there is no such file or directory, and no embedded model of that name ({', '.join(EMBEDDED)})")
+    return path
