@@ -19,7 +19,7 @@ def sample(logits_BV: Tensor, temperature_B: Tensor, top_p_B: Tensor, uniform_B:
     drawn = (temperature_B > 0).nonzero()[:, 0]
     if len(drawn) == 0:
         return ids_B
-    p, order = torch.softmax(logits_BV[drawn] / temperature_B[drawn, None], -1).sort(-1, descending=True, stable=True)
+    p, order = torch.softmax(logits_BV[drawn] / temperature_B[drawn, None], -1).sort(dim=-1, descending=True, stable=True)
     total = p.double().cumsum(-1)
     kept = total - p < top_p_B[drawn, None]  # the token that reaches top_p is kept, the first always
     mass = (p * kept).double().cumsum(-1)

@@ -1,0 +1,122 @@
+"""The engine against the plain definition: run the whole sequence again for every token, and take the argmax."""
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from redlite.cache import common_prefix, shareable
+from redlite.config import Config
+from redlite.engine import Engine, Request, prefix_groups
+from redlite.model import LLaMA, Packed, packed_attention
+
+VARIANTS = {
+    "llama": Config("llama", 97, 32, 3, 4, 2, 8, 64),
+    "window": Config("mistral", 97, 32, 3, 4, 2, 8, 64, windows=(6, 6, 6)),
+    "mixed windows": Config("qwen2", 97, 32, 3, 4, 2, 8, 64, windows=(None, 9, 9), qkv_bias=True),
+    "dynamic": Config("llama", 97, 32, 2, 4, 4, 8, 64, max_positions=24, rope_scaling={"rope_type": "dynamic", "factor": 4.0}),
+}
+
+
+def make(config):
+    return LLaMA(config).initialize(0, std=0.3)
+
+
+def prompts(count=11, shared=30, seed=0):
+    rng = random.Random(seed)
+    prefix = [rng.randrange(97) for _ in range(shared)]
+    return [prefix + [rng.randrange(97) for _ in range(rng.randint(1, 20))] for _ in range(count)] + [[5, 6, 7], [5]]
+
+
+@torch.no_grad()
+def one_by_one(model, ids, count):
+    """Greedy continuation with no cache: the oracle (for dynamic scaling it would rotate old keys anew, so see that test)."""
+    ids = list(ids)
+    for _ in range(count):
+        packed = Packed.of([ids])
+        hidden = model(packed.ids, packed.positions, packed_attention(model.config, packed.offsets), packed.lengths)
+        ids.append(int(model.logits(hidden)[-1].argmax()))
+    return ids[len(ids) - count:]
+
+
+@pytest.mark.parametrize("name", ["llama", "window", "mixed windows"])
+@pytest.mark.parametrize("max_batch, prefill", [(1, 1), (3, 40), (32, 4096)])
+def test_greedy_equals_recomputation(name, max_batch, prefill):
+    model = make(VARIANTS[name])
+    wanted = prompts()
+    results = dict(Engine(model, max_batch, prefill).run([Request(p, 3 + i) for i, p in enumerate(wanted)]))
+    assert sorted(results) == list(range(len(wanted)))
+    for i, p in enumerate(wanted):
+        assert results[i].ids == one_by_one(model, p, 3 + i), i
+        assert results[i].finish == "length"
+
+
+def test_dynamic_scaling_does_not_depend_on_the_batch():
+    model, wanted = make(VARIANTS["dynamic"]), prompts()
+    alone = [next(Engine(model, 1).run([Request(p, 12)]))[1].ids for p in wanted]
+    together = dict(Engine(model, 5).run([Request(p, 12) for p in wanted]))
+    assert [together[i].ids for i in range(len(wanted))] == alone
+
+
+def test_sampled_answers_depend_on_the_request_alone():
+    model, wanted = make(VARIANTS["llama"]), prompts()
+    requests = [Request(p, 12, temperature=1.2, top_p=0.9, seed=100 + i) for i, p in enumerate(wanted)]
+    first = {requests[i].seed: r.ids for i, r in Engine(model, 4).run(requests)}
+    turned = requests[::-1]
+    second = {turned[i].seed: r.ids for i, r in Engine(model, 32).run(turned)}
+    assert first == second
+    others = {r.seed: r for r in requests}
+    assert any(first[s] != one_by_one(model, others[s].ids, 12) for s in first), "sampling at 1.2 gave the greedy answers"
+
+
+def test_end_tokens_and_stop_functions_end_a_request():
+    model = make(VARIANTS["llama"])
+    p = prompts()[0]
+    ids = one_by_one(model, p, 10)
+    end = ids[4]
+    result = next(Engine(model).run([Request(p, 10, stop_ids=frozenset([end]))]))[1]
+    assert result.finish == "stop" and result.ids == ids[:ids.index(end) + 1]
+    result = next(Engine(model).run([Request(p, 10, stopped=lambda made: len(made) == 3)]))[1]
+    assert result.finish == "stop" and result.ids == ids[:3]
+
+
+def test_the_context_ends_an_answer():
+    config = Config("llama", 97, 32, 2, 4, 2, 8, 64, max_positions=10)
+    result = next(Engine(make(config)).run([Request([1, 2, 3, 4], 50)]))[1]
+    assert (len(result.ids), result.finish) == (6, "length")
+
+
+def test_no_requests():
+    assert list(Engine(make(VARIANTS["llama"])).run([])) == []
+
+
+def test_common_prefix_leaves_a_token():
+    assert common_prefix([[1, 2, 3], [1, 2, 4], [1, 2, 3, 5]]) == 2
+    assert common_prefix([[1, 2, 3], [1, 2, 3]]) == 2
+    assert common_prefix([[1], [1, 2]]) == 0
+
+
+def test_windows_and_dynamic_scaling_forbid_sharing_where_it_would_change_the_result():
+    assert shareable(VARIANTS["window"], 30, 31) == 0 and shareable(VARIANTS["window"], 4, 6) == 4
+    assert shareable(VARIANTS["dynamic"], 20, 25) == 0 and shareable(VARIANTS["dynamic"], 20, 24) == 20
+    assert shareable(VARIANTS["llama"], 20, 500) == 20
+
+
+def saved(groups, wanted):
+    return sum((len(g) - 1) * common_prefix([wanted[i] for i in g]) for g in groups if len(g) > 1)
+
+
+def test_prefix_groups_separate_what_shares_nothing_and_join_what_does():
+    rng = np.random.default_rng(0)
+    kinds = [rng.integers(0, 97, 200).tolist() for _ in range(3)]
+    wanted = [[1, 2] + kinds[i % 3] + rng.integers(0, 97, 9).tolist() for i in range(60)]
+    groups = prefix_groups(wanted)
+    assert groups == [list(range(k, 60, 3)) for k in range(3)]
+    assert saved(groups, wanted) >= 3 * 19 * 202
+    assert prefix_groups([]) == [] and prefix_groups([[1, 2]]) == [[0]]
+    assert sorted(i for g in prefix_groups(prompts()) for i in g) == list(range(13))
+
+
+def test_prefix_groups_take_one_group_where_parts_save_little():
+    wanted = [[1] * 50 + [i, i] for i in range(40)]
+    assert prefix_groups(wanted) == [list(range(40))]
