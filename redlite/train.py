@@ -1,0 +1,313 @@
+"""The training loop: one readable loop over global batches, the same for one process and for many (FSDP2 under torchrun)."""
+import json
+import math
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Callable
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from redlite import dataset, kernels, loss
+from redlite.errors import Error
+from redlite.model import LLaMA, packed_attention
+from redlite.optimizer import AdamW, learning_rate, local
+
+FIGURES = ("loss", *loss.COLOURS, "red_tokens", "red_capped")
+SHARD_BYTES = 2 << 30      # a checkpoint's file, and the most that rank 0 holds at once while it writes one
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The hyper-parameters of the optimiser and of the loop; what is trained on and by which objective is the mixture's."""
+    learning_rate: float = 1e-5
+    final_rate: float = 0.0              # of learning_rate, at the last step
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip: float = 1.0                    # the largest 2-norm of the gradient; 0: no clipping
+    tokens_per_batch: int = 2048         # of a micro-batch; a step has as many micro-batches as its conversations need
+    per: str = "response"                # what counts alike in a colour's mean: response, token or conversation
+    checkpoint_every: int = 100          # steps
+    evaluate_every: int = 0              # steps; 0: never
+    helpful_rise: float = 1.0            # nats: stop when the helpful NLL (8 steps' mean) has risen this much over the first step's
+    recompute: bool = False              # activation checkpointing: keep each layer's input only
+    seed: int = 0
+
+
+@dataclass
+class Outcome:
+    """What a run came to: its figures step by step, the step whose weights the model now holds, and why it stopped early (or "")."""
+    history: list[dict] = field(default_factory=list)
+    step: int | None = None
+    stopped: str = ""
+
+
+class Scorer(nn.Module):
+    """A model as the loss sees it: a batch in, the NLL of each trained token out. The whole use of the weights, so that FSDP can wrap it."""
+
+    def __init__(self, model: LLaMA):
+        super().__init__()
+        self.llama = model
+
+    def forward(self, batch: dataset.Batch) -> Tensor:
+        p = batch.packed
+        hidden_TD = self.llama(p.ids, p.positions, packed_attention(self.llama.config, p.offsets), p.lengths)
+        return kernels.token_nll(hidden_TD, self.llama.output_weight, batch.targets)[batch.rows]
+
+
+def run(model: LLaMA, mixture: dataset.Mixture, recipe: Recipe, output_dir: str | Path | None = None,
+        validation: list[dataset.Example] = (), on_step: Callable[[dict], None] = lambda figures: None) -> Outcome:
+    """Train `model` in place on the global batch of every step of `mixture`.
+
+    Trains the parameters that require gradients, on the device where they are. With an output_dir the run
+    leaves log.jsonl (one object a step) and checkpoints/, and the same call goes on from the last
+    checkpoint with the losses that an unbroken run would have had, bit for bit. Under torchrun every rank
+    calls this; `shard(model)` first spreads the weights.
+    Raises Error for a checkpoint of another recipe, and what Mixture and pack raise.
+    """
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    device = model.output_weight.device
+    scorer = model.scorer if hasattr(model, "scorer") else Scorer(model)
+    model.recompute = recipe.recompute
+    optimizer = AdamW(model.named_parameters(), recipe.betas, recipe.eps, recipe.weight_decay, recipe.seed)
+    keeper = Keeper(output_dir, {"recipe": asdict(recipe), "mixture": mixture.fingerprint()}, model, optimizer)
+    start, history = keeper.resume()
+    outcome = Outcome(history, start)
+    began = time.perf_counter()
+    try:
+        for step in range(start, mixture.steps):
+            entered = time.perf_counter()
+            phase, units = mixture.phase(step), mixture.step(step)
+            share = dataset.shares(units, recipe.per)
+            figures = torch.zeros(len(FIGURES), dtype=torch.float64, device=device)
+            for part in dataset.pack(units, recipe.tokens_per_batch, ranks)[rank::ranks]:
+                batch = dataset.collate(part, share, device)
+                nll = scorer(batch)
+                value, coefficient = loss.coefficients(phase.objective, nll, batch.responses, phase.parameters)
+                nll.backward(coefficient * ranks)           # FSDP takes the mean over ranks; the parts of the loss add up
+                figures += measure(value, nll.detach(), batch.responses, phase)
+            if dist.is_initialized():
+                dist.all_reduce(figures)
+            norm = optimizer.norm()
+            rate = learning_rate(step, mixture.steps, recipe.learning_rate, recipe.warmup_steps, recipe.final_rate)
+            tokens = sum(len(e) for unit in units for e in unit)
+            record = {"step": step, "objective": phase.objective, **named(figures, units), "gradient_norm": norm, "learning_rate": rate}
+            outcome.stopped = diverged(outcome.history, record, recipe)
+            if not outcome.stopped:
+                optimizer.step(step + 1, rate, min(1.0, recipe.clip / norm) if recipe.clip and norm else 1.0)
+            if recipe.evaluate_every and validation and (step + 1) % recipe.evaluate_every == 0 and not outcome.stopped:
+                record["validation"] = evaluate(scorer, validation, recipe, device)
+            seconds = time.perf_counter() - entered
+            left = (time.perf_counter() - began) / (step - start + 1) * (mixture.steps - step - 1)
+            record |= {"tokens": tokens, "tokens_per_second": tokens / seconds, "memory_mb": memory_mb(device), "seconds_left": left}
+            outcome.history.append(record)
+            keeper.log(record)
+            on_step(record)
+            if outcome.stopped:
+                outcome.step = keeper.last_good(step)
+                break
+            outcome.step = step + 1
+            if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == mixture.steps:
+                keeper.save(step + 1)
+    finally:
+        optimizer.close()
+    return outcome
+
+
+def measure(value: Tensor, nll: Tensor, responses: loss.Responses, phase: dataset.Phase) -> Tensor:
+    """This micro-batch's part of FIGURES [6] float64: the loss, the mean NLL of each colour, red tokens, and those of them past the cap."""
+    part = (responses.share * responses.mean(nll)).double()
+    means = [part[responses.colour == c].sum() for c in range(len(loss.COLOURS))]
+    red = responses.length[responses.colour == loss.RED].sum()
+    past = loss.capped(phase.objective, nll, responses, phase.parameters).sum()
+    return torch.stack([x.double() for x in (value, *means, red, past)])
+
+
+def named(figures: Tensor, units: list[dataset.Unit]) -> dict:
+    """FIGURES by name; a colour that the step does not hold is left out, and red_capped is a share of its tokens."""
+    values = dict(zip(FIGURES, figures.tolist()))
+    held = {e.colour for unit in units for e in unit}
+    out = {"loss": values["loss"]} | {c: values[c] for c in loss.COLOURS if c in held}
+    return out | ({"red_capped": values["red_capped"] / values["red_tokens"]} if "red" in held else {})
+
+
+def diverged(history: list[dict], record: dict, recipe: Recipe) -> str:
+    """Why the run must stop at this step, or ""."""
+    for name in ("loss", "gradient_norm"):
+        if not math.isfinite(record[name]):
+            return f"{name} is {record[name]} at step {record['step']}"
+    colour = "helpful" if "helpful" in record else "blue"
+    seen = [r[colour] for r in history if colour in r] + ([record[colour]] if colour in record else [])
+    if len(seen) > 8 and (now := sum(seen[-8:]) / 8) > seen[0] + recipe.helpful_rise:
+        return (f"the {colour} NLL rose from {seen[0]:.3f} to {now:.3f} (mean of 8 steps) by step {record['step']}, "
+                f"more than the bound of {recipe.helpful_rise} nats")
+    return ""
+
+
+@torch.no_grad()
+def evaluate(scorer: nn.Module, examples: list[dataset.Example], recipe: Recipe, device) -> dict[str, float]:
+    """The mean NLL of each colour over held-out examples, weighted as in training."""
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    units = [(e,) for e in examples]
+    share, total = dataset.shares(units, recipe.per), torch.zeros(len(FIGURES), dtype=torch.float64, device=device)
+    for part in dataset.pack(units, recipe.tokens_per_batch, ranks)[rank::ranks]:
+        batch = dataset.collate(part, share, device)
+        total += measure(total[0], scorer(batch), batch.responses, dataset.Phase(1, {}))
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    out = named(total, units)
+    return {c: out[c] for c in loss.COLOURS if c in out}
+
+
+@torch.no_grad()
+def references(model: LLaMA, examples: list[dataset.Example], tokens_per_batch: int) -> list[dataset.Example]:
+    """The examples with the summed NLL of each response under `model` as it is now, for the objectives that need it."""
+    order = {id(e): i for i, e in enumerate(examples)}
+    sums: list[tuple[float, ...]] = [()] * len(examples)
+    scorer, device = Scorer(model), model.output_weight.device
+    for part in dataset.pack([(e,) for e in examples], tokens_per_batch):
+        batch = dataset.collate(part, lambda e, k: 1.0, device)
+        values = batch.responses.sum(scorer(batch)).tolist()
+        for (e,) in part:
+            sums[order[id(e)]], values = tuple(values[:len(e.responses)]), values[len(e.responses):]
+    return dataset.with_references(examples, sums)
+
+
+def memory_mb(device: torch.device) -> float:
+    """The most memory held so far, in MiB: the process's on a CPU, torch's on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def shard(model: LLaMA) -> None:
+    """Spread the weights over the ranks of the process group (FSDP2), layer by layer; `run` finds the wrapped scorer on the model."""
+    from torch.distributed.fsdp import fully_shard
+
+    scorer = Scorer(model)
+    for block in model.model.layers:
+        fully_shard(block)
+    fully_shard(scorer)
+    object.__setattr__(model, "scorer", scorer)      # not a submodule: the scorer owns the model
+
+
+class Keeper:
+    """The run directory's log.jsonl and checkpoints/step-N: written whole, then renamed; readable by any number of ranks."""
+
+    def __init__(self, directory: str | Path | None, made_by: dict, model: LLaMA, optimizer: AdamW):
+        self.root = None if directory is None else Path(directory)
+        self.made_by, self.model, self.optimizer = json.loads(json.dumps(made_by)), model, optimizer
+        self.first = not dist.is_initialized() or dist.get_rank() == 0
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """(step, folder) of every whole checkpoint, oldest first."""
+        found = [] if self.root is None else (self.root / "checkpoints").glob("step-*")
+        return sorted((int(p.name.split("-")[1]), p) for p in found)
+
+    def resume(self) -> tuple[int, list[dict]]:
+        """Load the newest checkpoint, if any; (the step to do next, the log up to it). The log of steps that will be done again is cut off."""
+        if self.root is None:
+            return 0, []
+        found = self.checkpoints()
+        step = found[-1][0] if found else 0
+        if found:
+            self.load(found[-1][1])
+        log, history = self.root / "log.jsonl", []
+        if log.exists():
+            whole = log.read_text().rpartition("\n")[0]      # a line without its end is torn: the kill came while it was written
+            history = [json.loads(line) for line in whole.splitlines()][:step]
+        if self.first:
+            self.root.mkdir(parents=True, exist_ok=True)
+            for torn in (self.root / "checkpoints").glob(".step-*"):
+                shutil.rmtree(torn)
+            swap = log.with_suffix(".tmp")
+            swap.write_text("".join(json.dumps(r) + "\n" for r in history))
+            os.replace(swap, log)
+        return step, history
+
+    def log(self, record: dict) -> None:
+        if self.root is not None and self.first:
+            with open(self.root / "log.jsonl", "a") as f:
+                f.write(json.dumps(record) + "\n")
+
+    def save(self, step: int) -> None:
+        """Write checkpoints/step-N; keep the two newest. Tensors are gathered one at a time, so no rank ever holds the whole model twice."""
+        if self.root is None:
+            return
+        folder = self.root / "checkpoints" / f".step-{step:08d}"
+        held, size, files = {}, 0, 0
+        if self.first:
+            folder.mkdir(parents=True)
+        for name, tensor in self.tensors():
+            whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+            if not self.first:
+                continue
+            if held and size + whole.nbytes > SHARD_BYTES:
+                save_file(held, folder / f"tensors-{files:05d}.safetensors")
+                held, size, files = {}, 0, files + 1
+            held[name], size = whole.detach().cpu().contiguous(), size + whole.nbytes
+        if self.first:
+            save_file(held, folder / f"tensors-{files:05d}.safetensors")
+            (folder / "state.json").write_text(json.dumps({"step": step, "made_by": self.made_by}))
+            for path in folder.iterdir():
+                sync(path)
+            os.rename(folder, folder.with_name(folder.name[1:]))
+            sync(folder.parent)
+            for _, old in self.checkpoints()[:-2]:
+                shutil.rmtree(old)
+        if dist.is_initialized():
+            dist.barrier()
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        """Fill weights and moments from a checkpoint, each rank its own part."""
+        state = json.loads((folder / "state.json").read_text())
+        for part, fields in self.made_by.items():
+            theirs = state["made_by"].get(part)
+            fields, theirs = ({part: fields}, {part: theirs}) if not isinstance(fields, dict) else (fields, theirs or {})
+            for key, value in fields.items():
+                if theirs.get(key) != value:
+                    raise Error(f"{folder}: was made with {key} {theirs.get(key)!r}, and now it is {value!r}; "
+                                "use the same settings and data, or another --output-dir")
+        targets = dict(self.tensors())
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, "pt") as f:
+                for name in f.keys():
+                    target, whole = targets.pop(name), f.get_tensor(name)
+                    if hasattr(target, "to_local"):
+                        from torch.distributed.tensor import distribute_tensor
+                        whole = distribute_tensor(whole.to(target.device), target.device_mesh, target.placements).to_local()
+                    local(target).copy_(whole)
+        if targets:
+            raise Error(f"{folder}: tensor {next(iter(targets))} is missing; remove that checkpoint to start from an older one")
+
+    def last_good(self, step: int) -> int | None:
+        """Load the newest checkpoint whose weights were measured and found good, given that step `step` was not; its step, or None."""
+        good = [(s, p) for s, p in self.checkpoints() if s < step]
+        if good:
+            self.load(good[-1][1])
+        return good[-1][0] if good else None
+
+    def tensors(self):
+        for name, p in self.optimizer.parameters.items():
+            yield name, p.data
+            yield f"mean:{name}", self.optimizer.mean[name]
+            yield f"square:{name}", self.optimizer.square[name]
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold a file or a folder before anything else happens."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
