@@ -55,19 +55,40 @@ class Cache:
             return attend_packed(layer, q_PHK, k_PGK, v_PGK)
         return model(packed.ids, packed.positions, attend, packed.lengths)
 
-    def _with_prefix(self, layer: int, q_THK: Tensor, out_THK: Tensor, lse_TH: Tensor) -> Tensor:
-        """Merge attention over the suffix with that over the shared prefix: one product for every query of the batch."""
-        if not self.prefix:
-            return out_THK
-        ends = torch.tensor([[0, len(q_THK)], [0, self.prefix_length]], dtype=torch.int32, device=self.device)
-        shared = kernels.attention(q_THK, *self.prefix[layer], ends[0], ends[1], causal=False)
-        return kernels.merge_attention(*shared, out_THK, lse_TH)
-
     def attend_new(self, offsets: Tensor) -> Attend:
-        """For new packed suffixes that follow the prefix and are not kept (scoring)."""
+        """For new packed suffixes that follow the prefix and are not kept (scoring).
+
+        Attention over the prefix is one product for every query of the batch, merged with that over the suffixes.
+        """
+        ends = [torch.tensor([0, n], dtype=torch.int32, device=self.device) for n in (offsets[-1], self.prefix_length)]
+
         def attend(layer, q_THK, k_TGK, v_TGK):
             own = kernels.attention(q_THK, k_TGK, v_TGK, offsets, window=self.config.windows[layer])
-            return self._with_prefix(layer, q_THK, *own)
+            if not self.prefix:
+                return own[0]
+            shared = kernels.attention(q_THK, *self.prefix[layer], *ends, causal=False)
+            return kernels.merge_attention(*shared, *own)[0]
+        return attend
+
+    def attend_tree(self, stems: Tensor, leaves: Tensor, leaf_groups: Tensor) -> Attend:
+        """For packed stems [offsets over S tokens] that follow the prefix, then packed leaves that each follow a stem.
+
+        leaves: offsets of the leaves, from 0, over the L tokens after the S; leaf_groups: offsets of the runs of
+        leaf tokens that belong to each stem in turn (a stem's run may be empty). A leaf sees the prefix, its stem
+        and its own tokens up to itself.
+        """
+        attend_stems, split = self.attend_new(stems), int(stems[-1])
+        ends = [torch.tensor([0, n], dtype=torch.int32, device=self.device) for n in (leaves[-1], self.prefix_length)]
+
+        def attend(layer, q_THK, k_TGK, v_TGK):
+            out_stems = attend_stems(layer, q_THK[:split], k_TGK[:split], v_TGK[:split])
+            q_LHK = q_THK[split:]
+            merged = kernels.attention(q_LHK, k_TGK[split:], v_TGK[split:], leaves)
+            stem = kernels.attention(q_LHK, k_TGK[:split], v_TGK[:split], leaf_groups, stems, causal=False)
+            merged = kernels.merge_attention(*stem, *merged)
+            if self.prefix:
+                merged = kernels.merge_attention(*kernels.attention(q_LHK, *self.prefix[layer], *ends, causal=False), *merged)
+            return torch.cat((out_stems, merged[0]))
         return attend
 
     def attend_prefill(self, first: int, offsets: Tensor) -> Attend:

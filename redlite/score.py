@@ -1,14 +1,17 @@
-"""Log-probabilities of continuations, what contexts share computed once.
+"""Log-probabilities of continuations; what contexts and continuations share is computed once.
 
 The score of (context, continuation) is the sum of log softmax(logits)[token] over the continuation, in
-float32, given everything before each token.
+float32, given everything before each token. Three levels are shared: the common prefix of a group of
+contexts (few-shot examples, a primer), each distinct context of it (a stem), and each distinct
+continuation without its last token (a leaf). Four one-token answers to one question cost one pass.
 """
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from redlite.cache import Cache, common_prefix, shareable
+from redlite.cache import Cache, shareable
 from redlite.engine import SHARED_AT_LEAST, prefix_groups
 from redlite.model import LLaMA, Packed
 
@@ -23,62 +26,107 @@ class Score:
     per_token: list[float]
 
 
-@torch.no_grad()
+@dataclass
+class _Stem:
+    """A distinct context, the distinct leaves under it, and which pairs want which leaf; () where none is needed."""
+    context: tuple[int, ...]
+    leaves: dict[tuple[int, ...], None] = field(default_factory=dict)
+    wanted: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
+
+
 def score(model: LLaMA, pairs: list[tuple[list[int], list[int]]], tokens_per_pass: int = 4096) -> list[Score]:
     """Score each (context ids, continuation ids); a context needs at least one token (BOS, say)."""
-    sequences = [context + continuation[:-1] for context, continuation in pairs]
-    scores: list[Score | None] = [None if continuation else Score(0.0, True, []) for _, continuation in pairs]
-    todo = [i for i, s in enumerate(scores) if s is None]
-    for group in prefix_groups([sequences[i] for i in todo]):
-        members = [todo[j] for j in group]
-        cache = Cache(model.config, 0, model.output_weight.dtype, model.output_weight.device)
-        # The first continuation token is predicted by the context's last, so that one must stay out of the prefix.
-        limit = min(len(pairs[i][0]) - 1 for i in members)
-        shared = min(common_prefix([sequences[i] for i in members]), limit) if len(members) > 1 else 0
-        shared = shareable(model.config, shared, max(len(sequences[i]) for i in members))
-        if shared >= SHARED_AT_LEAST:
-            cache.compute_prefix(model, sequences[members[0]][:shared])
-        for batch in _passes(members, sequences, cache.prefix_length, tokens_per_pass):
-            for i, result in zip(batch, _score_batch(model, cache, [pairs[i] for i in batch], [sequences[i] for i in batch])):
-                scores[i] = result
-    return scores
+    return [s for _, s in sorted(stream(model, pairs, tokens_per_pass), key=lambda item: item[0])]
 
 
-def _passes(members, sequences, prefix, budget):
-    """Members in runs whose tokens after the prefix fit the budget."""
+@torch.no_grad()
+def stream(model: LLaMA, pairs: list[tuple[list[int], list[int]]], tokens_per_pass: int = 4096) -> Iterator[tuple[int, Score]]:
+    """Yield (index of the pair, its Score) as passes finish, in no order; about `tokens_per_pass` tokens run at once."""
+    stems: dict[tuple, _Stem] = {}
+    longest = max((len(context) + len(continuation) for context, continuation in pairs), default=0)
+    # A window or dynamic scaling that a sequence outgrows forbids sharing: then each pair is a stem of its own, whole.
+    whole = not shareable(model.config, 1, longest)
+    for i, (context, continuation) in enumerate(pairs):
+        if not continuation:
+            yield i, Score(0.0, True, [])
+            continue
+        key = (*context, *continuation[:-1]) if whole else tuple(context)
+        stem = stems.setdefault((key, i if whole else None), _Stem(key))
+        leaf = () if whole else tuple(continuation[:-1])
+        if leaf:
+            stem.leaves[leaf] = None
+        stem.wanted.append((i, leaf))
+    listed = list(stems.values())
+    for group in prefix_groups([list(s.context) for s in listed]):
+        yield from _score_group(model, [listed[j] for j in group], pairs, longest, tokens_per_pass)
+
+
+def _score_group(model: LLaMA, stems: list[_Stem], pairs, longest: int, budget: int) -> Iterator[tuple[int, Score]]:
+    cache = Cache(model.config, 0, model.output_weight.dtype, model.output_weight.device)
+    first, last = min(s.context for s in stems), max(s.context for s in stems)
+    limit = min(len(s.context) for s in stems) - 1  # a context's last token predicts, so it stays out of the prefix
+    shared = next((i for i in range(limit) if first[i] != last[i]), limit) if len(stems) > 1 else 0
+    if shareable(model.config, shared, longest) >= SHARED_AT_LEAST:
+        cache.compute_prefix(model, list(first[:shared]))
     batch, tokens = [], 0
-    for i in members:
-        size = len(sequences[i]) - prefix
+    for stem in stems:
+        size = len(stem.context) - cache.prefix_length + sum(map(len, stem.leaves))
         if batch and tokens + size > budget:
-            yield batch
+            yield from _score_pass(model, cache, batch, pairs)
             batch, tokens = [], 0
-        batch.append(i)
+        batch.append(stem)
         tokens += size
-    if batch:
-        yield batch
+    yield from _score_pass(model, cache, batch, pairs)
 
 
-def _score_batch(model: LLaMA, cache: Cache, pairs, sequences) -> list[Score]:
+def _score_pass(model: LLaMA, cache: Cache, stems: list[_Stem], pairs) -> Iterator[tuple[int, Score]]:
+    """One forward over all stems, then all leaves; then the rows that predict each continuation."""
     prefix = cache.prefix_length
-    packed = Packed.of([s[prefix:] for s in sequences], cache.device, start=prefix)
-    hidden = model(packed.ids, packed.positions, cache.attend_new(packed.offsets), packed.lengths)
-    ends = packed.offsets.tolist()[1:]
-    rows = [end - len(continuation) + j for end, (_, continuation) in zip(ends, pairs) for j in range(len(continuation))]
-    targets = [token for _, continuation in pairs for token in continuation]
-    logprobs, greedy = _target_logprobs(model, hidden[rows], torch.tensor(targets, device=hidden.device))
-    out, start = [], 0
-    for _, continuation in pairs:
-        part = slice(start, start + len(continuation))
-        out.append(Score(float(logprobs[part].double().sum()), bool(greedy[part].all()), logprobs[part].tolist()))
-        start += len(continuation)
-    return out
+    stem_ids = [list(s.context[prefix:]) for s in stems]
+    leaves = [(n, leaf) for n, s in enumerate(stems) for leaf in s.leaves]
+    packed = Packed.of(stem_ids, cache.device, start=prefix)
+    stem_ends = packed.offsets.tolist()[1:]
+    leaf_starts, split, position = {}, stem_ends[-1], stem_ends[-1]
+    for n, leaf in leaves:
+        leaf_starts[n, leaf] = position
+        position += len(leaf)
+    if leaves:
+        below = [Packed.of([list(leaf)], cache.device, start=len(stems[n].context)) for n, leaf in leaves]
+        ids, positions, lengths = (torch.cat([getattr(p, x) for p in (packed, *below)]) for x in ("ids", "positions", "lengths"))
+        bounds = torch.tensor([0, *(leaf_starts[key] - split + len(key[1]) for key in leaves)], dtype=torch.int32, device=cache.device)
+        sizes = torch.tensor([sum(map(len, s.leaves)) for s in stems])
+        groups = torch.cat((torch.zeros(1, dtype=torch.int64), sizes.cumsum(0))).int().to(cache.device)
+        hidden = model(ids, positions, cache.attend_tree(packed.offsets, bounds, groups), lengths)
+    else:
+        hidden = model(packed.ids, packed.positions, cache.attend_new(packed.offsets), packed.lengths)
+    rows, targets, owners = [], [], []
+    for n, stem in enumerate(stems):
+        for i, leaf in stem.wanted:
+            continuation = pairs[i][1]
+            if leaf or len(continuation) == 1:
+                start = leaf_starts.get((n, leaf), 0)
+                own = [stem_ends[n] - 1, *range(start, start + len(leaf))]
+            else:  # the whole pair is the stem
+                own = range(stem_ends[n] - len(continuation), stem_ends[n])
+            rows += own
+            targets += continuation
+            owners.append((i, len(continuation)))
+    logprobs, greedy = _target_logprobs(model, hidden, torch.tensor(rows, device=hidden.device), torch.tensor(targets, device=hidden.device))
+    start = 0
+    for i, size in owners:
+        part = slice(start, start + size)
+        yield i, Score(float(logprobs[part].double().sum()), bool(greedy[part].all()), logprobs[part].tolist())
+        start += size
 
 
-def _target_logprobs(model: LLaMA, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-    """log p(target) and whether the target is the first largest logit, both [N], in blocks of ROWS."""
-    logprobs, greedy = [], []
-    for start in range(0, len(targets_N), ROWS):
-        logits, targets = model.logits(hidden_ND[start:start + ROWS]), targets_N[start:start + ROWS]
-        logprobs.append(logits.gather(1, targets[:, None])[:, 0] - torch.logsumexp(logits, -1))
-        greedy.append(logits.argmax(-1) == targets)
-    return torch.cat(logprobs).cpu(), torch.cat(greedy).cpu()
+def _target_logprobs(model: LLaMA, hidden_TD: Tensor, rows_N: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """log p(target) at the hidden state of each row, and whether it is the first largest: both [N]; a row's logits are made once."""
+    used, place_N = rows_N.unique(return_inverse=True)
+    logprobs, greedy = torch.empty(len(rows_N)), torch.empty(len(rows_N), dtype=torch.bool)
+    for start in range(0, len(used), ROWS):
+        logits = model.logits(hidden_TD[used[start:start + ROWS]])
+        here = ((place_N >= start) & (place_N < start + ROWS)).nonzero()[:, 0]
+        place, target = place_N[here] - start, targets_N[here]
+        logprobs[here.cpu()] = (logits[place, target] - torch.logsumexp(logits, -1)[place]).cpu()
+        greedy[here.cpu()] = (logits.argmax(-1)[place] == target).cpu()
+    return logprobs, greedy
