@@ -1,26 +1,21 @@
 """The training loop: one readable loop over global batches, the same for one process and for many (FSDP2 under torchrun)."""
-import json
 import math
-import os
-import shutil
+import resource
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Callable
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from redlite import dataset, kernels, loss
-from redlite.errors import Error
+from redlite.keeper import Keeper
 from redlite.model import LLaMA, packed_attention
-from redlite.optimizer import AdamW, learning_rate, local
+from redlite.optimizer import AdamW, learning_rate
 
 FIGURES = ("loss", *loss.COLOURS, "red_tokens", "red_capped")
-SHARD_BYTES = 2 << 30      # a checkpoint's file, and the most that rank 0 holds at once while it writes one
 
 
 @dataclass(frozen=True)
@@ -64,21 +59,23 @@ class Scorer(nn.Module):
 
 
 def run(model: LLaMA, mixture: dataset.Mixture, recipe: Recipe, output_dir: str | Path | None = None,
-        validation: list[dataset.Example] = (), on_step: Callable[[dict], None] = lambda figures: None) -> Outcome:
+        validation: list[dataset.Example] = (), on_step: Callable[[dict], None] = lambda record: None,
+        manifest: dict | None = None) -> Outcome:
     """Train `model` in place on the global batch of every step of `mixture`.
 
     Trains the parameters that require gradients, on the device where they are. With an output_dir the run
-    leaves log.jsonl (one object a step) and checkpoints/, and the same call goes on from the last
-    checkpoint with the losses that an unbroken run would have had, bit for bit. Under torchrun every rank
-    calls this; `shard(model)` first spreads the weights.
-    Raises Error for a checkpoint of another recipe, and what Mixture and pack raise.
+    leaves manifest.json (the recipe, the data's hash, and what `manifest` adds), log.jsonl (one object a
+    step) and checkpoints/, and the same call goes on from the last checkpoint with the losses that an
+    unbroken run would have had, bit for bit. Under torchrun every rank calls this, with the same
+    arguments; `shard(model)` first spreads the weights.
+    Raises Error for a directory of another recipe or other data, and what Mixture and pack raise.
     """
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = model.output_weight.device
     scorer = model.scorer if hasattr(model, "scorer") else Scorer(model)
     model.recompute = recipe.recompute
     optimizer = AdamW(model.named_parameters(), recipe.betas, recipe.eps, recipe.weight_decay, recipe.seed)
-    keeper = Keeper(output_dir, {"recipe": asdict(recipe), "mixture": mixture.fingerprint()}, model, optimizer)
+    keeper = Keeper(output_dir, (manifest or {}) | {"recipe": asdict(recipe), "data": mixture.fingerprint()}, optimizer)
     start, history = keeper.resume()
     outcome = Outcome(history, start)
     began = time.perf_counter()
@@ -119,6 +116,7 @@ def run(model: LLaMA, mixture: dataset.Mixture, recipe: Recipe, output_dir: str 
                 keeper.save(step + 1)
     finally:
         optimizer.close()
+        keeper.close()
     return outcome
 
 
@@ -185,7 +183,6 @@ def memory_mb(device: torch.device) -> float:
     """The most memory held so far, in MiB: the process's on a CPU, torch's on a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -198,116 +195,3 @@ def shard(model: LLaMA) -> None:
         fully_shard(block)
     fully_shard(scorer)
     object.__setattr__(model, "scorer", scorer)      # not a submodule: the scorer owns the model
-
-
-class Keeper:
-    """The run directory's log.jsonl and checkpoints/step-N: written whole, then renamed; readable by any number of ranks."""
-
-    def __init__(self, directory: str | Path | None, made_by: dict, model: LLaMA, optimizer: AdamW):
-        self.root = None if directory is None else Path(directory)
-        self.made_by, self.model, self.optimizer = json.loads(json.dumps(made_by)), model, optimizer
-        self.first = not dist.is_initialized() or dist.get_rank() == 0
-
-    def checkpoints(self) -> list[tuple[int, Path]]:
-        """(step, folder) of every whole checkpoint, oldest first."""
-        found = [] if self.root is None else (self.root / "checkpoints").glob("step-*")
-        return sorted((int(p.name.split("-")[1]), p) for p in found)
-
-    def resume(self) -> tuple[int, list[dict]]:
-        """Load the newest checkpoint, if any; (the step to do next, the log up to it). The log of steps that will be done again is cut off."""
-        if self.root is None:
-            return 0, []
-        found = self.checkpoints()
-        step = found[-1][0] if found else 0
-        if found:
-            self.load(found[-1][1])
-        log, history = self.root / "log.jsonl", []
-        if log.exists():
-            whole = log.read_text().rpartition("\n")[0]      # a line without its end is torn: the kill came while it was written
-            history = [json.loads(line) for line in whole.splitlines()][:step]
-        if self.first:
-            self.root.mkdir(parents=True, exist_ok=True)
-            for torn in (self.root / "checkpoints").glob(".step-*"):
-                shutil.rmtree(torn)
-            swap = log.with_suffix(".tmp")
-            swap.write_text("".join(json.dumps(r) + "\n" for r in history))
-            os.replace(swap, log)
-        return step, history
-
-    def log(self, record: dict) -> None:
-        if self.root is not None and self.first:
-            with open(self.root / "log.jsonl", "a") as f:
-                f.write(json.dumps(record) + "\n")
-
-    def save(self, step: int) -> None:
-        """Write checkpoints/step-N; keep the two newest. Tensors are gathered one at a time, so no rank ever holds the whole model twice."""
-        if self.root is None:
-            return
-        folder = self.root / "checkpoints" / f".step-{step:08d}"
-        held, size, files = {}, 0, 0
-        if self.first:
-            folder.mkdir(parents=True)
-        for name, tensor in self.tensors():
-            whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-            if not self.first:
-                continue
-            if held and size + whole.nbytes > SHARD_BYTES:
-                save_file(held, folder / f"tensors-{files:05d}.safetensors")
-                held, size, files = {}, 0, files + 1
-            held[name], size = whole.detach().cpu().contiguous(), size + whole.nbytes
-        if self.first:
-            save_file(held, folder / f"tensors-{files:05d}.safetensors")
-            (folder / "state.json").write_text(json.dumps({"step": step, "made_by": self.made_by}))
-            for path in folder.iterdir():
-                sync(path)
-            os.rename(folder, folder.with_name(folder.name[1:]))
-            sync(folder.parent)
-            for _, old in self.checkpoints()[:-2]:
-                shutil.rmtree(old)
-        if dist.is_initialized():
-            dist.barrier()
-
-    @torch.no_grad()
-    def load(self, folder: Path) -> None:
-        """Fill weights and moments from a checkpoint, each rank its own part."""
-        state = json.loads((folder / "state.json").read_text())
-        for part, fields in self.made_by.items():
-            theirs = state["made_by"].get(part)
-            fields, theirs = ({part: fields}, {part: theirs}) if not isinstance(fields, dict) else (fields, theirs or {})
-            for key, value in fields.items():
-                if theirs.get(key) != value:
-                    raise Error(f"{folder}: was made with {key} {theirs.get(key)!r}, and now it is {value!r}; "
-                                "use the same settings and data, or another --output-dir")
-        targets = dict(self.tensors())
-        for path in sorted(folder.glob("*.safetensors")):
-            with safe_open(path, "pt") as f:
-                for name in f.keys():
-                    target, whole = targets.pop(name), f.get_tensor(name)
-                    if hasattr(target, "to_local"):
-                        from torch.distributed.tensor import distribute_tensor
-                        whole = distribute_tensor(whole.to(target.device), target.device_mesh, target.placements).to_local()
-                    local(target).copy_(whole)
-        if targets:
-            raise Error(f"{folder}: tensor {next(iter(targets))} is missing; remove that checkpoint to start from an older one")
-
-    def last_good(self, step: int) -> int | None:
-        """Load the newest checkpoint whose weights were measured and found good, given that step `step` was not; its step, or None."""
-        good = [(s, p) for s, p in self.checkpoints() if s < step]
-        if good:
-            self.load(good[-1][1])
-        return good[-1][0] if good else None
-
-    def tensors(self):
-        for name, p in self.optimizer.parameters.items():
-            yield name, p.data
-            yield f"mean:{name}", self.optimizer.mean[name]
-            yield f"square:{name}", self.optimizer.square[name]
-
-
-def sync(path: Path) -> None:
-    """Have the disk hold a file or a folder before anything else happens."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,0 +1,144 @@
+"""What a training run keeps on disk: its log and its checkpoints, so that it can be killed at any moment and go on.
+
+A checkpoint is a folder checkpoints/step-N of safetensors files with the trained weights and both moments of
+the optimizer, whole tensors whatever the number of ranks, so that any number of ranks reads it. It is
+written beside its place and renamed, and state.json is all the rest of the state there is: the batches and
+the random bits of step t follow from the seed and t alone.
+"""
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from redlite.errors import Error
+from redlite.journal import Run, encode, read_json, read_lines, write_atomic
+from redlite.optimizer import AdamW, local
+
+LOG = "log.jsonl"
+KEPT = 2                   # checkpoints; the newest may hold weights that the next step finds bad
+FILE_BYTES = 2 << 30       # of one checkpoint file: the most that rank 0 gathers at once
+
+
+class Keeper:
+    """The log and the checkpoints of one run; without a directory it keeps nothing. Only rank 0 writes, every rank calls."""
+
+    def __init__(self, directory: str | Path | None, manifest: dict, optimizer: AdamW):
+        """Open the run directory. Raises Error when a run with another manifest, or another process, has it."""
+        self.root, self.optimizer = None if directory is None else Path(directory), optimizer
+        self.first = not dist.is_initialized() or dist.get_rank() == 0
+        self.run = Run(self.root, manifest) if self.root is not None and self.first else None
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """(step, folder) of every whole checkpoint, oldest first."""
+        found = [] if self.root is None else (self.root / "checkpoints").glob("step-*")
+        return sorted((int(p.name.split("-")[1]), p) for p in found)
+
+    def resume(self) -> tuple[int, list[dict]]:
+        """Load the newest checkpoint, if any; (the step to do next, the log up to it). The log of steps that will be done again is cut off."""
+        if self.root is None:
+            return 0, []
+        found = self.checkpoints()
+        step = found[-1][0] if found else 0
+        if found:
+            self.load(found[-1][1])
+        history = read_lines(self.root / LOG)[0][:step]
+        if len(history) < step:
+            raise Error(f"{self.root / LOG}: has {len(history)} steps and the newest checkpoint is of step {step}; restore the log or use another --output-dir")
+        barrier()                                           # every rank has read the log
+        if self.first:
+            write_atomic(self.root / LOG, b"".join(encode(r) + b"\n" for r in history))
+            for torn in (self.root / "checkpoints").glob(".step-*"):
+                shutil.rmtree(torn)
+        return step, history
+
+    def log(self, record: dict) -> None:
+        """Append a step's figures; a number that JSON cannot hold is written as null."""
+        if self.run:
+            self.run.append(LOG, {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()})
+
+    def save(self, step: int) -> None:
+        """Write checkpoints/step-N and keep the KEPT newest. Tensors are gathered one at a time: no rank holds the whole model twice."""
+        if self.root is None:
+            return
+        folder = self.root / "checkpoints" / f".step-{step:08d}"
+        if self.first:
+            folder.mkdir(parents=True)
+        held, size, files = {}, 0, 0
+        for name, tensor in self._tensors():
+            whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+            if not self.first:
+                continue
+            if held and size + whole.nbytes > FILE_BYTES:
+                save_file(held, folder / f"tensors-{files:05d}.safetensors")
+                held, size, files = {}, 0, files + 1
+            held[name], size = whole.detach().cpu().contiguous(), size + whole.nbytes
+        if self.first:
+            save_file(held, folder / f"tensors-{files:05d}.safetensors")
+            (folder / "state.json").write_text(json.dumps({"step": step}))
+            for path in (*folder.iterdir(), folder, self.root / LOG):   # the log of these steps must not be younger than their weights
+                _sync(path)
+            os.rename(folder, folder.with_name(folder.name[1:]))
+            _sync(folder.parent)
+            for _, old in self.checkpoints()[:-KEPT]:
+                shutil.rmtree(old)
+        barrier()
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        """Fill weights and moments from a checkpoint, each rank its own part."""
+        if read_json(folder / "state.json").get("step") != int(folder.name.split("-")[1]):
+            raise Error(f"{folder / 'state.json'}: names another step than its folder; remove that checkpoint to go on from an older one")
+        targets = dict(self._tensors())
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, "pt") as file:
+                for name in file.keys():
+                    target, whole = targets.pop(name, None), file.get_tensor(name)
+                    if target is None or target.shape != whole.shape or target.dtype != whole.dtype:
+                        raise Error(f"{path}: tensor {name} does not fit this model; use the --output-dir of the run that trained it")
+                    if hasattr(target, "device_mesh"):
+                        from torch.distributed.tensor import distribute_tensor
+                        whole = local(distribute_tensor(whole.to(target.device), target.device_mesh, target.placements))
+                    local(target).copy_(whole)
+        if targets:
+            raise Error(f"{folder}: tensor {next(iter(targets))} is missing; remove that checkpoint to go on from an older one")
+
+    def last_good(self, step: int) -> int | None:
+        """Load the newest checkpoint whose weights some step measured and found good, given that step `step` did not; its step, or None."""
+        good = [(s, p) for s, p in self.checkpoints() if s < step]
+        if good:
+            self.load(good[-1][1])
+        return good[-1][0] if good else None
+
+    def close(self) -> None:
+        """Give the run directory back."""
+        if self.run:
+            self.run.close()
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for name, p in self.optimizer.parameters.items():
+            yield name, p.data
+            yield f"mean:{name}", self.optimizer.mean[name]
+            yield f"square:{name}", self.optimizer.square[name]
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold a file or a folder before anything else happens."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
