@@ -46,8 +46,9 @@ class Responses:
 
 def A(nll: Tensor, r: Responses, *, blue: float = 1.0) -> Tensor:
     """Strategy A (arXiv 2308.09662, section 4): no red term. L ≥ 0."""
-    weight = torch.where(r.colour == BLUE, blue, 1.0) * (r.colour != RED)
-    return (weight * r.share * r.mean(nll)).sum()
+    m = r.mean(nll)
+    term = torch.where(r.colour == BLUE, blue * m, m)
+    return torch.where(r.colour == RED, 0.0, r.share * term).sum()
 
 
 def B(nll: Tensor, r: Responses, *, blue: float = 1.0, low: float = 1.0, high: float = 0.1, tau: float = 1.0) -> Tensor:
@@ -56,8 +57,7 @@ def B(nll: Tensor, r: Responses, *, blue: float = 1.0, low: float = 1.0, high: f
     PRESETS: `paper` (1, 1, 0.1, 1) keeps pushing for ever; `capped` (1, 0.1, 0, 1) stops at τ: L ≥ −0.1.
     """
     m = r.mean(nll)
-    weight = torch.where(m <= tau, low, high)
-    return A(nll, r, blue=blue) - _red(weight * m, r)
+    return A(nll, r, blue=blue) - _red(torch.where(m <= tau, low * m, high * m), r)
 
 
 def hinge(nll: Tensor, r: Responses, *, blue: float = 1.0, red: float = 1.0, tau: float = 1.0) -> Tensor:
