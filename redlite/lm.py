@@ -52,14 +52,14 @@ class LM:
         except (RuntimeError, AssertionError) as error:
             raise Error(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
         config, _ = checkpoint.read_config(path)
-        words = tokenizer.load(path)
+        found = parts(path, template)
+        words = found.tokenizer
         if words.vocab_size > config.vocab_size:
             raise Error(f"{path}: the tokenizer has {words.vocab_size} tokens and the model only {config.vocab_size}; they do not belong together")
-        form = chat.choose(words, words.chat_template, path.name, template)
         with torch.device("meta"):
             model = LLaMA(config)
         checkpoint.load_weights(model, path, DTYPES[dtype], device)
-        return LM(model.eval().requires_grad_(False), words, form, path, dtype, device)
+        return LM(model.eval().requires_grad_(False), words, found.template, path, dtype, device)
 
     @torch.no_grad()
     def logits(self, ids: list[int]) -> Tensor:
@@ -111,11 +111,8 @@ class LM:
         return score(self.model, [(list(c), list(x)) for c, x in pairs])
 
     def fingerprints(self) -> dict[str, str]:
-        """SHA-256 of what decides the results: weights (every file, with the config), tokenizer, template."""
-        whole = hashlib.sha256()
-        for name, file in sorted(checkpoint.files(self.path).items()):
-            whole.update(f"{name} {sha256_file(file)}\n".encode())
-        return {"weights": whole.hexdigest(), "tokenizer": self.tokenizer.fingerprint(), "template": self.template.fingerprint()}
+        """SHA-256 of what decides the results; see the function."""
+        return fingerprints(self)
 
     def _check(self, ids: list[int], what: str = "the sequence") -> list[int]:
         if not ids:
@@ -140,6 +137,29 @@ class LM:
         text = self.tokenizer.decode([i for i in ids if i not in self.stop_ids])
         cuts = [text.index(s) for s in stop if s and s in text]
         return text[:min(cuts)] if cuts else text
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A model without its weights: what a manifest or a count of tokens needs, had in a moment."""
+    path: Path
+    tokenizer: object
+    template: object
+
+
+def parts(path, template: str | None = None) -> Parts:
+    """The parts of a model; arguments as for `redlite.load`."""
+    path = resolve(path)
+    words = tokenizer.load(path)
+    return Parts(path, words, chat.choose(words, words.chat_template, path.name, template))
+
+
+def fingerprints(model: LM | Parts) -> dict[str, str]:
+    """SHA-256 of what decides a model's results: weights (every file, with the config), tokenizer, template."""
+    whole = hashlib.sha256()
+    for name, file in sorted(checkpoint.files(model.path).items()):
+        whole.update(f"{name} {sha256_file(file)}\n".encode())
+    return {"weights": whole.hexdigest(), "tokenizer": model.tokenizer.fingerprint(), "template": model.template.fingerprint()}
 
 
 def resolve(path) -> Path:
