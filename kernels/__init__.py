@@ -1,7 +1,8 @@
 """The operations that the model and the losses are made of, each in up to three implementations.
 
 `reference` is plain PyTorch and the definition; `c` is the library built at install, for CPUs; `triton`
-is for GPUs (and for CPUs under TRITON_INTERPRET=1, where tests prove it). For each operation the
+is for GPUs (and for CPUs under TRITON_INTERPRET=1, where tests prove it); `torch-flash` is attention on
+CPUs by torch's own flash kernel. For each operation the
 fastest implementation that exists for the tensors' device serves; the environment variable
 REDLITE_KERNELS=reference|c|triton, read once at import, forces one. `implementation(op, device)` says
 which one runs, and `why(op, device)` why a faster one does not.
@@ -13,7 +14,10 @@ import os
 from functools import lru_cache
 from importlib import import_module
 
+import torch
+
 from . import native, reference
+from .packed import Packed
 from .reference import merge_attention
 
 FORCED = os.environ.get("REDLITE_KERNELS") or None
@@ -22,14 +26,14 @@ if FORCED not in (None, "reference", "c", "triton"):
 
 # operation → implementation → the module here that defines a function of the operation's name
 MODULES = {
-    "attention": {"reference": "reference"},
+    "attention": {"reference": "reference", "torch-flash": "attention_cpu"},
     "decode_attention": {"reference": "reference"},
     "token_nll": {"reference": "reference"},
     "rms_norm": {"reference": "reference"},
     "rotary": {"reference": "reference"},
     "swiglu": {"reference": "reference"},
 }
-PREFERENCE = {"cpu": ("c", "reference"), "cuda": ("triton", "reference")}
+PREFERENCE = {"cpu": ("c", "torch-flash", "reference"), "cuda": ("triton", "reference")}
 
 
 @lru_cache(maxsize=None)
@@ -42,6 +46,8 @@ def _unusable(name: str) -> str:
             import triton  # noqa: F401
         except ImportError as error:
             return f"triton is not installed ({error})"
+    if name == "torch-flash":
+        return import_module(f"{__name__}.attention_cpu").unusable()
     return ""
 
 
@@ -49,7 +55,7 @@ def _unusable(name: str) -> str:
 def _choose(op: str, device_type: str):
     """(function, implementation, why not a faster one) for an operation on a kind of device."""
     reasons = []
-    for name in (FORCED,) if FORCED else PREFERENCE.get(device_type, ("reference",)):
+    for name in (FORCED,) if FORCED else [n for n in PREFERENCE.get(device_type, ("reference",)) if n in MODULES[op]]:
         module = MODULES[op].get(name)
         reason = _unusable(name) if module else f"{op} has no {name} implementation"
         if not reason:
@@ -59,7 +65,7 @@ def _choose(op: str, device_type: str):
 
 
 def implementation(op: str, device_type: str = "cpu") -> str:
-    """The implementation that serves `op` on "cpu" or "cuda": "reference", "c" or "triton"."""
+    """The implementation that serves `op` on "cpu" or "cuda": "reference", "c", "torch-flash" or "triton"."""
     return _choose(op, device_type)[1]
 
 
@@ -82,6 +88,16 @@ def decode_attention(q, k, v, lengths, prefix_k=None, prefix_v=None, *, window=N
 def token_nll(hidden, weight, targets):
     """−log softmax(hidden @ weight.T)[target] a row, float32 [N]; never holds [N, V]; see `reference.token_nll`."""
     return _choose("token_nll", hidden.device.type)[0](hidden, weight, targets)
+
+
+def linear(x, weight, bias=None):
+    """x @ weight.T + bias, [T, N]; a `Packed` weight goes to the C products (CPU inference), a tensor to torch."""
+    return weight.product(x, bias) if isinstance(weight, Packed) else torch.nn.functional.linear(x, weight, bias)
+
+
+def embedding(ids, weight):
+    """Rows of a [V, D] matrix, a tensor or `Packed`."""
+    return weight.rows(ids) if isinstance(weight, Packed) else torch.nn.functional.embedding(ids, weight)
 
 
 def rms_norm(x, weight, eps):

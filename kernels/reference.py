@@ -30,24 +30,46 @@ def swiglu(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
     return torch.nn.functional.silu(gate_TF) * up_TF
 
 
+def check_attention(q_THK: Tensor, k_SGK: Tensor, v_SGK: Tensor, q_offsets: Tensor, k_offsets: Tensor | None, *,
+                    causal: bool, window: int | None, scale: float | None) -> None:
+    """Raise ValueError where the arguments of `attention` do not fit together; reads no values, so no GPU waits."""
+    shapes = f"q {tuple(q_THK.shape)}, k {tuple(k_SGK.shape)}, v {tuple(v_SGK.shape)}"
+    if not (q_THK.ndim == k_SGK.ndim == 3 and k_SGK.shape == v_SGK.shape and q_THK.shape[2] == k_SGK.shape[2]
+            and k_SGK.shape[1] > 0 and q_THK.shape[1] % k_SGK.shape[1] == 0):
+        raise ValueError(f"attention wants q [T, H, K] and k, v [S, G, K] with H a multiple of G; got {shapes}")
+    if not q_THK.dtype == k_SGK.dtype == v_SGK.dtype:
+        raise ValueError(f"attention wants q, k and v of one dtype; got {q_THK.dtype}, {k_SGK.dtype}, {v_SGK.dtype}")
+    if k_offsets is None and len(q_THK) != len(k_SGK):
+        raise ValueError(f"attention without k_offsets wants as many keys as queries; got {shapes}")
+    if k_offsets is not None and len(q_offsets) != len(k_offsets):
+        raise ValueError(f"attention wants equally many q_offsets and k_offsets; got {len(q_offsets)} and {len(k_offsets)}")
+    if window is not None and (not causal or window < 1):
+        raise ValueError(f"attention's window goes with causal=True and is at least 1; got causal={causal}, window={window}")
+    if scale is not None and not scale > 0:
+        raise ValueError(f"attention's scale is positive; got {scale}")
+
+
 def attention(q_THK: Tensor, k_SGK: Tensor, v_SGK: Tensor, q_offsets: Tensor, k_offsets: Tensor | None = None, *,
               causal: bool = True, window: int | None = None, scale: float | None = None) -> tuple[Tensor, Tensor]:
     """Attention over packed sequences: sequence b has queries q[q_offsets[b]:q_offsets[b+1]] and likewise its keys.
 
+    Offsets: integers [B + 1] that rise from 0 to T (for keys to S; without k_offsets the queries' serve).
     The last query of a sequence stands at its last key (a cache holds more keys than there are queries).
     causal: a query sees its own key and those before it; window: of these only the last `window`, itself
-    counted. scale: 1/sqrt(K) by default. Returns out [T, H, K] in q's dtype and the log-sum-exp of the
-    scaled scores [T, H] float32 (-inf, and out 0, for a query that sees no key).
+    counted. scale: positive, 1/sqrt(K) by default. Returns out [T, H, K] in q's dtype and the log-sum-exp
+    of the scaled scores [T, H] float32 (-inf, and out 0, for a query that sees no key), both differentiable
+    in q, k and v. Float64 inputs are computed, and their log-sum-exp given, in float64. Raises ValueError as `check_attention`.
     """
-    T, H, K = q_THK.shape
-    G = k_SGK.shape[1]
+    check_attention(q_THK, k_SGK, v_SGK, q_offsets, k_offsets, causal=causal, window=window, scale=scale)
+    H, G, K = q_THK.shape[1], k_SGK.shape[1], q_THK.shape[2]
     k_offsets = q_offsets if k_offsets is None else k_offsets
     scale = K ** -0.5 if scale is None else scale
+    wide = torch.promote_types(q_THK.dtype, torch.float32)
     outs, lses = [], []
     bounds = zip(q_offsets.tolist(), q_offsets.tolist()[1:], k_offsets.tolist(), k_offsets.tolist()[1:])
     for q0, q1, k0, k1 in bounds:
-        q_HtK = q_THK[q0:q1].transpose(0, 1).float()
-        k_HsK, v_HsK = (x[k0:k1].transpose(0, 1).float().repeat_interleave(H // G, 0) for x in (k_SGK, v_SGK))
+        q_HtK = q_THK[q0:q1].transpose(0, 1).to(wide)
+        k_HsK, v_HsK = (x[k0:k1].transpose(0, 1).to(wide).repeat_interleave(H // G, 0) for x in (k_SGK, v_SGK))
         scores_Hts = q_HtK @ k_HsK.transpose(1, 2) * scale
         if causal:
             place_t = torch.arange(q1 - q0, device=q_THK.device)[:, None] + (k1 - k0) - (q1 - q0)
@@ -59,7 +81,7 @@ def attention(q_THK: Tensor, k_SGK: Tensor, v_SGK: Tensor, q_offsets: Tensor, k_
         outs.append((p_Hts @ v_HsK).transpose(0, 1).to(q_THK.dtype))
         lses.append(lse_Ht.transpose(0, 1))
     if not outs:
-        return torch.zeros_like(q_THK), q_THK.new_zeros((T, H), dtype=torch.float32)
+        return q_THK.clone(), q_THK.to(wide).sum(-1)  # both without rows, but in the graph
     return torch.cat(outs), torch.cat(lses)
 
 
@@ -94,10 +116,16 @@ def decode_attention(q_BHK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, lengths_B: T
     return out_BGRK.reshape(B, H, K).to(q_BHK.dtype)
 
 
-def merge_attention(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> Tensor:
-    """Attention over the union of two disjoint key sets, from each one's output [T, H, K] and log-sum-exp [T, H]."""
+def merge_attention(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over the union of two disjoint key sets, from each one's output [T, H, K] and log-sum-exp [T, H]; likewise a pair.
+
+    Weights and sum in float32, the output in the inputs' dtype; 0 and -inf for a query that sees a key of neither set.
+    """
+    neither = torch.isneginf(lse_a) & torch.isneginf(lse_b)  # -inf − -inf would be NaN, in the gradient too
+    lse_a, lse_b = torch.where(neither, 0.0, lse_a), torch.where(neither, 0.0, lse_b)
     weight_a = torch.sigmoid(lse_a - lse_b)[..., None]
-    return (weight_a * out_a + (1 - weight_a) * out_b).to(out_a.dtype)
+    out = (weight_a * out_a + (1 - weight_a) * out_b).to(out_a.dtype)
+    return out, torch.where(neither, float("-inf"), torch.logaddexp(lse_a, lse_b))
 
 
 class _TokenNLL(torch.autograd.Function):
