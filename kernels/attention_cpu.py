@@ -88,7 +88,8 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d_out, d_lse):
-        q, k, v, out, lse_TH = ctx.saved_tensors
+        q, k, v, out, lse_TH = ctx.saved_tensors  # read once: checkpointing computes them anew for it
+        K, dtype = q.shape[2], q.dtype
         q, k, v, out = (x.to(ctx.wide) for x in (q, k, v, out))
         d_out = torch.zeros_like(out) if d_out is None else d_out.to(ctx.wide)
         if d_lse is not None:
@@ -103,7 +104,6 @@ class _Attention(torch.autograd.Function):
             _queries(dq, piece, G).copy_(dq_GRtK)
             dk[piece.k0:piece.k1] += dk_GRsK.sum(1).transpose(0, 1)
             dv[piece.k0:piece.k1] += dv_GRsK.sum(1).transpose(0, 1)
-        K, dtype = ctx.saved_tensors[0].shape[2], ctx.saved_tensors[0].dtype
         return (*(x[..., :K].to(dtype) for x in (dq, dk, dv)), None, None)
 
 

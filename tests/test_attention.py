@@ -4,6 +4,7 @@ A result may be off by twice the error of that same plain formula computed in th
 """
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from redlite import kernels
 from redlite.kernels import attention_cpu, merge_attention, reference
@@ -163,6 +164,20 @@ def test_strided_inputs_and_expanded_gradients(name):
         function(x[:, :2], x[:, 2:3], x[:, 3:], offsets([13, 27]))[0].sum().backward()
         grads.append(x.grad)
     torch.testing.assert_close(grads[0].double(), grads[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_activation_checkpointing_changes_nothing(name):
+    q, k, v = (torch.randn(20, h, 64, generator=torch.Generator().manual_seed(h), requires_grad=True) for h in (2, 1, 1))
+
+    def loss(*x):
+        out, lse = IMPLEMENTATIONS[name].attention(*x, offsets([13, 7]))
+        return out.square().sum() + lse.square().sum()
+
+    kept, recomputed = loss(q, k, v), checkpoint(loss, q, k, v, use_reentrant=False)
+    assert torch.equal(kept, recomputed)
+    for a, b in zip(torch.autograd.grad(kept, (q, k, v)), torch.autograd.grad(recomputed, (q, k, v))):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
