@@ -63,6 +63,12 @@ def _keys(x_SGK: Tensor, piece: Piece, R: int) -> Tensor:
     return x_SGK[piece.k0:piece.k1].transpose(0, 1)[:, None].expand(-1, R, -1, -1)
 
 
+def _plain_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in `dtype` with the head's numbers side by side: the operator takes that for granted and checks it not."""
+    x = x.to(dtype)
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 class _Attention(torch.autograd.Function):
     """Forward and backward piece by piece, in float32 (float64 for float64): CPUs without bfloat16 units gain speed by it."""
 
@@ -71,7 +77,7 @@ class _Attention(torch.autograd.Function):
         T, H, K = q_THK.shape
         G = k_SGK.shape[1]
         wide = torch.promote_types(q_THK.dtype, torch.float32)
-        q_wide, k_wide, v_wide = (x.to(wide) for x in (q_THK, k_SGK, v_SGK))
+        q_wide, k_wide, v_wide = (_plain_rows(x, wide) for x in (q_THK, k_SGK, v_SGK))
         out_THK = q_THK.new_zeros((T, H, K))
         lse_TH = q_THK.new_full((T, H), float("-inf"), dtype=wide)
         for piece in pieces:
@@ -90,8 +96,8 @@ class _Attention(torch.autograd.Function):
     def backward(ctx, d_out, d_lse):
         q, k, v, out, lse_TH = ctx.saved_tensors  # read once: checkpointing computes them anew for it
         K, dtype = q.shape[2], q.dtype
-        q, k, v, out = (x.to(ctx.wide) for x in (q, k, v, out))
-        d_out = torch.zeros_like(out) if d_out is None else d_out.to(ctx.wide)
+        q, k, v, out = (_plain_rows(x, ctx.wide) for x in (q, k, v, out))
+        d_out = torch.zeros_like(out) if d_out is None else _plain_rows(d_out, ctx.wide)
         if d_lse is not None:
             # One more column, v 1 and dO the log-sum-exp's gradient, makes the operator's dS = P (dO·V − dO·O) the wanted P (dO·V − dO·O + dlse).
             q, k, v, out, d_out = pad(q, (0, 1)), pad(k, (0, 1)), pad(v, (0, 1), value=1.0), pad(out, (0, 1)), torch.cat((d_out, d_lse[..., None]), -1)

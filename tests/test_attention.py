@@ -155,15 +155,22 @@ def test_masked_pieces_longer_than_a_block_of_rows():
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_strided_inputs_and_expanded_gradients(name):
-    """Queries, keys and values as slices of one projection; a gradient from a sum, which has stride 0."""
-    fused = torch.randn(40, 4, 64, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0), (2, 0, 1)])
+def test_strided_inputs_and_gradients(name, order):
+    """Queries, keys and values as slices of one projection, in any memory order; gradients likewise, and with stride 0."""
+    shape, generator = (40, 4, 64), torch.Generator().manual_seed(1)
+    back = tuple(order.index(i) for i in range(3))
+    fused, d_out = (torch.randn([(40, n, 64)[i] for i in order], generator=generator).permute(back) for n in (4, 2))
+    assert fused.shape == shape
     grads = []
-    for function, cast in ((IMPLEMENTATIONS[name].attention, torch.Tensor.float), (reference.attention, torch.Tensor.double)):
-        x = cast(fused).detach().requires_grad_()
-        function(x[:, :2], x[:, 2:3], x[:, 3:], offsets([13, 27]))[0].sum().backward()
-        grads.append(x.grad)
-    torch.testing.assert_close(grads[0].double(), grads[1], rtol=1e-5, atol=1e-5)
+    for function, dtype in ((IMPLEMENTATIONS[name].attention, torch.float32), (reference.attention, torch.float64)):
+        x = fused.to(dtype).detach().requires_grad_()
+        assert x.stride() == fused.stride()
+        out = function(x[:, :2], x[:, 2:3], x[:, 3:], offsets([13, 27]))[0]
+        grads.append([g for d in (d_out.to(dtype), torch.ones((), dtype=dtype).expand(out.shape))
+                      for g in torch.autograd.grad(out, x, d, retain_graph=True)])
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
