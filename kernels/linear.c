@@ -173,27 +173,36 @@ RL_EXPORT void rl_pack_gguf(int kind, void *packed, const uint8_t *raw, int64_t 
         }
 }
 
-/* Row `column` of a packed matrix, as float32 [inputs]: what an embedding looks up. */
-RL_EXPORT void rl_unpack_row(int format, const void *packed, int64_t column, int64_t inputs, float *out)
+static void unpack_row(int format, const void *packed, int64_t column, int64_t inputs, float *out)
 {
     int64_t blocks = (inputs + BLOCK - 1) / BLOCK;
-    for (int64_t k = 0; k < inputs; k++) {
-        if (format == F32) {
-            out[k] = ((const float *)packed)[((size_t)(column / PANEL) * (size_t)inputs + (size_t)k) * PANEL + (size_t)column % PANEL];
-            continue;
-        }
-        const uint8_t *at = block_at((void *)packed, format, blocks, column, k / BLOCK);
-        int lane = (int)(column % PANEL), pair = (int)(k % BLOCK) / 2;
-        uint16_t scale, low;
-        memcpy(&scale, at + lane * 2, 2);
-        if (format == Q8) {
-            out[k] = half_to_float(scale) * (float)(int8_t)at[PANEL * 2 + (pair * PANEL + lane) * 2 + k % 2];
-            continue;
-        }
-        memcpy(&low, at + PANEL * 2 + lane * 2, 2);
-        int word = (pair / 4 * PANEL + lane) * 2 + (int)(k % 2), nibble = pair % 4;
-        out[k] = half_to_float(scale) * (float)(at[PANEL * 4 + word * 2 + nibble / 2] >> nibble % 2 * 4 & 15) + half_to_float(low);
+    int lane = (int)(column % PANEL);
+    if (format == F32) {
+        const float *panel = (const float *)packed + (size_t)(column / PANEL) * (size_t)inputs * PANEL + lane;
+        for (int64_t k = 0; k < inputs; k++)
+            out[k] = panel[k * PANEL];
+        return;
     }
+    for (int64_t b = 0; b < blocks; b++) {
+        const uint8_t *at = block_at((void *)packed, format, blocks, column, b);
+        uint16_t scale, low = 0;
+        memcpy(&scale, at + lane * 2, 2);
+        if (format == Q4)
+            memcpy(&low, at + PANEL * 2 + lane * 2, 2);
+        float by = half_to_float(scale), plus = half_to_float(low);
+        for (int k = 0; k < BLOCK && b * BLOCK + k < inputs; k++) {
+            int pair = k / 2, word = (pair / 4 * PANEL + lane) * 2 + k % 2, nibble = pair % 4;
+            int q = format == Q8 ? (int8_t)at[PANEL * 2 + (pair * PANEL + lane) * 2 + k % 2] : at[PANEL * 4 + word * 2 + nibble / 2] >> nibble % 2 * 4 & 15;
+            out[b * BLOCK + k] = by * (float)q + plus;
+        }
+    }
+}
+
+/* Rows `ids` of a packed matrix as float32 [count, inputs]: what an embedding looks up. */
+RL_EXPORT void rl_unpack_rows(int format, const void *packed, const int64_t *ids, int64_t count, int64_t inputs, float *out)
+{
+    for (int64_t i = 0; i < count; i++)
+        unpack_row(format, packed, ids[i], inputs, out + i * inputs);
 }
 
 /* ---- products ---- */

@@ -21,6 +21,20 @@ from redlite.config import Config
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
+class Linear(nn.Linear):
+    """x @ weight.T + bias; for inference on CPUs the weight may be a `kernels.Packed` matrix (packing.py)."""
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return kernels.linear(x_TD, self.weight, self.bias)
+
+
+class Embedding(nn.Embedding):
+    """Rows of the weight matrix, which may be packed like that of `Linear`."""
+
+    def forward(self, ids_T: Tensor) -> Tensor:
+        return kernels.embedding(ids_T, self.weight)
+
+
 class RMSNorm(nn.Module):
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -34,10 +48,10 @@ class Attention(nn.Module):
     def __init__(self, c: Config):
         super().__init__()
         self.head_dim = c.head_dim
-        self.q_proj = nn.Linear(c.dim, c.n_heads * c.head_dim, bias=c.qkv_bias)
-        self.k_proj = nn.Linear(c.dim, c.n_kv_heads * c.head_dim, bias=c.qkv_bias)
-        self.v_proj = nn.Linear(c.dim, c.n_kv_heads * c.head_dim, bias=c.qkv_bias)
-        self.o_proj = nn.Linear(c.n_heads * c.head_dim, c.dim, bias=c.o_bias)
+        self.q_proj = Linear(c.dim, c.n_heads * c.head_dim, bias=c.qkv_bias)
+        self.k_proj = Linear(c.dim, c.n_kv_heads * c.head_dim, bias=c.qkv_bias)
+        self.v_proj = Linear(c.dim, c.n_kv_heads * c.head_dim, bias=c.qkv_bias)
+        self.o_proj = Linear(c.n_heads * c.head_dim, c.dim, bias=c.o_bias)
 
     def forward(self, x_TD: Tensor, cos_TK: Tensor, sin_TK: Tensor, layer: int, attend: Attend) -> Tensor:
         q_THK, k_TGK, v_TGK = (proj(x_TD).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
@@ -48,9 +62,9 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, c: Config):
         super().__init__()
-        self.gate_proj = nn.Linear(c.dim, c.ffn_dim, bias=c.mlp_bias)
-        self.up_proj = nn.Linear(c.dim, c.ffn_dim, bias=c.mlp_bias)
-        self.down_proj = nn.Linear(c.ffn_dim, c.dim, bias=c.mlp_bias)
+        self.gate_proj = Linear(c.dim, c.ffn_dim, bias=c.mlp_bias)
+        self.up_proj = Linear(c.dim, c.ffn_dim, bias=c.mlp_bias)
+        self.down_proj = Linear(c.ffn_dim, c.dim, bias=c.mlp_bias)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         return self.down_proj(kernels.swiglu(self.gate_proj(x_TD), self.up_proj(x_TD)))
@@ -74,7 +88,7 @@ class Trunk(nn.Module):
 
     def __init__(self, c: Config):
         super().__init__()
-        self.embed_tokens = nn.Embedding(c.vocab_size, c.dim)
+        self.embed_tokens = Embedding(c.vocab_size, c.dim)
         self.layers = nn.ModuleList(Block(c) for _ in range(c.n_layers))
         self.norm = RMSNorm(c.dim, c.norm_eps)
 
@@ -91,7 +105,7 @@ class LLaMA(nn.Module):
         self.config, self.recompute = config, False
         self.model = Trunk(config)
         if not config.tied:
-            self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.dim, config.vocab_size, bias=False)
 
     @property
     def output_weight(self) -> Tensor:
@@ -116,7 +130,7 @@ class LLaMA(nn.Module):
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """[T, V] float32 logits of hidden states [T, D]."""
-        return nn.functional.linear(hidden_TD, self.output_weight).float()
+        return kernels.linear(hidden_TD, self.output_weight).float()
 
     @torch.no_grad()
     def initialize(self, seed: int, std: float = 0.02) -> "LLaMA":

@@ -1,0 +1,84 @@
+"""Matrices packed once for the C products (linear.c): float32, int8 and int4, for inference on CPUs.
+
+Shapes: N output columns (rows of the weight matrix), D inputs, T rows of activations.
+"""
+import ctypes
+
+import torch
+from torch import Tensor
+
+from . import native
+
+FORMATS = {"float32": 0, "int8": 1, "int4": 2}
+GGUF_KINDS = {"Q8_0": (80, "int8", 34), "Q4_0": (40, "int4", 18), "Q4_1": (41, "int4", 20)}  # kind, format, bytes a block of 32
+PACK_ROWS = 4096  # rows converted at once while packing, to bound the extra memory
+portable = False  # tests set this to prove the portable C path on a processor that has a wider one
+
+
+def _library():
+    library, reason = native.library()
+    if library is None:
+        raise RuntimeError(reason)
+    if library.rl_linear.argtypes is None:
+        i64, pointer = ctypes.c_int64, ctypes.c_void_p
+        library.rl_packed_bytes.argtypes, library.rl_packed_bytes.restype = [ctypes.c_int, i64, i64], ctypes.c_size_t
+        library.rl_pack_float.argtypes = [ctypes.c_int, pointer, pointer, i64, i64, i64]
+        library.rl_pack_gguf.argtypes = [ctypes.c_int, pointer, pointer, i64, i64, i64]
+        library.rl_unpack_rows.argtypes = [ctypes.c_int, pointer, pointer, i64, i64, pointer]
+        library.rl_linear.argtypes = [ctypes.c_int, *[pointer] * 4, i64, i64, i64, ctypes.c_int, ctypes.c_int]
+    return library
+
+
+def usable() -> str:
+    """Why packed products cannot run here; "" if they can."""
+    return native.library()[1]
+
+
+class Packed:
+    """A matrix [N, D] in the layout of linear.c. `shape`, `dtype` and `device` are those of the matrix that it stands for."""
+
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def __init__(self, format: str, shape: tuple[int, int]):
+        self.format, self.shape = format, torch.Size(shape)
+        self.buffer = torch.zeros(_library().rl_packed_bytes(FORMATS[format], *shape), dtype=torch.uint8)
+
+    @staticmethod
+    def of(weight_ND: Tensor, format: str = "float32") -> "Packed":
+        """Pack a matrix; int8 and int4 quantise it in blocks of 32 inputs (see linear.c for the rule)."""
+        packed = Packed(format, tuple(weight_ND.shape))
+        for first in range(0, len(weight_ND), PACK_ROWS):
+            rows = weight_ND[first:first + PACK_ROWS].detach().float().contiguous()
+            _library().rl_pack_float(FORMATS[format], packed.buffer.data_ptr(), rows.data_ptr(), first, len(rows), rows.shape[1])
+        return packed
+
+    @staticmethod
+    def of_gguf(kind: str, raw, shape: tuple[int, int]) -> "Packed":
+        """Pack the blocks of a GGUF tensor as they are, without rounding again. raw: a contiguous uint8 array; kind: a key of GGUF_KINDS."""
+        number, format, block = GGUF_KINDS[kind]
+        packed, blocks = Packed(format, shape), torch.from_numpy(raw)
+        if shape[1] % 32 or blocks.numel() != shape[0] * shape[1] // 32 * block:
+            raise ValueError(f"{kind} [{shape[0]}, {shape[1]}] takes whole blocks of 32, {blocks.numel()} bytes given")
+        _library().rl_pack_gguf(number, packed.buffer.data_ptr(), blocks.data_ptr(), 0, *shape)
+        return packed
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """The matrix's rows at int64 ids [T], float32 [T, D]."""
+        ids = ids.contiguous()
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.shape[0]:
+            raise IndexError(f"a row outside 0 to {self.shape[0] - 1} was asked for")
+        out = torch.empty(len(ids), self.shape[1])
+        _library().rl_unpack_rows(FORMATS[self.format], self.buffer.data_ptr(), ids.data_ptr(), len(ids), self.shape[1], out.data_ptr())
+        return out
+
+    def product(self, x_TD: Tensor, bias_N: Tensor | None = None) -> Tensor:
+        """x @ weight.T + bias, float32 [T, N]. A row's result is the same to the last bit whatever the other rows are."""
+        x_TD = x_TD.float().contiguous()
+        if x_TD.dim() != 2 or x_TD.shape[1] != self.shape[1]:
+            raise ValueError(f"activations [T, {self.shape[1]}] are needed, not {list(x_TD.shape)}")
+        out = torch.empty(len(x_TD), self.shape[0])
+        failed = _library().rl_linear(FORMATS[self.format], self.buffer.data_ptr(), x_TD.data_ptr(), bias_N.data_ptr() if bias_N is not None else None,
+                                      out.data_ptr(), len(x_TD), *self.shape, int(portable), torch.get_num_threads())
+        if failed:
+            raise MemoryError(f"no memory for the tiles of {list(x_TD.shape)} activations")
+        return out

@@ -1,0 +1,122 @@
+"""Packed products against float64 on the matrix that the format stands for, as worked out in numpy from the formats' definitions."""
+import numpy as np
+import pytest
+import torch
+
+from redlite.kernels import native, packed
+from redlite.kernels.packed import Packed
+
+pytestmark = pytest.mark.skipif(bool(packed.usable()), reason=packed.usable())
+SHAPES = [(1, 1, 1), (1, 47, 31), (2, 16, 32), (5, 31, 64), (7, 123, 47), (13, 100, 160), (32, 33, 96), (61, 50, 70)]
+
+
+@pytest.fixture(params=["chosen", "portable"])
+def path(request, monkeypatch):
+    monkeypatch.setattr(packed, "portable", request.param == "portable")
+    return request.param
+
+
+def stored(weight: np.ndarray, format: str) -> np.ndarray:
+    """The matrix that int8 and int4 keep: blocks of 32, scale and minimum in half precision."""
+    if format == "float32":
+        return weight.astype(np.float64)
+    out = np.zeros(weight.shape)
+    for r, row in enumerate(weight):
+        for b in range(0, len(row), 32):
+            part = row[b:b + 32]
+            if format == "int8":
+                scale = np.float64(np.float16(np.abs(part).max() / np.float32(127)))
+                q = np.clip(np.rint(part * np.float32(1 / np.float32(scale) if scale else 0)), -127, 127)
+                out[r, b:b + 32] = q * scale
+            else:
+                low = np.float32(np.float16(part.min()))
+                scale = np.float64(np.float16((part.max() - part.min()) / np.float32(15)))
+                q = np.clip(np.rint((part - low) * np.float32(1 / np.float32(scale) if scale else 0)), 0, 15)
+                out[r, b:b + 32] = q * scale + np.float64(low)
+    return out
+
+
+@pytest.mark.parametrize("format", packed.FORMATS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products_equal_float64_on_the_stored_matrix(path, format, shape):
+    T, N, D = shape
+    rng = np.random.default_rng(T * N + D)
+    weight, x, bias = (rng.standard_normal(s).astype(np.float32) for s in ((N, D), (T, D), (N,)))
+    kept = stored(weight, format)
+    matrix = Packed.of(torch.from_numpy(weight), format)
+    np.testing.assert_allclose(matrix.rows(torch.arange(N)).numpy(), kept, rtol=0, atol=1e-6)
+    got = matrix.product(torch.from_numpy(x), torch.from_numpy(bias)).numpy()
+    exact = x.astype(np.float64) @ kept.T + bias
+    # The rounding of x to 15 bits and of sums to float32, against the size of the terms summed.
+    size = np.abs(x).max(1, keepdims=True) * np.abs(kept).sum(1)[None] + np.abs(bias)
+    assert (np.abs(got - exact) <= size * (3e-7 * np.sqrt(D) + (2e-5 if format != "float32" else 0))).all()
+
+
+@pytest.mark.parametrize("format", packed.FORMATS)
+def test_a_rows_result_is_the_same_whatever_it_is_batched_with(path, format):
+    torch.manual_seed(0)
+    matrix, x = Packed.of(torch.randn(100, 200), format), torch.randn(40, 200)
+    whole = matrix.product(x)
+    for first, last in ((0, 1), (3, 5), (7, 13), (0, 17), (1, 40)):
+        assert torch.equal(matrix.product(x[first:last]), whole[first:last])
+
+
+@pytest.mark.parametrize("format", packed.FORMATS)
+def test_threads_change_nothing(format):
+    torch.manual_seed(0)
+    matrix, x, before = Packed.of(torch.randn(300, 64), format), torch.randn(9, 64), torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            results.append(matrix.product(x))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(r, results[0]) for r in results)
+
+
+def test_gguf_blocks_are_kept_as_they_are(path):
+    """Blocks written here byte by byte as the GGUF specification lays them out."""
+    rng = np.random.default_rng(0)
+    N, D = 19, 96
+    scale, low = (rng.uniform(-2, 2, (N, D // 32)).astype(np.float16) for _ in range(2))
+    q8, q4 = rng.integers(-127, 128, (N, D // 32, 32)), rng.integers(0, 16, (N, D // 32, 32))
+    nibbles = (q4[..., :16] | q4[..., 16:] << 4).astype(np.uint8)
+    halves = [h[..., None].view(np.uint8).reshape(N, D // 32, 2) for h in (scale, low)]
+    cases = {
+        "Q8_0": (np.concatenate([halves[0], q8.astype(np.int8).view(np.uint8)], -1), q8 * scale[..., None].astype(np.float64)),
+        "Q4_0": (np.concatenate([halves[0], nibbles], -1), (q4 - 8) * scale[..., None].astype(np.float64)),
+        "Q4_1": (np.concatenate([*halves, nibbles], -1), q4 * scale[..., None].astype(np.float64) + low[..., None].astype(np.float64)),
+    }
+    x = rng.standard_normal((5, D)).astype(np.float32)
+    for kind, (raw, meant) in cases.items():
+        meant = meant.reshape(N, D)
+        matrix = Packed.of_gguf(kind, np.ascontiguousarray(raw).reshape(-1), (N, D))
+        np.testing.assert_allclose(matrix.rows(torch.arange(N)).numpy(), meant, rtol=1e-3, atol=1e-6)
+        exact = x.astype(np.float64) @ meant.T
+        rounding = abs(x).max(1, keepdims=True) / 32767 / 2 * abs(meant).sum(1)  # of a row of x to int16
+        assert (abs(matrix.product(torch.from_numpy(x)).numpy() - exact) <= 1.01 * rounding + 1e-5 * abs(exact)).all()
+    with pytest.raises(ValueError, match="whole blocks"):
+        Packed.of_gguf("Q8_0", np.zeros(34, np.uint8), (1, 64))
+
+
+@pytest.mark.parametrize("format", packed.FORMATS)
+def test_edges(path, format):
+    matrix = Packed.of(torch.randn(20, 40), format)
+    assert matrix.product(torch.empty(0, 40)).shape == (0, 20)
+    assert torch.equal(matrix.product(torch.zeros(2, 40)), torch.zeros(2, 20))
+    x = torch.zeros(3, 40)
+    x[1, 7], x[2, 0] = float("nan"), float("inf")
+    got = matrix.product(x)
+    assert torch.equal(got[0], torch.zeros(20)) and not torch.isfinite(got[1:]).any(1).all()
+    huge = matrix.product(torch.full((1, 40), 1e30))
+    assert torch.isfinite(huge).all()
+    assert torch.equal(Packed.of(torch.zeros(16, 32), format).product(torch.randn(2, 32)), torch.zeros(2, 16))
+    with pytest.raises(ValueError, match=r"\[T, 40\]"):
+        matrix.product(torch.randn(2, 41))
+    with pytest.raises(IndexError):
+        matrix.rows(torch.tensor([20]))
+
+
+def test_the_processors_own_path_is_the_one_that_ran():
+    assert native.isa() in ("avx2", "neon", "portable")
