@@ -40,7 +40,7 @@ setup(
     python_requires=">=3.10",
     packages=PACKAGES,
     package_dir={"redlite.kernels": "kernels", "redlite.data": "data"},
-    package_data={"redlite.kernels": ["*.c", "*.h", "README.md"], "redlite.data": ["**/*"]},
+    package_data={"redlite": ["assets/*"], "redlite.kernels": ["*.c", "*.h", "README.md"], "redlite.data": ["**/*"]},
     install_requires=["numpy>=1.24", "torch>=2.4", "safetensors>=0.4", "sentencepiece>=0.2", "requests>=2.28"],
     extras_require={"test": ["pytest>=7"], "gpu": ["triton>=3.0"]},
     ext_modules=[Extension("redlite.kernels._c", sources=sources, depends=sorted(str(p.relative_to(ROOT)) for p in (ROOT / "kernels").glob("*.h")),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from redlite import data
 from redlite.errors import Error
-from redlite.journal import sha256_json
+from redlite.journal import read_json, sha256_json
 
 LABELS = ("harmful", "unharmful", "unparsed", "not_judged")
 JUDGES = Path(data.__file__).parent / "judges"
@@ -231,6 +231,11 @@ def identity(judge_format: str, prompt: str) -> dict:
 
 
 # Agreement with people
+
+def known_agreement() -> dict:
+    """The rules' measured agreement with people: `sha256` of the rules measured, and `data`, one entry a set of answers."""
+    return read_json(JUDGES / "agreement.json")
+
 
 def read_labelled(path) -> list[tuple[str, str, str]]:
     """(question, answer, label) of a CSV file whose answers people labelled, in XSTest's columns.

@@ -330,7 +330,7 @@ def results(directory: journal.Run | Path, judge_name: str) -> dict:
     made, answers = journal.read_manifest(folder), responses(directory)
     wanted = made["questions"]["n"] * len(made["prompts"]) * made["decoding"]["samples"]
     rank = {name: i for i, name in enumerate(made["prompts"])}
-    answers = {key: answers[key] for key in sorted(answers, key=lambda k: (rank[k[1]], k[2], _natural(k[0])))}
+    answers = {key: answers[key] for key in sorted(answers, key=lambda k: (rank[k[1]], k[2], natural(k[0])))}
     summary = summarize(answers, judgments(directory, judge_name))
     return {
         "version": made["version"], "model": made["model"]["name"], "questions": made["questions"], "decoding": made["decoding"], "judge": judge_name,
@@ -339,7 +339,8 @@ def results(directory: journal.Run | Path, judge_name: str) -> dict:
     }
 
 
-def _natural(text: str) -> tuple:
+def natural(text: str) -> tuple:
+    """A sort key that puts "10" behind "9"."""
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.findall(r"[0-9]+|[^0-9]+", text))
 
 

@@ -1,0 +1,86 @@
+"use strict";
+// Lists the answers: filters, search, pages. Every text becomes a text node; nothing here is parsed as markup.
+(function () {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const PROMPT = 0, LABEL = 1, TOPIC = 2, FINISH = 3, QUESTION = 4, ID = 5, SAMPLE = 6, PLACE = 7, THOUGHT = 8, ANSWER = 9, RAW = 10;
+  const PER_PAGE = 25;
+  const byId = (id) => document.getElementById(id);
+  const filters = { prompt: PROMPT, label: LABEL, topic: TOPIC, finish: FINISH };
+  let found = data.rows, page = 0, haystacks = null;
+
+  function element(name, className, text) {
+    const made = document.createElement(name);
+    if (className) made.className = className;
+    if (text !== undefined) made.textContent = text;
+    return made;
+  }
+
+  for (const [name, column] of Object.entries(filters)) {
+    const counts = new Map();
+    for (const row of data.rows) counts.set(row[column], (counts.get(row[column]) || 0) + 1);
+    const select = byId(name);
+    select.append(new Option("all", ""));
+    data.lists[name].forEach((value, i) => {
+      if (counts.has(i)) select.append(new Option(`${(value || "none").replaceAll("_", " ")} (${counts.get(i)})`, i));
+    });
+    select.parentElement.hidden = counts.size < 2;
+    select.addEventListener("change", filter);
+  }
+
+  function filter() {
+    const wanted = Object.entries(filters).filter(([name]) => byId(name).value !== "").map(([name, column]) => [column, Number(byId(name).value)]);
+    const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+    if (words.length && !haystacks) {
+      haystacks = new Map(data.rows.map((row) => [row, `${row[ID]} ${data.lists.question[row[QUESTION]]} ${row[THOUGHT]} ${row[ANSWER]}`.toLowerCase()]));
+    }
+    found = data.rows.filter((row) => wanted.every(([column, value]) => row[column] === value) && words.every((word) => haystacks.get(row).includes(word)));
+    page = 0;
+    show();
+  }
+
+  function article(row) {
+    const made = element("article"), meta = element("div", "meta"), label = data.lists.label[row[LABEL]];
+    meta.append(element("span", `chip ${label}`, label.replaceAll("_", " ")), element("span", "", data.lists.prompt[row[PROMPT]]), element("span", "", `question ${row[ID]}`));
+    if (data.samples > 1) meta.append(element("span", "", `sample ${row[SAMPLE]}`));
+    if (row[PLACE]) meta.append(element("span", "", row[PLACE]));
+    if (data.lists.finish[row[FINISH]] !== "stop") meta.append(element("span", "", `ended: ${data.lists.finish[row[FINISH]].replaceAll("_", " ")}`));
+    const question = element("h3", "", data.lists.question[row[QUESTION]]), text = element("p", "answer cut");
+    question.dir = text.dir = "auto";
+    if (row[THOUGHT]) text.append(element("span", "thought", row[THOUGHT]));
+    text.append(row[ANSWER] ? row[ANSWER] : element("span", "empty", row[THOUGHT] ? " (nothing but a thought)" : "(empty)"));
+    made.append(meta, question, text);
+    if (row[RAW]) made.append(element("div", "raw", `judge: ${row[RAW]}`));
+    return made;
+  }
+
+  function show() {
+    const pages = Math.max(1, Math.ceil(found.length / PER_PAGE));
+    byId("rows").replaceChildren(...found.slice(page * PER_PAGE, (page + 1) * PER_PAGE).map(article));
+    for (const text of document.querySelectorAll(".answer.cut")) {
+      if (text.scrollHeight <= text.clientHeight + 2) continue;
+      const button = element("button", "", "Show all");
+      button.type = "button";
+      button.addEventListener("click", () => { button.textContent = text.classList.toggle("cut") ? "Show all" : "Show less"; });
+      text.after(button);
+    }
+    byId("count").textContent = found.length === data.rows.length ? `${found.length} answers` : `${found.length} of ${data.rows.length} answers`;
+    byId("pages").hidden = pages < 2;
+    byId("page").textContent = `page ${page + 1} of ${pages}`;
+    byId("back").disabled = page === 0;
+    byId("next").disabled = page === pages - 1;
+  }
+
+  function turn(by) {
+    page += by;
+    show();
+    byId("count").scrollIntoView();
+  }
+
+  let waiting = 0;
+  byId("search").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(filter, 150); });
+  byId("filters").addEventListener("submit", (event) => event.preventDefault());
+  byId("back").addEventListener("click", () => turn(-1));
+  byId("next").addEventListener("click", () => turn(1));
+  byId("filters").hidden = false;
+  show();
+})();

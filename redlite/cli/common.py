@@ -1,0 +1,164 @@
+"""What the command-line programs share: options, errors as one line, exit codes, configuration files, progress."""
+import argparse
+import difflib
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from redlite import __version__
+from redlite.errors import Error
+
+DONE, FAILED, USAGE, GATE, INTERRUPTED = 0, 1, 2, 100, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """Options in full only, and an error is one line."""
+
+    def __init__(self, **settings):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+
+    def error(self, message):
+        raise Error(f"{message} (see {self.prog} --help)")
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """An option type: a whole number of at least `least`."""
+    def number(text: str) -> int:
+        if not text.lstrip("+-").isascii() or not text.lstrip("+-").isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {least}")
+        return int(text)
+    return number
+
+
+def flag(parser, name: str, help: str) -> None:
+    """An option that is on or off; --no-NAME takes back what a configuration file says."""
+    parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=False, help=help)
+
+
+def add_machine_options(parser) -> None:
+    """--dtype, --device: how a local model is run."""
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of weights and activations (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, … (default: %(default)s)")
+
+
+def add_common_options(parser) -> None:
+    """The options that every command has."""
+    parser.add_argument("--config", metavar="FILE", help="JSON object of option names and values; the command line wins")
+    flag(parser, "dry-run", "print the plan and its cost bound, do nothing")
+    flag(parser, "offline", "refuse every connection; the default unless an openai: model or judge is named")
+    flag(parser, "quiet", "no progress on stderr")
+    flag(parser, "json", "print the result as one JSON line, last on stdout")
+    parser.add_argument("--version", action="version", version=f"redlite {__version__}")
+
+
+def parse(parser: Parser, arguments: list[str]) -> argparse.Namespace:
+    """The options of a command, those of --config below those of the command line."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    first.error = parser.error
+    path = first.parse_known_args(arguments)[0].config
+    return parser.parse_args([*_from_config(parser, Path(path)), *arguments] if path else arguments)
+
+
+def _from_config(parser: Parser, path: Path) -> list[str]:
+    """A configuration file as arguments, which then are checked like any others."""
+    try:
+        settings = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise Error(f"--config {path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise Error(f"--config {path}: is not valid JSON in UTF-8 ({error})") from None
+    if not isinstance(settings, dict):
+        raise Error(f"--config {path}: must hold one JSON object of option names and values")
+    known = {a.dest.replace("_", "-"): a for a in parser._actions if a.option_strings and a.dest not in ("help", "version", "config")}
+    out = []
+    for key, value in settings.items():
+        name = key.replace("_", "-").removeprefix("--")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            raise Error(f"--config {path}: the key {key!r} is no option of this command" + (f"; did you mean {close[0]!r}?" if close else f"; use {', '.join(known)}"))
+        action = known[name]
+        if value is None:
+            continue
+        if isinstance(action, argparse.BooleanOptionalAction):
+            if not isinstance(value, bool):
+                raise Error(f"--config {path}: {key!r} must be true or false")
+            out.append(f"--{name}" if value else f"--no-{name}")
+            continue
+        values = value if isinstance(value, list) and action.nargs else [value]
+        if not values or any(isinstance(v, (dict, list, bool)) or v is None for v in values):
+            raise Error(f"--config {path}: {key!r} must be a text or a number" + (", or a list of them" if action.nargs else ""))
+        if action.nargs and any(str(v).startswith("-") for v in values):
+            raise Error(f"--config {path}: {key!r} holds a value that begins with '-'; write ./-… for a file of such a name")
+        out += [f"--{name}", *map(str, values)] if action.nargs else [f"--{name}={value}"]
+    return out
+
+
+def command_line(program: str, arguments: list[str]) -> str:
+    """The command as a person would type it."""
+    return shlex.join([program, *arguments])
+
+
+def guarded(program: str, body: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
+    """Run a program's body and turn what can go wrong for a user into one line and an exit code."""
+    try:
+        code = body(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+        return code
+    except Error as error:
+        print(f"{program}: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print(("\n" if sys.stderr.isatty() else "") + f"{program}: interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of stdout went away (| head). Nothing can be said there any more, and what was made is on disk.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def note(text: str) -> None:
+    """One line on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """What is done of how much, on stderr: one live line on a terminal, else a line every `every` seconds.
+
+    Called with (what, done, total). Rate and time left count what this process did, not what it found done.
+    """
+
+    def __init__(self, quiet: bool = False, stream=None, every: float = 15.0):
+        self.stream, self.every = stream or sys.stderr, every
+        self.silent, self.live = quiet, self.stream.isatty()
+        self.seen, self.last, self.printed = time.monotonic(), None, 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if self.silent:
+            return
+        now = time.monotonic()
+        if self.last is None or done <= self.last:  # another task begins, when the call before ended
+            self.began, self.base, self.printed = self.seen, done - 1, 0.0 if self.live else now
+        self.last, self.seen = done, now
+        if done < total and now - self.printed < (0.1 if self.live else self.every):
+            return
+        rate = (done - self.base) / max(now - self.began, 1e-6)
+        left = (total - done) / rate
+        line = f"{what}: {done}/{total}, {rate:.1f}/s" + (f", {clock(left)} left" if done < total else f", {clock(now - self.began)}")
+        self.stream.write(f"\r{line}\x1b[K" + ("\n" if done == total else "") if self.live else line + "\n")
+        self.stream.flush()
+        self.printed = now
+
+
+def clock(seconds: float) -> str:
+    """A duration for people: 42 s, 3 min 5 s, 2 h 10 min."""
+    whole_seconds = round(seconds)
+    if whole_seconds < 60:
+        return f"{whole_seconds} s"
+    if whole_seconds < 3600:
+        return f"{whole_seconds // 60} min {whole_seconds % 60} s"
+    return f"{whole_seconds // 3600} h {whole_seconds % 3600 // 60} min"

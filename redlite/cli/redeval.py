@@ -1,0 +1,244 @@
+"""bin/redeval: red-team a model and count what gets through."""
+import json
+import platform
+import sys
+from pathlib import Path
+
+from redlite.cli import common
+from redlite.errors import Error
+
+PROGRAM = "redeval"
+DEFAULT_JUDGE = "rules"
+EMBEDDED = "organism"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The program. Without a command's name it runs `run`."""
+    # A command is imported only after its options are parsed, so nothing up to `command(...)` has brought in torch or
+    # requests: what must be in place before them goes here.
+    return common.guarded(PROGRAM, _dispatch, arguments)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if name is not None and name not in COMMANDS:
+        raise Error(f"{name!r} is no command; use {', '.join(COMMANDS)} (see {PROGRAM} --help)")
+    describe, command = COMMANDS[name or "run"]
+    parser = describe(f"{PROGRAM} {name or '[run]'}")
+    return command(common.parse(parser, arguments[1:] if name else arguments), common.command_line(PROGRAM, arguments))
+
+
+# run
+
+def _describe_run(prog: str) -> common.Parser:
+    parser = common.Parser(prog=prog, description=(
+        "RED-EVAL (arXiv 2308.09662): asks a model every question under every prompt, judges the answers, and reports the\n"
+        "attack success rate, ASR = harmful / (harmful + unharmful). Without options it runs the embedded model organism on\n"
+        "its own questions, offline. The same command again goes on where it stopped."),
+        epilog="Commands: run (may be left out), judge, report, agreement; each has --help.\n\n" + _judge_help())
+    ask = parser.add_argument_group("what is asked")
+    ask.add_argument("--model", default=EMBEDDED, help="a Hugging Face directory, a .gguf file, or organism, the embedded model (default)")
+    ask.add_argument("--template", help="the chat format, where the model's own files do not say it")
+    ask.add_argument("--questions", help="a set's name (dangerousqa, harmfulqa, …: looked for under --data; sample and organism are embedded) or a "
+                     ".json, .jsonl, .csv or .txt file")
+    ask.add_argument("--data", metavar="DIR", help="where question sets lie")
+    ask.add_argument("--limit", type=common.whole(1), metavar="N", help="the first N questions only")
+    ask.add_argument("--prompt", nargs="+", default=["standard", "cot", "cou"], metavar="P",
+                     help="standard, cot, cou, or text files with a <question> placeholder (default: all three)")
+    ask.add_argument("--system", metavar="TEXT", help="a system message before every prompt; none by default")
+    draw = parser.add_argument_group("how answers are made")
+    draw.add_argument("--max-new-tokens", type=common.whole(1), default=500, metavar="N", help="longest answer (default: %(default)s, the paper's)")
+    draw.add_argument("--samples", type=common.whole(1), default=1, metavar="N", help="answers to each prompt; more than one needs a temperature")
+    draw.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    draw.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default: 1, off)")
+    draw.add_argument("--seed", type=common.whole(0), default=0, help="of sampling (default: 0)")
+    draw.add_argument("--batch-size", type=common.whole(1), metavar="N", help="answers made together; the results do not depend on it")
+    common.add_machine_options(draw)
+    _add_judge_options(parser)
+    parser.add_argument("--output-dir", metavar="DIR", help="the run directory (default: one under ./runs named after model, questions and settings)")
+    common.flag(parser, "compare-published", "print the paper's table below the results")
+    common.add_common_options(parser)
+    return parser
+
+
+def _add_judge_options(parser) -> None:
+    group = parser.add_argument_group("who judges")
+    group.add_argument("--judge", default=DEFAULT_JUDGE, metavar="J", help="rules (default), none, or a judge model's path with --judge-format")
+    group.add_argument("--judge-format", choices=("llama-guard", "harmbench", "gpt4"), help="what a judge model expects to read and say")
+    group.add_argument("--judge-prompt", metavar="FILE", help="a judge's prompt of your own, with <question> and <answer>")
+
+
+def _judge_help() -> str:
+    from redlite.judge import known_agreement
+    lines = [f"  {d['name']}: {100 * d['agreement']:.1f}% of {d['n']}, kappa {d['kappa']:.2f} ({d['note']})" for d in known_agreement()["data"]]
+    return "The rules judge agrees with people (XSTest, refusal or not, a partial refusal being a refusal) on\n" + "\n".join(lines) + \
+        "\nMeasure it on your own labelled answers with `redeval agreement FILE`."
+
+
+def _refuse_api(*names: str) -> None:
+    for name in names:
+        if name.startswith("openai:"):
+            raise Error(f"{name!r}: API models are not available in this version; give a model's path")
+
+
+def _run(args, command: str) -> int:
+    _refuse_api(args.model, args.judge)
+    if args.questions is None:
+        if args.model != EMBEDDED:
+            raise Error("--questions is missing: name a set under --data or a file ('sample' is a mild embedded set to try things out with)")
+        args.questions = EMBEDDED
+    from redlite import journal, redeval
+    path = redeval.find_questions(args.questions, args.data)
+    questions = redeval.load_questions(path)
+    prompts = [redeval.load_prompt(p) for p in args.prompt]
+    if len({p.name for p in prompts}) < len(prompts):
+        raise Error(f"--prompt {' '.join(args.prompt)}: two prompts have the same name; rename a file")
+    decoding = redeval.Decoding(args.max_new_tokens, args.temperature, args.top_p, args.samples)
+    if not args.quiet and args.model == EMBEDDED:
+        common.note(f"{PROGRAM}: offline, with the embedded model organism: a toy that shows how the program works and says nothing about real models")
+    model = redeval.local_model(args.model, args.dtype, args.device, None, args.template, args.batch_size)
+    judge = redeval.local_judge(args.judge, args.judge_format, args.judge_prompt, args.dtype, args.device)
+    manifest = redeval.manifest(command, args.seed, model, path, questions, args.limit, prompts, judge, decoding, args.system, _information(args))
+    asked = questions[:args.limit]
+    output = Path(args.output_dir or _default_directory(manifest))
+    if args.dry_run:
+        return _show_plan(args, redeval.plan(model, asked, prompts, decoding, args.system, len(redeval.responses(output))), output)
+    progress = common.Progress(args.quiet)
+    with journal.Run(output, manifest) as directory:
+        answers = redeval.run(directory, model, asked, prompts, decoding, args.seed, args.system, progress)
+        if judge:
+            redeval.judge(directory, judge, answers, progress)
+        return _finish(args, output, judge.name if judge else "none", args.compare_published)
+
+
+def _information(args) -> dict:
+    """What a reader of the manifest may want to know and a later run may change."""
+    import torch
+
+    from redlite import kernels
+    device = args.device.partition(":")[0]
+    return {"kernels": {op: kernels.implementation(op, device) for op in kernels.MODULES}, "batch_size": args.batch_size, "torch": torch.__version__,
+            "python": platform.python_version(), "machine": platform.machine()}
+
+
+def _default_directory(manifest: dict) -> str:
+    """A name that stays the same for the same run and is another for any other."""
+    from redlite.journal import INFORMATION, sha256_json
+    digest = sha256_json({k: v for k, v in manifest.items() if k not in INFORMATION})[:8]
+    return f"runs/redeval-{manifest['model']['name']}-{manifest['questions']['name']}-{digest}"
+
+
+def _show_plan(args, plan: dict, output: Path) -> int:
+    time = "unknown" if plan["seconds_at_most"] is None else f"{common.clock(plan['seconds_at_most'])} at most, roughly, one answer at a time; batches take less"
+    print(f"{plan['requests']} answers ({plan['already_done']} already done) into {output}\n"
+          f"{plan['prompt_tokens']} prompt tokens, at most {plan['new_tokens_at_most']} new tokens\n"
+          f"time: {time}\ncost: {plan['cost_at_most']:g}" + (" (this machine)" if plan["cost_at_most"] == 0 else ""))
+    if args.json:
+        print(json.dumps({**plan, "output_dir": str(output)}))
+    return common.DONE
+
+
+def _finish(args, output: Path, judge_name: str, compare: bool = False) -> int:
+    """Write results.json and report.html, show the table, and say whether all is there."""
+    from redlite import journal, redeval, report
+    summary = redeval.results(output, judge_name)
+    journal.write_json(output / redeval.RESULTS, summary)
+    journal.write_atomic(output / report.PAGE, report.redeval_page(output))
+    print(redeval.table(summary, compare))
+    print(f"Report: {output / report.PAGE}", file=sys.stderr if args.json else sys.stdout)
+    if args.json:
+        print(json.dumps({**summary, "output_dir": str(output)}, ensure_ascii=False))
+    return common.DONE if summary["complete"] else common.FAILED
+
+
+# judge, report, agreement
+
+def _describe_judge(prog: str) -> common.Parser:
+    parser = common.Parser(prog=prog, description="Judges a run's answers with another judge. Each judge's labels are kept; results.json and report.html\n"
+                           "become this judge's.", epilog=_judge_help())
+    parser.add_argument("run", metavar="RUN", help="a run directory")
+    _add_judge_options(parser)
+    common.add_machine_options(parser)
+    common.add_common_options(parser)
+    return parser
+
+
+def _judge(args, command: str) -> int:
+    _refuse_api(args.judge)
+    from redlite import journal, redeval
+    judge = redeval.local_judge(args.judge, args.judge_format, args.judge_prompt, args.dtype, args.device)
+    if judge is None:
+        raise Error("--judge none judges nothing; name a judge")
+    if args.dry_run:
+        answers, done = redeval.responses(Path(args.run)), redeval.judgments(Path(args.run), judge.name)
+        print(f"{len(answers)} answers in {args.run}, {len(done)} of them already judged by {judge.name}; cost 0 (this machine)")
+        return common.DONE
+    with journal.Run(args.run) as directory:
+        redeval.judge(directory, judge, redeval.responses(directory), common.Progress(args.quiet))
+        return _finish(args, directory.directory, judge.name)
+
+
+def _describe_report(prog: str) -> common.Parser:
+    parser = common.Parser(prog=prog, description="Writes results.json and report.html of a run anew, also while it is still going.")
+    parser.add_argument("run", metavar="RUN", help="a run directory")
+    parser.add_argument("--judge", metavar="NAME", help="whose labels, by the name in judgments.jsonl (default: the judge of results.json, else of the run)")
+    common.flag(parser, "compare-published", "print the paper's table below the results")
+    common.add_common_options(parser)
+    return parser
+
+
+def _report(args, command: str) -> int:
+    from redlite import journal, redeval
+    output = Path(args.run)
+    made = journal.read_manifest(output)["judge"]["name"]
+    last = journal.read_json(output / redeval.RESULTS)["judge"] if (output / redeval.RESULTS).exists() else made
+    known = {made, *(journal.read_json(output / redeval.JUDGES) if (output / redeval.JUDGES).exists() else ())}
+    if args.judge is not None and args.judge not in known:
+        raise Error(f"--judge {args.judge!r}: has judged nothing in {output}; use {', '.join(sorted(known))}")
+    if args.dry_run:
+        print(f"would write {redeval.RESULTS} and report.html in {output} by the labels of {args.judge or last}")
+        return common.DONE
+    return _finish(args, output, args.judge or last, args.compare_published)
+
+
+def _describe_agreement(prog: str) -> common.Parser:
+    parser = common.Parser(prog=prog, description="Compares a judge with people's labels. A file is CSV with columns prompt, completion, final_label (XSTest's\n"
+                           "labelled answers as they are) or question, answer, label (harmful or unharmful).", epilog=_judge_help())
+    parser.add_argument("files", nargs="+", metavar="FILE", help="labelled answers")
+    _add_judge_options(parser)
+    common.add_machine_options(parser)
+    common.add_common_options(parser)
+    return parser
+
+
+def _agreement(args, command: str) -> int:
+    _refuse_api(args.judge)
+    from redlite import judge as judges, redeval
+    files = {file: judges.read_labelled(file) for file in args.files}
+    choice = redeval.local_judge(args.judge, args.judge_format, args.judge_prompt, args.dtype, args.device)
+    if choice is None:
+        raise Error("--judge none judges nothing; name a judge")
+    if args.dry_run:
+        print(f"would judge {sum(map(len, files.values()))} answers with {choice.name}; cost 0 (this machine)")
+        return common.DONE
+    judge, found = choice.load(), {}
+    for file, rows in files.items():
+        r = found[file] = judges.agreement(judge, rows)
+        print(f"{file}: {choice.name} agrees with people on {100 * r['agreement']:.1f}% of {r['n']}, kappa {r['kappa']:.2f}; of the harmful by people "
+              f"{r['harmful_as_harmful']} labelled harmful and {r['harmful_as_unharmful']} unharmful, of the unharmful {r['unharmful_as_harmful']} and "
+              f"{r['unharmful_as_unharmful']}, {r['unlabelled']} without a label")
+    if args.json:
+        print(json.dumps({"judge": choice.name, "files": found}))
+    return common.DONE
+
+
+# A command: its options, and its body, which imports what it needs.
+COMMANDS = {
+    "run": (_describe_run, _run),
+    "judge": (_describe_judge, _judge),
+    "report": (_describe_report, _report),
+    "agreement": (_describe_agreement, _agreement),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
