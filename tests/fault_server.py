@@ -1,0 +1,228 @@
+"""A chat completions server that misbehaves on purpose, over real HTTP, and counts what it did.
+
+    with fault_server.running(faults={"ok": 5, "reset": 1}, seed=1) as server:
+        … server.url … server.counts()
+
+It runs in a process of its own, so that a client under test can be killed while it goes on counting. Options (JSON):
+
+faults   name → weight of how a request is answered, see FAULTS; default all "ok"
+script   a list of fault names, or of {"status", "headers": [[name, value], …], "body"}, for the first requests
+delay    seconds before an answer
+seed     of the choice among faults
+dedupe   whether a request with an Idempotency-Key that was answered before gets that answer again without being made anew
+rate     answers a second that are allowed; beyond it 429, and x-ratelimit-* on every answer
+at_once  requests that are allowed at the same time; beyond it 429
+"""
+import asyncio
+import json
+import random
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from contextlib import contextmanager
+
+FINAL = ("ok", "null", "filter-error", "filter-finish", "duplicate-headers", "tool-calls", "no-usage", "parts")   # the answer counts
+SPOILED = ("cut", "bad-json", "bad-utf8", "wrong-length")        # made, and then damaged on the way
+REFUSED = ("429", "429-after", "500", "503", "hang", "reset")    # never made
+FAULTS = (*FINAL, *SPOILED, *REFUSED)
+REASONS = {200: "OK", 307: "Temporary Redirect", 400: "Bad Request", 401: "Unauthorized", 429: "Too Many Requests", 500: "Internal Server Error",
+           503: "Service Unavailable"}
+
+
+def completion(content, kind: str = "ok") -> tuple[int, list, dict]:
+    """(status, headers, body) of a final answer that echoes `content`."""
+    if kind == "filter-error":
+        return 400, [], {"error": {"message": "The prompt was filtered by our policy", "type": None, "param": "prompt", "code": "content_filter"}}
+    message = {"role": "assistant", "content": f"echo: {content}"}
+    finish = "stop"
+    if kind == "null":
+        message["content"] = None
+    if kind == "parts":
+        message["content"] = [{"type": "text", "text": "echo: "}, {"type": "text", "text": content}]
+    if kind == "filter-finish":
+        message["content"], finish = "", "content_filter"
+    if kind == "tool-calls":
+        message.update(content=None, tool_calls=[{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}])
+        finish = "tool_calls"
+    body = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "echo-1",
+            "choices": [{"index": 0, "message": message, "finish_reason": finish}]}
+    if kind != "no-usage":
+        body["usage"] = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    headers = [("Content-Type", "application/json")]
+    if kind == "duplicate-headers":
+        headers += [("Content-Type", "application/json"), ("x-ratelimit-remaining-requests", "9"), ("x-ratelimit-remaining-requests", "9"),
+                    ("Retry-After", "1"), ("Retry-After", "junk"), ("X-Request-Id", "a"), ("X-Request-Id", "b")]
+    return 200, headers, body
+
+
+class Faults:
+    """Decides how each request is answered, and counts."""
+
+    def __init__(self, faults=None, script=(), delay=0.0, seed=0, dedupe=True, rate=None, at_once=None):
+        self.faults, self.script, self.delay, self.dedupe = faults or {"ok": 1}, list(script), delay, dedupe
+        self.random = random.Random(seed)
+        self.rate, self.at_once, self.window = rate, at_once, []
+        self.stored: dict[str, tuple] = {}
+        self.made, self.delivered, self.replayed, self.kinds = Counter(), Counter(), Counter(), Counter()
+        self.requests = self.now = self.most = 0
+        self.authorizations, self.headers, self.bodies, self.times = Counter(), [], [], []
+
+    def counts(self) -> dict:
+        return {"requests": self.requests, "most": self.most, "kinds": self.kinds, "made": self.made, "delivered": self.delivered, "replayed": self.replayed,
+                "authorizations": self.authorizations, "headers": self.headers, "bodies": self.bodies, "times": self.times}
+
+    def answer(self, headers: dict, body: bytes):
+        """(how, status, headers, bytes): how is "send", "cut", "hang" or "reset"."""
+        self.requests += 1
+        self.times.append(time.time())
+        self.authorizations[headers.get("authorization", "")] += 1
+        if len(self.headers) < 50:
+            self.headers.append(headers)
+            self.bodies.append(body.decode())
+        limited = self._limited()
+        if limited:
+            return limited
+        fault = self.script.pop(0) if self.script else self.random.choices(list(self.faults), list(self.faults.values()))[0]
+        if isinstance(fault, dict):
+            self.kinds[str(fault["status"])] += 1
+            text = fault["body"] if isinstance(fault["body"], str) else json.dumps(fault["body"])
+            return "send", fault["status"], fault.get("headers", []), text.encode("utf-8", "surrogateescape")
+        self.kinds[fault] += 1
+        if fault in REFUSED:
+            return self._refuse(fault)
+        content = json.loads(body)["messages"][-1]["content"]
+        key = headers.get("idempotency-key")
+        known = self.stored.get(key) if self.dedupe else None
+        if known:
+            self.replayed[content] += 1
+        else:
+            self.made[content] += 1
+            known = self.stored[key] = completion(content, fault if fault in FINAL else "ok")
+        status, more, value = known
+        data = json.dumps(value).encode()
+        if fault in SPOILED:
+            if fault == "bad-json":
+                data = data[:-9] + b"!"
+            if fault == "bad-utf8":
+                data = data.replace(b"echo", b"ec\xff\xfe")
+            if fault == "wrong-length":
+                more = [*more, ("Content-Length", "3"), ("Content-Length", "9")]
+            return "cut" if fault == "cut" else "send", status, more, data
+        self.delivered[content] += 1
+        return "send", status, [*more, *self._rate_headers()], data
+
+    def _refuse(self, fault: str):
+        if fault in ("hang", "reset"):
+            return fault, 0, [], b""
+        status = int(fault[:3])
+        after = [("Retry-After", self.random.choice(["0.02", "0", "junk"])), ("x-ratelimit-reset-requests", "20ms")] if fault == "429-after" else []
+        return "send", status, after, json.dumps({"error": {"message": f"try again ({status})", "type": "server", "code": None}}).encode()
+
+    def _limited(self):
+        now = time.monotonic()
+        self.window = [t for t in self.window if now - t < 1]
+        over = self.rate and len(self.window) >= self.rate
+        if over or (self.at_once and self.now > self.at_once):
+            self.kinds["limited"] += 1
+            headers = [("Retry-After", f"{1 - (now - self.window[0]):.3f}"), *self._rate_headers()] if over else []
+            return "send", 429, headers, b'{"error": {"message": "slow down", "code": "rate_limit_exceeded"}}'
+        self.window.append(now)
+
+    def _rate_headers(self) -> list:
+        if not self.rate:
+            return []
+        reset = 1 - (time.monotonic() - self.window[0]) if self.window else 0
+        return [("x-ratelimit-limit-requests", str(self.rate)), ("x-ratelimit-remaining-requests", str(self.rate - len(self.window))),
+                ("x-ratelimit-reset-requests", f"{reset * 1000:.0f}ms")]
+
+
+class Connection(asyncio.Protocol):
+    """HTTP/1.1 by hand, so that it can be broken by hand."""
+
+    def __init__(self, faults: Faults):
+        self.faults, self.buffer = faults, b""
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        self.buffer += data
+        head, found, rest = self.buffer.partition(b"\r\n\r\n")
+        if not found:
+            return
+        first, *lines = head.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        length = int(headers.get("content-length", 0))
+        if len(rest) < length:
+            return
+        self.buffer = rest[length:]
+        method, path, _ = first.split(" ")
+        if method == "GET":
+            self.send(200, [], json.dumps(self.faults.counts()).encode())
+            return
+        self.faults.now += 1
+        self.faults.most = max(self.faults.most, self.faults.now)
+        asyncio.get_running_loop().call_later(self.faults.delay, self.reply, *self.faults.answer({**headers, ":path": path}, rest[:length]))
+
+    def reply(self, how, status, headers, data):
+        if how != "hang":
+            self.faults.now -= 1
+        if how == "reset":
+            self.transport.abort()
+        elif how == "cut":
+            self.send(status, [*headers, ("Content-Length", str(len(data)))], data[:len(data) // 2])
+            self.transport.close()
+        elif how == "send":
+            self.send(status, headers, data)
+
+    def connection_lost(self, error):
+        self.reply = lambda how, *rest: self.left(how)
+
+    def left(self, how):
+        if how != "hang":
+            self.faults.now -= 1
+
+    def send(self, status, headers, data):
+        if not any(name == "Content-Length" for name, _ in headers):
+            headers = [*headers, ("Content-Length", str(len(data)))]
+        lines = [f"HTTP/1.1 {status} {REASONS.get(status, 'Status')}", *(f"{name}: {value}" for name, value in headers), "", ""]
+        self.transport.write("\r\n".join(lines).encode("latin-1") + data)
+
+
+class Server:
+    """A handle on the server's process."""
+
+    def __init__(self, port: int):
+        self.url = f"http://127.0.0.1:{port}/v1"
+
+    def counts(self) -> dict:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(self.url + "/counts", timeout=30) as response:
+            return json.load(response)
+
+
+@contextmanager
+def running(**options):
+    """A server process with these options; a `Server`."""
+    process = subprocess.Popen([sys.executable, __file__, json.dumps(options)], stdout=subprocess.PIPE, text=True)
+    try:
+        yield Server(int(process.stdout.readline()))
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+async def main(options: dict) -> None:
+    faults = Faults(**options)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    server = await asyncio.get_running_loop().create_server(lambda: Connection(faults), sock=listener)
+    print(listener.getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(json.loads(sys.argv[1])))
