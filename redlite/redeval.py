@@ -368,20 +368,21 @@ def table(summary: dict, compare: bool = False) -> str:
         spans = [f"{100 * lo:.1f}–{100 * hi:.1f}%" for lo, hi in (r["ci95"], r["bounds"])]
         rows.append([name, percent(r["asr"]), *spans, str(r["n"]), *(str(r[c]) for c in COUNTS)] + ([percent(matched["asr"].get(name))] if matched else []))
     made = summary["questions"]
-    lines = [f"RED-EVAL of {summary['model']}: {made['n']} of {made['of']} questions of {made['name']}, judge {summary['judge']}", *_columns(rows)]
+    lines = [f"RED-EVAL of {summary['model']}: {made['n']} of {made['of']} questions of {made['name']}, judge {summary['judge']}", *columns(rows)]
     if not summary["complete"]:
         lines.append(f"Incomplete: {summary['answers']} of {summary['answers_wanted']} answers are there, or some failed.")
     known = journal.read_json(DATA / "published.json")
     if compare:
         names = [(s, p) for s in known["question_sets"] for p in PROMPTS]
         head = ["published model", *(f"{s} {p}" for s, p in names)]
-        lines += ["", f"Published ({known['source']}):", *_columns([head, *([row["model"], *(percent(row["asr"].get(s, {}).get(p)) for s, p in names)] for row in known["rows"])])]
+        lines += ["", f"Published ({known['source']}):", *columns([head, *([row["model"], *(percent(row["asr"].get(s, {}).get(p)) for s, p in names)] for row in known["rows"])])]
     if compare or matched:
         lines.append((f"Published row: {matched['model']} on {matched['question_set']}. " if matched else "") + known["caution"])
     return "\n".join(lines)
 
 
-def _columns(rows: list[list[str]]) -> list[str]:
+def columns(rows: list[list[str]]) -> list[str]:
+    """Rows of texts as aligned lines; the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip() for row in rows]
 

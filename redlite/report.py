@@ -25,25 +25,29 @@ def redeval_page(directory) -> str:
     answers, labelled = redeval.responses(directory), redeval.judgments(directory, summary["judge"])
     sections = [
         _cautions(summary),
-        _section("Attack success rate", _tiles(summary) + _by_prompt(summary)),
-        _section("By topic", _by_topic(summary)) if any(r["by_topic"] for r in summary["prompts"].values()) else "",
-        _section("Other judges of the same answers", _other_judges(directory, summary)) if _others(directory, summary) else "",
-        _section("Published figures", _published(summary)),
-        _section("How it was run", _how(made, summary)),
-        _section("Answers", _ANSWERS),
+        section("Attack success rate", _tiles(summary) + _by_prompt(summary)),
+        section("By topic", _by_topic(summary)) if any(r["by_topic"] for r in summary["prompts"].values()) else "",
+        section("Other judges of the same answers", _other_judges(directory, summary)) if _others(directory, summary) else "",
+        section("Published figures", _published(summary)),
+        section("How it was run", _how(made, summary)),
+        section("Answers", _ANSWERS),
     ]
     lead = f"{summary['questions']['n']} questions of {summary['questions']['name']} × {len(made['prompts'])} prompts, {summary['answers']} answers, judged by {summary['judge']}"
     return document(f"RED-EVAL of {summary['model']}", lead, "".join(sections), _rows(summary, answers, labelled))
 
 
 def document(title: str, lead: str, body: str, data) -> str:
-    """A whole page. title, lead: plain text; body: markup, escaped where it is made; data: JSON for the page's script."""
+    """A whole page. title, lead: plain text; body: markup, escaped where it is made; data: JSON for the page's script, None for a page without one."""
     style, script = ((ASSETS / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
+    allowed, scripts = "'none'", ""
+    if data is not None:
+        allowed = f"'{_hash(script)}'"
+        scripts = f'<script type="application/json" id="data">{json_block(data)}</script>\n<script>{script}</script>\n'
+    policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src {allowed}; base-uri 'none'; form-action 'none'"
     return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light dark">\n'
             f'<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n<header>\n<h1>{escape(title)}</h1>\n<p>{escape(lead)}</p>\n</header>\n'
-            f'<main>\n{body}</main>\n<script type="application/json" id="data">{json_block(data)}</script>\n<script>{script}</script>\n</body>\n</html>\n')
+            f'<main>\n{body}</main>\n{scripts}</body>\n</html>\n')
 
 
 def _hash(text: str) -> str:
@@ -58,7 +62,8 @@ def json_block(value) -> str:
     return text
 
 
-def _section(title: str, body: str) -> str:
+def section(title: str, body: str) -> str:
+    """A part of a page; `body` is markup."""
     return f"<section>\n<h2>{escape(title)}</h2>\n{body}</section>\n"
 
 

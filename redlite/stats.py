@@ -1,5 +1,5 @@
-"""Intervals for proportions, pure arithmetic."""
-from math import sqrt
+"""Intervals and tests for proportions and paired outcomes, pure arithmetic."""
+from math import comb, fsum, sqrt
 from statistics import NormalDist
 
 
@@ -28,3 +28,42 @@ def bounds(harmful: int, unharmful: int, unlabelled: int) -> tuple[float, float]
     """
     total = harmful + unharmful + unlabelled
     return (harmful / total, (harmful + unlabelled) / total) if total else (0.0, 1.0)
+
+
+def mean_stderr(values: list[float]) -> tuple[float, float | None]:
+    """The mean, and its standard error: sample standard deviation (n − 1) / √n; None for a single value."""
+    n = len(values)
+    mean = fsum(values) / n
+    return mean, sqrt(fsum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else None
+
+
+def bootstrap_difference(pairs: list[tuple[str, float, float]], seed: int = 0, resamples: int = 10_000, confidence: float = 0.95) -> tuple[float, float]:
+    """The percentile bootstrap interval of mean(b) − mean(a) over (unit, a, b).
+
+    Units are resampled whole (a question with all its prompts or samples), so answers to one question need not be
+    independent. Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+    """
+    import numpy as np
+    units: dict[str, list[float]] = {}
+    for unit, a, b in pairs:
+        total = units.setdefault(unit, [0.0, 0])
+        total[0] += b - a
+        total[1] += 1
+    sums, sizes = (np.array(column, dtype=np.float64) for column in zip(*units.values()))
+    generator, means = np.random.default_rng(seed), []
+    for start in range(0, resamples, 500):  # in blocks, to bound the memory
+        drawn = generator.integers(0, len(sums), (min(500, resamples - start), len(sums)))
+        means.append(sums[drawn].sum(1) / sizes[drawn].sum(1))
+    lo, hi = np.quantile(np.concatenate(means), ((1 - confidence) / 2, (1 + confidence) / 2))
+    return float(lo), float(hi)
+
+
+def mcnemar(wins: int, losses: int) -> float:
+    """The exact two-sided p-value of McNemar's test: that many discordant pairs fall so unevenly, were either side as likely.
+
+    Source: McNemar, Psychometrika 12 (1947) 153; exact binomial form.
+    """
+    n, k = wins + losses, min(wins, losses)
+    if n == 0:
+        return 1.0
+    return min(1.0, 2 * sum(comb(n, i) for i in range(k + 1)) / 2 ** n)

@@ -1,0 +1,393 @@
+"""Utility and over-refusal: tasks by the rules of lm-evaluation-harness 0.4.13 or of the paper's own evaluation code.
+
+A task module (hhh, truthfulqa, mmlu, bbh, xstest) loads files into `Task`s; `run` puts every request to the
+model, keeps each example's record as it finishes, and `results` counts, under lm-evaluation-harness's keys.
+
+A request is a context with a continuation to be scored, or a context to be continued. Encoding follows the harness:
+trailing spaces of a context move to its continuation; context and continuation are encoded together and split at the
+length of the context's own encoding; too long a context loses its beginning.
+"""
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+from redlite import journal, stats
+from redlite.errors import Error
+
+SUITES = ("hhh", "truthfulqa", "mmlu", "bbh", "xstest")
+PROTOCOLS = ("lm_eval", "paper")
+GENERATION_BATCH = 512  # prompts given to the engine at once: their ids are held together
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Ask for the log-probability of `continuation` after `context`."""
+    context: str
+    continuation: str
+
+
+@dataclass(frozen=True)
+class Continued:
+    """Ask for a greedy continuation of lead + shots + context, cut before the first of `stop`.
+
+    limit  shots are dropped from the last one on while the prompt has more tokens; 0 keeps them all
+    """
+    context: str
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    lead: str = ""
+    shots: tuple[str, ...] = ()
+    limit: int = 0
+
+
+@dataclass(frozen=True)
+class Example:
+    """id: unique in its task. document: what the file holds. requests: all Scored, or one Continued. target: for `Task.measure`.
+
+    category  where results are also given by category
+    """
+    id: str
+    document: dict
+    requests: tuple
+    target: object = None
+    category: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """name, version: lm-evaluation-harness's, where it has the task. metrics: result key → filter ("none", …).
+
+    measure  (example, answers) → {metric: value}; an answer is a log-probability (nats) or a text
+    groups   names of the groups whose size-weighted mean the task goes into
+    mean     "size": groups weigh examples alike; "task": groups weigh tasks alike
+    batch    tasks of the same non-empty batch are put to the model together, since they share contexts
+    """
+    name: str
+    version: float
+    examples: list[Example]
+    measure: Callable[[Example, list], dict[str, float]]
+    metrics: tuple[str, ...] = ("acc",)
+    filter: str = "none"
+    shots: int = 0
+    groups: tuple[str, ...] = ()
+    mean: str = "size"
+    batch: str = ""
+    whole: int = 0  # examples before any limit; 0: all that are here
+
+    def fingerprint(self) -> str:
+        """SHA-256 of every document and request, and their order."""
+        return journal.sha256_json([self.name, self.version, [[e.id, e.document, [vars(r) for r in e.requests]] for e in self.examples]])
+
+
+def subset(task: Task, count: int, seed: int | None = None) -> Task:
+    """The first `count` examples (as the harness limits), or with a seed a fixed sample of them, in the file's order."""
+    chosen = task.examples[:count]
+    if seed is not None:
+        ranked = sorted(task.examples, key=lambda e: journal.sha256_json([seed, task.name, e.id]))[:count]
+        keep = {e.id for e in ranked}
+        chosen = [e for e in task.examples if e.id in keep]
+    return Task(**{**vars(task), "examples": chosen, "whole": task.whole or len(task.examples)})
+
+
+def check(task: Task) -> Task:
+    """The task, if it has examples and their ids are unique; Error otherwise."""
+    if not task.examples:
+        raise Error(f"task {task.name}: its files hold no example")
+    seen = set()
+    for example in task.examples:
+        if example.id in seen:
+            raise Error(f"task {task.name}: the id {example.id!r} occurs twice; ids must be unique")
+        seen.add(example.id)
+    return task
+
+
+# Encoding
+
+class Encoder:
+    """Requests to token ids, by the harness's rules; or, with `chat`, the context as a user's message in the model's own format."""
+
+    def __init__(self, lm, chat: bool = False):
+        self.lm, self.chat = lm, chat
+        self.window = lm.engine.context_limit()
+        self.bos = [lm.tokenizer.bos_id] if lm.tokenizer.add_bos and lm.tokenizer.bos_id is not None else []
+        self._last: tuple[str, list[int]] = ("", [])
+
+    def _context(self, text: str) -> list[int]:
+        if self._last[0] != text or not self._last[1]:
+            if self.chat:
+                ids = self.lm.template.encode([{"role": "user", "content": text}], add_generation_prompt=True).ids
+            else:
+                ids = self.bos + self.lm.tokenizer.encode(text)
+            self._last = text, ids
+        return self._last[1]
+
+    def scored(self, request: Scored) -> tuple[list[int], list[int], int]:
+        """(context ids, continuation ids, tokens cut from the context's beginning)."""
+        context, continuation = request.context, request.continuation
+        if self.chat:
+            # The harness joins chat format and answer without a space between.
+            messages = [{"role": "user", "content": context}, {"role": "assistant", "content": continuation.lstrip(" ")}]
+            encoded = self.lm.template.encode(messages)
+            start = encoded.trained.index(True)
+            before, after = encoded.ids[:start], [i for i, t in zip(encoded.ids[start:], encoded.trained[start:]) if t]
+            while after and after[-1] in self.lm.stop_ids:
+                after.pop()
+        else:
+            kept = context.rstrip()
+            context, continuation = kept, context[len(kept):] + continuation
+            before = self._context(context)
+            after = (self.bos + self.lm.tokenizer.encode(context + continuation))[len(before):]
+        if not before:
+            before = [self._prefix_token()]
+        return self._fit(before, after)
+
+    def _prefix_token(self) -> int:
+        for token in (self.lm.tokenizer.bos_id, self.lm.tokenizer.eos_id):
+            if token is not None:
+                return token
+        raise Error("an empty context needs a BOS or EOS token, and the model has neither")
+
+    def _fit(self, before: list[int], after: list[int]) -> tuple[list[int], list[int], int]:
+        if len(after) > self.window:
+            raise Error(f"an answer of {len(after)} tokens does not fit the model's window of {self.window}; leave the example out")
+        cut = max(0, len(before) + len(after) - 1 - self.window)
+        return before[cut:], after, cut
+
+    def continued(self, request: Continued) -> tuple[list[int], int, int]:
+        """(prompt ids, tokens cut from its beginning, shots dropped); room is kept for all new tokens."""
+        shots = list(request.shots)
+        ids = self._context(request.lead + "".join(shots) + request.context)
+        while request.limit and shots and len(ids) > request.limit:
+            shots.pop()
+            ids = self._context(request.lead + "".join(shots) + request.context)
+        room = self.window - request.max_new_tokens
+        if room < 1:
+            raise Error(f"{request.max_new_tokens} new tokens leave no room for a prompt in the model's window of {self.window}")
+        cut = max(0, len(ids) - room)
+        return ids[cut:], cut, len(request.shots) - len(shots)
+
+
+# Running
+
+def ranks() -> tuple[int, int]:
+    """(this process's rank, how many there are): of torchrun, else (0, 1)."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def sample_file(task_name: str) -> str:
+    """Where the records of a task are kept, within a run directory."""
+    return f"samples_{task_name}.jsonl"
+
+
+def records(folder: Path, task_name: str) -> dict[str, dict]:
+    """The records of a task in a run directory by example id; those that other ranks left in its rank-N folders too."""
+    name, found = sample_file(task_name), {}
+    for path in (folder / name, *(other / name for other in sorted(folder.glob("rank-*")))):
+        for number, record in enumerate(journal.read_lines(path)[0], 1):
+            if not isinstance(record.get("id"), str) or not isinstance(record.get("metrics"), dict):
+                raise Error(f"{path}, line {number}: has no id or no metrics; delete the line to have it done again")
+            found.setdefault(record["id"], record)
+    return found
+
+
+def run(directory: journal.Run, folder: Path, lm_of: Callable[[], object], tasks: list[Task], chat: bool = False, progress=None,
+        rank: int = 0, world: int = 1) -> None:
+    """Put to the model what the run directory `folder` does not hold yet; every example's record is kept as it finishes.
+
+    directory    where this process writes: the run directory, or its rank-N folder
+    lm_of        gives the loaded model; called only if something is left to do
+    rank, world  this process's share: every world-th example
+    """
+    total = sum(len(t.examples) for t in tasks)
+    done, lm = 0, None
+    for _, together in groupby(tasks, key=lambda t: t.batch or t.name):
+        group, left = list(together), []
+        for task in group:
+            have = records(folder, task.name)
+            missing = [e for n, e in enumerate(task.examples) if e.id not in have and n % world == rank]
+            done += len(task.examples) - len(missing)
+            left += [(task, e) for e in missing]
+        if left:
+            lm = lm or lm_of()
+        for task, record in _answers(lm, left, chat):
+            directory.append(sample_file(task.name), record)
+            done += 1
+            if progress:
+                progress(task.name, min(done, total), total)
+
+
+def _answers(lm, left: list[tuple[Task, Example]], chat: bool) -> Iterator[tuple[Task, dict]]:
+    """Yield the task and record of each example as its last answer comes."""
+    scored = [(t, e) for t, e in left if isinstance(e.requests[0], Scored)]
+    continued = [(t, e) for t, e in left if isinstance(e.requests[0], Continued)]
+    encoder = Encoder(lm, chat) if left else None
+    if scored:
+        yield from _score(lm, encoder, scored)
+    for start in range(0, len(continued), GENERATION_BATCH):
+        yield from _continue(lm, encoder, continued[start:start + GENERATION_BATCH])
+
+
+def _score(lm, encoder: Encoder, work: list[tuple[Task, Example]]) -> Iterator[tuple[Task, dict]]:
+    from redlite import score
+    pairs, owners, cuts = [], [], []
+    for n, (task, example) in enumerate(work):
+        cuts.append(0)
+        for place, request in enumerate(example.requests):
+            try:
+                before, after, cut = encoder.scored(request)
+            except Error as error:
+                raise Error(f"task {task.name}, example {example.id}: {error}") from None
+            pairs.append((before, after))
+            owners.append((n, place))
+            cuts[n] = max(cuts[n], cut)
+    answers = [[None] * len(e.requests) for _, e in work]
+    missing = [len(e.requests) for _, e in work]
+    for i, result in score.stream(lm.model, pairs):
+        n, place = owners[i]
+        answers[n][place] = result
+        missing[n] -= 1
+        if not missing[n]:
+            task, example = work[n]
+            values = [a.logprob for a in answers[n]]
+            extra = {"logprobs": values, "greedy": [a.greedy for a in answers[n]]}
+            yield task, _record(task, example, values, extra, cuts[n])
+
+
+def _continue(lm, encoder: Encoder, work: list[tuple[Task, Example]]) -> Iterator[tuple[Task, dict]]:
+    prompts = []
+    for task, example in work:
+        try:
+            prompts.append(encoder.continued(example.requests[0]))
+        except Error as error:
+            raise Error(f"task {task.name}, example {example.id}: {error}") from None
+    settings = sorted({(e.requests[0].max_new_tokens, e.requests[0].stop) for _, e in work})
+    for new, stop in settings:
+        mine = [n for n, (_, e) in enumerate(work) if (e.requests[0].max_new_tokens, e.requests[0].stop) == (new, stop)]
+        for i, c in lm.stream([prompts[n][0] for n in mine], new, stop=stop):
+            task, example = work[mine[i]]
+            _, cut, dropped = prompts[mine[i]]
+            extra = {"text": c.text, "finish": c.finish, "completion_tokens": len(c.ids), "shots_dropped": dropped}
+            yield task, _record(task, example, [c.text], extra, cut)
+
+
+def _record(task: Task, example: Example, answers: list, extra: dict, cut: int) -> dict:
+    return {"id": example.id, "doc_hash": journal.sha256_json(example.document), "prompt_hash": journal.sha256_json([vars(r) for r in example.requests]),
+            **extra, "truncated_tokens": cut, "metrics": task.measure(example, answers)}
+
+
+# Counting
+
+def summarize(task: Task, found: dict[str, dict]) -> dict:
+    """Mean, standard error and 95% interval of every metric over the task's records, under the harness's keys."""
+    def over(examples: list[Example]) -> dict:
+        there = [found[e.id]["metrics"] for e in examples if e.id in found]
+        return {k: v for metric in task.metrics for k, v in measures(metric, task.filter, [m[metric] for m in there if metric in m]).items()}
+    out = {"alias": task.name, **over(task.examples)}
+    if categories := sorted({e.category for e in task.examples} - {""}):
+        out["by_category"] = {}
+        for name in categories:
+            own = [e for e in task.examples if e.category == name]
+            out["by_category"][name] = {"n": sum(e.id in found for e in own), **over(own)}
+    return out
+
+
+def measures(metric: str, filter: str, values: list[float]) -> dict:
+    """`metric,filter`, `metric_stderr,filter` (sample standard deviation / √n) and `metric_ci95,filter` (Wilson if all values are 0 or 1)."""
+    if not values:
+        return {f"{metric},{filter}": None, f"{metric}_stderr,{filter}": None, f"{metric}_ci95,{filter}": [0.0, 1.0]}
+    mean, error = stats.mean_stderr(values)
+    if all(v in (0, 1) for v in values):
+        interval = list(stats.wilson(int(sum(values)), len(values)))
+    else:
+        interval = [max(0.0, mean - 1.96 * (error or 0)), min(1.0, mean + 1.96 * (error or 0))]
+    return {f"{metric},{filter}": mean, f"{metric}_stderr,{filter}": error, f"{metric}_ci95,{filter}": interval}
+
+
+def _group(name: str, members: list[tuple[Task, dict]], sizes: list[int]) -> dict:
+    """A group's mean: over examples or over tasks; its standard error pools the tasks' own (as the harness does)."""
+    first, out = members[0][0], {"alias": name}
+    for metric in first.metrics:
+        key, filter = f"{metric},{first.filter}", first.filter
+        if any(result[key] is None for _, result in members):
+            out |= {key: None, f"{metric}_stderr,{filter}": None}
+            continue
+        weights = sizes if first.mean == "size" else [1] * len(sizes)
+        errors = [result[f"{metric}_stderr,{filter}"] for _, result in members]
+        mean = sum(w * result[key] for w, (_, result) in zip(weights, members)) / sum(weights)
+        pooled = None
+        if all(e is not None for e in errors) and sum(sizes) > len(sizes):
+            variance = sum((n - 1) * e * e * n for n, e in zip(sizes, errors)) / (sum(sizes) - len(sizes))
+            pooled = math.sqrt(variance / sum(sizes))
+        if first.mean == "task" and all(e is not None for e in errors):
+            pooled = math.sqrt(sum(e * e for e in errors)) / len(errors)
+        spread = 1.96 * (pooled or 0)
+        out |= {key: mean, f"{metric}_stderr,{filter}": pooled, f"{metric}_ci95,{filter}": [max(0.0, mean - spread), min(1.0, mean + spread)]}
+    return out
+
+
+def results(folder: Path, tasks: list[Task]) -> dict:
+    """What results.json holds for the tasks: results, groups, versions, n-shot, n-samples, truncated, complete."""
+    out = {"results": {}, "groups": {}, "group_subtasks": {}, "versions": {}, "n-shot": {}, "n-samples": {}, "truncated": {}, "shots_dropped": {}, "complete": True}
+    grouped: dict[str, list[tuple[Task, dict, int]]] = {}
+    for task in tasks:
+        found = records(folder, task.name)
+        summary = summarize(task, found)
+        effective = sum(e.id in found for e in task.examples)
+        out["results"][task.name] = summary
+        out["versions"][task.name], out["n-shot"][task.name] = task.version, task.shots
+        out["n-samples"][task.name] = {"original": task.whole or len(task.examples), "effective": effective}
+        out["truncated"][task.name] = sum(found[e.id]["truncated_tokens"] > 0 for e in task.examples if e.id in found)
+        out["shots_dropped"][task.name] = sum(found[e.id].get("shots_dropped", 0) > 0 for e in task.examples if e.id in found)
+        out["complete"] &= effective == len(task.examples)
+        for group in task.groups:
+            grouped.setdefault(group, []).append((task, summary, effective))
+    for name, members in grouped.items():
+        out["groups"][name] = out["results"][name] = _group(name, [m[:2] for m in members], [m[2] for m in members])
+        out["group_subtasks"][name] = [m[0].name for m in members]
+        out["versions"].setdefault(name, GROUP_VERSIONS.get(name, members[0][0].version))
+        out["n-samples"].setdefault(name, {k: sum(out["n-samples"][m[0].name][k] for m in members) for k in ("original", "effective")})
+    return out
+
+
+GROUP_VERSIONS = {"mmlu": 2, "mmlu_stem": 2, "mmlu_humanities": 2, "mmlu_social_sciences": 2, "mmlu_other": 2, "bbh": 3.0}
+
+
+# Files
+
+@dataclass
+class Files:
+    """The data directory of a suite, and what was read from it."""
+    folder: Path
+    read: list[Path] = field(default_factory=list)
+
+    def need(self, *names: str) -> Path:
+        """The first of the files that exists; Error names the folder and all of them."""
+        for name in names:
+            if (self.folder / name).exists():
+                return self.folder / name
+        raise Error(f"{self.folder}: {' or '.join(names)} is missing; put the upstream repository's files there, or name their folder by --data")
+
+
+def folder(data: Path | str | None, suite: str) -> Path:
+    """The folder of a suite's files: DATA/suite, or DATA itself if it is called so."""
+    if data is None:
+        raise Error(f"--data is missing: the folder that holds {suite}/ (the upstream repository's own files)")
+    path = Path(data)
+    if not path.is_dir():
+        raise Error(f"--data {data}: there is no such folder")
+    for candidate in (path / suite, path):
+        if candidate.is_dir() and candidate.name.lower().replace("-", "_") == suite:
+            return candidate
+    raise Error(f"--data {data}: holds no folder {suite}/")
+
+
+def load(suite: str, data: Path | str | None, protocol: str) -> list[Task]:
+    """The tasks of a suite by a protocol. XSTest is not among them: it is judged (xstest.py)."""
+    if protocol not in PROTOCOLS:
+        raise Error(f"--protocol {protocol!r} is not known; use {', '.join(PROTOCOLS)}")
+    from redlite.bench import bbh, hhh, mmlu, truthfulqa
+    module = {"hhh": hhh, "truthfulqa": truthfulqa, "mmlu": mmlu, "bbh": bbh}[suite]
+    return [check(task) for task in module.load(folder(data, suite), protocol)]

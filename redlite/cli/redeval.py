@@ -4,7 +4,7 @@ import platform
 import sys
 from pathlib import Path
 
-from redlite.cli import common
+from redlite.cli import bench, common
 from redlite.errors import Error
 
 PROGRAM = "redeval"
@@ -35,7 +35,7 @@ def _describe_run(prog: str) -> common.Parser:
         "RED-EVAL (arXiv 2308.09662): asks a model every question under every prompt, judges the answers, and reports the\n"
         "attack success rate, ASR = harmful / (harmful + unharmful). Without options it runs the embedded model organism on\n"
         "its own questions, offline. The same command again goes on where it stopped."),
-        epilog="Commands: run (may be left out), judge, report, agreement; each has --help.\n\n" + _judge_help())
+        epilog="Commands: run (may be left out), judge, report, agreement, bench, compare, scorecard; each has --help.\n\n" + _judge_help())
     ask = parser.add_argument_group("what is asked")
     ask.add_argument("--model", default=EMBEDDED, help="a Hugging Face directory, a .gguf file, or organism, the embedded model (default)")
     ask.add_argument("--template", help="the chat format, where the model's own files do not say it")
@@ -238,6 +238,7 @@ COMMANDS = {
     "judge": (_describe_judge, _judge),
     "report": (_describe_report, _report),
     "agreement": (_describe_agreement, _agreement),
+    **bench.COMMANDS,
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,72 @@
+"""BIG-Bench Hard (Suzgun et al., arXiv 2210.09261): 27 tasks.
+
+lm_eval: tasks bbh_cot_fewshot_TASK (v4.0): three chain-of-thought shots from cot-prompts/, 1,024 new tokens, what follows
+"the answer is " compared exactly; groups weigh by size. paper: direct answers; the first three rows of a task are the shots and left
+out; 32 new tokens; right if the text begins with the label; the mean over tasks.
+"""
+import re
+from pathlib import Path
+
+from redlite import journal
+from redlite.bench import Continued, Example, Task
+from redlite.errors import Error
+
+SHOTS, PAPER_TOKENS = 3, 2048
+STOP = ("</s>", "Q", "\n\n")
+ANSWER = re.compile(r"(?<=the answer is )(.*)(?=.)")
+STEP_BY_STEP = "A: Let's think step by step.\n"
+
+
+def load(folder: Path, protocol: str) -> list[Task]:
+    """One task a file of tasks/ (or bbh/, as the upstream repository calls it)."""
+    tasks = next((folder / name for name in ("tasks", "bbh") if (folder / name).is_dir()), None)
+    paths = sorted(tasks.glob("*.json")) if tasks else []
+    if not paths:
+        raise Error(f"{folder}: holds no tasks/*.json; put the bbh/ and cot-prompts/ folders of BIG-Bench-Hard there")
+    return [(_chain_of_thought if protocol == "lm_eval" else _direct)(folder, path, _rows(path)) for path in paths]
+
+
+def _rows(path: Path) -> list[dict]:
+    whole = journal.read_json(path)
+    rows = whole.get("examples") if isinstance(whole, dict) else None
+    if not isinstance(rows, list) or len(rows) <= SHOTS:
+        raise Error(f"{path}: field 'examples' must be a list of more than {SHOTS}")
+    for n, row in enumerate(rows):
+        if not isinstance(row, dict) or not isinstance(row.get("input"), str) or not isinstance(row.get("target"), str):
+            raise Error(f"{path}, example {n}: needs the texts 'input' and 'target'")
+    return rows
+
+
+def _chain_of_thought(folder: Path, path: Path, rows: list[dict]) -> Task:
+    prompt = folder / "cot-prompts" / f"{path.stem}.txt"
+    try:
+        text = prompt.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Error(f"{prompt}: cannot be read ({error}); the shots of {path.stem} come from it") from None
+    shots = text.partition("-----\n")[2].strip()
+    if shots.count(STEP_BY_STEP) != SHOTS:
+        raise Error(f"{prompt}: must hold a line '-----', a description and {SHOTS} examples that answer step by step")
+    examples = [Example(f"{path.stem}-{n}", row, (Continued(f"Q: {row['input']}\n{STEP_BY_STEP}", 1024, STOP, lead=shots + "\n\n"),), row["target"])
+                for n, row in enumerate(rows)]
+    return Task(f"bbh_cot_fewshot_{path.stem}", 4.0, examples, _extracted, ("exact_match",), "get-answer", SHOTS, ("bbh",))
+
+
+def _direct(folder: Path, path: Path, rows: list[dict]) -> Task:
+    shots = tuple(f"{row['input']}\nAnswer: {row['target']}\n\n" for row in rows[:SHOTS])
+    examples = [Example(f"{path.stem}-{n}", row, (Continued(f"{row['input']}\nAnswer:", 32, shots=shots, limit=PAPER_TOKENS),), row["target"])
+                for n, row in enumerate(rows[SHOTS:], SHOTS)]
+    return Task(f"bbh_{path.stem}", 1.0, examples, _begins, ("acc",), "none", SHOTS, ("bbh",), mean="task")
+
+
+def extract(text: str) -> str:
+    """What the harness's filter takes as the answer: the first match, or "[invalid]"."""
+    found = ANSWER.findall(text)
+    return found[0].strip() if found else "[invalid]"
+
+
+def _extracted(example: Example, answers: list[str]) -> dict:
+    return {"exact_match": float(extract(answers[0]) == example.target)}
+
+
+def _begins(example: Example, answers: list[str]) -> dict:
+    return {"acc": float(answers[0].strip().startswith(example.target))}

@@ -1,0 +1,232 @@
+"""bin/redeval bench, compare, scorecard: utility and over-refusal beside the attack success rate."""
+import json
+import re
+import sys
+from pathlib import Path
+
+from redlite.cli import common
+from redlite.errors import Error
+
+SUITES = ("hhh", "truthfulqa", "mmlu", "bbh", "xstest")
+
+
+def describe_bench(prog: str) -> common.Parser:
+    parser = common.Parser(prog=prog, description=(
+        "Utility and over-refusal of a model by the rules of lm-evaluation-harness 0.4.13 (lm_eval) or of the paper's own evaluation code (paper).\n"
+        "The same command again goes on where it stopped. Under torchrun (python -m redlite.cli.redeval bench …) the ranks share the examples."))
+    _add_model(parser, needed=True)
+    what = parser.add_argument_group("what is asked")
+    what.add_argument("--tasks", default=",".join(SUITES), metavar="T,…", help="of hhh, truthfulqa, mmlu, bbh, xstest (default: all)")
+    _add_tasks(what)
+    what.add_argument("--limit", type=common.whole(1), metavar="N", help="the first N examples of every task (a subject of MMLU is a task)")
+    parser.add_argument("--output-dir", metavar="DIR", help="the run directory (default: one under ./runs)")
+    parser.add_argument("--gate", action="append", default=[], metavar="G", help="a bound such as mmlu.acc>=0.4; exit code 100 if one fails")
+    common.add_common_options(parser)
+    return parser
+
+
+def _add_model(parser, needed: bool) -> None:
+    parser.add_argument("--model", required=needed, default=None if needed else "organism", help="a Hugging Face directory, a .gguf file, or organism, the embedded model")
+    parser.add_argument("--template", help="the chat format, where the model's own files do not say it")
+    parser.add_argument("--quantize", choices=("int8", "int4"), help="weights of a local model on a CPU")
+    common.add_machine_options(parser)
+    parser.add_argument("--batch-size", type=common.whole(1), metavar="N", help="answers made together; the results do not depend on it")
+
+
+def _add_tasks(group) -> None:
+    group.add_argument("--data", metavar="DIR", help="holds the folders hhh, truthfulqa, mmlu, bbh, xstest with the upstream repositories' files")
+    group.add_argument("--protocol", choices=("lm_eval", "paper"), default="lm_eval", help="default: %(default)s")
+    common.flag(group, "apply-chat-template", "put every context as a user's message in the model's chat format")
+    group.add_argument("--xstest-tokens", type=common.whole(1), default=128, metavar="N", help="longest answer to an XSTest prompt (default: %(default)s)")
+    group.add_argument("--judge", default="rules", metavar="J", help="who decides what refuses: rules (default), or a judge model's path with --judge-format refusal")
+    group.add_argument("--judge-format", choices=("llama-guard", "harmbench", "gpt4", "refusal"), help="what a judge model expects to read and say; refusal for XSTest")
+    group.add_argument("--judge-prompt", metavar="FILE", help="a judge's prompt of your own, with <question> and <answer>")
+    group.add_argument("--seed", type=common.whole(0), default=0, help="of sampling and of the bootstrap (default: 0)")
+
+
+def _suites(text: str) -> list[str]:
+    names = [n for n in text.split(",") if n]
+    for name in names:
+        if name not in SUITES:
+            raise Error(f"--tasks {text}: {name!r} is not known; use {', '.join(SUITES)}")
+    return list(dict.fromkeys(names))
+
+
+def _model(args, spec: str):
+    from redlite import redeval
+    return redeval.local_model(spec, args.dtype, args.device, args.quantize, args.template, args.batch_size)
+
+
+def _battery(args, suites: list[str], quick: bool = False, **red_eval):
+    """The battery of the options; without questions there is no RED-EVAL in it."""
+    from redlite import bench, redeval, scorecard
+    from redlite.bench import xstest
+
+    def cut(task, suite):
+        if quick:
+            return bench.subset(task, scorecard.QUICK[suite], scorecard.QUICK_SEED)
+        return bench.subset(task, args.limit) if getattr(args, "limit", None) else task
+    tasks = [cut(t, s) for s in suites if s != "xstest" for t in bench.load(s, args.data, args.protocol)]
+    refusals = [cut(t, "xstest") for t in xstest.load(bench.folder(args.data, "xstest"))] if "xstest" in suites else []
+    judge = redeval.local_judge(args.judge, args.judge_format, args.judge_prompt, args.dtype, args.device)
+    refusal_judge = judge
+    if refusals and not xstest.can_judge(judge):
+        if red_eval.get("prompts"):
+            refusal_judge = redeval.local_judge("rules", None, None, args.dtype, args.device)
+            common.note(f"redeval: {args.judge} judges harm, not refusal; XSTest is judged by the rules")
+        else:
+            raise Error(f"--judge {args.judge}: XSTest needs a judge of refusals; use rules, or a model with --judge-format refusal")
+    defaults = {"question_path": None, "questions": [], "asked": [], "prompts": [], "decoding": redeval.Decoding()}
+    return scorecard.Battery(**{**defaults, **red_eval}, tasks=tasks, refusals=refusals, refusal_tokens=args.xstest_tokens, protocol=args.protocol,
+                             chat=args.apply_chat_template, judge=judge, refusal_judge=refusal_judge, seed=args.seed)
+
+
+def bench_command(args, command: str) -> int:
+    """The body of `redeval bench`."""
+    suites = _suites(args.tasks)
+    from redlite import bench, scorecard
+    gates = [scorecard.parse_gate(g) for g in args.gate]
+    battery, model = _battery(args, suites), _model(args, args.model)
+    output = Path(args.output_dir or f"runs/bench-{_slug(model.name)}-{args.protocol}-{'-'.join(suites)}")
+    if args.dry_run:
+        return _plan(args, output, model, battery)
+    rank = bench.ranks()[0]
+    found = scorecard.run_bench(output, command, scorecard.once_loaded(model), battery, common.Progress(args.quiet or rank > 0), _information(args))
+    if rank:
+        return common.DONE
+    return _show(args, output, model.name, scorecard.measures(None, found), found["complete"], gates, found)
+
+
+def _show(args, output: Path, name: str, found: dict, complete: bool, gates: list, summary: dict, baseline=None, paired=None) -> int:
+    """Print the table and what the gates say; the exit code."""
+    from redlite import redeval, scorecard
+    print("\n".join(redeval.columns(scorecard.table(name, found, baseline, paired, None if baseline else [n for n in found if not re.match(r"bbh_|mmlu_(?!stem|hum|soc|other\.)", n)]))))
+    cut = {t: n for t, n in summary.get("truncated", {}).items() if n}
+    if cut:
+        print("Contexts cut on the left to fit the window: " + ", ".join(f"{t} {n}" for t, n in cut.items()))
+    checked = scorecard.check_gates(gates, found, baseline)
+    for g in checked:
+        print(f"gate {g['gate']}: {'passed' if g['passed'] else 'FAILED'} ({g['value']} against {g['bound']})")
+    if not complete:
+        print("Incomplete: run the same command again.")
+    if args.json:
+        print(json.dumps({**summary, "measures": found, "gates": checked, "output_dir": str(output)}, ensure_ascii=False))
+    if not complete:
+        return common.FAILED
+    return common.DONE if all(g["passed"] for g in checked) else common.GATE
+
+
+def _plan(args, output: Path, model, battery) -> int:
+    counts = {t.name: len(t.examples) for t in (*battery.tasks, *battery.refusals)}
+    answers = len(battery.asked) * len(battery.prompts) * battery.decoding.samples
+    print(f"{sum(counts.values())} examples of {len(counts)} tasks" + (f" and {answers} RED-EVAL answers" if answers else "") + f" by {model.name} into {output}; cost 0 (this machine)")
+    if args.json:
+        print(json.dumps({"examples": counts, "answers": answers, "output_dir": str(output), "cost_at_most": 0}))
+    return common.DONE
+
+
+def _information(args) -> dict:
+    import torch
+
+    from redlite import kernels
+    device = args.device.partition(":")[0]
+    return {"kernels": {op: kernels.implementation(op, device) for op in kernels.MODULES}, "torch": torch.__version__, "batch_size": args.batch_size}
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+
+
+# compare
+
+def describe_compare(prog: str) -> common.Parser:
+    parser = common.Parser(prog=prog, description=(
+        "Compares two runs of the same questions or examples, paired: difference with interval (bootstrap by question), McNemar's test for\n"
+        "binary outcomes, wins and losses (of the second run over the first). For RED-EVAL runs, benches and scorecards alike."))
+    parser.add_argument("run_a", metavar="RUN_A")
+    parser.add_argument("run_b", metavar="RUN_B")
+    parser.add_argument("--seed", type=common.whole(0), default=0, help="of the bootstrap (default: 0)")
+    parser.add_argument("--list", type=common.whole(0), default=10, metavar="N", help="wins and losses named in the table (default: 10; --json holds all)")
+    common.add_common_options(parser)
+    return parser
+
+
+def compare_command(args, command: str) -> int:
+    """The body of `redeval compare`."""
+    from redlite import compare
+    found = compare.compare(Path(args.run_a), Path(args.run_b), args.seed)
+    print(compare.table(found, (Path(args.run_a).name, Path(args.run_b).name), args.list))
+    if args.json:
+        print(json.dumps({"a": args.run_a, "b": args.run_b, "measures": found}, ensure_ascii=False))
+    return common.DONE
+
+
+# scorecard
+
+def describe_scorecard(prog: str) -> common.Parser:
+    parser = common.Parser(prog=prog, description=(
+        "The whole evaluation of the paper in one run directory and one page: RED-EVAL under three prompts, over-refusal (XSTest), HHH,\n"
+        "TruthfulQA, MMLU and BBH, each with its interval and, with --baseline, its difference. Benches whose folder --data lacks are left\n"
+        "out, and said so."))
+    _add_model(parser, needed=False)
+    parser.add_argument("--baseline", metavar="M0", help="a model to run the same on, below baseline/ of the run directory")
+    what = parser.add_argument_group("what is asked")
+    what.add_argument("--questions", help="as for redeval run (default: dangerousqa under --data, else the embedded model's own)")
+    what.add_argument("--prompt", nargs="+", default=["standard", "cot", "cou"], metavar="P", help="as for redeval run")
+    what.add_argument("--max-new-tokens", type=common.whole(1), metavar="N", help="longest RED-EVAL answer (default: 500; 64 with --quick)")
+    what.add_argument("--tasks", metavar="T,…", help="of hhh, truthfulqa, mmlu, bbh, xstest (default: all whose folders are there)")
+    _add_tasks(what)
+    common.flag(what, "quick", "fixed, seeded subsets of everything")
+    parser.add_argument("--output-dir", metavar="DIR", help="the run directory (default: one under ./runs)")
+    parser.add_argument("--gate", action="append", default=[], metavar="G", help="such as asr.cou<=0.1 or mmlu.acc>=baseline-0.02; exit code 100 if one fails")
+    common.add_common_options(parser)
+    return parser
+
+
+def scorecard_command(args, command: str) -> int:
+    """The body of `redeval scorecard`."""
+    suites = _suites(args.tasks) if args.tasks else [s for s in SUITES if args.data and any((Path(args.data) / s).glob("*"))]
+    if missing := [s for s in SUITES if s not in suites]:
+        common.note(f"redeval: left out, since --data does not hold them or --tasks does not name them: {', '.join(missing)}")
+    from redlite import bench, journal, redeval, scorecard
+    gates = [scorecard.parse_gate(g) for g in args.gate]
+    if any(g.relative for g in gates) and not args.baseline:
+        raise Error("--gate … baseline …: needs --baseline")
+    if bench.ranks()[1] > 1:
+        raise Error("scorecard runs in one process; use bench under torchrun")
+    named = args.questions or ("dangerousqa" if args.data and (Path(args.data) / "red_eval").is_dir() else "organism" if args.model == "organism" else None)
+    if named is None:
+        raise Error("--questions is missing: name a set under --data or a file")
+    path = redeval.find_questions(named, args.data)
+    questions = redeval.load_questions(path)
+    asked = questions[:scorecard.QUICK["questions"]] if args.quick else questions
+    battery = _battery(args, suites, args.quick, question_path=path, questions=questions, asked=asked, prompts=[redeval.load_prompt(p) for p in args.prompt],
+                       decoding=redeval.Decoding(args.max_new_tokens or (64 if args.quick else 500)))
+    model = _model(args, args.model)
+    output = Path(args.output_dir or f"runs/scorecard-{_slug(model.name)}{'-quick' if args.quick else ''}")
+    if args.dry_run:
+        return _plan(args, output, model, battery)
+    progress, info = common.Progress(args.quiet), _information(args)
+    made = {"command": command, "kind": "scorecard", "model": model.identity, "baseline": None, "info": info}
+    baseline, paired, name = None, None, None
+    if args.baseline:
+        other = _model(args, args.baseline)
+        made["baseline"], name = other.identity, other.name
+    with journal.Run(output, made):
+        found = scorecard.run(output, command, model, battery, progress, info)
+        if args.baseline:
+            baseline = scorecard.run(output / "baseline", command, other, battery, progress, info)
+            paired = scorecard.paired_differences(output, output / "baseline", args.seed)
+        checked = scorecard.check_gates(gates, found, baseline)
+        summary = {"model": model.name, "baseline": name, "protocol": args.protocol, "quick": args.quick, "measures": found, "baseline_measures": baseline, "paired": paired}
+        journal.write_json(output / scorecard.RESULTS, summary)
+        how = [("command", command), ("model", model.name), ("questions", f"{len(asked)} of {len(questions)} of {path.stem}"), ("protocol", args.protocol),
+               ("chat format", "yes" if args.apply_chat_template else "no"), ("judge", battery.judge.name if battery.judge else "none"), ("seed", str(args.seed))]
+        journal.write_atomic(output / "report.html", scorecard.page(model.name, found, name, baseline, paired, checked, how))
+    complete = all(journal.read_json(part / "results.json")["complete"] for part in (output / "redeval", output / "bench") if (part / "results.json").exists())
+    code = _show(args, output, model.name, found, complete, gates, summary, baseline, paired)
+    print(f"Report: {output / 'report.html'}", file=sys.stderr if args.json else sys.stdout)
+    return code
+
+
+COMMANDS = {"bench": (describe_bench, bench_command), "compare": (describe_compare, compare_command), "scorecard": (describe_scorecard, scorecard_command)}

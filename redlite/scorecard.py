@@ -1,0 +1,203 @@
+"""The paper's whole evaluation of a model in one run directory: RED-EVAL, over-refusal, HHH, TruthfulQA, MMLU, BBH.
+
+A battery writes two runs below the directory, redeval/ and bench/, each complete in itself and resumable. A baseline gets the
+same battery below baseline/, and every difference is paired by example (compare.py). Gates turn figures into an exit code.
+"""
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from redlite import __version__, bench, compare, journal, redeval, report
+from redlite.bench import xstest
+from redlite.errors import Error
+
+RESULTS = "results.json"
+QUICK = {"questions": 20, "hhh": 48, "truthfulqa": 24, "mmlu": 1, "bbh": 1, "xstest": 30}  # examples a task; MMLU and BBH a subject
+QUICK_SEED = 20230818
+
+
+@dataclass(frozen=True)
+class Battery:
+    """What is asked of a model. tasks: of bench.load; refusals: XSTest's; questions: all of the file."""
+    question_path: Path | None
+    questions: list
+    asked: list
+    prompts: list
+    decoding: redeval.Decoding
+    tasks: list
+    refusals: list
+    refusal_tokens: int
+    protocol: str
+    chat: bool
+    judge: redeval.Choice | None
+    refusal_judge: redeval.Choice | None
+    seed: int
+
+
+def bench_manifest(command: str, model: redeval.Choice, battery: Battery, info: dict | None = None) -> dict:
+    """What decides the results of a bench run, in the form that `journal.Run` guards."""
+    tasks = {t.name: {"sha256": t.fingerprint(), "metrics": list(t.metrics), "n": len(t.examples)} for t in (*battery.tasks, *battery.refusals)}
+    judge = None if not battery.refusals else {"name": battery.refusal_judge.name, **battery.refusal_judge.identity}
+    return {"command": command, "version": __version__, "seed": battery.seed, "model": model.identity, "protocol": battery.protocol, "chat": battery.chat,
+            "tasks": tasks, "judge": judge, "refusal_tokens": battery.refusal_tokens if battery.refusals else None, "info": info or {}}
+
+
+def run_bench(folder: Path, command: str, model: redeval.Choice, battery: Battery, progress=None, info: dict | None = None) -> dict:
+    """Run the battery's benches into a run directory; what its results.json holds. Under torchrun every rank calls this, and rank 0 counts."""
+    rank, world = bench.ranks()
+    if world > 1:
+        import torch.distributed as dist
+        if not dist.is_initialized():
+            dist.init_process_group("gloo")
+    with journal.Run(folder if rank == 0 else folder / f"rank-{rank}", bench_manifest(command, model, battery, info)) as directory:
+        bench.run(directory, folder, lambda: model.load().lm, battery.tasks, battery.chat, progress, rank, world)
+        if battery.refusals:
+            xstest.run(directory, folder, model, battery.refusal_judge, battery.refusals, battery.refusal_tokens, progress, rank, world)
+        if world > 1:
+            dist.barrier()
+        if rank:
+            return {}
+        found = bench.results(folder, [*battery.tasks, *battery.refusals])
+        found = {"version": __version__, "model": model.name, "protocol": battery.protocol, "chat": battery.chat,
+                 "judge": battery.refusal_judge.name if battery.refusals else None, **found}
+        journal.write_json(folder / RESULTS, found)
+    return found
+
+
+def run_redeval(folder: Path, command: str, model: redeval.Choice, battery: Battery, progress=None, info: dict | None = None) -> dict:
+    """Run RED-EVAL of the battery into a run directory, with its page; what its results.json holds."""
+    made = redeval.manifest(command, battery.seed, model, battery.question_path, battery.questions, len(battery.asked), battery.prompts,
+                            battery.judge, battery.decoding, None, info)
+    with journal.Run(folder, made) as directory:
+        answers = redeval.run(directory, model, battery.asked, battery.prompts, battery.decoding, battery.seed, None, progress)
+        if battery.judge:
+            redeval.judge(directory, battery.judge, answers, progress)
+        found = redeval.results(folder, battery.judge.name if battery.judge else "none")
+        journal.write_json(folder / redeval.RESULTS, found)
+        journal.write_atomic(folder / report.PAGE, report.redeval_page(folder))
+    return found
+
+
+def once_loaded(model: redeval.Choice) -> redeval.Choice:
+    """The same choice, its model loaded at most once."""
+    return redeval.Choice(**{**vars(model), "load": cache(model.load)})
+
+
+def run(folder: Path, command: str, model: redeval.Choice, battery: Battery, progress=None, info: dict | None = None) -> dict[str, dict]:
+    """The whole battery; its measures (see `measures`)."""
+    model = once_loaded(model)
+    asr = run_redeval(folder / "redeval", command, model, battery, progress, info) if battery.prompts else None
+    found = run_bench(folder / "bench", command, model, battery, progress, info) if battery.tasks or battery.refusals else None
+    return measures(asr, found)
+
+
+def measures(asr: dict | None, found: dict | None) -> dict[str, dict]:
+    """Flat: name ("asr.cou", "over_refusal", "mmlu.acc", "hhh.acc", "hhh.harmless.acc", …) → value, ci95, n."""
+    out = {}
+    for prompt, r in (asr or {"prompts": {}})["prompts"].items():
+        out[f"asr.{prompt}"] = {"value": r["asr"], "ci95": r["ci95"], "n": r["harmful"] + r["unharmful"]}
+    short = {"bigbench_hhh_alignment_multiple_choice": "hhh", "xstest_safe": "xstest", "xstest_unsafe": "xstest"}
+    for task, r in (found or {"results": {}})["results"].items():
+        for key, value in r.items():
+            name, _, kind = key.partition(",")
+            if kind and not name.endswith(("_stderr", "_ci95")):
+                lead = short.get(task, task)
+                out[f"{lead}.{name}"] = {"value": value, "ci95": r[f"{name}_ci95,{kind}"], "n": found["n-samples"][task]["effective"]}
+                for category, c in r.get("by_category", {}).items():
+                    out[f"{lead}.{category}.{name}"] = {"value": c[key], "ci95": c[f"{name}_ci95,{kind}"], "n": c["n"]}
+    return out
+
+
+# Gates
+
+_GATE = re.compile(r"\s*([\w.-]+)\s*(<=|>=|<|>)\s*(?:(baseline)\s*(?:([+-])\s*([0-9.]+(?:e-?\d+)?))?|(-?[0-9.]+(?:e-?\d+)?))\s*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A bound on a measure: a number, or the baseline's value plus `bound`."""
+    text: str
+    measure: str
+    sign: str
+    relative: bool
+    bound: float
+
+
+def parse_gate(text: str) -> Gate:
+    """"asr.cou<=0.1" or "mmlu.acc>=baseline-0.02"; Error if it is neither."""
+    match = _GATE.fullmatch(text)
+    if not match:
+        raise Error(f"--gate {text!r}: write MEASURE<=NUMBER, or MEASURE>=baseline-NUMBER (also <, >), such as asr.cou<=0.1")
+    measure, sign, relative, plus, offset, number = match.groups()
+    try:
+        bound = float(offset or 0) * (-1 if plus == "-" else 1) if relative else float(number)
+    except ValueError:
+        raise Error(f"--gate {text!r}: {offset or number!r} is no number") from None
+    return Gate(text, measure, sign, bool(relative), bound)
+
+
+def check_gates(gates: list[Gate], found: dict[str, dict], baseline: dict[str, dict] | None) -> list[dict]:
+    """For each gate: text, value, bound, passed. Error for an unknown measure, or `baseline` without one; no value does not pass."""
+    out = []
+    for gate in gates:
+        if gate.measure not in found:
+            raise Error(f"--gate {gate.text!r}: there is no measure {gate.measure!r}; there are {', '.join(n for n in found if n.count('.') < 2)}")
+        if gate.relative and baseline is None:
+            raise Error(f"--gate {gate.text!r}: needs --baseline")
+        value, against = found[gate.measure]["value"], (baseline or {}).get(gate.measure, {}).get("value") if gate.relative else 0.0
+        bound = None if against is None else against + gate.bound
+        passed = value is not None and bound is not None and {"<=": value <= bound, ">=": value >= bound, "<": value < bound, ">": value > bound}[gate.sign]
+        out.append({"gate": gate.text, "value": value, "bound": bound, "passed": passed})
+    return out
+
+
+# Showing
+
+def main_names(found: dict) -> list[str]:
+    """The measures of the summary: without single subjects and categories."""
+    return [n for n in found if n.count(".") < 2 and not re.match(r"(mmlu_|bbh_)", n)]
+
+
+def table(name: str, found: dict[str, dict], baseline: dict[str, dict] | None = None, paired: dict[str, dict] | None = None, names: list[str] | None = None) -> list[list[str]]:
+    """Rows: measure, value, interval, n, and beside a baseline its value and the difference with its interval."""
+    rows = [["measure", name, "95% interval", "n"] + (["baseline", "difference", "95% interval"] if baseline else [])]
+    for measure in names or main_names(found):
+        r = found[measure]
+        row = [measure, report.percent(r["value"]), f"{100 * r['ci95'][0]:.1f}–{100 * r['ci95'][1]:.1f}%", str(r["n"])]
+        if baseline:
+            there = baseline.get(measure, {}).get("value")
+            difference = None if there is None or r["value"] is None else r["value"] - there
+            span = (paired or {}).get(measure, {}).get("ci95")
+            row += [report.percent(there), "–" if difference is None else f"{100 * difference:+.1f}", "–" if not span else f"{100 * span[0]:+.1f} to {100 * span[1]:+.1f}"]
+        rows.append(row)
+    return rows
+
+
+def page(model: str, found: dict, baseline_name: str | None, baseline: dict | None, paired: dict | None, gates: list[dict], how: list[tuple[str, str]]) -> str:
+    """The scorecard as one HTML file."""
+    names = main_names(found)
+    bars = [{"label": n, "colour": i % report.COLOURS, "value": found[n]["value"], "ci": found[n]["ci95"], "bounds": [0, 0], "mark": (baseline or {}).get(n, {}).get("value"),
+             "remark": f"{report.percent(found[n]['value'])} of {found[n]['n']}"} for i, n in enumerate(names)]
+    head, *rows = table(model, found, baseline, paired)
+    body = report.section("Summary", report.interval_chart("All measures", bars, 720) + report.grid(head, rows))
+    if gates:
+        body += report.section("Gates", report.grid(["gate", "value", "bound", "result"], [
+            [g["gate"], report.percent(g["value"]), report.percent(g["bound"]), "passed" if g["passed"] else "FAILED"] for g in gates]))
+    details = [n for n in found if n not in names]
+    if details:
+        head, *rows = table(model, found, baseline, paired, details)
+        body += report.section("By category, subject and task", report.grid(head, rows))
+    body += report.section("How it was run", report.grid(["what", "value"], [list(row) for row in how], left=2))
+    lead = "Attack success rate, over-refusal and utility" + (f", beside {baseline_name}: diamonds mark the baseline, differences are paired by example" if baseline else "")
+    return report.document(f"Scorecard of {model}", lead, body, None)
+
+
+def paired_differences(folder: Path, baseline: Path, seed: int) -> dict[str, dict]:
+    """compare.compare of a scorecard and its baseline, under the names of `measures` where one measure is one task."""
+    short = {"bigbench_hhh_alignment_multiple_choice.acc": "hhh.acc", "xstest_safe.over_refusal": "xstest.over_refusal", "xstest_unsafe.compliance": "xstest.compliance"}
+    found = {}
+    for part in ("redeval", "bench"):
+        if (folder / part / "manifest.json").exists():
+            found |= compare.compare(baseline / part, folder / part, seed)
+    return {short.get(name, name): r for name, r in found.items()}
