@@ -1,0 +1,158 @@
+"""Byte-level byte-pair encoding: text → words by a splitting pattern → bytes → merges by rank → ids.
+
+Source: GPT-2 (Radford et al. 2019) and the tokenizer.json and GGUF files of the models that follow it. A word is
+merged the same way wherever it stands, so each is merged once and remembered.
+
+Character classes (letters, numbers) follow the Unicode version of the running Python (`unicodedata.unidata_version`);
+a letter that Unicode gained later is treated as a symbol.
+"""
+import heapq
+import re
+import unicodedata
+from functools import cache
+
+CACHED_WORDS = 1 << 17   # remembered words; the memory is emptied when full, and longer words never enter it
+CACHED_LENGTH = 40
+SHORT = 24               # symbols up to which scanning all pairs beats a heap
+SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Unicode White_Space; `\s` of `re` holds U+001C to U+001F too
+
+
+def byte_alphabet() -> list[str]:
+    """The printable character that stands for each byte in a byte-level vocabulary (GPT-2's table)."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = iter(range(256, 512))
+    return [chr(b) if b in set(plain) else chr(next(others)) for b in range(256)]
+
+
+BYTE_CHARS = byte_alphabet()
+CHAR_BYTES = {c: b for b, c in enumerate(BYTE_CHARS)}
+
+
+@cache
+def char_class(major: str) -> str:
+    r"""The inside of a `[…]` for \p{L} or \p{N}. Planes above 3 hold neither."""
+    ranges, start = [], None
+    category = unicodedata.category
+    for code in range(0x40001):
+        if code < 0x40000 and category(chr(code))[0] == major:
+            start = code if start is None else start
+        elif start is not None:
+            ranges.append(f"\\U{start:08x}-\\U{code - 1:08x}")
+            start = None
+    return "".join(ranges)
+
+
+# The splitting patterns, by the name of llama.cpp's `tokenizer.ggml.pre` for each. {L} {N} {S}: letters, numbers, white space.
+# Where a model splits twice (single digits first, then GPT-2's pattern), the pattern here does both at once.
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?[{L}]+| ?[{N}]+| ?[^{S}{L}{N}]+|[{S}]+(?![^{S}])|[{S}]+"
+SMOLLM = r"[{N}]|'s|'t|'re|'ve|'m|'ll|'d| ?[{L}]+| ?[^{S}{L}{N}]+|[{S}]+(?![^{S}{N}])|[{S}]+"
+LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n{L}{N}]?[{L}]+|[{N}]{{1,3}}| ?[^{S}{L}{N}]+[\r\n]*|[{S}]*[\r\n]+"
+          r"|[{S}]+(?![^{S}])|[{S}]+")
+QWEN2 = LLAMA3.replace("{{1,3}}", "")
+PATTERNS = {"gpt-2": GPT2, "smollm": SMOLLM, "llama-bpe": LLAMA3, "qwen2": QWEN2}
+
+
+@cache
+def compiled(pattern: str) -> re.Pattern:
+    return re.compile(PATTERNS[pattern].format(L=char_class("L"), N=char_class("N"), S=SPACE))
+
+
+class ByteLevelBPE:
+    """Words to ids.
+
+    vocab          token in the byte alphabet → id
+    merges         (left, right) in order of rank; both and their concatenation are in `vocab`
+    pattern        a name in PATTERNS
+    ignore_merges  a word that is a token as it stands is not merged (Llama-3)
+    nfc            text is put in Unicode's composed form first (Qwen2)
+    prefix_space   a space is put before text that does not begin with one (GPT-2's option; none of the models here by default)
+
+    Bytes without a token of their own (`missing_bytes`; SmolLM2 has 21: values that valid UTF-8 never holds, and a few
+    rare ones) are left out of the ids when no merge takes them, as llama.cpp and the tokenizers library do: such text
+    still encodes, and does not decode to itself.
+    """
+
+    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], pattern: str, *, ignore_merges: bool = False,
+                 nfc: bool = False, prefix_space: bool = False):
+        self.nfc, self.prefix_space = nfc, prefix_space
+        self._split = compiled(pattern).findall
+        self._byte_ids = [vocab.get(c, -1) for c in BYTE_CHARS]
+        self._ranks: dict[tuple[int, int], tuple[int, int]] = {}  # (left id, right id) → (rank, merged id)
+        for rank, (left, right) in enumerate(merges):
+            self._ranks.setdefault((vocab[left], vocab[right]), (rank, vocab[left + right]))
+        self._whole = {token_bytes(t): i for t, i in vocab.items()} if ignore_merges else {}
+        self._words: dict[str, list[int]] = {}
+        self.missing_bytes = bytes(b for b, i in enumerate(self._byte_ids) if i < 0)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of valid Unicode text."""
+        if self.nfc:
+            text = unicodedata.normalize("NFC", text)
+        if self.prefix_space and text and not text.startswith(" "):
+            text = " " + text
+        ids, words = [], self._words
+        for word in self._split(text):
+            found = words.get(word)
+            if found is None:
+                found = self._word(word)
+                if len(word) <= CACHED_LENGTH:
+                    if len(words) >= CACHED_WORDS:
+                        words.clear()
+                    words[word] = found
+            ids += found
+        return ids
+
+    def _word(self, word: str) -> list[int]:
+        data = word.encode()
+        if data in self._whole:
+            return [self._whole[data]]
+        symbols = [self._byte_ids[b] for b in data]
+        merged = self._merge_short(symbols) if len(symbols) <= SHORT else self._merge_long(symbols)
+        return [i for i in merged if i >= 0]
+
+    def _merge_short(self, symbols: list[int]) -> list[int]:
+        """Merge the pair of the lowest rank, leftmost first, until no pair has a rank."""
+        ranks = self._ranks
+        while len(symbols) > 1:
+            best, at = None, -1
+            for i in range(len(symbols) - 1):
+                found = ranks.get((symbols[i], symbols[i + 1]))
+                if found is not None and (best is None or found[0] < best[0]):
+                    best, at = found, i
+            if best is None:
+                break
+            symbols[at:at + 2] = [best[1]]
+        return symbols
+
+    def _merge_long(self, symbols: list[int]) -> list[int]:
+        """The same merges in n·log n: a heap of (rank, place) over a linked list. An entry whose pair has changed since is stale."""
+        ranks, n = self._ranks, len(symbols)
+        left, right = list(range(-1, n - 1)), [*range(1, n), -1]
+        heap = []
+        for i in range(n - 1):
+            found = ranks.get((symbols[i], symbols[i + 1]))
+            if found is not None:
+                heap.append((found[0], i, symbols[i], symbols[i + 1], found[1]))
+        heapq.heapify(heap)
+        alive = bytearray(b"\1") * n
+        while heap:
+            _, i, a, b, merged = heapq.heappop(heap)
+            j = right[i]
+            if not alive[i] or j < 0 or symbols[i] != a or symbols[j] != b:
+                continue
+            symbols[i], alive[j], right[i] = merged, 0, right[j]
+            if right[j] >= 0:
+                left[right[j]] = i
+            for x, y in ((left[i], i), (i, right[i])):
+                found = ranks.get((symbols[x], symbols[y])) if x >= 0 and y >= 0 else None
+                if found is not None:
+                    heapq.heappush(heap, (found[0], x, symbols[x], symbols[y], found[1]))
+        return [s for s, live in zip(symbols, alive) if live]
+
+
+def token_bytes(token: str) -> bytes:
+    """The bytes of a token in the byte alphabet; a token with other characters (an added one) stands for its UTF-8."""
+    try:
+        return bytes(CHAR_BYTES[c] for c in token)
+    except KeyError:
+        return token.encode("utf-8", "replace")
