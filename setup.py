@@ -44,7 +44,7 @@ setup(
     install_requires=["numpy>=1.24", "torch>=2.4", "safetensors>=0.4", "sentencepiece>=0.2", "requests>=2.28"],
     extras_require={"test": ["pytest>=7"], "gpu": ["triton>=3.0"]},
     ext_modules=[Extension("redlite.kernels._c", sources=sources, depends=sorted(str(p.relative_to(ROOT)) for p in (ROOT / "kernels").glob("*.h")),
-                           extra_compile_args=["-O3", "-std=c11", "-fno-math-errno", "-ffp-contract=fast", "-pthread"],
+                           extra_compile_args=["-O3", "-std=c11", "-fno-math-errno", "-ffp-contract=fast", "-Wno-psabi", "-pthread"],
                            extra_link_args=["-pthread", "-lm"])] if sources else [],
     cmdclass={"build_ext": BuildKernels},
 )

@@ -128,19 +128,32 @@ def merge_attention(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) 
     return out, torch.where(neither, float("-inf"), torch.logaddexp(lse_a, lse_b))
 
 
+def kept_rows(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """The rows [K] of token_nll whose target is not −100, int64. Raises ValueError where the arguments do not fit together."""
+    if not (hidden_ND.ndim == weight_VD.ndim == 2 and hidden_ND.shape[1] == weight_VD.shape[1] and targets_N.shape == hidden_ND.shape[:1]):
+        raise ValueError(f"token_nll wants hidden [N, D], weight [V, D], targets [N]; got {tuple(hidden_ND.shape)}, {tuple(weight_VD.shape)}, {tuple(targets_N.shape)}")
+    if targets_N.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"token_nll wants integer targets; got {targets_N.dtype}")
+    kept_K = (targets_N != -100).nonzero()[:, 0]
+    outside = (targets_N[kept_K] < 0) | (targets_N[kept_K] >= len(weight_VD))
+    if outside.any():
+        raise ValueError(f"token_nll's targets lie in 0 to {len(weight_VD) - 1}, or are -100; got {int(targets_N[kept_K][outside][0])}")
+    return kept_K
+
+
 class _TokenNLL(torch.autograd.Function):
     """NLL of each kept row in blocks of ROWS; backward forms coefficient × (p − onehot) block by block again."""
 
     @staticmethod
     def forward(ctx, hidden_ND, weight_VD, targets_N):
-        kept = (targets_N != -100).nonzero()[:, 0]
+        kept = kept_rows(hidden_ND, weight_VD, targets_N)
         nll_N = hidden_ND.new_zeros(len(targets_N), dtype=torch.float32)
         lse = nll_N.new_empty(len(kept))
         for i in range(0, len(kept), ROWS):
             rows = kept[i:i + ROWS]
             logits = hidden_ND[rows].float() @ weight_VD.float().T
             lse[i:i + ROWS] = torch.logsumexp(logits, -1)
-            nll_N[rows] = lse[i:i + ROWS] - logits.gather(1, targets_N[rows, None])[:, 0]
+            nll_N[rows] = lse[i:i + ROWS] - logits.gather(1, targets_N[rows, None].long())[:, 0]
         ctx.save_for_backward(hidden_ND, weight_VD, targets_N, kept, lse)
         return nll_N
 
@@ -163,5 +176,10 @@ class _TokenNLL(torch.autograd.Function):
 
 
 def token_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """−log softmax(hidden @ weight.T)[target] of each row, float32 [N]; rows whose target is −100 give 0 and cost nothing."""
+    """−log softmax(hidden @ weight.T)[target] of each row, float32 [N]; rows whose target is −100 give 0 and cost nothing.
+
+    hidden [N, D] and weight [V, D] float32, bfloat16 or float16, targets [N] int64. Logits, sums and both
+    gradients are computed in float32; a gradient is rounded once, to its input's dtype. The gradient takes one
+    coefficient a row, of any sign; rows with coefficient 0 are dropped. Raises ValueError as `kept_rows`.
+    """
     return _TokenNLL.apply(hidden_ND, weight_VD, targets_N)

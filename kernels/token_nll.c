@@ -1,0 +1,194 @@
+/*
+ * The two passes of token_nll over a tile of logits. The products around them are matrix products
+ * (token_nll_cpu.py); README.md derives every line.
+ *
+ * A tile holds `rows` rows of `columns` logits, those of the vocabulary entries first, first + 1, …; row r
+ * has the target targets[r], which may lie in another tile. Rows go to the threads in equal runs, and
+ * a row's numbers do not depend on how many threads there are.
+ *
+ * The arithmetic is written once, on vectors of eight floats, and compiled twice: for any processor
+ * that the compiler knows, and for AVX2 with FMA, chosen at run time.
+ */
+#include "redlite.h"
+#include "pool.h"
+#include <math.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum { LANES = 8 };
+typedef float Floats __attribute__((vector_size(LANES * sizeof(float))));
+typedef int32_t Ints __attribute__((vector_size(LANES * sizeof(int32_t))));
+
+INLINE Floats load(const float *from)
+{
+    Floats x;
+    memcpy(&x, from, sizeof x);
+    return x;
+}
+
+INLINE void store(float *to, Floats x) { memcpy(to, &x, sizeof x); }
+
+INLINE Floats all(float x) { return x - (Floats){0}; }
+
+INLINE Floats choose(Ints condition, Floats yes, Floats no) /* condition: all bits or none, lane by lane */
+{
+    return (Floats)((condition & (Ints)yes) | (~condition & (Ints)no));
+}
+
+/* The first `count` of eight floats, then `rest`. */
+INLINE Floats load_some(const float *from, int64_t count, float rest)
+{
+    float lanes[LANES];
+    for (int i = 0; i < LANES; i++)
+        lanes[i] = i < count ? from[i] : rest;
+    return load(lanes);
+}
+
+/* e^x for x up to 88, within 2 units in the last place; below −87.3, where float32 loses its digits, 0; NaN stays NaN.
+ * e^x = 2^n · e^r with n = x / ln 2 rounded, |r| ≤ ln 2 / 2, and e^r by its series to r⁷ / 7! (the rest is below 6e-9). */
+INLINE Floats exponential(Floats x)
+{
+    const Floats to_integer = all(0x1.8p23f); /* adding it leaves no bits for a fraction */
+    Ints vanishes = x < all(-87.3f);
+    Floats shifted = x * all(0x1.715476p0f) + to_integer; /* 1 / ln 2 */
+    Floats n = shifted - to_integer;
+    Floats r = x - n * all(0x1.62e4p-1f);  /* ln 2 in two parts: n times the first is exact */
+    r = r - n * all(0x1.7f7d1cp-20f);
+    Floats e = r * all(1.0f / 5040) + all(1.0f / 720);
+    e = e * r + all(1.0f / 120);
+    e = e * r + all(1.0f / 24);
+    e = e * r + all(1.0f / 6);
+    e = e * r + all(0.5f);
+    e = e * r + all(1.0f);
+    e = e * r + all(1.0f);
+    Ints exponent = ((Ints)shifted - (Ints)to_integer) << 23;
+    Floats scaled = (Floats)((Ints)e + exponent);
+    return choose(x == x, choose(vanishes, (Floats){0}, scaled), x);
+}
+
+typedef struct {
+    float *logits;
+    int64_t rows, columns, first;
+    const int64_t *targets;
+    float *maximum, *sum, *target; /* a row's statistics, over the tiles seen so far: max l, Σ e^(l − max), l of the target */
+    const float *coefficient;
+} Tile;
+
+INLINE int64_t target_column(const Tile *t, int64_t row) /* of the row's target in this tile, or −1 */
+{
+    int64_t column = t->targets[row] - t->first;
+    return column >= 0 && column < t->columns ? column : -1;
+}
+
+/* Online log-sum-exp (arXiv 1805.02867): m' = max(m, tile), s' = s · e^(m − m') + Σ e^(l − m'). */
+INLINE void statistics(const Tile *t, int64_t row)
+{
+    const float *l = t->logits + row * t->columns;
+    int64_t whole = t->columns / LANES * LANES, rest = t->columns - whole;
+    float before = t->maximum[row], maximum = before, lanes[LANES];
+    Floats highest = all(before);
+    for (int64_t j = 0; j < whole; j += LANES) {
+        Floats x = load(l + j);
+        highest = choose(x > highest, x, highest);
+    }
+    store(lanes, highest);
+    for (int i = 0; i < LANES; i++)
+        maximum = lanes[i] > maximum ? lanes[i] : maximum;
+    for (int64_t j = whole; j < t->columns; j++)
+        maximum = l[j] > maximum ? l[j] : maximum;
+
+    Floats sums[2] = {{0}, {0}}, m = all(maximum);
+    int64_t j = 0;
+    for (; j + 2 * LANES <= whole; j += 2 * LANES) {
+        sums[0] += exponential(load(l + j) - m);
+        sums[1] += exponential(load(l + j + LANES) - m);
+    }
+    for (; j < whole; j += LANES)
+        sums[0] += exponential(load(l + j) - m);
+    if (rest)
+        sums[1] += exponential(load_some(l + whole, rest, -INFINITY) - m);
+    store(lanes, sums[0] + sums[1]);
+    float sum = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+    t->sum[row] = (before == maximum ? t->sum[row] : t->sum[row] * expf(before - maximum)) + sum;
+    t->maximum[row] = maximum;
+    int64_t column = target_column(t, row);
+    if (column >= 0)
+        t->target[row] = l[column];
+}
+
+/* In place: logit → coefficient · (p − onehot), with p = e^(l − max) / Σ; max and Σ are those of the whole row. */
+INLINE void gradient(const Tile *t, int64_t row)
+{
+    float *l = t->logits + row * t->columns;
+    int64_t whole = t->columns / LANES * LANES, rest = t->columns - whole, column = target_column(t, row);
+    float scale = t->coefficient[row] / t->sum[row], lanes[LANES];
+    Floats m = all(t->maximum[row]), factor = all(scale);
+    for (int64_t j = 0; j < whole; j += LANES)
+        store(l + j, factor * exponential(load(l + j) - m));
+    if (rest) {
+        store(lanes, factor * exponential(load_some(l + whole, rest, -INFINITY) - m));
+        memcpy(l + whole, lanes, (size_t)rest * sizeof(float));
+    }
+    if (column >= 0)
+        l[column] -= t->coefficient[row];
+}
+
+typedef enum { STATISTICS, GRADIENT } Pass;
+
+INLINE void run(const Tile *t, Pass pass, int64_t start, int64_t end)
+{
+    for (int64_t row = start; row < end; row++)
+        if (pass == STATISTICS)
+            statistics(t, row);
+        else
+            gradient(t, row);
+}
+
+static void run_portable(const Tile *t, Pass pass, int64_t start, int64_t end) { run(t, pass, start, end); }
+#if defined(__x86_64__)
+__attribute__((target("avx2,fma,f16c"))) static void run_avx2(const Tile *t, Pass pass, int64_t start, int64_t end) { run(t, pass, start, end); }
+#endif
+
+typedef struct {
+    Tile tile;
+    Pass pass;
+    void (*run)(const Tile *, Pass, int64_t, int64_t);
+} Work;
+
+static void share(void *context, int part, int parts)
+{
+    const Work *work = context;
+    work->run(&work->tile, work->pass, work->tile.rows * part / parts, work->tile.rows * (part + 1) / parts);
+}
+
+static void run_parallel(Work *work, int portable, int threads)
+{
+    work->run = run_portable;
+#if defined(__x86_64__)
+    if (!portable && strcmp(rl_isa(), "avx2") == 0)
+        work->run = run_avx2;
+#else
+    (void)portable;
+#endif
+    rl_parallel(share, work, work->tile.rows < threads ? (int)work->tile.rows : threads);
+}
+
+/* Take a tile into the statistics of its rows, which start as maximum −infinity and sum 0. `target` [rows] is written where the
+ * tile holds the target. `portable` forbids wider instruction sets. */
+RL_EXPORT void rl_nll_statistics(const float *logits, int64_t rows, int64_t columns, int64_t first, const int64_t *targets,
+                                 float *maximum, float *sum, float *target, int portable, int threads)
+{
+    Work work = {{.logits = (float *)logits, .rows = rows, .columns = columns, .first = first, .targets = targets,
+                  .maximum = maximum, .sum = sum, .target = target}, STATISTICS, NULL};
+    run_parallel(&work, portable, threads);
+}
+
+/* Turn a tile of logits, in place, into coefficient · (p − onehot), given the statistics of the whole rows. */
+RL_EXPORT void rl_nll_gradient(float *logits, int64_t rows, int64_t columns, int64_t first, const int64_t *targets,
+                               const float *maximum, const float *sum, const float *coefficient, int portable, int threads)
+{
+    Work work = {{.logits = logits, .rows = rows, .columns = columns, .first = first, .targets = targets,
+                  .maximum = (float *)maximum, .sum = (float *)sum, .coefficient = coefficient}, GRADIENT, NULL};
+    run_parallel(&work, portable, threads);
+}

@@ -1,0 +1,109 @@
+"""token_nll on CPUs: torch's matrix products over a tile of logits, and the two passes of token_nll.c over it in place.
+
+Memory beside the inputs and the gradients returned: five buffers of at most TILE_BYTES each (the tile, a
+block of hidden rows and its gradient, and for half-precision weights a block of them and its gradient),
+whatever N and V. One case needs more: the gradient of a half-precision weight over more rows than one
+block holds is summed in a float32 [V, D] and rounded once; its size does not depend on N either.
+
+Shape letters as in reference.py, K the rows that count, S the rows and C the vocabulary entries of a tile.
+"""
+import ctypes
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import native, reference
+
+TILE_BYTES = 16 << 20  # of each buffer
+TILE_ROWS = 2048       # more rows a tile gain nothing: the products are at full speed, and its columns get few
+portable = False       # tests set this to prove the portable C path on a processor that has a wider one
+
+
+def _library():
+    library, reason = native.library()
+    if library is None:
+        raise RuntimeError(reason)
+    if library.rl_nll_statistics.argtypes is None:
+        i64, pointer = ctypes.c_int64, ctypes.c_void_p
+        for function in (library.rl_nll_statistics, library.rl_nll_gradient):
+            function.argtypes = [pointer, i64, i64, i64, *[pointer] * 4, ctypes.c_int, ctypes.c_int]
+            function.restype = None
+    return library
+
+
+def _tile_shape(rows: int, V: int, D: int, weight_dtype: torch.dtype) -> tuple[int, int]:
+    """(S, C): as many rows as there are, up to TILE_ROWS, then as many columns as TILE_BYTES leaves; at least 1 of each."""
+    floats = TILE_BYTES // 4
+    S = max(1, min(rows, TILE_ROWS, floats // D))
+    C = floats // S if weight_dtype == torch.float32 else min(floats // S, floats // D)
+    return S, max(1, min(V, C))
+
+
+def _logits(h_SD: Tensor, weight_VD: Tensor, C: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(first entry, weights [c, D] float32, logits [S, c]) of each run of C vocabulary entries; the logits of one overwrite those before."""
+    tile = h_SD.new_empty(len(h_SD) * C)
+    for first in range(0, len(weight_VD), C):
+        w_CD = weight_VD[first:first + C].float()
+        logits_SC = tile[:len(h_SD) * len(w_CD)].view(len(h_SD), len(w_CD))
+        yield first, w_CD, torch.mm(h_SD, w_CD.T, out=logits_SC)
+
+
+def _pass(function, logits_SC: Tensor, first: int, targets_S: Tensor, *row_values: Tensor) -> None:
+    """Run a pass of token_nll.c over a tile; row_values: its three contiguous float32 [S] arguments."""
+    function(logits_SC.data_ptr(), *logits_SC.shape, first, targets_S.data_ptr(), *(x.data_ptr() for x in row_values), portable, torch.get_num_threads())
+
+
+class _TokenNLL(torch.autograd.Function):
+    """Forward keeps the maximum and Σ e^(logit − maximum) of each kept row; backward computes the logits again."""
+
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_VD, targets_N):
+        kept_K = reference.kept_rows(hidden_ND, weight_VD, targets_N)
+        K, (V, D) = len(kept_K), weight_VD.shape
+        maximum_K, sum_K, target_K = (torch.full((K,), start) for start in (float("-inf"), 0.0, 0.0))
+        S, C = _tile_shape(K, V, D, weight_VD.dtype)
+        for a in range(0, K, S):
+            rows, y_S = kept_K[a:a + S], targets_N[kept_K[a:a + S]].long()
+            for first, _, logits_SC in _logits(hidden_ND[rows].float(), weight_VD, C):
+                _pass(_library().rl_nll_statistics, logits_SC, first, y_S, maximum_K[a:a + S], sum_K[a:a + S], target_K[a:a + S])
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, kept_K, maximum_K, sum_K)
+        return torch.zeros(len(targets_N)).index_copy(0, kept_K, sum_K.log() - (target_K - maximum_K))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, coefficient_N):
+        hidden_ND, weight_VD, targets_N, kept_K, maximum_K, sum_K = ctx.saved_tensors
+        want_hidden, want_weight, _ = ctx.needs_input_grad
+        used = coefficient_N[kept_K] != 0  # NaN counts as used, so that it shows
+        kept_K, maximum_K, sum_K = kept_K[used], maximum_K[used], sum_K[used]
+        K, (V, D) = len(kept_K), weight_VD.shape
+        S, C = _tile_shape(K, V, D, weight_VD.dtype)
+        d_hidden = torch.zeros_like(hidden_ND) if want_hidden else None
+        d_weight = (torch.empty if K else torch.zeros)(V, D, dtype=weight_VD.dtype) if want_weight else None
+        sum_VD = torch.empty(V, D) if want_weight and K > S and d_weight.dtype != torch.float32 else d_weight
+        for a in range(0, K, S):
+            rows, y_S, c_S = kept_K[a:a + S], targets_N[kept_K[a:a + S]].long(), coefficient_N[kept_K[a:a + S]].float()
+            h_SD = hidden_ND[rows].float()
+            dh_SD = torch.zeros_like(h_SD)
+            for first, w_CD, grad_SC in _logits(h_SD, weight_VD, C):
+                _pass(_library().rl_nll_gradient, grad_SC, first, y_S, maximum_K[a:a + S], sum_K[a:a + S], c_S)
+                if want_hidden:
+                    dh_SD.addmm_(grad_SC, w_CD)
+                if want_weight:
+                    dw_CD = sum_VD[first:first + C]
+                    if dw_CD.dtype == torch.float32:
+                        dw_CD.addmm_(grad_SC.T, h_SD, beta=int(a > 0))
+                    else:  # the only block of rows: this is the whole sum
+                        dw_CD.copy_(grad_SC.T @ h_SD)
+            if want_hidden:
+                d_hidden[rows] = dh_SD.to(d_hidden.dtype)
+        if sum_VD is not d_weight:
+            d_weight.copy_(sum_VD)
+        return d_hidden, d_weight, None
+
+
+def token_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """As `reference.token_nll`, with a bounded tile of logits instead of whole rows."""
+    return _TokenNLL.apply(hidden_ND, weight_VD, targets_N)
