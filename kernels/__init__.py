@@ -28,7 +28,7 @@ if FORCED not in (None, "reference", "c", "triton"):
 MODULES = {
     "attention": {"reference": "reference", "torch-flash": "attention_cpu"},
     "decode_attention": {"reference": "reference"},
-    "token_nll": {"reference": "reference", "c": "token_nll_cpu"},
+    "token_nll": {"reference": "reference", "c": "token_nll_cpu", "triton": "token_nll_triton"},
     "rms_norm": {"reference": "reference"},
     "rotary": {"reference": "reference"},
     "swiglu": {"reference": "reference"},

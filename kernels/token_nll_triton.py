@@ -1,0 +1,239 @@
+"""token_nll on GPUs, in Triton: three kernels, whose lines README.md derives.
+
+`_statistics` computes a row block's logits tile by tile and keeps the running maximum and sum of each row.
+`_gradient` computes a tile again and writes coefficient · (p − onehot) in the inputs' precision. `_product`
+multiplies that with the weights or with the hidden rows, summing in float32. Rows that are masked, or whose
+coefficient is 0, are in none of them: the kernels are given the numbers of the rows that count.
+
+Memory beside the inputs and the gradients returned: a gradient tile of GRADIENT_BYTES; dH of P rows in
+float32, P = min(K, max(V, GRADIENT_ROWS)); dW of C entries in float32 for half-precision weights, or of all V where K > P.
+So at most 8·D·max(V, GRADIENT_ROWS) bytes and the tile, whatever N; 4·K·D + 4·C·D bytes and the tile where K ≤ V.
+
+TRITON_INTERPRET=1, set before triton is first imported, runs the kernels on CPU tensors for tests; the interpreter's
+products of bfloat16 are wrong, so float32 and float16 are proven there. Shape letters as in token_nll_cpu.py.
+"""
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import reference
+
+SPLITS = 16                 # runs of the vocabulary that share a row block's statistics: 128 rows · 16 keep a large GPU busy
+STATISTICS_ROWS = 16384     # rows a launch of _statistics, to bound its partial results (12 · SPLITS bytes a row)
+GRADIENT_ROWS = 4096
+GRADIENT_BYTES = 64 << 20
+DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
+
+@triton.jit
+def _logits(hidden, weight, rows_M, columns_N, V, D, h_row, h_column, w_row, w_column,
+            DOT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """hidden[rows] @ weight[columns].T, a [BM, BN] tile in float32. rows_M: row numbers; columns_N past V give 0."""
+    acc = tl.zeros((BM, BN), tl.float32)
+    h_start = hidden + rows_M.to(tl.int64)[:, None] * h_row
+    w_start = weight + columns_N.to(tl.int64)[None, :] * w_row
+    for k in range(0, D, BK):
+        d_K = k + tl.arange(0, BK)
+        h = tl.load(h_start + d_K[None, :] * h_column, mask=d_K[None, :] < D, other=0.0)
+        w = tl.load(w_start + d_K[:, None] * w_column, mask=(d_K[:, None] < D) & (columns_N[None, :] < V), other=0.0)
+        acc = tl.dot(h.to(DOT), w.to(DOT), acc, input_precision="ieee")
+    return acc
+
+
+@triton.jit
+def _statistics(hidden, weight, rows, targets, maximum, total, target, row_count, V, D, h_row, h_column, w_row, w_column, span,
+                DOT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """Program (i, s): maximum, Σ e^(l − maximum) and the target's logit of row block i over entries s·span to (s + 1)·span."""
+    split = tl.program_id(1)
+    place_M = tl.program_id(0) * BM + tl.arange(0, BM)
+    inside_M = place_M < row_count
+    rows_M = tl.load(rows + place_M, mask=inside_M, other=0)
+    y_M = tl.load(targets + place_M, mask=inside_M, other=-1)
+    m_M = tl.full((BM,), float("-inf"), tl.float32)
+    s_M = tl.zeros((BM,), tl.float32)
+    t_M = tl.zeros((BM,), tl.float32)
+    for first in range(split * span, tl.minimum(V, (split + 1) * span), BN):
+        v_N = first + tl.arange(0, BN)
+        l = _logits(hidden, weight, rows_M, v_N, V, D, h_row, h_column, w_row, w_column, DOT, BM, BN, BK)
+        l = tl.where(v_N[None, :] < V, l, float("-inf"))
+        new_M = tl.maximum(m_M, tl.max(l, 1))
+        s_M = s_M * tl.exp(m_M - new_M) + tl.sum(tl.exp(l - new_M[:, None]), 1)
+        t_M += tl.sum(tl.where(v_N[None, :] == y_M[:, None], l, 0.0), 1)
+        m_M = new_M
+    out = split * row_count + place_M
+    tl.store(maximum + out, m_M, mask=inside_M)
+    tl.store(total + out, s_M, mask=inside_M)
+    tl.store(target + out, t_M, mask=inside_M)
+
+
+@triton.jit
+def _gradient(hidden, weight, rows, targets, maximum, total, coefficient, out, first, row_count, column_count, V, D,
+              h_row, h_column, w_row, w_column, DOT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """out[row, j] = coefficient · (p − onehot) of entry first + j: a [row_count, column_count] tile, in the type of `out`."""
+    place_M = tl.program_id(0) * BM + tl.arange(0, BM)
+    inside_M = place_M < row_count
+    rows_M = tl.load(rows + place_M, mask=inside_M, other=0)
+    y_M = tl.load(targets + place_M, mask=inside_M, other=-1)
+    j_N = tl.program_id(1) * BN + tl.arange(0, BN)
+    v_N = first + j_N
+    l = _logits(hidden, weight, rows_M, v_N, V, D, h_row, h_column, w_row, w_column, DOT, BM, BN, BK)
+    m_M = tl.load(maximum + place_M, mask=inside_M, other=0.0)
+    s_M = tl.load(total + place_M, mask=inside_M, other=1.0)
+    c_M = tl.load(coefficient + place_M, mask=inside_M, other=0.0)
+    g = (c_M / s_M)[:, None] * tl.exp(l - m_M[:, None])                       # coefficient · p
+    g -= tl.where(v_N[None, :] == y_M[:, None], c_M[:, None], 0.0)           # − coefficient · onehot
+    where = out + place_M.to(tl.int64)[:, None] * column_count + j_N[None, :]
+    tl.store(where, g.to(out.dtype.element_ty), mask=inside_M[:, None] & (j_N[None, :] < column_count))
+
+
+@triton.jit
+def _product(a, b, out, b_rows, M, N, K, a_row, a_column, b_row, b_column, ADD: tl.constexpr, GATHER: tl.constexpr,
+             DOT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """out (+)= a @ b: a [M, K], b [K, N] or, with GATHER, the rows b_rows [K] of b; out [M, N] float32, contiguous."""
+    band = 8 * tl.cdiv(N, BN)  # programs in bands of 8 block rows, so that neighbours share what they load
+    i = tl.program_id(0) // band * 8
+    height = tl.minimum(tl.cdiv(M, BM) - i, 8)
+    i += tl.program_id(0) % band % height
+    m_M = i * BM + tl.arange(0, BM)
+    n_N = tl.program_id(0) % band // height * BN + tl.arange(0, BN)
+    inside = (m_M[:, None] < M) & (n_N[None, :] < N)
+    where = out + m_M.to(tl.int64)[:, None] * N + n_N[None, :]
+    acc = tl.zeros((BM, BN), tl.float32)
+    for first in range(0, K, BK):
+        k_K = first + tl.arange(0, BK)
+        row_K = tl.load(b_rows + k_K, mask=k_K < K, other=0) if GATHER else k_K
+        x = tl.load(a + m_M.to(tl.int64)[:, None] * a_row + k_K.to(tl.int64)[None, :] * a_column, mask=(m_M[:, None] < M) & (k_K[None, :] < K), other=0.0)
+        y = tl.load(b + row_K.to(tl.int64)[:, None] * b_row + n_N[None, :] * b_column, mask=(k_K[:, None] < K) & (n_N[None, :] < N), other=0.0)
+        acc = tl.dot(x.to(DOT), y.to(DOT), acc, input_precision="ieee")
+    if ADD:
+        acc += tl.load(where, mask=inside, other=0.0)
+    tl.store(where, acc, mask=inside)
+
+
+def _tiles(dot: torch.dtype, device: torch.device) -> dict:
+    """Block sizes by the precision of the products and the memory of the device's cores: 144, 96 or 64 KiB of it for half precision, 48 for float32."""
+    if device.type != "cuda":
+        return dict(BM=32, BN=64, BK=32)  # the interpreter pays by the block
+    if dot == torch.float32:
+        return dict(BM=64, BN=64, BK=32, num_warps=4, num_stages=3)
+    capability = torch.cuda.get_device_capability(device)
+    if capability in ((9, 0), (10, 0)):
+        return dict(BM=128, BN=256, BK=64, num_warps=8, num_stages=3)
+    if capability == (8, 0):
+        return dict(BM=128, BN=128, BK=64, num_warps=8, num_stages=3)
+    return dict(BM=128, BN=128, BK=32, num_warps=8, num_stages=4)
+
+
+class _Head:
+    """One call's hidden and weight, and the launches over some of their rows (numbered by `rows`, int64) and entries."""
+
+    def __init__(self, hidden_ND: Tensor, weight_VD: Tensor):
+        self.hidden, self.weight = hidden_ND, weight_VD
+        self.dot = torch.promote_types(hidden_ND.dtype, weight_VD.dtype)  # float16 with bfloat16 is float32
+        self.tiles = _tiles(self.dot, hidden_ND.device)
+        self.constants = dict(DOT=DTYPES[self.dot], **self.tiles)
+
+    def statistics(self, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(maximum, Σ e^(l − maximum), the target's logit) of each row, float32."""
+        V, D = self.weight.shape
+        BM, BN = self.tiles["BM"], self.tiles["BN"]
+        maximum, total, target = self.hidden.new_empty(3, SPLITS, len(rows), dtype=torch.float32)
+        span = triton.cdiv(triton.cdiv(V, BN), SPLITS) * BN
+        _statistics[triton.cdiv(len(rows), BM), SPLITS](self.hidden, self.weight, rows, targets, maximum, total, target, len(rows), V, D,
+                                                        *self.hidden.stride(), *self.weight.stride(), span, **self.constants)
+        highest = maximum.amax(0)
+        return highest, (total * torch.exp(maximum - highest)).sum(0), target.sum(0)
+
+    def gradient(self, out: Tensor, first: int, rows: Tensor, targets: Tensor, maximum: Tensor, total: Tensor, coefficient: Tensor) -> None:
+        """Write coefficient · (p − onehot) of entries from `first` on, to out [rows, entries]."""
+        BM, BN = self.tiles["BM"], self.tiles["BN"]
+        _gradient[triton.cdiv(len(rows), BM), triton.cdiv(out.shape[1], BN)](
+            self.hidden, self.weight, rows, targets, maximum, total, coefficient, out, first, *out.shape, *self.weight.shape,
+            *self.hidden.stride(), *self.weight.stride(), **self.constants)
+
+    def product(self, a: Tensor, b: Tensor, out: Tensor, add: bool, b_rows: Tensor | None = None) -> None:
+        """out (+)= a @ b, or a @ b[b_rows]."""
+        (M, K), N = a.shape, b.shape[1]
+        grid = (triton.cdiv(M, self.tiles["BM"]) * triton.cdiv(N, self.tiles["BN"]),)
+        _product[grid](a, b, out, b if b_rows is None else b_rows, M, N, K, *a.stride(), *b.stride(), ADD=add, GATHER=b_rows is not None, **self.constants)
+
+
+class _TokenNLL(torch.autograd.Function):
+    """Forward keeps the maximum and Σ e^(logit − maximum) of each kept row; backward computes the logits again."""
+
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_VD, targets_N):
+        kept_K = reference.kept_rows(hidden_ND, weight_VD, targets_N)
+        head, y_K = _Head(hidden_ND, weight_VD), targets_N[kept_K]
+        parts = []
+        with torch.cuda.device_of(hidden_ND):
+            for a in range(0, len(kept_K), STATISTICS_ROWS):
+                parts.append(head.statistics(kept_K[a:a + STATISTICS_ROWS], y_K[a:a + STATISTICS_ROWS]))
+        maximum_K, total_K, target_K = map(torch.cat, zip(*parts)) if parts else hidden_ND.new_empty(3, 0, dtype=torch.float32)
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, kept_K, maximum_K, total_K)
+        return hidden_ND.new_zeros(len(targets_N), dtype=torch.float32).index_copy(0, kept_K, total_K.log() - (target_K - maximum_K))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, coefficient_N):
+        hidden_ND, weight_VD, targets_N, kept_K, maximum_K, total_K = ctx.saved_tensors
+        used = coefficient_N[kept_K] != 0  # NaN counts as used, so that it shows
+        kept_K, maximum_K, total_K = kept_K[used], maximum_K[used], total_K[used]
+        if not len(kept_K):
+            return torch.zeros_like(hidden_ND), torch.zeros_like(weight_VD), None
+        c_K = coefficient_N[kept_K].float()
+        # float16 tiles lose what is below 6e-8: coefficients are brought to 1 by a power of two, which is exact, and the sums back.
+        unit = torch.exp2(torch.ceil(torch.log2(c_K.abs().max())))
+        with torch.cuda.device_of(hidden_ND):
+            return *_backward(_Head(hidden_ND, weight_VD), (kept_K, targets_N[kept_K], maximum_K, total_K, c_K / unit), unit, *ctx.needs_input_grad[:2]), None
+
+
+def _backward(head: _Head, of_rows: tuple[Tensor, ...], unit: Tensor, want_hidden: bool, want_weight: bool) -> tuple[Tensor | None, Tensor | None]:
+    """(dH, dW), `unit` times the sums. of_rows: row number, target, maximum, Σ and coefficient of each row [K]."""
+    rows_K, (V, D) = of_rows[0], head.weight.shape
+    S = min(len(rows_K), GRADIENT_ROWS)
+    C = min(V, GRADIENT_BYTES // head.dot.itemsize // S)
+    P = min(len(rows_K), max(V, GRADIENT_ROWS))
+    tile = head.hidden.new_empty(S * C, dtype=head.dot)
+    d_hidden = torch.zeros_like(head.hidden) if want_hidden else None
+    d_weight = torch.empty_like(head.weight, memory_format=torch.contiguous_format) if want_weight else None
+    whole = d_weight if want_weight and d_weight.dtype == torch.float32 else None
+    if want_weight and whole is None and len(rows_K) > P:
+        whole = head.hidden.new_empty(V, D, dtype=torch.float32)
+    for p in range(0, len(rows_K), P):
+        dh_PD = head.hidden.new_empty(min(P, len(rows_K) - p), D, dtype=torch.float32) if want_hidden else None
+        for first in range(0, V, C):
+            w_CD = head.weight[first:first + C]
+            dw_CD = None if not want_weight else torch.empty_like(w_CD, dtype=torch.float32, memory_format=torch.contiguous_format) if whole is None else whole[first:first + C]
+            for a in range(p, min(p + P, len(rows_K)), S):
+                block = tuple(x[a:min(a + S, p + P)] for x in of_rows)
+                grad_SC = tile[:len(block[0]) * len(w_CD)].view(len(block[0]), len(w_CD))
+                head.gradient(grad_SC, first, *block)
+                if want_hidden:
+                    head.product(grad_SC, w_CD, dh_PD[a - p:a - p + S], add=first > 0)
+                if want_weight:
+                    head.product(grad_SC.T, head.hidden, dw_CD, add=a > 0, b_rows=block[0])
+            if want_weight and whole is None:
+                d_weight[first:first + C] = dw_CD.mul_(unit)
+        if want_hidden:
+            d_hidden[rows_K[p:p + P]] = dh_PD.mul_(unit).to(d_hidden.dtype)
+    if whole is not None:
+        d_weight.copy_(whole.mul_(unit))
+    return d_hidden, d_weight
+
+
+def unusable(device_type: str) -> str:
+    """Why these kernels cannot run on "cpu" or "cuda" tensors; "" if they can. On a CPU they need the interpreter."""
+    if device_type == "cpu" and not isinstance(_product, triton.runtime.interpreter.InterpretedFunction):
+        return "Triton runs on CPU tensors under TRITON_INTERPRET=1 only, set before triton is imported"
+    return ""
+
+
+def token_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """As `reference.token_nll`, for float32, float16 and bfloat16; on a GPU, or on CPU tensors under TRITON_INTERPRET=1."""
+    for x in (hidden_ND, weight_VD):
+        if x.dtype not in DTYPES:
+            raise ValueError(f"token_nll in Triton takes float32, float16 and bfloat16; got {x.dtype}")
+    return _TokenNLL.apply(hidden_ND, weight_VD, targets_N)
