@@ -56,10 +56,10 @@ class Packed:
     def of_gguf(kind: str, raw, shape: tuple[int, int]) -> "Packed":
         """Pack the blocks of a GGUF tensor as they are, without rounding again. raw: a contiguous uint8 array; kind: a key of GGUF_KINDS."""
         number, format, block = GGUF_KINDS[kind]
-        packed, blocks = Packed(format, shape), torch.from_numpy(raw)
-        if shape[1] % 32 or blocks.numel() != shape[0] * shape[1] // 32 * block:
-            raise ValueError(f"{kind} [{shape[0]}, {shape[1]}] takes whole blocks of 32, {blocks.numel()} bytes given")
-        _library().rl_pack_gguf(number, packed.buffer.data_ptr(), blocks.data_ptr(), 0, *shape)
+        if shape[1] % 32 or raw.size != shape[0] * shape[1] // 32 * block or not raw.flags.c_contiguous:
+            raise ValueError(f"{kind} [{shape[0]}, {shape[1]}] takes whole blocks of 32, contiguous; {raw.size} bytes given")
+        packed = Packed(format, shape)
+        _library().rl_pack_gguf(number, packed.buffer.data_ptr(), raw.ctypes.data, 0, *shape)
         return packed
 
     def rows(self, ids: Tensor) -> Tensor:

@@ -25,8 +25,7 @@ class Request:
     """One prompt to continue. `stopped` sees the ids generated so far after each token; True ends the request."""
     ids: list[int]
     max_new_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
+    rule: sampling.Rule = sampling.Rule()
     seed: int = 0
     stop_ids: frozenset[int] = frozenset()
     stopped: Callable[[list[int]], bool] | None = None
@@ -97,7 +96,7 @@ class Engine:
             waiting.popleft()
             tokens += size
             limit = max(0, min(request.max_new_tokens, self.context_limit() - len(request.ids)))
-            uniforms = sampling.uniforms(request.seed) if request.temperature > 0 else None
+            uniforms = sampling.uniforms(request.seed) if request.rule.temperature > 0 else None
             admitted.append(_Active(index, request, limit, uniforms, time.monotonic()))
         return admitted
 
@@ -127,11 +126,9 @@ class Engine:
     @staticmethod
     def _choose(active: list[_Active], logits_BV: Tensor) -> None:
         """Pick each request's next token and note which have come to their end."""
-        def column(values):
-            return torch.tensor(values, dtype=torch.float32, device=logits_BV.device)
-        drawn = column([a.uniforms.random() if a.uniforms else 0.0 for a in active])
-        ids = sampling.sample(logits_BV, column([a.request.temperature for a in active]),
-                              column([a.request.top_p for a in active]), drawn).tolist()
+        drawn = torch.tensor([a.uniforms.random() if a.uniforms else 0.0 for a in active], dtype=torch.float32, device=logits_BV.device)
+        seen = [a.request.ids + a.ids if a.request.rule.repetition_penalty != 1 else [] for a in active]
+        ids = sampling.sample(logits_BV, [a.request.rule for a in active], drawn, seen).tolist()
         for a, token in zip(active, ids):
             if len(a.ids) >= a.limit:  # no room for even one token
                 a.finish = "length"

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from redlite import chat, checkpoint, data, sampling, tokenizer
+from redlite import chat, checkpoint, data, kernels, sampling, tokenizer
 from redlite.engine import Engine, Request
 from redlite.errors import Error
 from redlite.journal import sha256_file
@@ -40,17 +40,16 @@ class LM:
         self.stop_ids = frozenset(ends)
 
     @staticmethod
-    def load(path, dtype: str = "float32", device: str = "cpu", quantize: str | None = None, template: str | None = None) -> "LM":
-        """See `redlite.load`."""
+    def load(path, dtype: str = "float32", device: str = "cpu", quantize: str | None = None, template: str | None = None, trainable: bool = False) -> "LM":
+        """See `redlite.load`. trainable: keep the weights plain tensors, where inference would have them packed."""
         path = resolve(path)
         if dtype not in DTYPES:
             raise Error(f"dtype {dtype!r} is not known; use {', '.join(DTYPES)}")
-        if quantize is not None:
-            raise Error(f"quantize {quantize!r} is not available in this version; leave it out")
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise Error(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+        packed = None if trainable else packing(dtype, device, quantize)
         config, _ = checkpoint.read_config(path)
         found = parts(path, template)
         words = found.tokenizer
@@ -58,7 +57,7 @@ class LM:
             raise Error(f"{path}: the tokenizer has {words.vocab_size} tokens and the model only {config.vocab_size}; they do not belong together")
         with torch.device("meta"):
             model = LLaMA(config)
-        checkpoint.load_weights(model, path, DTYPES[dtype], device)
+        checkpoint.load_weights(model, path, DTYPES[dtype], device, packed)
         return LM(model.eval().requires_grad_(False), words, found.template, path, dtype, device)
 
     @torch.no_grad()
@@ -68,23 +67,25 @@ class LM:
         return self.model.logits(self.model(packed.ids, packed.positions, packed_attention(self.config, packed.offsets), packed.lengths))
 
     def generate(self, prompts: list[list[int]], max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0,
-                 seed: int = 0, stop: tuple[str, ...] = ()) -> list[Completion]:
+                 seed: int = 0, stop: tuple[str, ...] = (), **rule) -> list[Completion]:
         """Continue every prompt; the results are in the prompts' order. See `stream`."""
-        results = dict(self.stream(prompts, max_new_tokens, temperature, top_p, seed, stop))
+        results = dict(self.stream(prompts, max_new_tokens, temperature, top_p, seed, stop, **rule))
         return [results[i] for i in range(len(prompts))]
 
     def stream(self, prompts: list[list[int]], max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0,
-               seed: int | list[int] = 0, stop: tuple[str, ...] = ()) -> Iterator[tuple[int, Completion]]:
+               seed: int | list[int] = 0, stop: tuple[str, ...] = (), top_k: int = 0, min_p: float = 0.0,
+               repetition_penalty: float = 1.0) -> Iterator[tuple[int, Completion]]:
         """Yield (index, Completion) as each prompt finishes.
 
-        temperature 0 is greedy. A sampled answer depends on the seed, the prompt and how many equal prompts
-        came before it in the list, never on the batch; a list of seeds gives each prompt its own. Generation
-        ends at an end token ("stop"), a stop string ("stop", cut from the text), after max_new_tokens
+        temperature 0 is greedy; see `sampling.Rule` for how a token is drawn. A sampled answer depends on the
+        seed, the prompt and how many equal prompts came before it in the list, never on the batch; a list of
+        seeds gives each prompt its own. Generation ends at an end token ("stop"), a stop string ("stop", cut from the text), after max_new_tokens
         ("length") or at the end of the model's context ("length").
         Raises Error for a prompt that is empty, too long, or holds ids outside the vocabulary.
         """
-        if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
-            raise Error(f"generate: max_new_tokens {max_new_tokens} (at least 1), temperature {temperature} (at least 0), top_p {top_p} (above 0, at most 1)")
+        rule = sampling.Rule(temperature, top_p, top_k, min_p, repetition_penalty)
+        if max_new_tokens < 1 or rule.fault():
+            raise Error("generate: " + (rule.fault() or f"max_new_tokens {max_new_tokens} must be at least 1"))
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         stop += tuple(s for s in self.template.stop_strings if s not in stop)
         stopped = self._stop_check(stop)
@@ -95,7 +96,7 @@ class LM:
                 raise Error(f"prompt {i} has {len(ids)} tokens; the model's context of {self.engine.context_limit()} leaves no room for an answer")
             own = seed[i] if isinstance(seed, list) else sampling.request_seed(seed, ids, seen[tuple(ids)])
             seen[tuple(ids)] += 1
-            requests.append(Request(list(ids), max_new_tokens, temperature, top_p, own, self.stop_ids, stopped))
+            requests.append(Request(list(ids), max_new_tokens, rule, own, self.stop_ids, stopped))
         for i, result in self.engine.run(requests):
             yield i, Completion(result.ids, self._text(result.ids, stop), result.finish, len(prompts[i]), result.seconds)
 
@@ -137,6 +138,18 @@ class LM:
         text = self.tokenizer.decode([i for i in ids if i not in self.stop_ids])
         cuts = [text.index(s) for s in stop if s and s in text]
         return text[:min(cuts)] if cuts else text
+
+
+def packing(dtype: str, device: str, quantize: str | None) -> str | None:
+    """The format of `kernels.Packed` that inference takes its matrices in; None for plain tensors. Error if `quantize` cannot be had."""
+    if quantize not in (None, "int8", "int4"):
+        raise Error(f"quantize {quantize!r} is not known; use int8 or int4")
+    reason = kernels.packed.usable() if kernels.FORCED in (None, "c") else f"REDLITE_KERNELS={kernels.FORCED} has no packed products"
+    if torch.device(device).type != "cpu" or dtype != "float32":
+        reason = "packed products are float32 on CPUs"
+    if quantize and reason:
+        raise Error(f"quantize {quantize!r} cannot be had: {reason}")
+    return None if reason else quantize or "float32"
 
 
 @dataclass(frozen=True)

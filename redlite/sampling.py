@@ -1,27 +1,66 @@
 """Logits to token ids, pure: no state but the uniform numbers that are handed in."""
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
-def sample(logits_BV: Tensor, temperature_B: Tensor, top_p_B: Tensor, uniform_B: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Rule:
+    """How a request's tokens are drawn.
+
+    temperature         0 takes the first largest logit; otherwise softmax(logits / temperature) is sampled
+    top_p               only the fewest most likely tokens whose probabilities reach top_p are kept (arXiv 1904.09751); 1 keeps all
+    top_k               only the k most likely tokens are kept (arXiv 1805.04833), before top_p; 0 keeps all
+    min_p               only tokens at least min_p times as likely as the likeliest are kept (arXiv 2407.01082); 0 keeps all
+    repetition_penalty  logits of tokens that prompt or answer hold are divided by it where positive, else multiplied (arXiv 1909.05858); 1 is off
+    """
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def fault(self) -> str:
+        """What is wrong with the numbers, "" if nothing."""
+        if not 0 <= self.temperature < float("inf") or not 0 < self.top_p <= 1:
+            return f"temperature {self.temperature} must be at least 0 and top_p {self.top_p} above 0 and at most 1"
+        if self.top_k < 0 or not 0 <= self.min_p <= 1 or not 0 < self.repetition_penalty < float("inf"):
+            return f"top_k {self.top_k} must be at least 0, min_p {self.min_p} from 0 to 1, repetition_penalty {self.repetition_penalty} above 0"
+        return ""
+
+
+def sample(logits_BV: Tensor, rules: list[Rule], uniform_B: Tensor, seen: list[list[int]]) -> Tensor:
     """One token id for each row, int64 [B].
 
-    logits_BV    float32
-    temperature  0 takes the first largest logit; otherwise softmax(logits / temperature) is sampled
-    top_p        only the fewest most likely tokens whose probabilities reach top_p are kept (arXiv
-                 1904.09751); 1 keeps all
-    uniform      the random number in [0, 1) that decides each row, so a row's choice depends on nothing else
+    logits_BV  float32
+    uniform    the random number in [0, 1) that decides each row, so a row's choice depends on nothing else
+    seen       the ids of each row's prompt and answer so far; read only where the row has a repetition penalty
     """
+    device = logits_BV.device
+    penalised = [row for row, rule in enumerate(rules) if rule.repetition_penalty != 1]
+    if penalised:
+        logits_BV = logits_BV.clone()
+        for row in penalised:
+            ids, penalty = torch.tensor(sorted(set(seen[row])), device=device), rules[row].repetition_penalty
+            old = logits_BV[row, ids]
+            logits_BV[row, ids] = torch.where(old > 0, old / penalty, old * penalty)
     ids_B = logits_BV.argmax(-1)
-    drawn = (temperature_B > 0).nonzero()[:, 0]
-    if len(drawn) == 0:
+    drawn = [row for row, rule in enumerate(rules) if rule.temperature > 0]
+    if not drawn:
         return ids_B
-    p, order = torch.softmax(logits_BV[drawn] / temperature_B[drawn, None], -1).sort(dim=-1, descending=True, stable=True)
+
+    def column(values) -> Tensor:
+        return torch.tensor([[v] for v in values], dtype=torch.float32, device=device)
+    mine = [rules[row] for row in drawn]
+    p, order = torch.softmax(logits_BV[drawn] / column(r.temperature for r in mine), -1).sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(p.shape[-1], device=device)
+    kept = (rank < column(r.top_k or p.shape[-1] for r in mine)) & (p >= column(r.min_p for r in mine) * p[:, :1])
+    p = p * (rank < column(r.top_k or p.shape[-1] for r in mine))
     total = p.double().cumsum(-1)
-    kept = total - p < top_p_B[drawn, None]  # the token that reaches top_p is kept, the first always
+    kept &= total - p < column(r.top_p for r in mine) * total[:, -1:]  # the token that reaches top_p is kept, the first always
     mass = (p * kept).double().cumsum(-1)
     place = torch.searchsorted(mass, (uniform_B[drawn, None].double() * mass[:, -1:]), right=True)
     place = place.clamp(max=kept.sum(-1, keepdim=True) - 1)  # rounding may leave u · mass at the very end

@@ -8,6 +8,7 @@ import torch
 from redlite.cache import common_prefix, shareable
 from redlite.config import Config
 from redlite.engine import Engine, Request, prefix_groups
+from redlite.sampling import Rule
 from redlite.model import LLaMA, Packed, packed_attention
 
 VARIANTS = {
@@ -60,7 +61,7 @@ def test_dynamic_scaling_does_not_depend_on_the_batch():
 
 def test_sampled_answers_depend_on_the_request_alone():
     model, wanted = make(VARIANTS["llama"]), prompts()
-    requests = [Request(p, 12, temperature=1.2, top_p=0.9, seed=100 + i) for i, p in enumerate(wanted)]
+    requests = [Request(p, 12, Rule(1.2, 0.9), seed=100 + i) for i, p in enumerate(wanted)]
     first = {requests[i].seed: r.ids for i, r in Engine(model, 4).run(requests)}
     turned = requests[::-1]
     second = {turned[i].seed: r.ids for i, r in Engine(model, 32).run(turned)}

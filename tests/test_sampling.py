@@ -2,13 +2,13 @@
 import numpy as np
 import torch
 
-from redlite.sampling import request_seed, sample, uniforms
+from redlite.sampling import Rule, request_seed, sample, uniforms
 
 
-def draw(logits, temperature, top_p, uniform):
+def draw(logits, temperature, top_p, uniform, seen=(), **rule):
     rows = len(uniform)
-    return sample(torch.tensor([logits] * rows, dtype=torch.float32), torch.full((rows,), temperature),
-                  torch.full((rows,), top_p), torch.tensor(uniform, dtype=torch.float32)).tolist()
+    return sample(torch.tensor([logits] * rows, dtype=torch.float32), [Rule(temperature, top_p, **rule)] * rows,
+                  torch.tensor(uniform, dtype=torch.float32), [list(seen)] * rows).tolist()
 
 
 def test_temperature_zero_takes_the_first_largest():
@@ -39,8 +39,34 @@ def test_the_largest_uniform_number_stays_inside():
 
 def test_rows_with_and_without_temperature_mix():
     logits = torch.tensor([[0.0, 5.0, 0.0]] * 3)
-    ids = sample(logits, torch.tensor([0.0, 100.0, 0.0]), torch.ones(3), torch.tensor([0.0, 0.0, 0.0]))
-    assert ids.tolist()[0] == ids.tolist()[2] == 1
+    ids = sample(logits, [Rule(), Rule(100.0), Rule()], torch.tensor([0.0, 0.99, 0.0]), [[]] * 3)
+    assert ids.tolist() == [1, 2, 1]
+
+
+def test_top_k_then_top_p_and_min_p():
+    """top_k leaves 0.5, 0.3, 0.15; of their 0.95, top_p 0.8 keeps two (0.5 < 0.76 ≤ 0.8); min_p 0.4 keeps those of at least 0.2."""
+    p = np.array([0.5, 0.3, 0.15, 0.05])
+    grid = ((np.arange(10000) + 0.5) / 10000).tolist()
+    for rule, top_p, kept in (({"top_k": 3}, 1.0, [0, 1, 2]), ({"top_k": 3}, 0.8, [0, 1]), ({"top_k": 1}, 1.0, [0]), ({"min_p": 0.4}, 1.0, [0, 1]),
+                              ({"min_p": 0.29}, 1.0, [0, 1, 2]), ({"min_p": 1.0}, 1.0, [0]), ({"top_k": 9}, 1.0, [0, 1, 2, 3])):
+        got = np.bincount(draw(np.log(p).tolist(), 1.0, top_p, grid, **rule), minlength=4) / 10000
+        np.testing.assert_allclose(got, np.where(np.isin(np.arange(4), kept), p, 0) / p[kept].sum(), atol=2e-3)
+
+
+def test_repetition_penalty():
+    """Positive logits are divided, negative ones multiplied, seen tokens only, greedy too."""
+    assert draw([2.0, 1.5, -1.0], 0.0, 1.0, [0.0], seen=[0, 0], repetition_penalty=1.5) == [1]
+    assert draw([2.0, 1.5, -1.0], 0.0, 1.0, [0.0], seen=[0], repetition_penalty=1.3) == [0]
+    grid, logits = ((np.arange(20000) + 0.5) / 20000).tolist(), np.array([1.0, -0.5, 0.2])
+    got = np.bincount(draw(logits.tolist(), 1.0, 1.0, grid, seen=[1, 0], repetition_penalty=2.0), minlength=3) / 20000
+    expected = np.exp([0.5, -1.0, 0.2])
+    np.testing.assert_allclose(got, expected / expected.sum(), atol=1e-3)
+
+
+def test_rules_name_what_is_wrong():
+    assert not Rule(0.7, 0.9, 40, 0.05, 1.1).fault()
+    for wrong in (Rule(-1.0), Rule(float("nan")), Rule(top_p=0), Rule(top_k=-1), Rule(min_p=2), Rule(repetition_penalty=0)):
+        assert "must be" in wrong.fault()
 
 
 def test_seeds_are_stable_across_versions():
