@@ -65,50 +65,49 @@ class ByteLevelBPE:
     pattern        a name in PATTERNS
     ignore_merges  a word that is a token as it stands is not merged (Llama-3)
     nfc            text is put in Unicode's composed form first (Qwen2)
-    prefix_space   a space is put before text that does not begin with one (GPT-2's option; none of the models here by default)
 
     Bytes without a token of their own (`missing_bytes`; SmolLM2 has 21: values that valid UTF-8 never holds, and a few
     rare ones) are left out of the ids when no merge takes them, as llama.cpp and the tokenizers library do: such text
     still encodes, and does not decode to itself.
     """
 
-    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], pattern: str, *, ignore_merges: bool = False,
-                 nfc: bool = False, prefix_space: bool = False):
-        self.nfc, self.prefix_space = nfc, prefix_space
-        self._split = compiled(pattern).findall
+    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], pattern: str, *, ignore_merges: bool = False, nfc: bool = False):
+        self.nfc, self._split = nfc, compiled(pattern)
         self._byte_ids = [vocab.get(c, -1) for c in BYTE_CHARS]
         self._ranks: dict[tuple[int, int], tuple[int, int]] = {}  # (left id, right id) → (rank, merged id)
         for rank, (left, right) in enumerate(merges):
             self._ranks.setdefault((vocab[left], vocab[right]), (rank, vocab[left + right]))
-        self._whole = {token_bytes(t): i for t, i in vocab.items()} if ignore_merges else {}
+        self._bytes = {i: token_bytes(t) for t, i in vocab.items()}
+        self._whole = {data: i for i, data in self._bytes.items()} if ignore_merges else {}
         self._words: dict[str, list[int]] = {}
         self.missing_bytes = bytes(b for b, i in enumerate(self._byte_ids) if i < 0)
+        self.size = max(vocab.values(), default=-1) + 1
 
     def encode(self, text: str) -> list[int]:
         """Token ids of valid Unicode text."""
         if self.nfc:
             text = unicodedata.normalize("NFC", text)
-        if self.prefix_space and text and not text.startswith(" "):
-            text = " " + text
         ids, words = [], self._words
-        for word in self._split(text):
-            found = words.get(word)
-            if found is None:
-                found = self._word(word)
-                if len(word) <= CACHED_LENGTH:
-                    if len(words) >= CACHED_WORDS:
-                        words.clear()
-                    words[word] = found
-            ids += found
+        for word in self._split.findall(text):
+            ids += words[word] if word in words else self._word(word)
         return ids
+
+    def piece_bytes(self, id: int) -> bytes | None:
+        return self._bytes.get(id)
 
     def _word(self, word: str) -> list[int]:
         data = word.encode()
         if data in self._whole:
-            return [self._whole[data]]
-        symbols = [self._byte_ids[b] for b in data]
-        merged = self._merge_short(symbols) if len(symbols) <= SHORT else self._merge_long(symbols)
-        return [i for i in merged if i >= 0]
+            found = [self._whole[data]]
+        else:
+            symbols = [self._byte_ids[b] for b in data]
+            merged = self._merge_short(symbols) if len(symbols) <= SHORT else self._merge_long(symbols)
+            found = [i for i in merged if i >= 0]
+        if len(word) <= CACHED_LENGTH:
+            if len(self._words) >= CACHED_WORDS:
+                self._words.clear()
+            self._words[word] = found
+        return found
 
     def _merge_short(self, symbols: list[int]) -> list[int]:
         """Merge the pair of the lowest rank, leftmost first, until no pair has a rank."""

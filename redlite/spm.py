@@ -68,7 +68,9 @@ class SentencePiece:
     def decode(self, ids: list[int], space_prefix: bool = True) -> str:
         return (self.model if space_prefix else self.bare).DecodeIds(ids)
 
-    def piece_bytes(self, id: int) -> bytes:
+    def piece_bytes(self, id: int) -> bytes | None:
+        if id >= self.size:
+            return None
         kind, piece = self.kind(id), self.model.IdToPiece(id)
         if kind == BYTE:
             return bytes([int(piece[3:5], 16)])

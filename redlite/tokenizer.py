@@ -40,13 +40,12 @@ class Tokenizer:
     def __init__(self, core: spm.SentencePiece | bpe.ByteLevelBPE, texts: dict[int, bytes], special: dict[str, int], defined: dict[str, int], *,
                  bos_id: int | None, eos_id: int | None, pad_id: int | None, add_bos: bool, legacy: bool, space_prefix: bool,
                  chat_template: str | None, fingerprint: str):
-        """texts: the bytes of ids that the core does not hold. defined: added tokens that text may hold → id."""
+        """texts: the bytes of added tokens, by id. defined: added tokens that text may hold → id."""
         self._core, self._texts, self._defined, self._fingerprint = core, texts, defined, fingerprint
         self.kind = "sentencepiece" if isinstance(core, spm.SentencePiece) else "byte-level"
         self.special, self.bos_id, self.eos_id, self.pad_id = special, bos_id, eos_id, pad_id
         self.add_bos, self.legacy, self.chat_template, self._space_prefix = add_bos, legacy, chat_template, space_prefix
-        self._size = core.size if self.kind == "sentencepiece" else 0
-        self.vocab_size = max(self._size, max(texts, default=-1) + 1)
+        self.vocab_size = max(core.size, max(texts, default=-1) + 1)
         longest = sorted(defined, key=lambda t: (-len(t), t))
         self._cut = re.compile("(" + "|".join(map(re.escape, longest)) + ")").split if defined else None
         self._controls = frozenset(special.values())
@@ -73,6 +72,25 @@ class Tokenizer:
             return self._core.encode(text)
         return self._core.encode(text, self._space_prefix and (first or self.legacy))
 
+    def encode_parts(self, parts: list[str], first: bool) -> list[list[int]]:
+        """Ids of the parts' whole text as one segment, shared out: each token goes to the part in which it begins."""
+        whole = self.encode_segment("".join(parts), first)
+        shared, at = [], 0
+        for i in range(1, len(parts)):
+            lead = self.encode_segment("".join(parts[:i]), first)
+            end = len(lead) if whole[:len(lead)] == lead else self._tokens_within(whole, sum(len(self.piece_bytes(t)) for t in lead))
+            shared.append(whole[at:end])
+            at = max(at, end)
+        return [*shared, whole[at:]]
+
+    def _tokens_within(self, ids: list[int], count: int) -> int:
+        """How many tokens begin within the first `count` bytes."""
+        for n, id in enumerate(ids):
+            if count <= 0:
+                return n
+            count -= len(self.piece_bytes(id))
+        return len(ids)
+
     def decode(self, ids: list[int]) -> str:
         """Text of ids; control tokens are left out, bytes that are not UTF-8 and ids outside the vocabulary show as U+FFFD."""
         ids = [i for i in ids if i not in self._controls]
@@ -80,7 +98,7 @@ class Tokenizer:
             return b"".join(map(self.piece_bytes, ids)).decode("utf-8", "replace")
         out, run = [], []
         for i in [*ids, -1]:
-            if 0 <= i < self._size:
+            if 0 <= i < self._core.size:
                 run.append(i)
                 continue
             if run:
@@ -94,9 +112,10 @@ class Tokenizer:
         """The bytes that a token adds to the text (before sentencepiece's first space is cut); empty for control tokens."""
         if id in self._controls:
             return b""
-        if id in self._texts:
-            return self._texts[id]
-        return self._core.piece_bytes(id) if 0 <= id < self._size else "\ufffd".encode()
+        found = self._texts.get(id)
+        if found is None:
+            found = self._core.piece_bytes(id)
+        return "\ufffd".encode() if found is None else found
 
     def fingerprint(self) -> str:
         """SHA-256 of the files or tables that decide the ids."""
@@ -327,22 +346,20 @@ def _from_tokenizer_json(files: _Files) -> Tokenizer:
     vocab, merges = _vocab(files, model)
     if model.get("byte_fallback") is True:
         return _metaspace(files, core, vocab, merges)
-    pattern, prefix_space = _pattern(files, core.get("pre_tokenizer"))
+    pattern = _pattern(files, core.get("pre_tokenizer"))
     normalizer = core.get("normalizer")
     if normalizer is not None and normalizer != {"type": "NFC"}:
         raise files.fail(name, f"normalizer {short(json.dumps(normalizer))} is not known for byte-level BPE; NFC or none is")
-    words = bpe.ByteLevelBPE(vocab, merges, pattern, ignore_merges=model.get("ignore_merges") is True, nfc=normalizer is not None,
-                             prefix_space=prefix_space)
+    words = bpe.ByteLevelBPE(vocab, merges, pattern, ignore_merges=model.get("ignore_merges") is True, nfc=normalizer is not None)
     return _byte_level(words, vocab, files.added(core), lambda find: _named(files, find), lambda bos: files.flag("add_bos_token", _bos_first(core, bos)),
                        files.chat_template(), files.fingerprint())
 
 
 def _byte_level(words, vocab, added, named, add_bos, chat_template, fingerprint) -> Tokenizer:
     """The part that tokenizer.json and GGUF have in common."""
-    texts = {i: bpe.token_bytes(t) for t, i in vocab.items()}
     special = {t: i for i, (t, control) in added.items() if control}
     defined = {t: i for i, (t, control) in added.items() if not control}
-    texts.update((i, t.encode("utf-8", "replace")) for i, (t, _) in added.items())
+    texts = {i: t.encode("utf-8", "replace") for i, (t, _) in added.items()}
     ids = named(lambda t: special.get(t, defined.get(t, vocab.get(t))))
     for text, i in list(defined.items()):  # what begins or ends a text is a control token, whatever the file calls it
         if i in ids.values():
@@ -382,23 +399,22 @@ def merge_pairs(vocab: dict[str, int], merges: list) -> list[tuple[str, str]]:
     return pairs
 
 
-def _pattern(files: _Files, pre) -> tuple[str, bool]:
-    """(pattern of bpe.py, whether a space goes before the text) of a pre_tokenizer."""
+def _pattern(files: _Files, pre) -> str:
+    """The pattern of bpe.py for a pre_tokenizer."""
     steps = pre.get("pretokenizers") if isinstance(pre, dict) and pre.get("type") == "Sequence" else [pre]
-    steps = [s for s in steps if isinstance(s, dict)] if isinstance(steps, list) and all(isinstance(s, dict) for s in steps) else []
+    steps = steps if isinstance(steps, list) and all(isinstance(s, dict) for s in steps) else []
     kinds = [s.get("type") for s in steps]
-    last = steps[-1] if kinds and kinds[-1] == "ByteLevel" else None
-    if last is not None:
-        split, space = last.get("use_regex", True), last.get("add_prefix_space", True)
-        if kinds == ["ByteLevel"] and split is True and isinstance(space, bool):
-            return "gpt-2", space
-        if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits") is True and split is True and space is False:
-            return "smollm", False
-        if kinds == ["Split", "ByteLevel"] and split is False and space is False:
+    if steps and kinds[-1] == "ByteLevel" and steps[-1].get("add_prefix_space") is False:
+        split = steps[-1].get("use_regex", True)
+        if kinds == ["ByteLevel"] and split is True:
+            return "gpt-2"
+        if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits") is True and split is True:
+            return "smollm"
+        if kinds == ["Split", "ByteLevel"] and split is False and steps[0].get("behavior") == "Isolated" and steps[0].get("invert", False) is False:
             pattern = steps[0].get("pattern")
-            known = SPLITS.get(pattern.get("Regex")) if isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str) else None
-            if known and steps[0].get("behavior") == "Isolated" and steps[0].get("invert", False) is False:
-                return known, False
+            expression = pattern.get("Regex") if isinstance(pattern, dict) else None
+            if isinstance(expression, str) and expression in SPLITS:
+                return SPLITS[expression]
     raise files.fail("tokenizer.json", f"pre_tokenizer {short(json.dumps(pre))} is not known; redlite knows those of GPT-2, SmolLM2, Llama-3 and Qwen2")
 
 
@@ -554,9 +570,7 @@ def _gguf_byte_level(table: _Table, tokens: list[str], kinds: list[int], ids: di
     pattern = GGUF_PATTERNS[pre]
     added = {i: (t, k != spm.USER_DEFINED or CONTROL_LOOK.fullmatch(t) is not None or i in ids.values())
              for i, (t, k) in enumerate(zip(tokens, kinds)) if k in (spm.UNKNOWN, spm.CONTROL, spm.USER_DEFINED) and t}
-    plain = {t: i for t, i in vocab.items() if i not in added}
-    words = bpe.ByteLevelBPE(vocab, merges, pattern, ignore_merges=pattern == "llama-bpe", nfc=pattern == "qwen2",
-                             prefix_space=table.get("ggml.add_space_prefix", bool, "true or false") is True)
+    words = bpe.ByteLevelBPE(vocab, merges, pattern, ignore_merges=pattern == "llama-bpe", nfc=pattern == "qwen2")
     add_bos = table.get("ggml.add_bos_token", bool, "true or false")
-    return _byte_level(words, plain, added, lambda find: ids, lambda bos: add_bos is True or (add_bos is None and pattern == "llama-bpe"),
+    return _byte_level(words, vocab, added, lambda find: ids, lambda bos: add_bos is True or (add_bos is None and pattern == "llama-bpe"),
                        table.get("chat_template", str, "a text"), table.fingerprint())
