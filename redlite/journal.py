@@ -13,7 +13,10 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from redlite.errors import Error
 
@@ -44,19 +47,28 @@ def sha256_file(path) -> str:
     return digest.hexdigest()
 
 
-def write_atomic(path, data: str | bytes) -> None:
-    """Write a file whole or not at all: to a hidden file beside it, synchronised, then renamed over it."""
+@contextmanager
+def replacing(path) -> Iterator[BinaryIO]:
+    """A binary file that becomes `path` whole, when the block ends well, or not at all: hidden beside it, synchronised, then renamed."""
     path = Path(path)
     hidden = path.with_name(f".{path.name}.tmp")
     try:
         with open(hidden, "wb") as file:
-            file.write(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(hidden, path)
         _sync_directory(path.parent)
     except OSError as error:
         raise Error(f"{path}: cannot be written ({error.strerror}); free the space or choose another --output-dir") from None
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def write_atomic(path, data: str | bytes) -> None:
+    """Write a file whole or not at all; see `replacing`."""
+    with replacing(path) as file:
+        file.write(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)
 
 
 def write_json(path, value) -> None:
