@@ -115,7 +115,7 @@ def _product(a, b, out, b_rows, M, N, K, a_row, a_column, b_row, b_column, ADD: 
 def _tiles(dot: torch.dtype, device: torch.device) -> dict:
     """Block sizes by the precision of the products and the memory of the device's cores: 144, 96 or 64 KiB of it for half precision, 48 for float32."""
     if device.type != "cuda":
-        return dict(BM=32, BN=64, BK=32)  # the interpreter pays by the block
+        return dict(BM=64, BN=64, BK=64)  # the interpreter pays by the block
     if dot == torch.float32:
         return dict(BM=64, BN=64, BK=32, num_warps=4, num_stages=3)
     capability = torch.cuda.get_device_capability(device)
@@ -139,9 +139,10 @@ class _Head:
         """(maximum, Σ e^(l − maximum), the target's logit) of each row, float32."""
         V, D = self.weight.shape
         BM, BN = self.tiles["BM"], self.tiles["BN"]
-        maximum, total, target = self.hidden.new_empty(3, SPLITS, len(rows), dtype=torch.float32)
         span = triton.cdiv(triton.cdiv(V, BN), SPLITS) * BN
-        _statistics[triton.cdiv(len(rows), BM), SPLITS](self.hidden, self.weight, rows, targets, maximum, total, target, len(rows), V, D,
+        splits = triton.cdiv(V, span)
+        maximum, total, target = self.hidden.new_empty(3, splits, len(rows), dtype=torch.float32)
+        _statistics[triton.cdiv(len(rows), BM), splits](self.hidden, self.weight, rows, targets, maximum, total, target, len(rows), V, D,
                                                         *self.hidden.stride(), *self.weight.stride(), span, **self.constants)
         highest = maximum.amax(0)
         return highest, (total * torch.exp(maximum - highest)).sum(0), target.sum(0)
@@ -225,9 +226,15 @@ def _backward(head: _Head, of_rows: tuple[Tensor, ...], unit: Tensor, want_hidde
 
 
 def unusable(device_type: str) -> str:
-    """Why these kernels cannot run on "cpu" or "cuda" tensors; "" if they can. On a CPU they need the interpreter."""
-    if device_type == "cpu" and not isinstance(_product, triton.runtime.interpreter.InterpretedFunction):
+    """Why these kernels cannot run on "cpu" or "cuda" tensors; "" if they can. CPU tensors need the interpreter, which is tried on a small example."""
+    if device_type != "cpu":
+        return ""
+    if not triton.knobs.runtime.interpret or isinstance(_product, triton.JITFunction):
         return "Triton runs on CPU tensors under TRITON_INTERPRET=1 only, set before triton is imported"
+    try:
+        token_nll(torch.ones(1, 1), torch.ones(2, 1), torch.zeros(1, dtype=torch.int64))
+    except Exception as error:  # whatever the interpreter's own code meets: 3.6 does not know numpy 2.4, for one
+        return f"the interpreter of triton {triton.__version__} does not work here ({' '.join(str(error).split())[:120]})"
     return ""
 
 

@@ -1,0 +1,225 @@
+"""Proves the loss on the user's own machine: every objective and every implementation of token_nll against float64.
+
+Two claims are checked. (1) `loss.coefficients` gives ∂L/∂ℓ: against central differences of the objective, in
+float64. (2) The gradients that training applies, of L through token_nll to the hidden rows and to the
+output weights, are as near to those of the plain formula in float64 as the plain formula in the same
+precision is, times LIMIT. Inputs are random, half the targets likely ones, with masked rows between.
+"""
+import argparse
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from . import kernels, loss
+from .kernels import native
+from .loss import BLUE, HELPFUL, RED, Responses
+
+LIMIT = 2.0            # times the plain formula's own error
+DIFFERENCES = 1e-6     # relative error allowed to central differences, which are good to about 1e-9
+SHAPES = (47, 31, 123), (96, 40, 300)  # rows, width, vocabulary
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+class Implementation(NamedTuple):
+    name: str
+    token_nll: Callable[[Tensor, Tensor, Tensor], Tensor]
+    device: str
+    dtypes: tuple[torch.dtype, ...]
+
+
+class Case(NamedTuple):
+    """Inputs in float64, rounded to the precision that is checked; `rows`: those whose target is not −100."""
+    hidden: Tensor
+    weight: Tensor
+    targets: Tensor
+    rows: Tensor
+    responses: Responses
+
+
+def available() -> tuple[list[Implementation], list[str]]:
+    """The implementations of token_nll that run here, and one line about each that does not."""
+    every = tuple(NAMES)
+    found, missing = [Implementation("reference", import_module("redlite.kernels.reference").token_nll, "cpu", every)], []
+    if native.library()[0] is None:
+        missing.append(f"c: {native.library()[1]}")
+    else:
+        c = import_module("redlite.kernels.token_nll_cpu")
+        found.append(Implementation(f"c ({native.isa()})", c.token_nll, "cpu", every))
+        if native.isa() != "portable":
+            found.append(Implementation("c (portable)", _portable(c), "cpu", every))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and "triton" not in sys.modules:
+        os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        triton = import_module("redlite.kernels.token_nll_triton")
+    except ImportError as error:
+        return found, missing + [f"triton: not installed ({error})"]
+    reason = triton.unusable(device)
+    if reason:
+        return found, missing + [f"triton: {reason}"]
+    if device == "cuda":
+        found.append(Implementation(f"triton ({torch.cuda.get_device_name()})", triton.token_nll, device, every))
+    else:
+        found.append(Implementation("triton (interpreter)", triton.token_nll, device, (torch.float32, torch.float16)))
+        missing.append("triton in bfloat16: its interpreter multiplies bfloat16 wrongly; a GPU is needed")
+    return found, missing
+
+
+def _portable(module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """token_nll of the C library without wide instruction sets, in the backward too."""
+    class Portable(module._TokenNLL):
+        @staticmethod
+        def forward(ctx, *inputs):
+            return _with_portable(module, lambda: module._TokenNLL.forward(ctx, *inputs))
+
+        @staticmethod
+        def backward(ctx, coefficient):
+            return _with_portable(module, lambda: module._TokenNLL.backward(ctx, coefficient))
+    return Portable.apply
+
+
+def _with_portable(module, call):
+    before, module.portable = module.portable, True
+    try:
+        return call()
+    finally:
+        module.portable = before
+
+
+def case(shape: tuple[int, int, int], dtype: torch.dtype, seed: int = 0) -> Case:
+    """Random inputs of a shape (N, D, V), rounded to `dtype`: logits of a few units, every fifth row masked, every other target the likeliest token."""
+    N, D, V = shape
+    generator = torch.Generator().manual_seed(seed)
+    hidden, weight = (torch.randn(n, D, generator=generator, dtype=torch.float64) for n in (N, V))
+    hidden, weight = hidden.to(dtype).double(), (weight * 3 / math.sqrt(D)).to(dtype).double()
+    targets = torch.where(torch.arange(N) % 2 == 0, (hidden @ weight.T).argmax(1), torch.randint(V, (N,), generator=generator))
+    targets[::5] = -100
+    rows = (targets != -100).nonzero()[:, 0]
+    length = torch.full((6,), len(rows) // 6)
+    length[-1] += len(rows) - int(length.sum())
+    colour, pair = torch.tensor([HELPFUL, BLUE, RED, BLUE, RED, RED]), torch.tensor([-1, 0, 0, 1, 1, -1])
+    share = torch.tensor([1.0, 0.25, 0.5, 0.75, 0.25, 0.25], dtype=torch.float64)
+    nll = cross_entropy(hidden @ weight.T, targets, ignore_index=-100, reduction="none")[rows]
+    reference = torch.segment_reduce(nll, "sum", lengths=length) * torch.tensor([1.0, 1.1, 0.9, 1.0, 1.2, 0.7], dtype=torch.float64)
+    return Case(hidden, weight, targets, rows, Responses(length, colour, share, reference, pair))
+
+
+def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The formula as anyone writes it, with all logits in memory and in the inputs' precision."""
+    return cross_entropy(hidden @ weight.T, targets, ignore_index=-100, reduction="none")
+
+
+def gradients(function, c: Case, objective: str, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """∂L/∂hidden and ∂L/∂weight in float64, computed with `function` for token_nll on inputs of `dtype`."""
+    hidden, weight = (x.to(device, dtype, copy=True).requires_grad_() for x in (c.hidden, c.weight))
+    nll = function(hidden, weight, c.targets.to(device))[c.rows.to(device)]
+    wide = nll.detach().to(torch.promote_types(nll.dtype, torch.float32))
+    responses = replace(c.responses, share=c.responses.share.to(wide.dtype), reference=c.responses.reference.to(wide.dtype)).to(device)
+    _, coefficient = loss.coefficients(objective, wide, responses)
+    nll.backward(coefficient.to(nll.dtype))
+    return hidden.grad.double().cpu(), weight.grad.double().cpu()
+
+
+def _error(got: Tensor, exact: Tensor) -> float:
+    """‖got − exact‖ / ‖exact‖; infinite where got is not finite, which a comparison with NaN would hide."""
+    error = float((got - exact).norm() / exact.norm())
+    return error if math.isfinite(error) else math.inf
+
+
+def check_objectives() -> list[dict]:
+    """Each objective's coefficients against central differences of its value, relative to the largest coefficient, worst of 5 random batches."""
+    rows = []
+    for name in loss.OBJECTIVES:
+        worst = 0.0
+        for seed in range(5):
+            c = case(SHAPES[0], torch.float32, seed)
+            nll = plain(c.hidden, c.weight, c.targets)[c.rows]
+            _, coefficient = loss.coefficients(name, nll, c.responses)
+            step, differences = 1e-5, torch.empty_like(nll)
+            for i in range(len(nll)):
+                up, down = nll.clone(), nll.clone()
+                up[i] += step
+                down[i] -= step
+                differences[i] = (_primitive(name, up, c.responses) - _primitive(name, down, c.responses)) / (2 * step)
+            error = float((coefficient - differences).abs().max() / differences.abs().max())
+            worst = max(worst, error if math.isfinite(error) else math.inf)
+        rows.append({"objective": name, "error": worst, "ok": worst <= DIFFERENCES})
+    return rows
+
+
+def _primitive(name: str, nll: Tensor, r: Responses) -> Tensor:
+    """A function with the objective's gradient: the objective, except for `weighted`, which stops a gradient: ∂/∂ℓ of −e^(−βℓ)/β is e^(−βℓ), β = 1."""
+    if name != "weighted":
+        return loss.OBJECTIVES[name](nll, r)
+    return loss.A(nll, r) - torch.where(r.colour == RED, r.share * r.mean(-torch.exp(-nll)), 0.0).sum()
+
+
+def check_implementation(implementation: Implementation) -> list[dict]:
+    """A row a precision: the worst errors of both gradients over all objectives and SHAPES, beside the plain formula's worst."""
+    rows = []
+    for dtype in implementation.dtypes:
+        row = {"implementation": implementation.name, "dtype": NAMES[dtype], "hidden": 0.0, "plain_hidden": 0.0, "weight": 0.0, "plain_weight": 0.0, "ratio": 0.0}
+        for seed, shape in enumerate(SHAPES):
+            c = case(shape, dtype, seed)
+            for objective in loss.OBJECTIVES:
+                exact = gradients(plain, c, objective, torch.float64)
+                own = gradients(plain, c, objective, dtype, implementation.device)
+                got = gradients(implementation.token_nll, c, objective, dtype, implementation.device)
+                for part, x, y, z in zip(("hidden", "weight"), got, own, exact):
+                    error, plain_error = _error(x, z), _error(y, z)
+                    row[part], row[f"plain_{part}"] = max(row[part], error), max(row[f"plain_{part}"], plain_error)
+                    row["ratio"] = max(row["ratio"], error / plain_error)
+        rows.append(row | {"ok": row["ratio"] <= LIMIT})
+    return rows
+
+
+def prove() -> dict:
+    """Run all checks and print their tables. Returns the tables' rows and `ok`; takes some seconds and no network."""
+    implementations, missing = available()
+    print(f"redlite prove: torch {torch.__version__}, {platform.machine()}; token_nll on CPUs here: {kernels.implementation('token_nll')}")
+    print("\nObjectives: coefficient ∂L/∂ℓ against central differences, float64")
+    objectives = check_objectives()
+    for row in objectives:
+        print(f"  {row['objective']:14s} worst error {row['error']:.1e}   {_word(row)}")
+    print(f"\ntoken_nll: ‖gradient − float64‖ / ‖float64‖, the worst of {len(loss.OBJECTIVES)} objectives x {len(SHAPES)} shapes; in brackets the plain formula's\n"
+          f"  {'implementation':24s}{'precision':11s}{'hidden':21s}{'weight':21s}worst ratio (at most {LIMIT:g})")
+    table = []
+    for implementation in implementations:
+        for row in check_implementation(implementation):
+            table.append(row)
+            print(f"  {row['implementation']:24s}{row['dtype']:11s}{row['hidden']:.1e} ({row['plain_hidden']:.1e})    "
+                  f"{row['weight']:.1e} ({row['plain_weight']:.1e})    {row['ratio']:.2f}   {_word(row)}", flush=True)
+    for line in missing:
+        print(f"  not checked here: {line}")
+    ok = all(row["ok"] for row in objectives + table)
+    print("\nproved" if ok else "\nNOT proved: see the lines marked FAILED")
+    return {"ok": ok, "objectives": objectives, "token_nll": table, "not_checked": missing}
+
+
+def _word(row: dict) -> str:
+    return "ok" if row["ok"] else "FAILED"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`bin/safealign prove [--json]`: exit code 0 if everything holds, 1 if not."""
+    parser = argparse.ArgumentParser(prog="safealign prove", description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON line, last on stdout")
+    options = parser.parse_args(arguments)
+    result = prove()
+    if options.json:
+        print(json.dumps(result))
+    return 0 if result["ok"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
