@@ -6,7 +6,7 @@ heads (H a multiple of G), K the head size, N rows, D hidden width, V vocabulary
 import torch
 from torch import Tensor
 
-ROWS = 256  # rows of logits that token_nll holds at once: [ROWS, V] float32, and nothing else of that size
+ROWS = 256  # rows that token_nll holds at once: their logits and log-probabilities, [ROWS, V] float32, and nothing else of that size
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -148,28 +148,25 @@ class _TokenNLL(torch.autograd.Function):
     def forward(ctx, hidden_ND, weight_VD, targets_N):
         kept = kept_rows(hidden_ND, weight_VD, targets_N)
         nll_N = hidden_ND.new_zeros(len(targets_N), dtype=torch.float32)
-        lse = nll_N.new_empty(len(kept))
         for i in range(0, len(kept), ROWS):
             rows = kept[i:i + ROWS]
-            logits = hidden_ND[rows].float() @ weight_VD.float().T
-            lse[i:i + ROWS] = torch.logsumexp(logits, -1)
-            nll_N[rows] = lse[i:i + ROWS] - logits.gather(1, targets_N[rows, None].long())[:, 0]
-        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, kept, lse)
+            log_p = torch.log_softmax(hidden_ND[rows].float() @ weight_VD.float().T, -1)
+            nll_N[rows] = -log_p.gather(1, targets_N[rows, None].long())[:, 0]
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, kept)
         return nll_N
 
     @staticmethod
     def backward(ctx, coefficient_N):
-        hidden_ND, weight_VD, targets_N, kept, lse = ctx.saved_tensors
-        used = coefficient_N[kept] != 0
-        kept, lse = kept[used], lse[used]
+        hidden_ND, weight_VD, targets_N, kept = ctx.saved_tensors
+        kept = kept[coefficient_N[kept] != 0]
         d_hidden = torch.zeros_like(hidden_ND)
         d_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
         for i in range(0, len(kept), ROWS):
             rows = kept[i:i + ROWS]
             block = hidden_ND[rows].float()
-            grad = torch.exp(block @ weight_VD.float().T - lse[i:i + ROWS, None])  # p
-            grad[torch.arange(len(rows)), targets_N[rows]] -= 1.0                  # p − onehot
-            grad *= coefficient_N[rows, None]                                      # coefficient × (p − onehot)
+            grad = torch.softmax(block @ weight_VD.float().T, -1)  # p
+            grad[torch.arange(len(rows)), targets_N[rows]] -= 1.0  # p − onehot
+            grad *= coefficient_N[rows, None]                      # coefficient × (p − onehot)
             d_hidden[rows] = (grad @ weight_VD.float()).to(hidden_ND.dtype)
             d_weight += grad.T @ block
         return d_hidden, d_weight.to(weight_VD.dtype), None

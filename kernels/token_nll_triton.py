@@ -79,7 +79,8 @@ def _gradient(hidden, weight, rows, targets, maximum, total, coefficient, out, f
     j_N = tl.program_id(1) * BN + tl.arange(0, BN)
     v_N = first + j_N
     l = _logits(hidden, weight, rows_M, v_N, V, D, h_row, h_column, w_row, w_column, DOT, BM, BN, BK)
-    m_M = tl.load(maximum + place_M, mask=inside_M, other=0.0)
+    l = tl.where(v_N[None, :] < V, l, float("-inf"))
+    m_M = tl.load(maximum + place_M, mask=inside_M, other=float("inf"))
     s_M = tl.load(total + place_M, mask=inside_M, other=1.0)
     c_M = tl.load(coefficient + place_M, mask=inside_M, other=0.0)
     g = (c_M / s_M)[:, None] * tl.exp(l - m_M[:, None])                       # coefficient · p
@@ -186,7 +187,8 @@ class _TokenNLL(torch.autograd.Function):
             return torch.zeros_like(hidden_ND), torch.zeros_like(weight_VD), None
         c_K = coefficient_N[kept_K].float()
         # float16 tiles lose what is below 6e-8: coefficients are brought to 1 by a power of two, which is exact, and the sums back.
-        unit = torch.exp2(torch.ceil(torch.log2(c_K.abs().max())))
+        largest = torch.nan_to_num(c_K.abs(), nan=0.0, posinf=0.0).max().clamp(min=2.0 ** -126)
+        unit = torch.exp2(torch.ceil(torch.log2(largest)))
         with torch.cuda.device_of(hidden_ND):
             return *_backward(_Head(hidden_ND, weight_VD), (kept_K, targets_N[kept_K], maximum_K, total_K, c_K / unit), unit, *ctx.needs_input_grad[:2]), None
 
