@@ -9,12 +9,12 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from redlite.journal import Run, encode, read_json, read_lines, write_atomic
 from redlite.optimizer import AdamW, local
 
 LOG = "log.jsonl"
-KEPT = 2                   # checkpoints; the newest may hold weights that the next step finds bad
+KEPT = 2                   # the newest checkpoints, and beside them the newest that a later step measured and found sound
 FILE_BYTES = 2 << 30       # of one checkpoint file: the most that rank 0 gathers at once
 
 
@@ -64,8 +64,11 @@ class Keeper:
         if self.run:
             self.run.append(LOG, {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()})
 
-    def save(self, step: int) -> None:
-        """Write checkpoints/step-N and keep the KEPT newest. Tensors are gathered one at a time: no rank holds the whole model twice."""
+    def save(self, step: int, sound: Callable[[int], bool]) -> None:
+        """Write checkpoints/step-N and remove old ones. Tensors are gathered one at a time: no rank holds the whole model twice.
+
+        sound: whether the weights of a checkpoint were measured by the step that followed, and found good.
+        """
         if self.root is None:
             return
         folder = self.root / "checkpoints" / f".step-{step:08d}"
@@ -87,8 +90,11 @@ class Keeper:
                 _sync(path)
             os.rename(folder, folder.with_name(folder.name[1:]))
             _sync(folder.parent)
-            for _, old in self.checkpoints()[:-KEPT]:
-                shutil.rmtree(old)
+            found = self.checkpoints()
+            good = [s for s, _ in found if sound(s)][-1:]
+            for s, old in found[:-KEPT]:
+                if s not in good:
+                    shutil.rmtree(old)
         barrier()
 
     @torch.no_grad()
@@ -98,21 +104,18 @@ class Keeper:
             raise Error(f"{folder / 'state.json'}: names another step than its folder; remove that checkpoint to go on from an older one")
         targets = dict(self._tensors())
         for path in sorted(folder.glob("*.safetensors")):
-            with safe_open(path, "pt") as file:
-                for name in file.keys():
-                    target, whole = targets.pop(name, None), file.get_tensor(name)
-                    if target is None or target.shape != whole.shape or target.dtype != whole.dtype:
-                        raise Error(f"{path}: tensor {name} does not fit this model; use the --output-dir of the run that trained it")
-                    if hasattr(target, "device_mesh"):
-                        from torch.distributed.tensor import distribute_tensor
-                        whole = local(distribute_tensor(whole.to(target.device), target.device_mesh, target.placements))
-                    local(target).copy_(whole)
+            try:
+                with safe_open(path, "pt") as file:
+                    for name in file.keys():
+                        _fill(targets.pop(name, None), file.get_tensor(name), f"{path}: tensor {name}")
+            except (SafetensorError, OSError) as error:
+                raise Error(f"{path}: is damaged ({error}); remove that checkpoint to go on from an older one") from None
         if targets:
             raise Error(f"{folder}: tensor {next(iter(targets))} is missing; remove that checkpoint to go on from an older one")
 
-    def last_good(self, step: int) -> int | None:
-        """Load the newest checkpoint whose weights some step measured and found good, given that step `step` did not; its step, or None."""
-        good = [(s, p) for s, p in self.checkpoints() if s < step]
+    def last_good(self, sound: Callable[[int], bool]) -> int | None:
+        """Load the newest checkpoint whose weights are sound; its step, or None when there is none."""
+        good = [(s, p) for s, p in self.checkpoints() if sound(s)]
         if good:
             self.load(good[-1][1])
         return good[-1][0] if good else None
@@ -127,6 +130,16 @@ class Keeper:
             yield name, p.data
             yield f"mean:{name}", self.optimizer.mean[name]
             yield f"square:{name}", self.optimizer.square[name]
+
+
+def _fill(target: Tensor | None, whole: Tensor, what: str) -> None:
+    """target ← this rank's part of the whole tensor, exactly."""
+    if target is None or target.shape != whole.shape or target.dtype != whole.dtype:
+        raise Error(f"{what} does not fit this model; use the --output-dir of the run that trained it")
+    if hasattr(target, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+        whole = local(distribute_tensor(whole.to(target.device), target.device_mesh, target.placements))
+    local(target).copy_(whole)
 
 
 def barrier() -> None:

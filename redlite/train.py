@@ -32,7 +32,7 @@ class Recipe:
     per: str = "response"                # what counts alike in a colour's mean: response, token or conversation
     checkpoint_every: int = 100          # steps
     evaluate_every: int = 0              # steps; 0: never
-    helpful_rise: float = 1.0            # nats: stop when the helpful NLL (8 steps' mean) has risen this much over the first step's
+    helpful_rise: float = 1.0            # nats: stop when the helpful NLL has risen this much over its start (see `diverged`)
     recompute: bool = False              # activation checkpointing: keep each layer's input only
     seed: int = 0
 
@@ -58,7 +58,7 @@ class Scorer(nn.Module):
         return kernels.token_nll(hidden_TD, self.llama.output_weight, batch.targets)[batch.rows]
 
 
-def run(model: LLaMA, mixture: dataset.Mixture, recipe: Recipe, output_dir: str | Path | None = None,
+def run(model: LLaMA | Scorer, mixture: dataset.Mixture, recipe: Recipe, output_dir: str | Path | None = None,
         validation: list[dataset.Example] = (), on_step: Callable[[dict], None] = lambda record: None,
         manifest: dict | None = None) -> Outcome:
     """Train `model` in place on the global batch of every step of `mixture`.
@@ -67,12 +67,12 @@ def run(model: LLaMA, mixture: dataset.Mixture, recipe: Recipe, output_dir: str 
     leaves manifest.json (the recipe, the data's hash, and what `manifest` adds), log.jsonl (one object a
     step) and checkpoints/, and the same call goes on from the last checkpoint with the losses that an
     unbroken run would have had, bit for bit. Under torchrun every rank calls this, with the same
-    arguments; `shard(model)` first spreads the weights.
+    arguments, and passes the scorer that `shard` made of the model.
     Raises Error for a directory of another recipe or other data, and what Mixture and pack raise.
     """
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    device = model.output_weight.device
-    scorer = model.scorer if hasattr(model, "scorer") else Scorer(model)
+    scorer = model if isinstance(model, Scorer) else Scorer(model)
+    model, device = scorer.llama, scorer.llama.output_weight.device
     model.recompute = recipe.recompute
     optimizer = AdamW(model.named_parameters(), recipe.betas, recipe.eps, recipe.weight_decay, recipe.seed)
     keeper = Keeper(output_dir, (manifest or {}) | {"recipe": asdict(recipe), "data": mixture.fingerprint()}, optimizer)
@@ -109,11 +109,11 @@ def run(model: LLaMA, mixture: dataset.Mixture, recipe: Recipe, output_dir: str 
             keeper.log(record)
             on_step(record)
             if outcome.stopped:
-                outcome.step = keeper.last_good(step)
+                outcome.step = keeper.last_good(lambda s: sound(outcome.history, s, recipe))
                 break
             outcome.step = step + 1
             if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == mixture.steps:
-                keeper.save(step + 1)
+                keeper.save(step + 1, lambda s: sound(outcome.history, s, recipe))
     finally:
         optimizer.close()
         keeper.close()
@@ -137,17 +137,39 @@ def named(figures: Tensor, units: list[dataset.Unit]) -> dict:
     return out | ({"red_capped": values["red_capped"] / values["red_tokens"]} if "red" in held else {})
 
 
+WINDOW = 8    # steps whose mean is held against the bound: one batch is easier or harder than another
+
+
 def diverged(history: list[dict], record: dict, recipe: Recipe) -> str:
-    """Why the run must stop at this step, or ""."""
+    """Why the run must stop at this step, or "": a figure that is no number, or the NLL of the helpful (without any, the blue) responses too high.
+
+    Too high is, over the first step: `helpful_rise` nats in the mean of WINDOW steps, or twice that in one step.
+    """
     for name in ("loss", "gradient_norm"):
         if not math.isfinite(record[name]):
             return f"{name} is {record[name]} at step {record['step']}"
-    colour = "helpful" if "helpful" in record else "blue"
-    seen = [r[colour] for r in history if colour in r] + ([record[colour]] if colour in record else [])
-    if len(seen) > 8 and (now := sum(seen[-8:]) / 8) > seen[0] + recipe.helpful_rise:
-        return (f"the {colour} NLL rose from {seen[0]:.3f} to {now:.3f} (mean of 8 steps) by step {record['step']}, "
-                f"more than the bound of {recipe.helpful_rise} nats")
+    colour = kept_colour(record)
+    seen = [r[colour] for r in (*history, record) if colour in r]
+    for steps, bound in ((1, 2 * recipe.helpful_rise), (WINDOW, recipe.helpful_rise)):
+        if len(seen) > steps and (now := sum(seen[-steps:]) / steps) > seen[0] + bound:
+            return (f"the {colour} NLL rose from {seen[0]:.3f} to {now:.3f}{f' (mean of {steps} steps)' if steps > 1 else ''} by step {record['step']}, "
+                    f"more than the bound of {bound:g} nats")
     return ""
+
+
+def sound(history: list[dict], step: int, recipe: Recipe) -> bool:
+    """Whether the weights before `step` were measured by that step and found good: numbers, within `helpful_rise` of the first step's."""
+    if step >= len(history):
+        return False
+    record, colour = history[step], kept_colour(history[step])
+    first = next((r[colour] for r in history if colour in r), 0.0)
+    return all(isinstance(record[k], float) and math.isfinite(record[k]) for k in ("loss", "gradient_norm")) \
+        and record.get(colour, first) <= first + recipe.helpful_rise
+
+
+def kept_colour(record: dict) -> str:
+    """The colour that training must not harm: helpful, or blue where a step has no helpful conversation."""
+    return "helpful" if "helpful" in record else "blue"
 
 
 @torch.no_grad()
@@ -186,12 +208,24 @@ def memory_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def shard(model: LLaMA) -> None:
-    """Spread the weights over the ranks of the process group (FSDP2), layer by layer; `run` finds the wrapped scorer on the model."""
-    from torch.distributed.fsdp import fully_shard
+def shard(model: LLaMA) -> Scorer:
+    """The model with its weights spread over the ranks of the process group (FSDP2), layer by layer, for `run`."""
+    from torch.distributed.fsdp import fully_shard      # PyTorch 2.6; the rest of redlite asks for less
 
     scorer = Scorer(model)
     for block in model.model.layers:
         fully_shard(block)
-    fully_shard(scorer)
-    object.__setattr__(model, "scorer", scorer)      # not a submodule: the scorer owns the model
+    return fully_shard(scorer)
+
+
+@torch.no_grad()
+def gather(scorer: Scorer) -> LLaMA | None:
+    """The whole model on rank 0's CPU again, None on the other ranks; one weight at a time."""
+    first, config = dist.get_rank() == 0, scorer.llama.config
+    whole = LLaMA(config).to(next(scorer.parameters()).dtype) if first else None
+    targets = dict(whole.named_parameters()) if first else {}
+    for name, p in scorer.llama.named_parameters():
+        value = p.full_tensor()
+        if first:
+            targets[name].copy_(value)
+    return whole

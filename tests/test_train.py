@@ -1,0 +1,258 @@
+"""The training loop against a plain one, kills, several processes, small updates and divergence."""
+import dataclasses
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import train_worker as worker
+from torch.nn.functional import cross_entropy
+
+from redlite import dataset, loss, train
+from redlite.errors import Error
+from redlite.model import LLaMA, Packed, packed_attention
+from redlite.optimizer import AdamW, learning_rate, write_stochastically
+
+RECIPE = dataclasses.replace(worker.RECIPE, checkpoint_every=1000)
+WORKER = [sys.executable, str(Path(worker.__file__))]
+
+
+def plain_training(recipe: train.Recipe, mixture: dataset.Mixture) -> tuple[LLaMA, list[float]]:
+    """The same training written plainly: full logits, one conversation at a time, torch's own AdamW, clipping and schedule."""
+    model = worker.model()
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim == 1]
+    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+                                  lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps)
+    losses = []
+    for step in range(mixture.steps):
+        means = {"helpful": [], "blue": [], "red": []}
+        for (e,) in mixture.step(step):
+            packed = Packed.of([e.ids.tolist()])
+            logits = model.logits(model(packed.ids, packed.positions, packed_attention(model.config, packed.offsets)))
+            nll = cross_entropy(logits[:-1], packed.ids[1:], reduction="none")
+            means[e.colour] += [nll[first - 1:last - 1].mean() for first, last in e.responses]
+        total = sum(torch.stack(means[c]).mean() for c in ("helpful", "blue"))
+        if mixture.phase(step).objective == "B":
+            total = total + torch.stack([-m if m.item() <= 1.0 else -0.1 * m for m in means["red"]]).mean()
+        optimizer.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        warm = recipe.warmup_steps
+        rate = (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / (mixture.steps - warm)))
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * rate
+        optimizer.step()
+        losses.append(total.item())
+    return model, losses
+
+
+@pytest.fixture(scope="module")
+def unbroken():
+    model = worker.model()
+    return model, train.run(model, worker.mixture(), RECIPE)
+
+
+def test_is_the_plain_loop(unbroken):
+    """Losses and weights of packed, accumulated, signed training equal those of the plain loop."""
+    model, outcome = unbroken
+    plain, losses = plain_training(RECIPE, worker.mixture())
+    assert [r["loss"] for r in outcome.history] == pytest.approx(losses, abs=2e-5) and outcome.step == 8
+    for (name, p), q in zip(model.named_parameters(), plain.parameters()):
+        assert torch.allclose(p, q, atol=1e-4), name
+    assert [r["objective"] for r in outcome.history] == ["A"] * 3 + ["B"] * 5 and ["red" in r for r in outcome.history] == [False] * 3 + [True] * 5
+
+
+def test_accumulation_and_recomputation_change_nothing(unbroken):
+    _, outcome = unbroken
+    for changes in ({"tokens_per_batch": 1000}, {"recompute": True}):
+        again = train.run(worker.model(), worker.mixture(), dataclasses.replace(RECIPE, **changes))
+        assert [r["loss"] for r in again.history] == pytest.approx([r["loss"] for r in outcome.history], abs=1e-5)
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_killed_and_resumed_is_bit_for_bit(tmp_path, unbroken):
+    """SIGKILL at random moments: the losses in the log are those of the unbroken run, to the last bit."""
+    _, outcome = unbroken
+    chance, kills = random.Random(0), 0
+    for at_line in (2, 5):
+        process = subprocess.Popen([*WORKER, str(tmp_path / "run")], env={**os.environ, "SLEEP": "0.05"}, stdout=subprocess.DEVNULL)
+        while lines(tmp_path / "run/log.jsonl") < at_line and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(chance.random() * 0.1)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills == 2
+    (tmp_path / "run/checkpoints/.step-00000099").mkdir(parents=True, exist_ok=True)      # what a kill while saving leaves
+    out = json.loads(subprocess.run([*WORKER, str(tmp_path / "run")], check=True, capture_output=True).stdout)
+    expected = [r["loss"] for r in outcome.history]
+    assert out["losses"] == expected and out["norms"] == [r["gradient_norm"] for r in outcome.history]
+    assert [json.loads(line)["loss"] for line in (tmp_path / "run/log.jsonl").read_text().splitlines()] == expected
+    assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir()) == ["step-00000006", "step-00000008"]
+
+
+def test_two_processes_and_checkpoints_for_any_number(tmp_path, unbroken):
+    """FSDP2 on two gloo processes gives the losses of one; a checkpoint of one goes on with two, and of two with one."""
+    _, outcome = unbroken
+    expected, one, two = [r["loss"] for r in outcome.history], tmp_path / "one", tmp_path / "two"
+    train.run(worker.model(), worker.mixture(), worker.RECIPE, one)
+    drop_newest(one)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",
+               WORKER[1], str(two), str(one)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[:3000]
+    fresh, resumed = [json.loads(line) for line in done.stdout.splitlines()]
+    for got in (fresh, resumed):
+        assert got["losses"] == pytest.approx(expected, abs=1e-5)
+        assert got["capped"] == [r.get("red_capped") for r in outcome.history]
+    drop_newest(two)
+    back = train.run(worker.model(), worker.mixture(), worker.RECIPE, two)
+    assert back.step == 8 and [r["loss"] for r in back.history] == pytest.approx(expected, abs=1e-5)
+
+
+def drop_newest(directory: Path) -> None:
+    newest = max((directory / "checkpoints").iterdir())
+    for file in newest.iterdir():
+        file.unlink()
+    newest.rmdir()
+
+
+def test_another_recipe_or_other_data_is_refused(tmp_path):
+    short = worker.mixture([dataset.Phase(1, {"helpful": 2})])
+    train.run(worker.model(), short, worker.RECIPE, tmp_path)
+    with pytest.raises(Error, match="learning_rate"):
+        train.run(worker.model(), short, dataclasses.replace(worker.RECIPE, learning_rate=1.0), tmp_path)
+    with pytest.raises(Error, match="data"):
+        train.run(worker.model(), worker.mixture([dataset.Phase(1, {"helpful": 3})]), worker.RECIPE, tmp_path)
+    assert train.run(worker.model(), short, worker.RECIPE, tmp_path).step == 1            # the same again: nothing left to do
+
+
+def test_damaged_checkpoints_are_named(tmp_path):
+    short = worker.mixture([dataset.Phase(1, {"helpful": 2})])
+    train.run(worker.model(), short, worker.RECIPE, tmp_path)
+    file = tmp_path / "checkpoints/step-00000001/tensors-00000.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(Error, match="tensors-00000.safetensors"):
+        train.run(worker.model(), short, worker.RECIPE, tmp_path)
+
+
+def test_divergence_stops_with_the_last_good_weights(tmp_path):
+    """Ascent without a cap: the run says why, and the model holds the weights that the last sound step measured."""
+    model, seen = worker.model(), []
+    mixture = worker.mixture([dataset.Phase(40, {"helpful": 2, "red": 6}, "B", {"low": 50.0, "high": 50.0})])
+    recipe = dataclasses.replace(worker.RECIPE, learning_rate=0.02, warmup_steps=0, checkpoint_every=1, helpful_rise=2.0)
+    outcome = train.run(model, mixture, recipe, tmp_path, on_step=lambda record: seen.append([p.detach().clone() for p in model.parameters()]))
+    helpful = [r["helpful"] for r in outcome.history]
+    assert "helpful NLL rose" in outcome.stopped and len(helpful) < 40
+    good = max(i for i, nll in enumerate(helpful) if nll <= helpful[0] + 2.0)
+    assert outcome.step == good >= 2 and max(helpful) > helpful[0] + 2.0
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), seen[good - 1]))     # on_step of step i sees the weights that step i + 1 measures
+
+
+def test_a_loss_that_is_no_number_stops(tmp_path):
+    model = worker.model()
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    before = [p.clone() for p in model.parameters()]
+    outcome = train.run(model, worker.mixture(), worker.RECIPE, tmp_path)
+    assert outcome.step is None and outcome.stopped == "loss is nan at step 0" and len(outcome.history) == 1
+    assert all(torch.equal(p, q) or p.isnan().any() for p, q in zip(model.parameters(), before))
+    assert json.loads((tmp_path / "log.jsonl").read_text())["loss"] is None
+
+
+def test_references_and_validation():
+    model, examples = worker.model(), worker.examples(9)
+    filled = train.references(model, examples, 50)
+    for e, given in zip(filled, examples):
+        assert e.id == given.id
+        packed = Packed.of([e.ids.tolist()])
+        logits = model.logits(model(packed.ids, packed.positions, packed_attention(model.config, packed.offsets)))
+        nll = cross_entropy(logits[:-1].double(), packed.ids[1:], reduction="none")
+        assert list(e.reference) == pytest.approx([float(nll[a - 1:b - 1].detach().sum()) for a, b in e.responses], rel=1e-5)
+    scores = train.evaluate(train.Scorer(model), filled, RECIPE, torch.device("cpu"))
+    for colour in loss.COLOURS:
+        means = [s / (b - a) for e in filled if e.colour == colour for s, (a, b) in zip(e.reference, e.responses)]
+        assert scores[colour] == pytest.approx(sum(means) / len(means), rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["npo", "simnpo", "hinge", "unlikelihood", "weighted", "dpo"])
+def test_every_objective_moves_red_away_and_keeps_the_rest(objective):
+    """30 steps: the red NLL ends higher above the helpful one than it began, and nothing diverges."""
+    model = worker.model()
+    examples = train.references(model, worker.examples(), 2000)
+    streams = dataset.singles(examples)
+    streams["pair"] = dataset.pairs(examples)
+    draw = {"helpful": 6, "pair": 6} if objective == "dpo" else {"helpful": 6, "red": 6}
+    mixture = dataset.Mixture(streams, [dataset.Phase(30, draw, objective)], 0)
+    outcome = train.run(model, mixture, dataclasses.replace(RECIPE, tokens_per_batch=500, per="conversation", learning_rate=5e-3))
+    first, last = outcome.history[0], outcome.history[-1]
+    assert not outcome.stopped and last["helpful"] < first["helpful"] and last["red"] - last["helpful"] > first["red"] - first["helpful"] + 0.2
+    if objective == "dpo":
+        assert last["red"] - last["blue"] > first["red"] - first["blue"] + 0.2
+
+
+def test_learning_rate():
+    rates = [learning_rate(s, 10, 1.0, 2) for s in range(10)]
+    assert rates[:3] == [0.5, 1.0, 1.0] and rates[6] == pytest.approx(0.5) and rates[9] == pytest.approx(0.5 * (1 + math.cos(math.pi * 7 / 8)))
+    assert learning_rate(6, 10, 1.0, 2, final=0.2) == pytest.approx(0.6)
+
+
+def test_stochastic_rounding_is_unbiased_and_exact_where_it_can_be():
+    generator = torch.Generator().manual_seed(0)
+    for value in (1.0 + 1 / 512, -1.0 - 3 / 1024, 3.1e-39, 0.0, 65280.0):
+        out = torch.empty(200_000, dtype=torch.bfloat16)
+        write_stochastically(out, torch.full((200_000,), value), generator)
+        spread = out.double().std() / math.sqrt(len(out))
+        assert abs(out.double().mean() - torch.tensor(value).double()) <= 5 * spread and len(out.unique()) <= 2
+    exact = torch.randn(1000, generator=generator).bfloat16()
+    out = torch.empty(1000, dtype=torch.bfloat16)
+    write_stochastically(out, exact.float(), generator)
+    assert torch.equal(out, exact)
+
+
+def test_small_updates_reach_bfloat16_weights():
+    """1,000 updates of 1e-4 of a weight's size: plain bfloat16 stands still, ours walks as far as float32."""
+    start, steps, rate = 1.0, 1000, 1e-4
+    moved = {}
+    for name, dtype in (("float32", torch.float32), ("ours", torch.bfloat16)):
+        p = torch.nn.Parameter(torch.full((4096,), start, dtype=dtype))
+        optimizer = AdamW([("p", p)], seed=3)
+        for step in range(1, steps + 1):
+            (p.float() * 0.01).sum().backward()
+            optimizer.step(step, rate, 1.0)
+        moved[name] = start - float(p.detach().double().mean())
+    plain = torch.nn.Parameter(torch.full((4096,), start, dtype=torch.bfloat16))
+    theirs = torch.optim.AdamW([plain], lr=rate, weight_decay=0.0)
+    for _ in range(20):
+        plain.grad = torch.full_like(plain, 0.01)
+        theirs.step()
+    assert torch.equal(plain, torch.full_like(plain, start))
+    assert moved["float32"] == pytest.approx(0.1, rel=1e-3) and moved["ours"] == pytest.approx(moved["float32"], rel=0.01)
+
+
+def test_bfloat16_training_follows_float32_and_resumes_exactly(tmp_path, unbroken):
+    _, outcome = unbroken
+    half = train.run(worker.model().bfloat16(), worker.mixture(), worker.RECIPE, tmp_path)
+    assert [r["helpful"] for r in half.history] == pytest.approx([r["helpful"] for r in outcome.history], rel=0.02)
+    drop_newest(tmp_path)
+    again = train.run(worker.model().bfloat16(), worker.mixture(), worker.RECIPE, tmp_path)
+    assert [r["loss"] for r in again.history] == [r["loss"] for r in half.history]
+
+
+def test_gradients_of_micro_batches_add_up_in_float32():
+    """Signed contributions that cancel to one part in a thousand: a bfloat16 sum would lose what remains."""
+    p = torch.nn.Parameter(torch.zeros(8, dtype=torch.bfloat16))
+    optimizer = AdamW([("p", p)])
+    for contribution in (1.0, 1 / 1024, -1.0):
+        p.backward(torch.full_like(p, contribution))
+    assert torch.equal(optimizer.gradients["p"], torch.full((8,), 1 / 1024)) and optimizer.norm() == pytest.approx(math.sqrt(8) / 1024)
