@@ -17,6 +17,7 @@ from importlib import import_module
 import torch
 
 from . import native, reference
+from .block_cpu import PackedBlock
 from .packed import Packed
 from .reference import merge_attention
 

@@ -14,6 +14,7 @@
  * does not depend, to the last bit, on what it is batched with.
  */
 #include "redlite.h"
+#include "linear.h"
 #include "pool.h"
 #include <math.h>
 #include <stdlib.h>

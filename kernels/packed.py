@@ -15,18 +15,19 @@ PACK_ROWS = 4096  # rows converted at once while packing, to bound the extra mem
 portable = False  # tests set this to prove the portable C path on a processor that has a wider one
 
 
-def _library():
-    library, reason = native.library()
-    if library is None:
+def library() -> ctypes.CDLL:
+    """The C library, its functions on packed matrices declared. Raises RuntimeError where there is none."""
+    found, reason = native.library()
+    if found is None:
         raise RuntimeError(reason)
-    if library.rl_linear.argtypes is None:
+    if found.rl_linear.argtypes is None:
         i64, pointer = ctypes.c_int64, ctypes.c_void_p
-        library.rl_packed_bytes.argtypes, library.rl_packed_bytes.restype = [ctypes.c_int, i64, i64], ctypes.c_size_t
-        library.rl_pack_float.argtypes = [ctypes.c_int, pointer, pointer, i64, i64, i64]
-        library.rl_pack_gguf.argtypes = [ctypes.c_int, pointer, pointer, i64, i64, i64]
-        library.rl_unpack_rows.argtypes = [ctypes.c_int, pointer, pointer, i64, i64, pointer]
-        library.rl_linear.argtypes = [ctypes.c_int, *[pointer] * 4, i64, i64, i64, ctypes.c_int, ctypes.c_int]
-    return library
+        found.rl_packed_bytes.argtypes, found.rl_packed_bytes.restype = [ctypes.c_int, i64, i64], ctypes.c_size_t
+        found.rl_pack_float.argtypes = [ctypes.c_int, pointer, pointer, i64, i64, i64]
+        found.rl_pack_gguf.argtypes = [ctypes.c_int, pointer, pointer, i64, i64, i64]
+        found.rl_unpack_rows.argtypes = [ctypes.c_int, pointer, pointer, i64, i64, pointer]
+        found.rl_linear.argtypes = [ctypes.c_int, *[pointer] * 4, i64, i64, i64, ctypes.c_int, ctypes.c_int]
+    return found
 
 
 def usable() -> str:
@@ -41,7 +42,7 @@ class Packed:
 
     def __init__(self, format: str, shape: tuple[int, int]):
         self.format, self.shape = format, torch.Size(shape)
-        self.buffer = torch.zeros(_library().rl_packed_bytes(FORMATS[format], *shape), dtype=torch.uint8)
+        self.buffer = torch.zeros(library().rl_packed_bytes(FORMATS[format], *shape), dtype=torch.uint8)
 
     @staticmethod
     def of(weight_ND: Tensor, format: str = "float32") -> "Packed":
@@ -49,7 +50,7 @@ class Packed:
         packed = Packed(format, tuple(weight_ND.shape))
         for first in range(0, len(weight_ND), PACK_ROWS):
             rows = weight_ND[first:first + PACK_ROWS].detach().float().contiguous()
-            _library().rl_pack_float(FORMATS[format], packed.buffer.data_ptr(), rows.data_ptr(), first, len(rows), rows.shape[1])
+            library().rl_pack_float(FORMATS[format], packed.buffer.data_ptr(), rows.data_ptr(), first, len(rows), rows.shape[1])
         return packed
 
     @staticmethod
@@ -59,7 +60,7 @@ class Packed:
         if shape[1] % 32 or raw.size != shape[0] * shape[1] // 32 * block or not raw.flags.c_contiguous:
             raise ValueError(f"{kind} [{shape[0]}, {shape[1]}] takes whole blocks of 32, contiguous; {raw.size} bytes given")
         packed = Packed(format, shape)
-        _library().rl_pack_gguf(number, packed.buffer.data_ptr(), raw.ctypes.data, 0, *shape)
+        library().rl_pack_gguf(number, packed.buffer.data_ptr(), raw.ctypes.data, 0, *shape)
         return packed
 
     def rows(self, ids: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ class Packed:
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.shape[0]:
             raise IndexError(f"a row outside 0 to {self.shape[0] - 1} was asked for")
         out = torch.empty(len(ids), self.shape[1])
-        _library().rl_unpack_rows(FORMATS[self.format], self.buffer.data_ptr(), ids.data_ptr(), len(ids), self.shape[1], out.data_ptr())
+        library().rl_unpack_rows(FORMATS[self.format], self.buffer.data_ptr(), ids.data_ptr(), len(ids), self.shape[1], out.data_ptr())
         return out
 
     def product(self, x_TD: Tensor, bias_N: Tensor | None = None) -> Tensor:
@@ -77,7 +78,7 @@ class Packed:
         if x_TD.dim() != 2 or x_TD.shape[1] != self.shape[1]:
             raise ValueError(f"activations [T, {self.shape[1]}] are needed, not {list(x_TD.shape)}")
         out = torch.empty(len(x_TD), self.shape[0])
-        failed = _library().rl_linear(FORMATS[self.format], self.buffer.data_ptr(), x_TD.data_ptr(), bias_N.data_ptr() if bias_N is not None else None,
+        failed = library().rl_linear(FORMATS[self.format], self.buffer.data_ptr(), x_TD.data_ptr(), bias_N.data_ptr() if bias_N is not None else None,
                                       out.data_ptr(), len(x_TD), *self.shape, int(portable), torch.get_num_threads())
         if failed:
             raise MemoryError(f"no memory for the tiles of {list(x_TD.shape)} activations")

@@ -139,6 +139,8 @@ def load_weights(model: LLaMA, path, dtype: torch.dtype = torch.float32, device:
             filled = torch.empty(stored[name].shape, dtype=dtype)
             stored[name].fill(filled)
             setattr(module, leaf, nn.Parameter(filled.to(device), parameters[name].requires_grad))
+        for block in model.model.layers if packed else ():
+            block.pack()
     finally:
         if source:
             source.close()

@@ -77,8 +77,18 @@ class Block(nn.Module):
         self.self_attn = Attention(c)
         self.post_attention_layernorm = RMSNorm(c.dim, c.norm_eps)
         self.mlp = MLP(c)
+        self.packed: kernels.PackedBlock | None = None
+
+    def pack(self) -> None:
+        """Run in C from now on, all matrices being `kernels.Packed`: the same arithmetic in two calls around the attention."""
+        a, m = self.self_attn, self.mlp
+        pair = (lambda linear: (linear.weight, linear.bias))
+        self.packed = kernels.PackedBlock((self.input_layernorm.weight, self.post_attention_layernorm.weight), self.input_layernorm.eps, a.head_dim,
+                                          (pair(a.q_proj), pair(a.k_proj), pair(a.v_proj)), (pair(a.o_proj), pair(m.gate_proj), pair(m.up_proj), pair(m.down_proj)))
 
     def forward(self, x_TD: Tensor, cos_TK: Tensor, sin_TK: Tensor, layer: int, attend: Attend) -> Tensor:
+        if self.packed:
+            return self.packed.after_attention(x_TD, attend(layer, *self.packed.before_attention(x_TD, cos_TK, sin_TK)))
         x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), cos_TK, sin_TK, layer, attend)
         return x_TD + self.mlp(self.post_attention_layernorm(x_TD))
 
