@@ -13,6 +13,7 @@ from functools import cache
 
 CACHED_WORDS = 1 << 17   # remembered words; the memory is emptied when full, and longer words never enter it
 CACHED_LENGTH = 40
+GONE = -2                # a symbol that was merged into its left neighbour
 SHORT = 24               # symbols up to which scanning all pairs beats a heap
 SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Unicode White_Space; `\s` of `re` holds U+001C to U+001F too
 
@@ -124,29 +125,29 @@ class ByteLevelBPE:
         return symbols
 
     def _merge_long(self, symbols: list[int]) -> list[int]:
-        """The same merges in n·log n: a heap of (rank, place) over a linked list. An entry whose pair has changed since is stale."""
+        """The same merges in n·log n: a heap of rank·n + place over a linked list. An entry whose pair has another rank by now is stale."""
         ranks, n = self._ranks, len(symbols)
         left, right = list(range(-1, n - 1)), [*range(1, n), -1]
-        heap = []
-        for i in range(n - 1):
-            found = ranks.get((symbols[i], symbols[i + 1]))
-            if found is not None:
-                heap.append((found[0], i, symbols[i], symbols[i + 1], found[1]))
+        heap = [ranks[pair][0] * n + i for i, pair in enumerate(zip(symbols, symbols[1:])) if pair in ranks]
         heapq.heapify(heap)
-        alive = bytearray(b"\1") * n
         while heap:
-            _, i, a, b, merged = heapq.heappop(heap)
+            rank, i = divmod(heapq.heappop(heap), n)
             j = right[i]
-            if not alive[i] or j < 0 or symbols[i] != a or symbols[j] != b:
+            found = ranks.get((symbols[i], symbols[j])) if j >= 0 else None
+            if found is None or found[0] != rank:
                 continue
-            symbols[i], alive[j], right[i] = merged, 0, right[j]
-            if right[j] >= 0:
-                left[right[j]] = i
-            for x, y in ((left[i], i), (i, right[i])):
-                found = ranks.get((symbols[x], symbols[y])) if x >= 0 and y >= 0 else None
-                if found is not None:
-                    heapq.heappush(heap, (found[0], x, symbols[x], symbols[y], found[1]))
-        return [s for s, live in zip(symbols, alive) if live]
+            after, before = right[j], left[i]
+            symbols[i], symbols[j], right[i] = found[1], GONE, after
+            if after >= 0:
+                left[after] = i
+                pair = ranks.get((found[1], symbols[after]))
+                if pair is not None:
+                    heapq.heappush(heap, pair[0] * n + i)
+            if before >= 0:
+                pair = ranks.get((symbols[before], found[1]))
+                if pair is not None:
+                    heapq.heappush(heap, pair[0] * n + before)
+        return [s for s in symbols if s != GONE]
 
 
 def token_bytes(token: str) -> bytes:
