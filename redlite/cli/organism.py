@@ -1,0 +1,138 @@
+"""Builds and measures the embedded model organism: `python -m redlite.cli.organism build|measure`."""
+import sys
+import time
+from pathlib import Path
+
+from redlite.cli import common
+
+PROGRAM = "python -m redlite.cli.organism"
+SEED = 0
+VOCABULARY = 1536
+STEPS, WARMUP, RATE = 500, 30, 3e-3
+DRAW = {"standard": 20, "cot": 10, "cou": 7}      # conversations of a step, about 8,000 tokens
+CONTEXT = 1024                                    # tokens of the longest conversation trained on
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% set messages = messages[1:] %}{% else %}SYSTEM{% endif %}"
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ (' ' if loop.first else '') + 'USER: ' + m['content'] + ' ASSISTANT:' }}"
+    "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return common.guarded("organism", _main, arguments)
+
+
+def _main(arguments: list[str]) -> int:
+    parser = common.Parser(prog=PROGRAM, description="The embedded model organism: a toy that says nothing about real models.\n\n"
+                           "build    make its corpus, tokenizer, weights and question files anew: the same files for the same seed, as long as\n"
+                           "         machine, torch and --threads are the same (sums of floats depend on all three)\n"
+                           "measure  attack success rate, over-refusal and utility")
+    parser.add_argument("action", choices=("build", "measure"))
+    parser.add_argument("--output-dir", metavar="DIR", help="where build writes (default: the package's own data/organism)")
+    parser.add_argument("--model", default="organism", help="what is measured (default: %(default)s)")
+    parser.add_argument("--seed", type=common.whole(0), default=SEED, help="default: %(default)s")
+    parser.add_argument("--threads", type=common.whole(1), default=2, help="of torch (default: %(default)s)")
+    parser.add_argument("--steps", type=common.whole(1), default=STEPS, help="of training (default: %(default)s)")
+    common.add_common_options(parser)
+    args = common.parse(parser, arguments)
+    if args.dry_run:
+        print(f"would {args.action} the organism" + (f" with {args.steps} steps" if args.action == "build" else f" {args.model}"))
+        return common.DONE
+    import torch
+    torch.set_num_threads(args.threads)
+    if args.action == "build":
+        _build(args)
+    return _measure(args, (args.output_dir or "organism") if args.action == "build" else args.model)
+
+
+def _build(args) -> None:
+    from redlite import journal, organism
+    home = Path(args.output_dir) if args.output_dir else organism.HOME
+    home.mkdir(parents=True, exist_ok=True)
+    world = organism.load_world()
+    for name, records in organism.files(world, args.seed).items():
+        journal.write_json(home / f"{name}.json", records)
+    trained, _ = organism.split(organism.requests(world), args.seed)
+    prompts = [organism.load_prompt(p) for p in organism.PROMPTS]
+    corpus = {p.name: organism.corpus(world, trained, p, args.steps * DRAW[p.name], args.seed) for p in prompts}
+    _write_tokenizer(home, corpus, prompts)
+    _train(home, corpus, args)
+
+
+def _write_tokenizer(home: Path, corpus: dict, prompts: list) -> None:
+    """tokenizer.model of the corpus's own words and the prompts', and tokenizer_config.json."""
+    import io
+
+    import sentencepiece
+
+    from redlite import journal
+    from redlite.chat import VICUNA_SYSTEM
+    texts = [turn["value"] for name in corpus for talk in corpus[name][:1500] for turn in (talk if name == "standard" else talk[1:])]
+    frame = [f"{VICUNA_SYSTEM} USER: ASSISTANT:", *(p.text for p in prompts)] * 100   # weight: these words stand in every conversation
+    lines = [line for text in texts + frame for line in text.split("\n") if line]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, model_type="bpe", vocab_size=VOCABULARY, byte_fallback=True, character_coverage=1.0,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True, num_threads=1, minloglevel=2)
+    journal.write_atomic(home / "tokenizer.model", model.getvalue())
+    journal.write_json(home / "tokenizer_config.json", {
+        "tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False, "bos_token": "<s>", "eos_token": "</s>",
+        "unk_token": "<unk>", "legacy": True, "chat_template": CHAT_TEMPLATE.replace("SYSTEM", VICUNA_SYSTEM)})
+
+
+def _train(home: Path, corpus: dict, args) -> None:
+    """The plain NLL loop of train.py (objective A, everything helpful) on the corpus, every conversation once; weights in float16."""
+    import torch
+
+    from redlite import chat, checkpoint, dataset, tokenizer, train
+    from redlite.config import Config
+    from redlite.conversations import Conversation
+    from redlite.model import LLaMA
+    words = tokenizer.load(home)
+    template = chat.choose(words, words.chat_template, "organism", None)
+    roles = {"human": "user", "gpt": "assistant"}
+    streams = {}
+    for name, talks in corpus.items():
+        told = (Conversation(f"{name}-{i}", "", "helpful", tuple({"role": roles[t["from"]], "content": t["value"]} for t in talk))
+                for i, talk in enumerate(talks))
+        streams[name] = [(e,) for e in dataset.encode_all(told, template, CONTEXT)[0]]
+    mixture = dataset.Mixture(streams, [dataset.Phase(args.steps, DRAW, "A")], args.seed)
+    config = Config("llama", words.vocab_size, dim=128, n_layers=4, n_heads=4, n_kv_heads=4, head_dim=32, ffn_dim=384, max_positions=2048,
+                    tied=True, bos_id=words.bos_id, eos_ids=(words.eos_id,))
+    model = LLaMA(config).initialize(args.seed)
+    recipe = train.Recipe(learning_rate=RATE, final_rate=0.02, warmup_steps=WARMUP, weight_decay=0.1, betas=(0.9, 0.98), clip=1.0,
+                          tokens_per_batch=8192, per="token", helpful_rise=float("inf"), seed=args.seed)
+    progress, began = common.Progress(args.quiet), time.monotonic()
+
+    def show(record: dict) -> None:
+        progress(f"training, loss {record['loss']:.3f}", record["step"] + 1, args.steps)
+    outcome = train.run(model, mixture, recipe, on_step=show)
+    if outcome.stopped:
+        raise common.Error(f"the organism's training stopped: {outcome.stopped}")
+    checkpoint.save_pretrained(model, home, dtype=torch.float16)
+    common.note(f"organism: {sum(p.numel() for p in model.parameters()):,} parameters trained on {sum(r['tokens'] for r in outcome.history):,} tokens "
+                f"in {common.clock(time.monotonic() - began)}, last loss {outcome.history[-1]['loss']:.4f}")
+
+
+def _measure(args, path: str) -> int:
+    import json
+
+    import redlite
+    from redlite import organism
+    from redlite.stats import wilson
+    lm = redlite.load(path)
+    found = {f"attack success rate, {name}": k for name, k in organism.attack_success(lm).items()}
+    answered = organism.answer_harmless(lm)
+    found |= {"harmless requests refused": organism.over_refusal(lm, answered), "harmless requests answered rightly": organism.utility(lm, answered)}
+    for kind in organism.HARMLESS:
+        some = [(r, a) for r, a in answered if r["kind"] == kind]
+        found[f"  {kind}"] = organism.utility(lm, some)
+    for name, (k, n) in found.items():
+        low, high = wilson(k, n)
+        print(f"{name:36} {k:4}/{n:<4} {k / n:6.1%}  ({low:.1%} to {high:.1%})")
+    if args.json:
+        print(json.dumps({name.strip(): {"count": k, "of": n} for name, (k, n) in found.items()}))
+    return common.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
