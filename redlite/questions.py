@@ -13,6 +13,8 @@ PROMPTS = ("standard", "cot", "cou")
 PLACEHOLDER = "<question>"
 # Field names that are understood, in any case; of several that a record has, the first here counts.
 FIELDS = {"question": ("question", "prompt", "goal"), "topic": ("topic", "category", "type"), "subtopic": ("subtopic", "subcategory"), "id": ("id",)}
+COLUMNS = {"instructions", "inputs", "tags"}  # of a JSON object that holds lists side by side, as safety-tuned-llamas has them
+ALIASES = {"xstest": "xstest_prompts"}        # a set's name where its authors' file has another
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ def load_prompt(name_or_path) -> Prompt:
 def find_questions(name_or_path, data_dir=None) -> Path:
     """The file that a question set's name or path means.
 
-    A name is looked for as NAME.json, .jsonl, .csv or .txt in `data_dir` and the folders in it, then among the embedded
-    sets. Raises Error if there is none, or more than one place has it.
+    A name is looked for as NAME.json, .jsonl, .csv or .txt in `data_dir` and two levels of folders in it, then among the
+    embedded sets. Raises Error if there is none, or more than one place has it.
     """
     path = Path(name_or_path)
     if path.is_file():
@@ -69,8 +71,8 @@ def find_questions(name_or_path, data_dir=None) -> Path:
         root = Path(data_dir)
         if not root.is_dir():
             raise Error(f"--data {str(root)!r}: is not a directory")
-        found = [folder / f"{path}{s}" for folder in (root, *sorted(p for p in root.iterdir() if p.is_dir())) for s in SUFFIXES]
-        found = [p for p in found if p.is_file()]
+        files = sorted(p for level in ("*", "*/*", "*/*/*") for p in root.glob(level) if p.suffix in SUFFIXES and p.is_file())
+        found = [p for p in files if p.stem in (path.name, ALIASES.get(path.name))]
         if len(found) > 1:
             raise Error(f"questions {path.name!r}: both {found[0]} and {found[1]} are there; give the path")
         if found:
@@ -78,15 +80,18 @@ def find_questions(name_or_path, data_dir=None) -> Path:
     embedded = {p.stem: p for p in (DATA / "questions").glob("*.json")} | {"organism": DATA / "organism" / "questions.json"}
     if path.name in embedded:
         return embedded[path.name]
-    where = f"under {data_dir} nor embedded" if data_dir is not None else "embedded; say with --data where it lies, or give a file"
-    raise Error(f"questions {path.name!r}: not found {where} ({', '.join(sorted(embedded))})")
+    if data_dir is None:
+        raise Error(f"questions {path.name!r}: not an embedded set ({', '.join(sorted(embedded))}); say with --data where it lies, or give a file")
+    alike = [p.stem for p in files if path.name.lower() in p.stem.lower()]
+    raise Error(f"questions {path.name!r}: neither under {data_dir} nor embedded; use {', '.join([*alike, *sorted(embedded)])}, or give a file")
 
 
 def load_questions(name_or_path, data_dir=None) -> list[Question]:
     """The questions of a set by name, or of a .json, .jsonl, .csv or .txt file.
 
-    JSON: a list of strings or objects, or {topic: [..]}, or {topic: {subtopic: [..]}}. JSONL: a string or object a line.
-    CSV: with a header. Text: a question a line. FIELDS lists the names that objects and columns may have.
+    JSON: a list of strings or objects, or {topic: [..]}, or {topic: {subtopic: [..]}}, or lists side by side (COLUMNS).
+    JSONL: a string or object a line. CSV: with a header. Text: a question a line. FIELDS lists the names that objects and
+    columns may have.
     Raises Error naming file and record.
     """
     path = find_questions(name_or_path, data_dir)
@@ -130,7 +135,9 @@ def _records(path: Path):
     """Yield (where in the file, {"question": …, …}) for every record."""
     text = _read(path)
     if path.suffix == ".json":
-        yield from _walk(path, _parse(path, "the file", text))
+        value = _parse(path, "the file", text)
+        beside = isinstance(value, dict) and "instructions" in value and set(value) <= COLUMNS
+        yield from _columns(path, value) if beside else _walk(path, value)
     elif path.suffix == ".jsonl":
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
@@ -179,6 +186,19 @@ def _walk(path: Path, value, topics: tuple[str, ...] = ()):
             yield from _walk(path, inner, (*topics, key))
     else:
         raise Error(f"{path}, {where}: is {_kind(value)}; expected a list of questions" + ("" if topics else ", or topics that hold lists"))
+
+
+def _columns(path: Path, value: dict):
+    """Records of lists side by side: an instruction with the input that it is about; the tag is the topic. An empty list is none."""
+    value = {name: column for name, column in value.items() if column != [] or name == "instructions"}
+    for name, column in value.items():
+        if not isinstance(column, list) or not all(isinstance(v, str) for v in column):
+            raise Error(f"{path}, {name!r}: must be a list of texts, since the file has lists side by side")
+        if len(column) != len(value["instructions"]):
+            raise Error(f"{path}: has {len(value['instructions'])} instructions and {len(column)} {name}; each needs its own")
+    for number, instruction in enumerate(value["instructions"]):
+        about, tag = (value[name][number].strip() if name in value else "" for name in ("inputs", "tags"))
+        yield f"record {number + 1}", {"question": f"{instruction}\n\n{about}" if about else instruction, "topic": tag}
 
 
 def _csv(path: Path, text: str):
