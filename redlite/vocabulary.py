@@ -125,9 +125,7 @@ class _Files:
         value = self.config.get("chat_template")
         if isinstance(value, list):
             named = {e.get("name"): e.get("template") for e in value if isinstance(e, dict) and isinstance(e.get("name"), str)}
-            value = named.get("default")
-            if value is None:
-                raise self.fail("tokenizer_config.json", "chat_template is a list without one named 'default'; choose the format with --template")
+            value = named.get("default")  # none: the model's name or --template must say the format
         if value is not None and not isinstance(value, str):
             raise self.fail("tokenizer_config.json", f"chat_template is {short(value)}; a text is needed")
         return value
@@ -207,7 +205,7 @@ def _sentencepiece(files: _Files, name: str, model: spm.Model, added: dict[int, 
     texts, defined, special, kinds, size = {}, {}, {}, list(model.kinds), len(model.pieces)
     roles = [files.token(f"{role}_token") for role in ROLES]
     for i, (piece, kind) in enumerate(zip(model.pieces, kinds)):
-        if kind == spm.USER_DEFINED and CONTROL_LOOK.fullmatch(piece) or piece in roles and kind != spm.UNKNOWN:
+        if kind == spm.USER_DEFINED and CONTROL_LOOK.fullmatch(piece) or piece in roles and kind not in (spm.UNKNOWN, spm.BYTE):
             kinds[i] = spm.CONTROL
     for id, (text, control) in added.items():
         if id < size and model.pieces[id] != text:
@@ -215,7 +213,7 @@ def _sentencepiece(files: _Files, name: str, model: spm.Model, added: dict[int, 
         if id >= size:
             texts[id] = text.encode("utf-8", "replace")
             (special if control else defined)[text] = id
-        elif control and kinds[id] != spm.UNKNOWN:
+        elif control and kinds[id] not in (spm.UNKNOWN, spm.BYTE):
             kinds[id] = spm.CONTROL
     model = replace(model, kinds=kinds, space_prefix=model.space_prefix and files.flag("add_prefix_space", True))
     special.update((piece, i) for i, (piece, kind) in enumerate(zip(model.pieces, kinds)) if kind in (spm.CONTROL, spm.UNKNOWN))
