@@ -1,0 +1,48 @@
+"""A model small enough for any test: random weights, a token for every byte, a chat format of three control tokens."""
+from pathlib import Path
+
+from redlite.chat import Encoded
+from redlite.lm import LM
+from redlite.model import LLaMA
+from redlite.config import Config
+
+BOS, EOS, USER, ASSISTANT = 256, 257, 258, 259
+
+
+class Bytes:
+    """A tokenizer of bytes."""
+    vocab_size, bos_id, eos_id, pad_id, add_bos, chat_template = 260, BOS, EOS, None, True, None
+
+    def encode(self, text):
+        return list(text.encode())
+
+    def decode(self, ids):
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+    def piece_bytes(self, i):
+        return bytes([i]) if i < 256 else b""
+
+    def fingerprint(self):
+        return "bytes"
+
+
+class Turns:
+    """A chat format; a system message is part of the user's text."""
+    name, stop_ids, stop_strings = "turns", (EOS,), ()
+
+    def encode(self, messages, add_generation_prompt=False):
+        ids = [BOS]
+        for message in messages:
+            ids += [{"user": USER, "assistant": ASSISTANT, "system": BOS}[message["role"]], *message["content"].encode()]
+        ids += [ASSISTANT] * add_generation_prompt
+        return Encoded(ids, [False] * len(ids))
+
+    def fingerprint(self):
+        return "turns"
+
+
+def lm(seed=0, max_positions=2048, std=0.3, max_batch=32):
+    """A random model; std is large, so that greedy answers differ from question to question."""
+    config = Config("llama", 260, 32, 2, 4, 2, 8, 48, max_positions=max_positions, eos_ids=(EOS,))
+    model = LLaMA(config).initialize(seed, std=std).eval().requires_grad_(False)
+    return LM(model, Bytes(), Turns(), Path("tiny"), "float32", "cpu", max_batch)
