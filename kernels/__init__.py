@@ -28,7 +28,7 @@ if FORCED not in (None, "reference", "c", "triton"):
 # operation → implementation → the module here that defines a function of the operation's name
 MODULES = {
     "attention": {"reference": "reference", "torch-flash": "attention_cpu"},
-    "decode_attention": {"reference": "reference"},
+    "cached_attention": {"reference": "reference", "c": "decode_cpu"},
     "token_nll": {"reference": "reference", "c": "token_nll_cpu", "triton": "token_nll_triton"},
     "rms_norm": {"reference": "reference"},
     "rotary": {"reference": "reference"},
@@ -80,10 +80,20 @@ def attention(q, k, v, q_offsets, k_offsets=None, *, causal=True, window=None, s
     return _choose("attention", q.device.type)[0](q, k, v, q_offsets, k_offsets, causal=causal, window=window, scale=scale)
 
 
-def decode_attention(q, k, v, lengths, prefix_k=None, prefix_v=None, *, window=None, scale=None):
-    """Attention of one query a request over a shared prefix and its own cache; see `reference.decode_attention`."""
-    function = _choose("decode_attention", q.device.type)[0]
-    return function(q, k, v, lengths, prefix_k, prefix_v, window=window, scale=scale)
+def cached_attention(q, k, v, keys, values, places, prefix=None, *, window=None, scale=None):
+    """Attention of a generation step over a shared prefix and the requests' caches; see `reference.cached_attention`.
+
+    prefix: what `shared_prefix` made. The C implementation serves float32 only.
+    """
+    function = _choose("cached_attention", q.device.type)[0] if q.dtype == torch.float32 else reference.cached_attention
+    return function(q, k, v, keys, values, places, prefix, window=window, scale=scale)
+
+
+def shared_prefix(k, v):
+    """The keys and values [P, G, K] of a shared prefix in the form that `cached_attention` takes."""
+    if k.dtype == torch.float32 and implementation("cached_attention", k.device.type) == "c":
+        return import_module(f"{__name__}.decode_cpu").SharedPrefix(k, v)
+    return k, v
 
 
 def token_nll(hidden, weight, targets):

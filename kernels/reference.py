@@ -116,6 +116,19 @@ def decode_attention(q_BHK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, lengths_B: T
     return out_BGRK.reshape(B, H, K).to(q_BHK.dtype)
 
 
+def cached_attention(q_BHK: Tensor, k_BGK: Tensor, v_BGK: Tensor, keys_NGSK: Tensor, values_NGSK: Tensor, places_B: Tensor,
+                     prefix: tuple[Tensor, Tensor] | None = None, *, window: int | None = None, scale: float | None = None) -> Tensor:
+    """A generation step: put the new key and value of request b at place places[b] of row b of the cache, then `decode_attention` over it.
+
+    keys, values [N ≥ B, G, S, K] are written in place. prefix: keys and values [P, G, K] that come before every cache.
+    """
+    B, rows_B = len(q_BHK), torch.arange(len(q_BHK), device=q_BHK.device)
+    places_B = places_B.to(q_BHK.device)
+    keys_NGSK[rows_B, :, places_B], values_NGSK[rows_B, :, places_B] = k_BGK, v_BGK
+    longest = int(places_B.max()) + 1 if B else 0
+    return decode_attention(q_BHK, keys_NGSK[:B, :, :longest], values_NGSK[:B, :, :longest], places_B + 1, *(prefix or (None, None)), window=window, scale=scale)
+
+
 def merge_attention(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
     """Attention over the union of two disjoint key sets, from each one's output [T, H, K] and log-sum-exp [T, H]; likewise a pair.
 

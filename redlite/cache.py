@@ -10,7 +10,7 @@ from redlite import kernels
 from redlite.config import Config
 from redlite.model import LLaMA, Packed, Attend, packed_attention
 
-GROWTH = 64  # tokens by which the room for suffixes grows at least
+GROWTH = 64  # tokens by which the room for suffixes grows at least, or by a half
 
 
 class Cache:
@@ -19,6 +19,7 @@ class Cache:
     def __init__(self, config: Config, slots: int, dtype: torch.dtype, device: torch.device):
         self.config, self.dtype, self.device = config, dtype, device
         self.prefix: list[tuple[Tensor, Tensor]] = []   # a layer: keys and values [P, G, K]
+        self.shared: list = []                          # a layer: the same, as generation steps take it
         self.lengths = torch.zeros(slots, dtype=torch.int64)    # of each slot's suffix
         self.capacity = 0
         self.keys: list[Tensor] = []                            # a layer: [slots, G, S, K]
@@ -32,7 +33,7 @@ class Cache:
         """Make room for suffixes of `capacity` tokens."""
         if capacity <= self.capacity:
             return
-        capacity = max(capacity, self.capacity + GROWTH)
+        capacity = max(capacity, self.capacity + max(GROWTH, self.capacity // 2))
         shape = (len(self.lengths), self.config.n_kv_heads, capacity, self.config.head_dim)
         for store in (self.keys, self.values):
             for layer in range(self.config.n_layers):
@@ -106,18 +107,14 @@ class Cache:
 
     def attend_decode(self, active: int) -> Attend:
         """For one new token of each of the first `active` slots, whose lengths grow by one; `reserve` comes before."""
-        place_B = self.lengths[:active].clone().to(self.device)
-        slot_B = torch.arange(active, device=self.device)
+        places_B = self.lengths[:active].clone()
         self.lengths[:active] += 1
-        lengths_B, longest = place_B + 1, int(self.lengths[:active].max())
+        if self.prefix and not self.shared:
+            self.shared = [kernels.shared_prefix(k, v) for k, v in self.prefix]
 
         def attend(layer, q_BHK, k_BGK, v_BGK):
-            keys, values = self.keys[layer], self.values[layer]
-            keys[slot_B, :, place_B] = k_BGK
-            values[slot_B, :, place_B] = v_BGK
-            prefix = self.prefix[layer] if self.prefix else (None, None)
-            return kernels.decode_attention(q_BHK, keys[:active, :, :longest], values[:active, :, :longest], lengths_B,
-                                            *prefix, window=self.config.windows[layer])
+            return kernels.cached_attention(q_BHK, k_BGK, v_BGK, self.keys[layer], self.values[layer], places_B,
+                                            self.shared[layer] if self.shared else None, window=self.config.windows[layer])
         return attend
 
     def free(self, slot: int, active: int) -> None:

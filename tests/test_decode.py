@@ -1,0 +1,66 @@
+"""A generation step's attention in every implementation against a float64 softmax over prefix and cache, written out here."""
+import pytest
+import torch
+
+from redlite import kernels
+from redlite.kernels import decode_cpu, packed, reference
+
+
+def expected(q, keys, values, places, k, v, pk, pv, window, scale):
+    """Row by row: everything in float64, one softmax over all keys that count."""
+    out = torch.empty_like(q, dtype=torch.float64)
+    (B, H, K), G = q.shape, k.shape[1]
+    for b in range(B):
+        for h in range(H):
+            g = h // (H // G)
+            own_k = torch.cat((keys[b, g, :places[b]], k[b, g][None])).double()
+            own_v = torch.cat((values[b, g, :places[b]], v[b, g][None])).double()
+            all_k, all_v = (torch.cat((p[:, g].double(), o)) if p is not None else o for p, o in ((pk, own_k), (pv, own_v)))
+            if window:
+                all_k, all_v = all_k[-window:], all_v[-window:]
+            out[b, h] = torch.softmax(all_k @ q[b, h].double() * scale, 0) @ all_v
+    return out
+
+
+@pytest.mark.parametrize("name", ["reference", "c", "portable"])
+@pytest.mark.parametrize("B,G,R,K,S,P,window", [(1, 1, 1, 8, 5, 0, None), (3, 2, 3, 64, 40, 47, None), (5, 3, 5, 10, 33, 1, None), (2, 1, 7, 80, 70, 130, None),
+                                                (4, 2, 2, 16, 30, 0, 6), (33, 1, 4, 32, 9, 20, None)])
+def test_against_float64(name, B, G, R, K, S, P, window, monkeypatch):
+    if name != "reference" and packed.usable():
+        pytest.skip(packed.usable())
+    monkeypatch.setattr(packed, "portable", name == "portable")
+    torch.manual_seed(B * 100 + P)
+    q, k, v = torch.randn(B, G * R, K) * 2, torch.randn(B, G, K), torch.randn(B, G, K)
+    keys, values, places = torch.randn(B + 2, G, S, K), torch.randn(B + 2, G, S, K), torch.randint(0, S, (B,))
+    keys[:, :, -1] = float("nan")   # a place that holds no key yet may hold anything
+    places = places.clamp(max=S - 2)
+    pk, pv = (torch.randn(P, G, K), torch.randn(P, G, K)) if P else (None, None)
+    wanted = expected(q, keys, values, places, k, v, pk, pv, window, 0.3)
+    function = reference.cached_attention if name == "reference" else decode_cpu.cached_attention
+    prefix = None if not P else (pk, pv) if name == "reference" else decode_cpu.SharedPrefix(pk, pv)
+    got = function(q, k, v, keys, values, places, prefix, window=window, scale=0.3)
+    assert (got.double() - wanted).abs().max() < 1e-5
+    assert all(torch.equal(keys[b, :, places[b]], k[b]) and torch.equal(values[b, :, places[b]], v[b]) for b in range(B))
+
+
+@pytest.mark.skipif(bool(packed.usable()), reason=packed.usable())
+def test_a_request_does_not_depend_on_its_batch():
+    torch.manual_seed(0)
+    B, G, R, K, S, P = 13, 2, 3, 64, 50, 90
+    q, k, v, keys, values = (torch.randn(*s) for s in ((B, G * R, K), (B, G, K), (B, G, K), (B, G, S, K), (B, G, S, K)))
+    places, prefix = torch.randint(0, S, (B,)), decode_cpu.SharedPrefix(torch.randn(P, G, K), torch.randn(P, G, K))
+    whole = decode_cpu.cached_attention(q, k, v, keys, values, places, prefix)
+    for first, last in ((0, 1), (4, 9), (12, 13)):
+        part = slice(first, last)
+        assert torch.equal(decode_cpu.cached_attention(q[part], k[part], v[part], keys[part], values[part], places[part], prefix), whole[part])
+
+
+@pytest.mark.skipif(bool(packed.usable()), reason=packed.usable())
+def test_huge_scores_and_faults():
+    q = torch.full((1, 1, 8), 1e4)
+    keys, values = torch.full((1, 1, 3, 8), -1e4), torch.ones(1, 1, 3, 8)
+    out = decode_cpu.cached_attention(q, torch.full((1, 1, 8), 1e4), torch.full((1, 1, 8), 5.0), keys, values, torch.tensor([2]))
+    assert torch.equal(out, torch.full((1, 1, 8), 5.0))
+    with pytest.raises(ValueError, match="within a window"):
+        decode_cpu.cached_attention(q, q, q, keys, values, torch.tensor([2]), decode_cpu.SharedPrefix(torch.ones(6, 1, 8), torch.ones(6, 1, 8)), window=8)
+    assert kernels.implementation("cached_attention") == ("reference" if kernels.FORCED == "reference" else "c")
