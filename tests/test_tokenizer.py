@@ -270,6 +270,14 @@ def test_tiny_model_equals_sentencepiece(tmp_path, tiny_model):
     assert words.encode("a<tool>b") == reference.EncodeAsIds("a<tool>b") and reference.PieceToId("<tool>") in words.encode("a<tool>b")
 
 
+def test_a_model_without_the_first_space(tmp_path, tiny_model):
+    bare = tiny_model + b"\x1a\x02\x18\x00"  # a second normalizer_spec, merged with the first: add_dummy_prefix = false
+    reference, words = sentencepiece.SentencePieceProcessor(model_proto=bare), tiny(tmp_path, bare)
+    assert reference.EncodeAsIds("ab cd") != sentencepiece.SentencePieceProcessor(model_proto=tiny_model).EncodeAsIds("ab cd")
+    for text in ("ab cd", " ab", "漢\n"):
+        assert words.encode(text) == reference.EncodeAsIds(text) and words.decode(words.encode(text)) == reference.DecodeIds(reference.EncodeAsIds(text)) == text
+
+
 # ---- what both kinds promise ----
 
 def test_text_never_becomes_a_control_token(smollm2, tmp_path, tiny_model):
@@ -292,6 +300,10 @@ def test_added_tokens_that_text_may_hold(tmp_path, tiny_model, kind):
     assert words.encode("ab<call>xab<call>") == [*words.encode("ab"), 601, *words.encode_segment("ab", words.legacy), 600]
     assert words.vocab_size == 602 and words.piece_bytes(601) == b"<call>x"
     assert words.decode([601, 600]) == "<call>x<call>"
+    if kind == "sentencepiece":  # the newer rule: text behind an added token is not at the start
+        words = tiny(tmp_path, tiny_model, added_tokens_decoder=added, legacy=False)
+        assert words.encode("ab<call>ab") == [*words.encode("ab"), 600, *words.encode_segment("ab", False)]
+        assert words.encode_segment("ab", False) != words.encode("ab")
 
 
 def test_parts_share_out_the_ids_of_the_whole_text(smollm2, tmp_path, tiny_model):
@@ -402,6 +414,17 @@ def test_faults_of_other_files_are_refused_by_name(tmp_path, tiny_model):
     for metadata, word in ((dict(model="gpt2", pre="strange", merges=[]), "strange"), (dict(model="bert"), "bert"), (dict(model="llama"), "scores"),
                            (dict(model="gpt2", pre="smollm", merges=["a"]), "merges"), (dict(model="gpt2", pre="smollm", merges=[], bos_token_id=9), "bos_token_id")):
         refused(gguf(tmp_path / "m.gguf", **{f"tokenizer__ggml__{k}": v for k, v in {"tokens": ["a", "b"], **metadata}.items()}), "m.gguf", word)
+
+
+@pytest.mark.parametrize("change, word", [
+    ({"scores": [float("nan")] * 3}, "piece 0"), ({"scores": [0.0, float("inf"), 0.0]}, "piece 1"), ({"pieces": ["<unk>", "a", "a"]}, "piece 2"),
+    ({"pieces": ["<unk>", "", "b"]}, "piece 1"), ({"pieces": ["<unk>", "a", "b\0"]}, "piece 2"), ({"kinds": [1, 1, 1]}, "0 unknown"), ({"kinds": [2, 6, 1]}, "piece 1"),
+    ({"kinds": [2, 7, 1]}, "type 7"), ({"algorithm": 3}, "type is 3"),
+])
+def test_models_out_of_order_never_reach_the_library(change, word):
+    model = spm.Model(**{"pieces": ["<unk>", "a", "b"], "scores": [0.0, -1.0, -2.0], "kinds": [2, 1, 1], **change})
+    with pytest.raises(ValueError, match=word):
+        spm.SentencePiece(model)
 
 
 def test_a_normalizing_model_is_refused(tmp_path):
