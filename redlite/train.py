@@ -31,7 +31,7 @@ class Recipe:
     tokens_per_batch: int = 2048         # of a micro-batch; a step has as many micro-batches as its conversations need
     per: str = "response"                # what counts alike in a colour's mean: response, token or conversation
     checkpoint_every: int = 100          # steps
-    evaluate_every: int = 0              # steps; 0: never
+    evaluate_every: int = 0              # steps between validations; before the first and after the last there is always one
     helpful_rise: float = 1.0            # nats: stop when the helpful NLL has risen this much over its start (see `diverged`)
     recompute: bool = False              # activation checkpointing: keep each layer's input only
     seed: int = 0
@@ -83,12 +83,12 @@ def run(model: LLaMA | Scorer, mixture: dataset.Mixture, recipe: Recipe, output_
         for step in range(start, mixture.steps):
             entered = time.perf_counter()
             phase, units = mixture.phase(step), mixture.step(step)
+            before = {"validation_before": evaluate(scorer, validation, recipe, device)} if validation and step == 0 else {}
             share = dataset.shares(units, recipe.per)
             figures = torch.zeros(len(FIGURES), dtype=torch.float64, device=device)
             for part in dataset.pack(units, recipe.tokens_per_batch, ranks)[rank::ranks]:
                 batch = dataset.collate(part, share, device)
-                nll = scorer(batch)
-                value, coefficient = loss.coefficients(phase.objective, nll, batch.responses, phase.parameters)
+                nll, value, coefficient = assess(scorer, batch, phase)
                 nll.backward(coefficient * ranks)           # FSDP takes the mean over ranks; the parts of the loss add up
                 figures += measure(value, nll.detach(), batch.responses, phase)
             if dist.is_initialized():
@@ -96,11 +96,12 @@ def run(model: LLaMA | Scorer, mixture: dataset.Mixture, recipe: Recipe, output_
             norm = optimizer.norm()
             rate = learning_rate(step, mixture.steps, recipe.learning_rate, recipe.warmup_steps, recipe.final_rate)
             tokens = sum(len(e) for unit in units for e in unit)
-            record = {"step": step, "objective": phase.objective, **named(figures, units), "gradient_norm": norm, "learning_rate": rate}
+            record = {"step": step, "objective": phase.objective, **named(figures, units), "gradient_norm": norm, "learning_rate": rate, **before}
             outcome.stopped = diverged(outcome.history, record, recipe)
             if not outcome.stopped:
                 optimizer.step(step + 1, rate, min(1.0, recipe.clip / norm) if recipe.clip and norm else 1.0)
-            if recipe.evaluate_every and validation and (step + 1) % recipe.evaluate_every == 0 and not outcome.stopped:
+            last = step + 1 == mixture.steps or recipe.evaluate_every and (step + 1) % recipe.evaluate_every == 0
+            if validation and last and not outcome.stopped:
                 record["validation"] = evaluate(scorer, validation, recipe, device)
             seconds = time.perf_counter() - entered
             left = (time.perf_counter() - began) / (step - start + 1) * (mixture.steps - step - 1)
@@ -118,6 +119,12 @@ def run(model: LLaMA | Scorer, mixture: dataset.Mixture, recipe: Recipe, output_
         optimizer.close()
         keeper.close()
     return outcome
+
+
+def assess(scorer: nn.Module, batch: dataset.Batch, phase: dataset.Phase) -> tuple[Tensor, Tensor, Tensor]:
+    """(NLL [N] with its graph, the loss, ∂L/∂NLL [N]) of a micro-batch: what training applies and what the ledger (audit.py) prints."""
+    nll = scorer(batch)
+    return nll, *loss.coefficients(phase.objective, nll, batch.responses, phase.parameters)
 
 
 def measure(value: Tensor, nll: Tensor, responses: loss.Responses, phase: dataset.Phase) -> Tensor:
@@ -183,22 +190,30 @@ def evaluate(scorer: nn.Module, examples: list[dataset.Example], recipe: Recipe,
         total += measure(total[0], scorer(batch), batch.responses, dataset.Phase(1, {}))
     if dist.is_initialized():
         dist.all_reduce(total)
+        scorer.reshard()                                        # no backward follows, after which FSDP would do it
     out = named(total, units)
     return {c: out[c] for c in loss.COLOURS if c in out}
 
 
 @torch.no_grad()
-def references(model: LLaMA, examples: list[dataset.Example], tokens_per_batch: int) -> list[dataset.Example]:
-    """The examples with the summed NLL of each response under `model` as it is now, for the objectives that need it."""
-    order = {id(e): i for i, e in enumerate(examples)}
-    sums: list[tuple[float, ...]] = [()] * len(examples)
-    scorer, device = Scorer(model), model.output_weight.device
-    for part in dataset.pack([(e,) for e in examples], tokens_per_batch):
+def references(model: LLaMA | Scorer, examples: list[dataset.Example], tokens_per_batch: int) -> list[dataset.Example]:
+    """The examples with the summed NLL of each response under `model` as it is now, for the objectives that need it. Every rank calls this."""
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    scorer = model if isinstance(model, Scorer) else Scorer(model)
+    order, device = {id(e): i for i, e in enumerate(examples)}, scorer.llama.output_weight.device
+    found: list[tuple[int, tuple[float, ...]]] = []
+    for part in dataset.pack([(e,) for e in examples], tokens_per_batch, ranks)[rank::ranks]:
         batch = dataset.collate(part, lambda e, k: 1.0, device)
         values = batch.responses.sum(scorer(batch)).tolist()
         for (e,) in part:
-            sums[order[id(e)]], values = tuple(values[:len(e.responses)]), values[len(e.responses):]
-    return dataset.with_references(examples, sums)
+            found.append((order[id(e)], tuple(values[:len(e.responses)])))
+            values = values[len(e.responses):]
+    if dist.is_initialized():
+        every: list = [None] * ranks
+        dist.all_gather_object(every, found)
+        found = [pair for part in every for pair in part]
+        scorer.reshard()
+    return dataset.with_references(examples, [sums for _, sums in sorted(found)])
 
 
 def memory_mb(device: torch.device) -> float:
@@ -215,7 +230,7 @@ def shard(model: LLaMA) -> Scorer:
     scorer = Scorer(model)
     for block in model.model.layers:
         fully_shard(block)
-    return fully_shard(scorer)
+    return fully_shard(scorer)      # adds FSDPModule's methods, `reshard` among them
 
 
 @torch.no_grad()

@@ -4,7 +4,9 @@ import difflib
 import json
 import os
 import shlex
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,10 +63,10 @@ def parse(parser: Parser, arguments: list[str]) -> argparse.Namespace:
     first.add_argument("--config")
     first.error = parser.error
     path = first.parse_known_args(arguments)[0].config
-    return parser.parse_args([*_from_config(parser, Path(path)), *arguments] if path else arguments)
+    return parser.parse_args([*from_config(parser, Path(path)), *arguments] if path else arguments)
 
 
-def _from_config(parser: Parser, path: Path) -> list[str]:
+def from_config(parser: Parser, path: Path) -> list[str]:
     """A configuration file as arguments, which then are checked like any others."""
     try:
         settings = json.loads(path.read_bytes().decode("utf-8-sig"))
@@ -103,8 +105,16 @@ def command_line(program: str, arguments: list[str]) -> str:
     return shlex.join([program, *arguments])
 
 
+def _interrupt(number, frame):
+    raise KeyboardInterrupt
+
+
 def guarded(program: str, body: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
-    """Run a program's body and turn what can go wrong for a user into one line and an exit code."""
+    """Run a program's body and turn what can go wrong for a user into one line and an exit code. SIGTERM ends it like Ctrl-C."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal that is not Unicode must not end a run that is done
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = body(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
@@ -129,29 +139,33 @@ def note(text: str) -> None:
 class Progress:
     """What is done of how much, on stderr: one live line on a terminal, else a line every `every` seconds.
 
-    Called with (what, done, total). Rate and time left count what this process did, not what it found done.
+    Called with (what, done, total); the first call of a task says how far it is when it begins. Rate and time left count
+    what was done since then, so neither what an earlier process did nor the time of loading distorts them.
     """
 
-    def __init__(self, quiet: bool = False, stream=None, every: float = 15.0):
-        self.stream, self.every = stream or sys.stderr, every
-        self.silent, self.live = quiet, self.stream.isatty()
-        self.seen, self.last, self.printed = time.monotonic(), None, 0.0
+    def __init__(self, quiet: bool = False, stream=None, every: float = 15.0, now: Callable[[], float] = time.monotonic):
+        self.stream, self.every, self.now = stream or sys.stderr, every, now
+        self.silent, self.live, self.what, self.done = quiet, self.stream.isatty(), None, 0
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if self.silent:
             return
-        now = time.monotonic()
-        if self.last is None or done <= self.last:  # another task begins, when the call before ended
-            self.began, self.base, self.printed = self.seen, done - 1, 0.0 if self.live else now
-        self.last, self.seen = done, now
-        if done < total and now - self.printed < (0.1 if self.live else self.every):
+        now, new = self.now(), what != self.what or done < self.done
+        if new:
+            self.what, self.began, self.base, self.printed = what, now, done, now if done < total else 0.0
+        self.done = done
+        if done < total and not (new and self.live) and now - self.printed < (0.1 if self.live else self.every):
             return
-        rate = (done - self.base) / max(now - self.began, 1e-6)
-        left = (total - done) / rate
-        line = f"{what}: {done}/{total}, {rate:.1f}/s" + (f", {clock(left)} left" if done < total else f", {clock(now - self.began)}")
-        self.stream.write(f"\r{line}\x1b[K" + ("\n" if done == total else "") if self.live else line + "\n")
-        self.stream.flush()
+        line, elapsed = f"{what}: {done}/{total}", now - self.began
+        if done > self.base and elapsed > 0:
+            rate = (done - self.base) / elapsed
+            line += f", {rate:.1f}/s, {clock((total - done) / rate)} left" if done < total else f", {rate:.1f}/s, {clock(elapsed)}"
+        self._write(line, done >= total)
         self.printed = now
+
+    def _write(self, line: str, last: bool) -> None:
+        self.stream.write(f"\r{line}\x1b[K" + ("\n" if last else "") if self.live else line + "\n")
+        self.stream.flush()
 
 
 def clock(seconds: float) -> str:
