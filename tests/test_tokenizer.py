@@ -270,6 +270,15 @@ def test_tiny_model_equals_sentencepiece(tmp_path, tiny_model):
     assert words.encode("a<tool>b") == reference.EncodeAsIds("a<tool>b") and reference.PieceToId("<tool>") in words.encode("a<tool>b")
 
 
+def test_a_piece_that_no_merge_makes_never_comes_from_text(tmp_path, tiny_model):
+    reference = sentencepiece.SentencePieceProcessor(model_proto=tiny_model)
+    core, piece = converted(reference), reference.IdToPiece(reference.EncodeAsIds("abcabc")[0])
+    assert len(piece) > 1
+    core["model"]["merges"] = [m for m in core["model"]["merges"] if m[0] + m[1] != piece]
+    ids = tokenizer.load(directory(tmp_path, core, bos_token="<s>")).encode("abcabc")
+    assert reference.PieceToId(piece) not in ids and "".join(reference.IdToPiece(i) for i in ids) == "▁abcabc"
+
+
 def test_a_model_without_the_first_space(tmp_path, tiny_model):
     bare = tiny_model + b"\x1a\x02\x18\x00"  # a second normalizer_spec, merged with the first: add_dummy_prefix = false
     reference, words = sentencepiece.SentencePieceProcessor(model_proto=bare), tiny(tmp_path, bare)
@@ -304,6 +313,30 @@ def test_added_tokens_that_text_may_hold(tmp_path, tiny_model, kind):
         words = tiny(tmp_path, tiny_model, added_tokens_decoder=added, legacy=False)
         assert words.encode("ab<call>ab") == [*words.encode("ab"), 600, *words.encode_segment("ab", False)]
         assert words.encode_segment("ab", False) != words.encode("ab")
+
+
+def test_tokens_with_a_role_are_control_tokens_whatever_the_files_call_them(tmp_path, tiny_model):
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"[STOP]": 500, "[EXTRA]": 501, "[WORD]": 502}))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": "[STOP]", "additional_special_tokens": ["[EXTRA]"]}))
+    words = tiny(tmp_path, tiny_model)
+    assert words.eos_id == 500 and words.special["[EXTRA]"] == 501 and set(words.encode("[STOP][EXTRA][WORD]")) & {500, 501, 502} == {502}
+    for name in ("added_tokens.json", "special_tokens_map.json", "tokenizer.model"):
+        (tmp_path / name).unlink()
+    core = bytes_json()
+    core["added_tokens"] = [{"id": 300, "content": "[STOP]", "special": False}]
+    words = tokenizer.load(directory(tmp_path, core, eos_token="[STOP]"))
+    assert words.eos_id == 300 and 300 not in words.encode("[STOP]") and words.decode([300]) == ""
+
+
+def test_gguf_says_bos_and_composes_for_qwen2(tmp_path):
+    tokens, merges = [*bpe.BYTE_CHARS, "ab", "<|b|>"], ["a b"]
+    kinds = np.array([1] * 257 + [3], np.int32)
+
+    def load(pre, **more):
+        return tokenizer.load(gguf(tmp_path / "m.gguf", **{f"tokenizer__ggml__{k}": v for k, v in dict(
+            model="gpt2", pre=pre, tokens=tokens, token_type=kinds, merges=merges, bos_token_id=257, **more).items()}))
+    assert load("llama-bpe").add_bos and not load("qwen2").add_bos and load("qwen2", add_bos_token=True).add_bos
+    assert load("qwen2").encode("e\u0301") == load("gpt-2").encode("é") != load("gpt-2").encode("e\u0301")
 
 
 def test_parts_share_out_the_ids_of_the_whole_text(smollm2, tmp_path, tiny_model):
