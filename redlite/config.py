@@ -21,7 +21,8 @@ KV_HEADS = {"llama": 0, "mistral": 8, "qwen2": 32}
 SCALING = {"linear": ("factor",), "dynamic": ("factor",),
            "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
 ARCHITECTURE = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
-LARGEST = 1 << 24  # no dimension of a real model comes near; a corrupt file's does
+MOST_LAYERS = 512
+LARGEST = 1 << 24   # no dimension of a real model comes near; a corrupt file's does
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Config:
         if unknown:
             raise Error(f"{where}: field {unknown[0]!r} is not known to redlite and might change the result; "
                         "remove it if it does not")
-        heads, layers, dim = read.size("num_attention_heads"), read.size("num_hidden_layers"), read.size("hidden_size")
+        heads, layers, dim = read.size("num_attention_heads"), read.size("num_hidden_layers", most=MOST_LAYERS), read.size("hidden_size")
         if raw.get("head_dim") is None and dim % heads:
             raise Error(f"{where}: hidden_size {dim} is no multiple of num_attention_heads {heads}, and there is no head_dim")
         kv_heads = read.size("num_key_value_heads", heads if raw.get("num_key_value_heads", 1) is None else KV_HEADS[kind] or heads)
@@ -179,8 +180,8 @@ class _Reader:
             raise Error(f"{self.where}: field {name!r} is {str(value)[:60]!r}; {wanted} is needed")
         return value
 
-    def size(self, name: str, default: int | None = None, least: int = 1) -> int:
-        return self._get(name, default, lambda v: type(v) is int and least <= v <= LARGEST, f"a whole number from {least} to {LARGEST}")
+    def size(self, name: str, default: int | None = None, least: int = 1, most: int = LARGEST) -> int:
+        return self._get(name, default, lambda v: type(v) is int and least <= v <= most, f"a whole number from {least} to {most}")
 
     def number(self, name: str, default: float | None = None) -> float:
         return float(self._get(name, default, lambda v: type(v) in (int, float) and 0 < v < 1e18, "a positive number"))

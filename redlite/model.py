@@ -22,14 +22,20 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class Linear(nn.Linear):
-    """x @ weight.T + bias; for inference on CPUs the weight may be a `kernels.Packed` matrix (packing.py)."""
+    """x @ weight.T + bias, uninitialised; for inference on CPUs the weight may be a `kernels.Packed` matrix (packing.py)."""
+
+    def reset_parameters(self) -> None:
+        """Nothing: weights are loaded, or drawn by `LLaMA.initialize`; torch's own draw on the meta device imports its compiler, seconds long."""
 
     def forward(self, x_TD: Tensor) -> Tensor:
         return kernels.linear(x_TD, self.weight, self.bias)
 
 
 class Embedding(nn.Embedding):
-    """Rows of the weight matrix, which may be packed like that of `Linear`."""
+    """Rows of the weight matrix, which may be packed like that of `Linear`, and is uninitialised like it."""
+
+    def reset_parameters(self) -> None:
+        """Nothing; see `Linear`."""
 
     def forward(self, ids_T: Tensor) -> Tensor:
         return kernels.embedding(ids_T, self.weight)
