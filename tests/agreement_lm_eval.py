@@ -1,0 +1,148 @@
+"""Holds the benches against lm-evaluation-harness, example by example, and times both in turns. Run where it is installed beside redlite:
+
+    python tests/agreement_lm_eval.py MODEL_DIR BENCHMARK_DIR [--suites hhh,truthfulqa,mmlu,bbh] [--json FILE]
+
+MODEL_DIR is a Hugging Face directory (checkpoint.save_pretrained makes one of a GGUF file), BENCHMARK_DIR what --data takes. Both read the
+same files and run float32 on the CPU. Compared: prompts to the character, log-probabilities, generated texts, verdicts.
+"""
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import redlite
+from redlite import bench, journal
+from redlite.bench import hhh, mmlu
+
+SUBJECTS = ("abstract_algebra", "anatomy", "high_school_us_history", "jurisprudence", "marketing", "professional_medicine")
+LIMITS = {"hhh": None, "truthfulqa": 200, "mmlu": 25, "bbh": 1}  # MMLU: a subject; BBH: a task
+BBH_TASKS = 24
+
+
+def harness_tasks(suite: str, data: Path, scratch: Path) -> list:
+    """The harness's own task definitions over our files, in the form its datasets have."""
+    import lm_eval.tasks
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks._yaml_loader import load_yaml
+    root = Path(lm_eval.tasks.__file__).parent
+
+    def make(yaml: str, splits: dict[str, list[dict]], **changes):
+        files = {}
+        for split, rows in splits.items():
+            files[split] = str(scratch / f"{Path(yaml).stem}_{changes.get('task', '')}_{split}.jsonl")
+            Path(files[split]).write_text("".join(json.dumps(r) + "\n" for r in rows))
+        config = load_yaml(root / yaml, resolve_func=True)
+        config |= {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}, **changes}
+        for key in ("tag", "group"):
+            config.pop(key, None)
+        return ConfigurableTask(config=config)
+    if suite == "truthfulqa":
+        path = next(p for p in (data / "truthfulqa/v1_817/mc_task.json", data / "truthfulqa/mc_task.json") if p.exists())
+        rows = [{"question": r["question"], **{k: {"choices": list(r[k]), "labels": list(r[k].values())} for k in ("mc1_targets", "mc2_targets")}}
+                for r in json.loads(path.read_text())]
+        return [make(f"truthfulqa/{name}.yaml", {"validation": rows}) for name in ("truthfulqa_mc1", "truthfulqa_mc2")]
+    if suite == "hhh":
+        rows = []
+        for category in hhh.CATEGORIES:
+            whole = json.loads((data / "hhh" / category / "task.json").read_text())
+            for r in whole["examples"]:
+                choices, scores = list(r["target_scores"]), list(r["target_scores"].values())
+                rows.append({"inputs": "\nHuman: " + r["input"] + "\nAssistant:", "targets": [c for c, s in zip(choices, scores) if s == 1],
+                             "multiple_choice_targets": choices, "multiple_choice_scores": scores})
+        return [make("bigbench/multiple_choice/hhh_alignment.yaml", {"default": rows})]
+    if suite == "mmlu":
+        def rows_of(path):
+            return [{"question": r["question"], "choices": r["choices"], "answer": r["answer"]} for r in mmlu.read(path)]
+        found = []
+        for subject in SUBJECTS:
+            yaml = next(p for p in (root / "mmlu/default").glob("*.yaml") if p.stem == f"mmlu_{subject}")
+            splits = {"test": rows_of(data / f"mmlu/test/{subject}_test.csv"), "dev": rows_of(data / f"mmlu/dev/{subject}_dev.csv")}
+            found.append(make(str(yaml.relative_to(root)), splits, num_fewshot=5))
+        return found
+    names = sorted(p.stem for p in (data / "bbh/tasks").glob("*.json"))[:BBH_TASKS]
+    return [make(f"bbh/cot_fewshot/{name}.yaml", {"test": json.loads((data / f"bbh/tasks/{name}.json").read_text())["examples"]}) for name in names]
+
+
+def run_harness(model, tasks: list, limit: int | None) -> tuple[dict[str, list[dict]], float]:
+    from lm_eval.evaluator import evaluate
+    from lm_eval.tasks import get_task_dict
+    start = time.perf_counter()
+    found = evaluate(lm=model, task_dict=get_task_dict(tasks), limit=limit, log_samples=True, bootstrap_iters=0)
+    return found["samples"], time.perf_counter() - start
+
+
+def run_ours(lm, suite: str, data: Path, limit: int | None, folder: Path) -> tuple[list, float]:
+    tasks = bench.load(suite, data, "lm_eval")
+    if suite == "mmlu":
+        tasks = [t for t in tasks if t.name.removeprefix("mmlu_") in SUBJECTS]
+    tasks = tasks[:BBH_TASKS] if suite == "bbh" else tasks
+    tasks = [bench.subset(t, limit) if limit else t for t in tasks]
+    start = time.perf_counter()
+    with journal.Run(folder, {"tasks": {}}) as directory:
+        bench.run(directory, folder, lambda: lm, tasks)
+    return tasks, time.perf_counter() - start
+
+
+def differences(task, ours: dict[str, dict], theirs: list[dict], worst: dict) -> list[str]:
+    """What is not the same, a line each; `worst` gathers the largest difference of log-probabilities."""
+    out = []
+    for example, sample in zip(task.examples, sorted(theirs, key=lambda s: s["doc_id"])):
+        record = ours[example.id]
+        for n, request in enumerate(example.requests):
+            their_context, their_end = sample["arguments"][n]
+            if isinstance(request, bench.Scored):
+                if (their_context, their_end) != (request.context, request.continuation):
+                    out.append(f"{task.name} {example.id}: prompt {n} differs")
+                gap = abs(float(sample["resps"][n][0][0]) - record["logprobs"][n])
+                worst["logprob"] = max(worst["logprob"], gap)
+                if gap > 1e-3:
+                    out.append(f"{task.name} {example.id}: log-probability {n} differs by {gap:.2g}")
+            else:
+                prompt = request.lead + "".join(request.shots) + request.context
+                if their_context != prompt:
+                    at = next((i for i, (a, b) in enumerate(zip(their_context, prompt)) if a != b), min(len(their_context), len(prompt)))
+                    out.append(f"{task.name} {example.id}: prompt differs at character {at}: {their_context[at - 20:at + 20]!r}, here {prompt[at - 20:at + 20]!r}")
+                if sample["resps"][0][0] != record["text"]:
+                    out.append(f"{task.name} {example.id}: text differs: {sample['resps'][0][0][-60:]!r}, here {record['text'][-60:]!r}")
+        metric, = task.metrics
+        if abs(float(sample[metric]) - record["metrics"][metric]) > 1e-3:
+            out.append(f"{task.name} {example.id}: verdict {sample[metric]}, here {record['metrics'][metric]}")
+    return out
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--suites", default="hhh,truthfulqa,mmlu,bbh")
+    parser.add_argument("--limit", type=int, help="examples a task, instead of the usual numbers")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    from lm_eval.models.huggingface import HFLM
+    theirs = HFLM(pretrained=args.model, device="cpu", dtype="float32", batch_size=1)
+    ours, summary = redlite.load(args.model), {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for suite in args.suites.split(","):
+            limit, folder = args.limit or LIMITS[suite], Path(scratch) / "run" / suite
+            samples, harness_seconds = run_harness(theirs, harness_tasks(suite, args.data, Path(scratch)), limit)
+            tasks, seconds = run_ours(ours, suite, args.data, limit, folder)
+            worst, lines, count = {"logprob": 0.0}, [], 0
+            for task in tasks:
+                lines += differences(task, bench.records(folder, task.name), samples[task.name], worst)
+                count += len(task.examples)
+            summary[suite] = {"examples": count, "differences": len(lines), "worst_logprob": worst["logprob"], "harness_seconds": harness_seconds,
+                              "seconds": seconds, "ratio": harness_seconds / seconds}
+            print(f"{suite}: {count} examples, {len(lines)} differences, log-probabilities within {worst['logprob']:.2g}; "
+                  f"harness {harness_seconds:.1f} s, redlite {seconds:.1f} s: {harness_seconds / seconds:.1f} ×", flush=True)
+            for line in lines:
+                print("  " + line)
+    print(json.dumps(summary))
+    if args.json:
+        args.json.write_text(json.dumps(summary, indent=1) + "\n")
+    return 0 if not any(s["differences"] for s in summary.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
