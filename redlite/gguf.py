@@ -130,7 +130,8 @@ def decode(descriptor: int, offset: int, kind: str, out: Tensor, where: str) -> 
         values = work[:min(PIECE, flat.numel() - start)]
         piece = raw[:len(values) // form.elements * form.size]
         _read(descriptor, offset + start // form.elements * form.size, piece, where)
-        form.decode(piece.reshape(-1, form.size), values.reshape(-1, form.elements))
+        with np.errstate(invalid="ignore", over="ignore"):  # what comes of damaged scales is refused below
+            form.decode(piece.reshape(-1, form.size), values.reshape(-1, form.elements))
         if not max(values.max(), -values.min()) <= largest:  # written so that NaN fails it too
             finite = np.isfinite(values).all()
             raise Error(f"{where}: " + (f"values beyond the range of {str(out.dtype)[6:]}; use float32 or bfloat16" if finite
