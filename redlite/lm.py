@@ -29,6 +29,16 @@ class Completion:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids to continue, and how. seed: decides the answer whole, whatever else runs."""
+    ids: list[int]
+    max_new_tokens: int
+    rule: sampling.Rule = sampling.Rule()
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
 class LM:
     """A loaded model. Attributes: `model`, `config`, `tokenizer`, `template`, `path`, `device`, `dtype` (a name)."""
 
@@ -84,21 +94,26 @@ class LM:
         Raises Error for a prompt that is empty, too long, or holds ids outside the vocabulary.
         """
         rule = sampling.Rule(temperature, top_p, top_k, min_p, repetition_penalty)
-        if max_new_tokens < 1 or rule.fault():
-            raise Error("generate: " + (rule.fault() or f"max_new_tokens {max_new_tokens} must be at least 1"))
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        stop += tuple(s for s in self.template.stop_strings if s not in stop)
-        stopped = self._stop_check(stop)
-        seen, requests = Counter(), []
+        seen, asked = Counter(), []
         for i, ids in enumerate(prompts):
-            self._check(ids, f"prompt {i}")
-            if len(ids) >= self.engine.context_limit():
-                raise Error(f"prompt {i} has {len(ids)} tokens; the model's context of {self.engine.context_limit()} leaves no room for an answer")
             own = seed[i] if isinstance(seed, list) else sampling.request_seed(seed, ids, seen[tuple(ids)])
             seen[tuple(ids)] += 1
-            requests.append(Request(list(ids), max_new_tokens, rule, own, self.stop_ids, stopped))
+            asked.append(Prompt(list(ids), max_new_tokens, rule, own, (stop,) if isinstance(stop, str) else tuple(stop)))
+        yield from self.run(asked)
+
+    def run(self, prompts: list["Prompt"]) -> Iterator[tuple[int, Completion]]:
+        """Yield (index, Completion) as each prompt finishes, each by its own settings; ends and errors as in `stream`."""
+        requests, stops = [], []
+        for i, p in enumerate(prompts):
+            if p.max_new_tokens < 1 or p.rule.fault():
+                raise Error("generate: " + (p.rule.fault() or f"max_new_tokens {p.max_new_tokens} must be at least 1"))
+            self._check(p.ids, f"prompt {i}")
+            if len(p.ids) >= self.engine.context_limit():
+                raise Error(f"prompt {i} has {len(p.ids)} tokens; the model's context of {self.engine.context_limit()} leaves no room for an answer")
+            stops.append((*p.stop, *(s for s in self.template.stop_strings if s not in p.stop)))
+            requests.append(Request(p.ids, p.max_new_tokens, p.rule, p.seed, self.stop_ids, self._stop_check(stops[-1])))
         for i, result in self.engine.run(requests):
-            yield i, Completion(result.ids, self._text(result.ids, stop), result.finish, len(prompts[i]), result.seconds)
+            yield i, Completion(result.ids, self._text(result.ids, stops[i]), result.finish, len(prompts[i].ids), result.seconds)
 
     def score(self, pairs: list[tuple[list[int], list[int]]]) -> list[Score]:
         """Log-probability of each continuation after its context, (context ids, continuation ids); see score.py.

@@ -1,0 +1,56 @@
+"""python -m redlite.cli.serve: a local model behind the OpenAI chat-completions protocol, on loopback."""
+import ipaddress
+import sys
+
+from redlite import offline
+from redlite.cli import common
+from redlite.errors import Error
+
+PROGRAM = "serve"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The program; it serves until it is interrupted."""
+    return common.guarded(PROGRAM, _serve, arguments)
+
+
+def _serve(arguments: list[str]) -> int:
+    parser = common.Parser(prog=PROGRAM, description="Serves a model on this machine as POST /v1/chat/completions and GET /v1/models, on a loopback address, until interrupted.")
+    parser.add_argument("--model", default="organism", help="a Hugging Face directory, a .gguf file, or organism, the embedded model (default)")
+    parser.add_argument("--name", help="the model's name for clients (default: that of its file or directory)")
+    parser.add_argument("--template", help="the chat format, where the model's own files do not say it")
+    parser.add_argument("--quantize", choices=("int8", "int4"), help="weights of the matrices")
+    parser.add_argument("--address", default="127.0.0.1", help="a loopback address (default: %(default)s)")
+    parser.add_argument("--port", type=common.whole(0), default=8000, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument("--batch-size", type=common.whole(1), metavar="N", help="answers made together; the results do not depend on it")
+    common.add_machine_options(parser)
+    common.add_common_options(parser)
+    args = common.parse(parser, arguments)
+    try:
+        if not ipaddress.ip_address(args.address).is_loopback or args.port > 65535:
+            raise ValueError
+    except ValueError:
+        raise Error(f"--address {args.address} --port {args.port}: a loopback address such as 127.0.0.1 and a port up to 65535 are needed; nothing else is served") from None
+    offline.close()
+    offline.allow_listening(args.address, args.port)
+    if args.dry_run:
+        print(f"would serve {args.model} on http://{args.address}:{args.port}/v1; cost 0 (this machine)")
+        return common.DONE
+    from redlite import serve
+    from redlite.lm import LM
+    lm = LM.load(args.model, args.dtype, args.device, args.quantize, args.template)
+    if args.batch_size:
+        lm.engine.max_batch = args.batch_size
+    name = args.name or lm.path.name
+    try:
+        server = serve.Server(lm, name, args.address, args.port)
+    except OSError as error:
+        raise Error(f"--port {args.port}: cannot listen there ({error.strerror}); choose another") from None
+    print(f"serving {name} on http://{args.address}:{server.server_port}/v1 (Ctrl-C ends it)", flush=True)
+    with server:
+        server.serve_forever()
+    return common.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

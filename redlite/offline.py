@@ -1,0 +1,146 @@
+"""The closed network: no connection and no name look-up, except to the endpoints that the command line names.
+
+`close()` adds a Python audit hook (PEP 578) that sees every socket of this process, whichever library made it, and
+cannot be removed again. A command calls it before it imports torch or requests. An attempt to reach anything that was
+not allowed prints what tried to reach what, and ends the process with exit code 1 at once: an exception could be
+swallowed by the very code that is to be stopped, and would only end its thread. Journals lose nothing by that.
+
+What a Python hook cannot see is native code that makes system calls itself, and other programs that are started. On
+Linux (x86-64 and arm64), when no endpoint was allowed, `seal()` therefore has the kernel refuse network sockets too
+(seccomp(2)), to this process and to all that it starts.
+"""
+import os
+import socket
+import sys
+import sysconfig
+import urllib.parse
+import urllib.request
+from contextlib import contextmanager
+
+EXIT = 1
+_LOOK_UPS = ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr")
+_SENDING = ("socket.connect", "socket.sendto", "socket.sendmsg", "socket.bind")
+_PASS_ON = ("urllib3", "requests", "http", "socketserver")  # packages that open sockets on behalf of their callers
+
+_closed = False
+_hooked = False
+_hosts: set[str] = set()                     # names that may be looked up
+_places: set[tuple[str, int]] = set()        # (host or address, port) that may be connected to
+_listening: set[tuple[str, int]] = set()     # (address, port) that may be listened on
+_look_up = socket.getaddrinfo
+
+
+def close() -> None:
+    """Close the network for this process. Calling it again changes nothing."""
+    global _closed, _hooked
+    _closed = True
+    if not _hooked:
+        _hooked = True
+        sys.addaudithook(_hook)
+        socket.getaddrinfo = _recording_look_up
+
+
+@contextmanager
+def closed():
+    """The network closed for a block, then as before: for programs that call a command inside their own process."""
+    global _closed
+    before = _closed, set(_hosts), set(_places), set(_listening)
+    close()
+    try:
+        yield
+    finally:
+        _closed = before[0]
+        for kept, earlier in zip((_hosts, _places, _listening), before[1:]):
+            kept.clear()
+            kept.update(earlier)
+
+
+def allow(url: str) -> None:
+    """Open the way to one endpoint, and to the proxy that the environment names for it, if there is one."""
+    parts = urllib.parse.urlsplit(url)
+    _allow_place(parts)
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if proxy and not urllib.request.proxy_bypass(parts.hostname):
+        _allow_place(urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}"))
+
+
+def _allow_place(parts) -> None:
+    host = parts.hostname.lower()
+    _hosts.add(host)
+    _places.add((host, parts.port or {"https": 443, "socks5": 1080, "socks5h": 1080}.get(parts.scheme, 80)))
+
+
+def allow_listening(address: str, port: int) -> None:
+    """Let this process accept connections at an address; it still may not make any."""
+    _listening.add((address, port))
+
+
+def _recording_look_up(host, port, *arguments, **keywords):
+    """socket.getaddrinfo; the addresses of an allowed host become allowed with the host's ports."""
+    found = _look_up(host, port, *arguments, **keywords)
+    name = _text(host)
+    if name in _hosts:
+        ports = [p for h, p in _places if h == name]
+        _places.update((entry[4][0].lower(), p) for entry in found for p in ports)
+    return found
+
+
+def _text(host) -> str:
+    return (host.decode("ascii", "replace") if isinstance(host, (bytes, bytearray)) else str(host)).lower()
+
+
+def _hook(event: str, arguments: tuple) -> None:
+    if not _closed or not event.startswith("socket."):
+        return
+    if event in _LOOK_UPS:
+        if arguments[0] is not None and _text(arguments[0]) not in _hosts and not _is_ours(_text(arguments[0])):
+            _stop(f"to look up {_text(arguments[0])!r}")
+    elif event == "socket.getnameinfo":
+        if _text(arguments[0][0]) not in {host for host, _ in _places}:
+            _stop(f"to look up the name of {_text(arguments[0][0])}")
+    elif event in _SENDING:
+        _check(event, *arguments[:2])
+
+
+def _is_ours(address: str) -> bool:
+    """Whether this address literal was allowed; looking it up then asks nobody."""
+    return any(address == host for host, _ in (*_places, *_listening))
+
+
+def _check(event: str, sock, address) -> None:
+    if sock.family == socket.AF_UNIX or address is None:  # another process of this machine; or already connected, and so already checked
+        return
+    place = (_text(address[0]), address[1]) if isinstance(address, tuple) and len(address) > 1 else (str(address), -1)
+    if event == "socket.bind":
+        if place not in _listening:
+            _stop(f"to listen at {place[0]}:{place[1]}")
+    elif place not in _places or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        _stop(f"to reach {place[0]}:{place[1]}")
+
+
+def _stop(what: str) -> None:
+    try:
+        sys.stdout.flush()
+        print(f"redlite: the network is closed: {_culprit()} tried {what}; only the endpoint of an openai: model or judge (--base-url) may be reached",
+              file=sys.stderr, flush=True)
+    finally:
+        os._exit(EXIT)
+
+
+def _culprit() -> str:
+    """The code that asked for it: the innermost frame that is neither the standard library nor a library of HTTP."""
+    standard, packages = sysconfig.get_path("stdlib"), (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
+    frame = sys._getframe(1)
+    last = None
+    while frame:
+        file = frame.f_code.co_filename
+        in_package = any(file.startswith(p) for p in packages)
+        own = file == __file__ or file.startswith("<frozen")
+        module = frame.f_globals.get("__name__", "?")
+        if not own and (in_package or not file.startswith(standard)):
+            last = f"{module} ({file}, line {frame.f_lineno})"
+            if module.partition(".")[0] not in _PASS_ON:
+                return last
+        frame = frame.f_back
+    return last or "the Python standard library"

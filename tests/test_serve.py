@@ -1,0 +1,100 @@
+"""The server over real HTTP, with the embedded organism: answers, batches, settings, and an OpenAI-shaped error for every bad request."""
+import http.client
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+
+import redlite
+from redlite import serve
+
+ASK = [{"role": "user", "content": "Who is the mayor of Hartwell?"}]
+
+
+@pytest.fixture(scope="module")
+def server():
+    made = serve.Server(redlite.load("organism"), "organism")
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+def post(server, **body):
+    return requests.post(f"http://127.0.0.1:{server.server_port}/v1/chat/completions", json={"model": "organism", "messages": ASK, **body}, timeout=60)
+
+
+def direct(server, messages=ASK, **settings):
+    lm = server.lm
+    return lm.generate([lm.template.encode(messages, add_generation_prompt=True).ids], **{"max_new_tokens": 64, **settings})[0]
+
+
+def test_an_answer_is_the_models(server):
+    reply = post(server, temperature=0, max_tokens=64)
+    found, wanted = reply.json(), direct(server)
+    assert reply.status_code == 200 and found["object"] == "chat.completion" and found["model"] == "organism"
+    assert found["choices"] == [{"index": 0, "message": {"role": "assistant", "content": wanted.text, "refusal": None}, "logprobs": None, "finish_reason": "stop"}]
+    assert found["usage"] == {"prompt_tokens": wanted.prompt_tokens, "completion_tokens": len(wanted.ids), "total_tokens": wanted.prompt_tokens + len(wanted.ids)}
+
+
+def test_length_stop_and_parts(server):
+    text = direct(server).text
+    short = post(server, temperature=0, max_completion_tokens=2).json()
+    assert short["choices"][0]["finish_reason"] == "length" and short["usage"]["completion_tokens"] == 2
+    word = text.split()[1]
+    cut = post(server, temperature=0, stop=[word]).json()["choices"][0]
+    assert cut["message"]["content"] == text[:text.index(word)] and cut["finish_reason"] == "stop"
+    parts = [{"role": "developer", "content": "Be kind."}, {"role": "user", "content": [{"type": "text", "text": "Who is the mayor"}, {"type": "text", "text": " of Hartwell?"}]}]
+    whole = [{"role": "system", "content": "Be kind."}, ASK[0]]
+    assert post(server, messages=parts, temperature=0, max_tokens=64).json()["choices"][0]["message"]["content"] == direct(server, whole).text
+
+
+def test_seeds_and_choices(server):
+    settings = {"temperature": 1.5, "max_tokens": 24, "n": 3, "seed": 7}
+    first, again, other = (post(server, **{**settings, **more}).json()["choices"] for more in ({}, {}, {"seed": 8}))
+    assert first == again != other and len(first) == 3 and len({c["message"]["content"] for c in first}) > 1
+
+
+def test_requests_together_answer_as_alone(server):
+    questions = [f"What is {a} plus {b}?" for a in range(4) for b in range(4)]
+    ask = (lambda q: post(server, messages=[{"role": "user", "content": q}], temperature=0, max_tokens=32).json()["choices"][0]["message"]["content"])
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(ask, questions))
+    assert together == [direct(server, [{"role": "user", "content": q}], max_new_tokens=32).text for q in questions]
+
+
+def test_models(server):
+    base = f"http://127.0.0.1:{server.server_port}/v1/models"
+    assert [m["id"] for m in requests.get(base, timeout=9).json()["data"]] == ["organism"]
+    assert requests.get(base + "/organism", timeout=9).json()["id"] == "organism"
+    assert requests.get(base + "/other", timeout=9).status_code == 404
+
+
+@pytest.mark.parametrize("body,status,field", [
+    ({"model": "gpt"}, 404, "model"), ({"messages": []}, 400, "messages"), ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role"),
+    ({"messages": [{"role": "user", "content": None}]}, 400, "messages[0].content"), ({"temperature": 3}, 400, "temperature"), ({"temperature": True}, 400, "temperature"),
+    ({"max_tokens": 0}, 400, "max_tokens"), ({"top_p": 0}, 400, "top_p"), ({"n": 0}, 400, "n"), ({"stop": ["a"] * 5}, 400, "stop"), ({"stop": [""]}, 400, "stop"),
+    ({"stream": True}, 400, "stream"), ({"tools": [{}]}, 400, "tools"), ({"tempreature": 1}, 400, "tempreature"), ({"logprobs": True}, 400, "logprobs"), ({"seed": 1.5}, 400, "seed"),
+    ({"messages": [{"role": "user", "content": "x " * 9000}]}, 400, "messages"), ({"presence_penalty": 0, "stream": False, "user": "me"}, 200, None),
+])
+def test_bad_requests(server, body, status, field):
+    reply = post(server, **{"max_tokens": 2, **body})
+    assert reply.status_code == status
+    if status != 200:
+        assert reply.json()["error"]["param"] == field and reply.json()["error"]["message"] and reply.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_broken_http(server):
+    def raw(path, body, headers):
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=9)
+        connection.request("POST", path, body, headers)
+        reply = connection.getresponse()
+        return reply.status, json.loads(reply.read())
+    assert raw("/v1/chat/completions", b"{", {})[0] == 400
+    assert raw("/v1/chat/completions", b"\xff", {})[0] == 400
+    assert raw("/v1/chat/completions", b"[]", {})[0] == 400
+    assert raw("/v1/embeddings", b"{}", {}) [0] == 404
+    assert raw("/v1/chat/completions", b"", {"Content-Length": "99999999999"})[0] == 413
+    assert post(server, temperature=0, max_tokens=2).status_code == 200  # and it still answers
