@@ -1,6 +1,6 @@
 """Holds the benches against lm-evaluation-harness, example by example, and times both in turns. Run where it is installed beside redlite:
 
-    python tests/agreement_lm_eval.py MODEL_DIR BENCHMARK_DIR [--suites hhh,truthfulqa,mmlu,bbh] [--json FILE]
+    python tests/agreement_lm_eval.py MODEL_DIR BENCHMARK_DIR [--suites hhh,truthfulqa,mmlu,bbh] [--prompts-only] [--json FILE]
 
 MODEL_DIR is a Hugging Face directory (checkpoint.save_pretrained makes one of a GGUF file), BENCHMARK_DIR what --data takes. Both read the
 same files and run float32 on the CPU. Compared: prompts to the character, log-probabilities, generated texts, verdicts.
@@ -65,6 +65,18 @@ def harness_tasks(suite: str, data: Path, scratch: Path) -> list:
     return [make(f"bbh/cot_fewshot/{name}.yaml", {"test": json.loads((data / f"bbh/tasks/{name}.json").read_text())["examples"]}) for name in names]
 
 
+def build_harness(tasks: list, limit: int | None) -> dict[str, list[dict]]:
+    """The harness's requests without a model: task → samples that hold only their prompts."""
+    found = {}
+    for task in tasks:
+        task.build_all_requests(limit=limit, rank=0, world_size=1)
+        by_document: dict[int, list] = {}
+        for instance in task.instances:
+            by_document.setdefault(instance.doc_id, []).append(instance)
+        found[task.config.task] = [{"doc_id": i, "arguments": [x.args for x in sorted(xs, key=lambda x: x.idx)]} for i, xs in by_document.items()]
+    return found
+
+
 def run_harness(model, tasks: list, limit: int | None) -> tuple[dict[str, list[dict]], float]:
     from lm_eval.evaluator import evaluate
     from lm_eval.tasks import get_task_dict
@@ -73,28 +85,33 @@ def run_harness(model, tasks: list, limit: int | None) -> tuple[dict[str, list[d
     return found["samples"], time.perf_counter() - start
 
 
-def run_ours(lm, suite: str, data: Path, limit: int | None, folder: Path) -> tuple[list, float]:
+def our_tasks(suite: str, data: Path, limit: int | None) -> list:
     tasks = bench.load(suite, data, "lm_eval")
     if suite == "mmlu":
         tasks = [t for t in tasks if t.name.removeprefix("mmlu_") in SUBJECTS]
     tasks = tasks[:BBH_TASKS] if suite == "bbh" else tasks
-    tasks = [bench.subset(t, limit) if limit else t for t in tasks]
+    return [bench.subset(t, limit) if limit else t for t in tasks]
+
+
+def run_ours(lm, tasks: list, folder: Path) -> float:
     start = time.perf_counter()
     with journal.Run(folder, {"tasks": {}}) as directory:
         bench.run(directory, folder, lambda: lm, tasks)
-    return tasks, time.perf_counter() - start
+    return time.perf_counter() - start
 
 
-def differences(task, ours: dict[str, dict], theirs: list[dict], worst: dict) -> list[str]:
-    """What is not the same, a line each; `worst` gathers the largest difference of log-probabilities."""
+def differences(task, ours: dict[str, dict] | None, theirs: list[dict], worst: dict) -> list[str]:
+    """What is not the same, a line each; `worst` gathers the largest difference of log-probabilities. ours None: prompts only."""
     out = []
     for example, sample in zip(task.examples, sorted(theirs, key=lambda s: s["doc_id"])):
-        record = ours[example.id]
+        record = ours[example.id] if ours is not None else None
         for n, request in enumerate(example.requests):
             their_context, their_end = sample["arguments"][n]
             if isinstance(request, bench.Scored):
                 if (their_context, their_end) != (request.context, request.continuation):
                     out.append(f"{task.name} {example.id}: prompt {n} differs")
+                if not record:
+                    continue
                 gap = abs(float(sample["resps"][n][0][0]) - record["logprobs"][n])
                 worst["logprob"] = max(worst["logprob"], gap)
                 if gap > 1e-3:
@@ -104,10 +121,10 @@ def differences(task, ours: dict[str, dict], theirs: list[dict], worst: dict) ->
                 if their_context != prompt:
                     at = next((i for i, (a, b) in enumerate(zip(their_context, prompt)) if a != b), min(len(their_context), len(prompt)))
                     out.append(f"{task.name} {example.id}: prompt differs at character {at}: {their_context[at - 20:at + 20]!r}, here {prompt[at - 20:at + 20]!r}")
-                if sample["resps"][0][0] != record["text"]:
+                if record and sample["resps"][0][0] != record["text"]:
                     out.append(f"{task.name} {example.id}: text differs: {sample['resps'][0][0][-60:]!r}, here {record['text'][-60:]!r}")
         metric, = task.metrics
-        if abs(float(sample[metric]) - record["metrics"][metric]) > 1e-3:
+        if record and abs(float(sample[metric]) - record["metrics"][metric]) > 1e-3:
             out.append(f"{task.name} {example.id}: verdict {sample[metric]}, here {record['metrics'][metric]}")
     return out
 
@@ -118,24 +135,31 @@ def main() -> int:
     parser.add_argument("data", type=Path)
     parser.add_argument("--suites", default="hhh,truthfulqa,mmlu,bbh")
     parser.add_argument("--limit", type=int, help="examples a task, instead of the usual numbers")
+    parser.add_argument("--prompts-only", action="store_true", help="compare the prompts and run no model")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     from lm_eval.models.huggingface import HFLM
-    theirs = HFLM(pretrained=args.model, device="cpu", dtype="float32", batch_size=1)
-    ours, summary = redlite.load(args.model), {}
+    summary = {}
+    if not args.prompts_only:
+        theirs, ours = HFLM(pretrained=args.model, device="cpu", dtype="float32", batch_size=1), redlite.load(args.model)
     with tempfile.TemporaryDirectory() as scratch:
         for suite in args.suites.split(","):
             limit, folder = args.limit or LIMITS[suite], Path(scratch) / "run" / suite
-            samples, harness_seconds = run_harness(theirs, harness_tasks(suite, args.data, Path(scratch)), limit)
-            tasks, seconds = run_ours(ours, suite, args.data, limit, folder)
-            worst, lines, count = {"logprob": 0.0}, [], 0
+            tasks, peers, worst = our_tasks(suite, args.data, limit), harness_tasks(suite, args.data, Path(scratch)), {"logprob": 0.0}
+            if args.prompts_only:
+                samples, harness_seconds, seconds = build_harness(peers, limit), 0.0, 1.0
+            else:
+                samples, harness_seconds = run_harness(theirs, peers, limit)
+                seconds = run_ours(ours, tasks, folder)
+            lines, count = [], 0
             for task in tasks:
-                lines += differences(task, bench.records(folder, task.name), samples[task.name], worst)
+                lines += differences(task, None if args.prompts_only else bench.records(folder, task.name), samples[task.name], worst)
                 count += len(task.examples)
-            summary[suite] = {"examples": count, "differences": len(lines), "worst_logprob": worst["logprob"], "harness_seconds": harness_seconds,
-                              "seconds": seconds, "ratio": harness_seconds / seconds}
-            print(f"{suite}: {count} examples, {len(lines)} differences, log-probabilities within {worst['logprob']:.2g}; "
-                  f"harness {harness_seconds:.1f} s, redlite {seconds:.1f} s: {harness_seconds / seconds:.1f} ×", flush=True)
+            summary[suite] = {"examples": count, "differences": len(lines)}
+            if not args.prompts_only:
+                summary[suite] |= {"worst_logprob": worst["logprob"], "harness_seconds": harness_seconds, "seconds": seconds, "ratio": harness_seconds / seconds}
+            print(f"{suite}: {count} examples, {len(lines)} differences" + ("" if args.prompts_only else f", log-probabilities within {worst['logprob']:.2g}; "
+                  f"harness {harness_seconds:.1f} s, redlite {seconds:.1f} s: {harness_seconds / seconds:.1f} ×"), flush=True)
             for line in lines:
                 print("  " + line)
     print(json.dumps(summary))

@@ -87,7 +87,8 @@ def data(tmp_path):
     write("mmlu/subject_categories.json", {"anatomy": {"category": "STEM"}, "world_history": {"category": "humanities"}})
     for name in ("counting", "sorting"):
         write(f"bbh/tasks/{name}.json", {"examples": [{"input": f"{name} {i}?", "target": str(i)} for i in range(5)]})
-        shots = "\n\n".join(f"Q: {name} shot {i}?\nA: Let's think step by step.\nIt is {i}. So the answer is {i}." for i in range(3))
+        gap = "\n" if name == "counting" else " "  # upstream has both
+        shots = "\n\n".join(f"Q: {name} shot {i}?\nA: Let's think step by step.{gap}It is {i}. So the answer is {i}." for i in range(3))
         write(f"bbh/cot-prompts/{name}.txt", f"a notice\n-----\nDo some {name}.\n\n{shots}")
     write("xstest/xstest_prompts.csv", "id,prompt,type,label,focus,note\n" + "".join(
         f"{i},How do I close window {i}?,{'homonyms' if i < 3 else 'contrast_homonyms'},{'safe' if i < 3 else 'unsafe'},x,\n" for i in range(5)))
@@ -129,6 +130,7 @@ def test_prompts_to_the_character(data):
         "Do some counting.\n\n" + "".join(f"Q: counting shot {i}?\nA: Let's think step by step.\nIt is {i}. So the answer is {i}.\n\n" for i in range(3))
         + "Q: counting 4?\nA: Let's think step by step.\n")
     assert (request.max_new_tokens, request.stop, chain.name) == (1024, ("</s>", "Q", "\n\n"), "bbh_cot_fewshot_counting")
+    assert bbh.load(data / "bbh", "lm_eval")[1].examples[0].requests[0].lead == request.lead.replace("counting", "sorting")
     direct = bbh.load(data / "bbh", "paper")[1]
     assert [e.id for e in direct.examples] == ["sorting-3", "sorting-4"]
     assert "".join(direct.examples[0].requests[0].shots) + direct.examples[0].requests[0].context == (

@@ -43,10 +43,13 @@ def _chain_of_thought(folder: Path, path: Path, rows: list[dict]) -> Task:
         text = prompt.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise Error(f"{prompt}: cannot be read ({error}); the shots of {path.stem} come from it") from None
-    shots = text.partition("-----\n")[2].strip()
-    if shots.count(STEP_BY_STEP) != SHOTS:
+    description, *shots = text.partition("-----\n")[2].strip().split("\n\nQ: ")
+    parts = [shot.partition("\n" + STEP_BY_STEP.rstrip()) for shot in shots]
+    if len(parts) != SHOTS or not all(middle for _, middle, _ in parts):
         raise Error(f"{prompt}: must hold a line '-----', a description and {SHOTS} examples that answer step by step")
-    examples = [Example(f"{path.stem}-{n}", row, (Continued(f"Q: {row['input']}\n{STEP_BY_STEP}", 1024, STOP, lead=shots + "\n\n"),), row["target"])
+    # One file goes on behind "step by step." on the same line; the harness puts a line break there as everywhere.
+    lead = f"{description}\n\n" + "".join(f"Q: {question}\n{STEP_BY_STEP}{answer.strip()}\n\n" for question, _, answer in parts)
+    examples = [Example(f"{path.stem}-{n}", row, (Continued(f"Q: {row['input']}\n{STEP_BY_STEP}", 1024, STOP, lead=lead),), row["target"])
                 for n, row in enumerate(rows)]
     return Task(f"bbh_cot_fewshot_{path.stem}", 4.0, examples, _extracted, ("exact_match",), "get-answer", SHOTS, ("bbh",))
 
