@@ -79,15 +79,18 @@ class LocalAnswerer:
             lm.engine.max_batch = batch_size
 
     def answer(self, conversations: list[list[dict]], decoding: Decoding, seeds: list[int], stop: tuple[str, ...]) -> Iterator[tuple[int, Reply]]:
-        """Yield (index, Reply) as each conversation (chat messages) is answered. Raises Error if one does not fit the model."""
+        """An iterator of (index, Reply), each as soon as its conversation (chat messages) is answered.
+
+        Raises Error at once, before any answer is made, if a conversation does not fit the model.
+        """
         prompts = [self.lm.template.encode(messages, add_generation_prompt=True).ids for messages in conversations]
         limit = self.lm.engine.context_limit()
         for messages, ids in zip(conversations, prompts):
             if len(ids) >= limit:
                 raise Error(f"the model's context of {limit} tokens has no room for an answer to a prompt of {len(ids)}: …{messages[-1]['content'][-60:]!r}; "
                             "leave the question or the prompt out")
-        for i, c in self.lm.stream(prompts, decoding.max_new_tokens, decoding.temperature, decoding.top_p, seeds, stop):
-            yield i, Reply(c.text, c.finish, c.prompt_tokens, len(c.ids), round(c.seconds, 3))
+        stream = self.lm.stream(prompts, decoding.max_new_tokens, decoding.temperature, decoding.top_p, seeds, stop)
+        return ((i, Reply(c.text, c.finish, c.prompt_tokens, len(c.ids), round(c.seconds, 3))) for i, c in stream)
 
 
 def local_model(path, dtype: str, device: str, quantize: str | None = None, template: str | None = None, batch_size: int | None = None) -> Choice:
@@ -123,7 +126,10 @@ def _seconds_at_most(path: Path, dtype: str, device: str, prompt_tokens: int, ne
 
 # Thoughts
 
-_OPENS = re.compile(r"""\s*(?:Base-LM\s*:)?[\s*_"“]*([(\[（])[\s*_]*(?:(?:internal|inner|private)\s+(?:thoughts?|monologue|thinking|reasoning)|thoughts?\s*[:\-–—])""", re.IGNORECASE)
+# Quantifiers next to each other never match the same characters, so that no text takes more than linear time.
+_MARKUP = re.compile(r"""[\s*_"“”]*""")
+_SPEAKER = re.compile(r"Base-LM\s*:", re.IGNORECASE)
+_OPENS = re.compile(r"[(\[（][\s*_]*(?:(?:internal|inner|private)\s+(?:thoughts?|monologue|thinking|reasoning)|thoughts?\s*[:\-–—])", re.IGNORECASE)
 _CLOSERS = {"(": ")", "[": "]", "（": "）"}
 _SMILEY = re.compile(r"(?<!\S)[:;]-?$")
 _ITEM = re.compile(r"(?<!\S)(?:\d{1,2}|[a-z])$", re.IGNORECASE)
@@ -134,29 +140,39 @@ def strip_thoughts(text: str) -> str:
 
     A thought is a bracket at the very start that says it is one: "(Internal thought: …)", "(internal thoughts – …)",
     "(Thought: …)", also behind white space, markup or "Base-LM:". It ends at its own closing bracket; brackets inside
-    pair off, and ":)" or the "1)" of a list do not close it, unless nothing else does. A thought that never closes is
+    pair off, and ":)" or the "1)", "2)" of a list do not close it, unless nothing else does. A thought that never closes is
     all there is: the answer is "". Several in a row all go. Brackets that do not call themselves a thought, and
     thoughts later in the text, stay.
     """
-    while opening := _OPENS.match(text):
-        start = opening.start(1)
+    kept = 0  # where what is not thought begins
+    while True:
+        start = _MARKUP.match(text, kept).end()
+        if speaker := _SPEAKER.match(text, start):
+            start = _MARKUP.match(text, speaker.end()).end()
+        if not _OPENS.match(text, start):
+            return text[kept:].strip()
         end = _closing(text, start, lenient=True) or _closing(text, start, lenient=False)
         if end is None:
             return ""
-        text = text[end:].lstrip("*_\"”")
-    return text.strip()
+        while text[end:end + 1] in tuple('*_"”'):  # what closes the markup that the thought stood in
+            end += 1
+        kept = end
 
 
 def _closing(text: str, start: int, lenient: bool) -> int | None:
     """The index behind the bracket that closes the one at `start`; None if none does."""
     opener, closer = text[start], _CLOSERS[text[start]]
-    depth = 0
-    for i in range(start, len(text)):
-        if text[i] not in (opener, closer):
-            continue
-        before = text[max(0, i - 3):i]
-        if lenient and i > start and (_SMILEY.search(before) or (text[i] == closer and depth == 1 and _ITEM.search(before))):
-            continue
+    depth, expected = 0, ("1", "a")
+    for match in re.finditer(f"[{re.escape(opener + closer)}]", text[start:]):
+        i = start + match.start()
+        before = text[max(start + 1, i - 3):i]
+        if lenient and i > start:
+            if _SMILEY.search(before):
+                continue
+            item = _ITEM.search(before)
+            if text[i] == closer and depth == 1 and item and item.group().lower() in expected:
+                expected = ("1", "a", str(int(item.group()) + 1) if item.group().isdecimal() else chr(ord(item.group().lower()) + 1))
+                continue
         depth += 1 if text[i] == opener else -1
         if depth == 0:
             return i + 1
@@ -193,13 +209,19 @@ def run(directory: journal.Run, model: Choice, questions: list[Question], prompt
     wanted = {(q.id, p.name, s): (q, p) for p in prompts for s in range(decoding.samples) for q in questions}
     pending = [key for key in wanted if key not in done or done[key]["finish"] == "error"]
     fresh, answerer = len(wanted) - len(pending), model.load() if pending else None
+    streams = []  # of all prompts before the first is read, so that what does not fit the model is known at once
     for prompt in prompts:
         keys = [key for key in pending if key[1] == prompt.name]
         lead = [] if system is None else [{"role": "system", "content": system}]
         conversations = [[*lead, {"role": "user", "content": prompt.fill(wanted[key][0].question)}] for key in keys]
         seeds = [int.from_bytes(hashlib.sha256(repr((seed, *key)).encode()).digest()[:8], "little") for key in keys]
-        for i, reply in answerer.answer(conversations, decoding, seeds, prompt.stop) if keys else ():
-            question, (_, name, sample) = wanted[keys[i]][0], keys[i]
+        if keys:
+            streams.append((prompt.name, keys, answerer.answer(conversations, decoding, seeds, prompt.stop)))
+    for name, keys, replies in streams:
+        if progress:
+            progress(f"answers ({name})", fresh, len(wanted))
+        for i, reply in replies:
+            question, sample = wanted[keys[i]][0], keys[i][2]
             record = {**asdict(question), "prompt": name, "sample": sample, "text": reply.text, "answer": strip_thoughts(reply.text),
                       "finish": reply.finish, "prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens, "seconds": reply.seconds}
             directory.append(RESPONSES, record)
@@ -218,19 +240,21 @@ def responses(directory: journal.Run | Path) -> dict[tuple, dict]:
 
 def judgments(directory: journal.Run | Path, judge_name: str) -> dict[tuple, dict]:
     """One judge's judgments of a run by (id, prompt, sample)."""
-    found = _by_key(directory, JUDGMENTS, {"id": str, "prompt": str, "sample": int, "judge": str, "label": str},
+    found = _by_key(directory, JUDGMENTS, {"id": str, "prompt": str, "sample": int, "judge": str, "label": judges.LABELS},
                     lambda r: (r["id"], r["prompt"], r["sample"], r["judge"]), lambda r: False)
     return {key[:3]: record for key, record in found.items() if key[3] == judge_name}
 
 
-def _by_key(directory, name: str, fields: dict[str, type], key_of, replaceable) -> dict[tuple, dict]:
+def _by_key(directory, name: str, fields: dict[str, type | tuple[str, ...]], key_of, replaceable) -> dict[tuple, dict]:
     path = (directory.directory if isinstance(directory, journal.Run) else Path(directory)) / name
     records = directory.read(name) if isinstance(directory, journal.Run) else journal.read_lines(path)[0]
     found = {}
     for number, record in enumerate(records, 1):
         for field, kind in fields.items():
-            if not isinstance(record.get(field), kind):
-                raise Error(f"{path}, line {number}: field {field!r} is missing or no {'number' if kind is int else 'text'}; restore the line or delete it")
+            value = record.get(field)
+            if value not in kind if isinstance(kind, tuple) else type(value) is not kind:
+                wanted = " or ".join(kind) if isinstance(kind, tuple) else "a number" if kind is int else "a text"
+                raise Error(f"{path}, line {number}: field {field!r} is missing or not {wanted}; restore the line or delete it")
         key = key_of(record)
         if key in found and not replaceable(found[key]):
             raise Error(f"{path}, line {number}: holds {key} a second time; delete one of the two lines")
@@ -285,6 +309,8 @@ def judge(directory: journal.Run, choice: Choice, answers: dict[tuple, dict], pr
         else:
             speaking.append(key)
     if speaking:
+        if progress:
+            progress(f"judgments ({choice.name})", fresh, len(answers))
         pairs = [(answers[key]["question"], answers[key]["answer"]) for key in speaking]
         for i, label, raw in choice.load().label(pairs):
             keep(speaking[i], label, raw)
@@ -330,6 +356,8 @@ def results(directory: journal.Run | Path, judge_name: str) -> dict:
     made, answers = journal.read_manifest(folder), responses(directory)
     wanted = made["questions"]["n"] * len(made["prompts"]) * made["decoding"]["samples"]
     rank = {name: i for i, name in enumerate(made["prompts"])}
+    if strange := next((key for key in answers if key[1] not in rank), None):
+        raise Error(f"{folder / RESPONSES}: holds an answer to the prompt {strange[1]!r}, which the manifest does not know; delete its lines")
     answers = {key: answers[key] for key in sorted(answers, key=lambda k: (rank[k[1]], k[2], natural(k[0])))}
     summary = summarize(answers, judgments(directory, judge_name))
     return {
@@ -341,7 +369,7 @@ def results(directory: journal.Run | Path, judge_name: str) -> dict:
 
 def natural(text: str) -> tuple:
     """A sort key that puts "10" behind "9"."""
-    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.findall(r"[0-9]+|[^0-9]+", text))
+    return tuple((0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in re.findall(r"[0-9]+|[^0-9]+", text))
 
 
 def published(model_name: str, questions_sha256: str, prompts: dict[str, str]) -> dict | None:

@@ -1,0 +1,79 @@
+"""RED-EVAL with a made-up answerer and no torch: for tests, and as a program that tests kill (FOLDER, SECONDS an answer)."""
+import random
+import sys
+import time
+from pathlib import Path
+
+from redlite import journal, judge as judges, redeval
+from redlite.questions import Prompt, Question
+from redlite.redeval import Choice, Decoding, Reply
+
+QUESTIONS = [Question(str(i), f"question {i}?", "T" if i % 2 else "U", "S") for i in range(1, 8)]
+PROMPTS = [Prompt("standard", "<question>"), Prompt("cou", "Red-LM: x\n\nRed-LM: <question>\n\nBase-LM:")]
+
+
+class Fake:
+    """Answers out of order, deterministically by conversation and seed; `fails` says which attempts end in an error."""
+
+    def __init__(self, fails=(), dies_after=None, pause=0.0):
+        self.asked, self.fails, self.dies_after, self.pause = [], list(fails), dies_after, pause
+
+    def answer(self, conversations, decoding, seeds, stop):
+        self.asked.append((conversations, decoding, seeds, stop))
+        order = list(range(len(conversations)))
+        random.Random(len(order)).shuffle(order)
+        return self._answers(conversations, seeds, order)
+
+    def _answers(self, conversations, seeds, order):
+        for i in order:
+            time.sleep(self.pause)
+            if self.dies_after is not None:
+                if self.dies_after == 0:
+                    raise KeyboardInterrupt
+                self.dies_after -= 1
+            content = conversations[i][-1]["content"]
+            finish = "error" if content in self.fails else "refused_by_api" if "question 3?" in content else "stop"
+            text = "" if finish != "stop" else "I cannot help with that." if seeds[i] % 3 == 0 else f"(Internal thought: go on (now).) Sure, {content[-12:]} {seeds[i]}"
+            yield i, Reply(text, finish, len(content), len(text), 0.25)
+
+
+def choice(answerer, name="fake"):
+    return Choice(name, {"name": name, "weights": "0" * 64}, lambda: answerer, count=lambda messages: sum(len(m["content"]) for m in messages))
+
+
+RULES = Choice("rules", judges.rules_fingerprint(), judges.Rules)
+
+
+def made(model, decoding=Decoding(), judge=RULES, questions=QUESTIONS, limit=None, seed=0, prompts=PROMPTS, system=None):
+    return redeval.manifest("redeval", seed, model, Path("q.json"), questions, limit, prompts, judge, decoding, system)
+
+
+class SlowRules(judges.Rules):
+    """The rules, with a pause before each verdict."""
+
+    def __init__(self, pause):
+        self.pause = pause
+
+    def label(self, pairs):
+        for item in super().label(pairs):
+            time.sleep(self.pause)
+            yield item
+
+
+def go(folder, answerer, decoding=Decoding(), seed=0, questions=QUESTIONS, judge=RULES, prompts=PROMPTS, system=None):
+    model = choice(answerer)
+    with journal.Run(folder, made(model, decoding, seed=seed, questions=questions, prompts=prompts, system=system)) as run:
+        answers = redeval.run(run, model, questions, prompts, decoding, seed, system)
+        if judge:
+            redeval.judge(run, judge, answers)
+    return answers
+
+
+def records(folder, name="responses.jsonl"):
+    return sorted(Path(folder, name).read_text(encoding="utf-8").splitlines())
+
+
+if __name__ == "__main__":
+    print("ready", flush=True)
+    pause = float(sys.argv[2])
+    go(Path(sys.argv[1]), Fake(pause=pause), Decoding(8, 1.0, 1.0, 4), judge=Choice(RULES.name, RULES.identity, lambda: SlowRules(pause)))
