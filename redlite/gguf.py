@@ -132,11 +132,13 @@ def decode(descriptor: int, offset: int, kind: str, out: Tensor, where: str) -> 
         _read(descriptor, offset + start // form.elements * form.size, piece, where)
         with np.errstate(invalid="ignore", over="ignore"):  # what comes of damaged scales is refused below
             form.decode(piece.reshape(-1, form.size), values.reshape(-1, form.elements))
-        if not max(values.max(), -values.min()) <= largest:  # written so that NaN fails it too
+        numbers = torch.from_numpy(values)
+        low, high = numbers.aminmax()
+        if not max(high, -low) <= largest:  # written so that NaN fails it too
             finite = np.isfinite(values).all()
             raise Error(f"{where}: " + (f"values beyond the range of {str(out.dtype)[6:]}; use float32 or bfloat16" if finite
                                         else "NaN or infinite values; the file is damaged, fetch it again"))
-        flat[start:start + len(values)].copy_(torch.from_numpy(values))
+        flat[start:start + len(values)].copy_(numbers)
 
 
 def _read(descriptor: int, offset: int, into: np.ndarray, where: str) -> None:
