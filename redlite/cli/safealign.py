@@ -103,7 +103,7 @@ def _describe_train(prog: str) -> common.Parser:
 
 def _add_data(parser) -> None:
     group = parser.add_argument_group("model and conversations")
-    group.add_argument("--model", default=EMBEDDED, help="a Hugging Face directory, or organism, the embedded model (default)")
+    group.add_argument("--model", default=EMBEDDED, help="a Hugging Face directory, a .gguf file, or organism, the embedded model (default)")
     group.add_argument("--template", help="the chat format, where the model's own files do not say it")
     for colour, what in (("blue", "safe"), ("red", "harmful"), ("helpful", "ordinary")):
         group.add_argument(f"--{colour}", nargs="+", metavar="FILE", help=f"{what} conversations: HarmfulQA, ShareGPT, messages, hh-rlhf, Alpaca or Open-Assistant; .json, .jsonl, .gz")
@@ -165,7 +165,7 @@ def _train(args, command: str) -> int:
 
 def _train_here(args, command: str, rank: int, many: bool) -> int:
     """One process's part of `train`; rank 0 speaks and writes."""
-    from redlite import align, checkpoint, lm, lora, train
+    from redlite import align, lm, lora, train
     args.quiet = args.quiet or rank > 0
     if many and args.device == "cuda":
         import torch
@@ -173,8 +173,6 @@ def _train_here(args, command: str, rank: int, many: bool) -> int:
     if args.demo and not args.quiet:
         common.note(f"{PROGRAM}: offline, with the embedded model organism: a toy that shows how the program works and says nothing about real models")
     parts = lm.parts(args.model, args.template)
-    if checkpoint.is_gguf(parts.path):
-        raise Error(f"--model {args.model}: training begins from a Hugging Face directory; a GGUF file holds rounded weights")
     plan = _plan(args)
     files = _files(args, args.demo)
     corpus = align.corpus(files, parts.template, plan, args.limit)
