@@ -155,8 +155,8 @@ def check_gates(gates: list[Gate], found: dict[str, dict], baseline: dict[str, d
 # Showing
 
 def main_names(found: dict) -> list[str]:
-    """The measures of the summary: without single subjects and categories."""
-    return [n for n in found if n.count(".") < 2 and not re.match(r"(mmlu_|bbh_)", n)]
+    """The measures of the summary: without single subjects, tasks and categories."""
+    return [n for n in found if n.count(".") < 2 and not re.match(r"mmlu_(?!stem\.|humanities\.|social_sciences\.|other\.)|bbh_", n)]
 
 
 def table(name: str, found: dict[str, dict], baseline: dict[str, dict] | None = None, paired: dict[str, dict] | None = None, names: list[str] | None = None) -> list[list[str]]:

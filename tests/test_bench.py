@@ -5,7 +5,10 @@ The sample data is made here, in the layouts of the upstream repositories. The m
 import csv
 import json
 import math
+import os
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -185,6 +188,7 @@ def test_scores_and_results(lm, data, tmp_path):
     assert found["results"]["mmlu"]["acc,none"] == pytest.approx(statistics.mean(parts[0] + parts[1]))
     pooled = math.sqrt(sum(2 * statistics.variance(p) for p in parts) / (6 - 2) / 6)
     assert found["results"]["mmlu"]["acc_stderr,none"] == pytest.approx(pooled)
+    assert found["results"]["mmlu"]["acc_ci95,none"] == pytest.approx(stats.wilson(int(sum(parts[0] + parts[1])), 6))
     assert found["n-samples"]["mmlu"] == {"original": 6, "effective": 6} and found["complete"] and found["versions"]["mmlu"] == 2
     by_category = found["results"]["bigbench_hhh_alignment_multiple_choice"]["by_category"]
     assert {c: r["n"] for c, r in by_category.items()} == {"harmless": 1, "helpful": 2, "honest": 3, "other": 4}
@@ -240,6 +244,17 @@ def test_resuming_and_ranks_change_nothing(lm, data, tmp_path):
     assert figures(bench.results(folder, tasks)) == figures(whole)
     with journal.Run(folder, made) as directory:
         bench.run(directory, folder, lambda: pytest.fail("nothing is left to do"), tasks)
+
+
+def test_under_torchrun(data, tmp_path):
+    """Two processes of the real command give the results of one."""
+    command, found = ["-m", "redlite.cli.redeval", "bench", "--model", "organism", "--tasks", "hhh,xstest", "--data", str(data), "--quiet", "--output-dir"], []
+    for name, start in (("one", []), ("two", ["-m", "torch.distributed.run", "--nproc-per-node", "2"])):
+        done = subprocess.run([sys.executable, *start, *command, str(tmp_path / name)], capture_output=True, text=True, cwd=tmp_path, timeout=120,
+                              env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(figures(journal.read_json(tmp_path / name / "results.json")))
+    assert found[0] == found[1] and found[0]["/complete"] and list(tmp_path.glob("two/rank-1/samples_*"))
 
 
 def test_subsets():

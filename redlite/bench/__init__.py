@@ -323,8 +323,12 @@ def _group(name: str, members: list[tuple[Task, dict]], sizes: list[int]) -> dic
             pooled = math.sqrt(variance / sum(sizes))
         if first.mean == "task" and all(e is not None for e in errors):
             pooled = math.sqrt(sum(e * e for e in errors)) / len(errors)
-        spread = 1.96 * (pooled or 0)
-        out |= {key: mean, f"{metric}_stderr,{filter}": pooled, f"{metric}_ci95,{filter}": [max(0.0, mean - spread), min(1.0, mean + spread)]}
+        right = mean * sum(sizes)
+        if first.mean == "size" and abs(right - round(right)) < 1e-6:  # a count of right answers
+            interval = list(stats.wilson(round(right), sum(sizes)))
+        else:
+            interval = [0.0, 1.0] if pooled is None else [max(0.0, mean - 1.96 * pooled), min(1.0, mean + 1.96 * pooled)]
+        out |= {key: mean, f"{metric}_stderr,{filter}": pooled, f"{metric}_ci95,{filter}": interval}
     return out
 
 

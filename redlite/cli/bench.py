@@ -100,7 +100,7 @@ def bench_command(args, command: str) -> int:
 def _show(args, output: Path, name: str, found: dict, complete: bool, gates: list, summary: dict, baseline=None, paired=None) -> int:
     """Print the table and what the gates say; the exit code."""
     from redlite import redeval, scorecard
-    print("\n".join(redeval.columns(scorecard.table(name, found, baseline, paired, None if baseline else [n for n in found if not re.match(r"bbh_|mmlu_(?!stem|hum|soc|other\.)", n)]))))
+    print("\n".join(redeval.columns(scorecard.table(name, found, baseline, paired))))
     cut = {t: n for t, n in summary.get("truncated", {}).items() if n}
     if cut:
         print("Contexts cut on the left to fit the window: " + ", ".join(f"{t} {n}" for t, n in cut.items()))
