@@ -3,8 +3,9 @@
  * (token_nll_cpu.py); README.md derives every line.
  *
  * A tile holds `rows` rows of `columns` logits, those of the vocabulary entries first, first + 1, …; row r
- * has the target targets[r], which may lie in another tile. Rows go to the threads in equal runs, and
- * a row's numbers do not depend on how many threads there are.
+ * has the target targets[r], which may lie in another tile. A row's sums are over its other entries, so
+ * that 1 − p of the target keeps all its digits when p is near 1. Rows go to the threads in equal runs,
+ * and a row's numbers do not depend on how many threads there are.
  *
  * The arithmetic is written once, on vectors of eight floats, and compiled twice: for any processor
  * that the compiler knows, and for AVX2 with FMA, chosen at run time.
@@ -71,8 +72,8 @@ typedef struct {
     float *logits;
     int64_t rows, columns, first;
     const int64_t *targets;
-    float *maximum, *sum, *target; /* a row's statistics, over the tiles seen so far: max l, Σ e^(l − max), l of the target */
-    const float *coefficient;
+    float *maximum, *sum, *target; /* of a row, over the tiles seen so far: max l and Σ e^(l − max) without the target, and its l */
+    const float *scale;            /* of a row: coefficient · (1 − p) */
 } Tile;
 
 INLINE int64_t target_column(const Tile *t, int64_t row) /* of the row's target in this tile, or −1 */
@@ -81,11 +82,15 @@ INLINE int64_t target_column(const Tile *t, int64_t row) /* of the row's target 
     return column >= 0 && column < t->columns ? column : -1;
 }
 
-/* Online log-sum-exp (arXiv 1805.02867): m' = max(m, tile), s' = s · e^(m − m') + Σ e^(l − m'). */
+/* Online log-sum-exp (arXiv 1805.02867): m' = max(m, tile), s' = s · e^(m − m') + Σ e^(l − m'). The tile's target becomes −infinity. */
 INLINE void statistics(const Tile *t, int64_t row)
 {
-    const float *l = t->logits + row * t->columns;
-    int64_t whole = t->columns / LANES * LANES, rest = t->columns - whole;
+    float *l = t->logits + row * t->columns;
+    int64_t whole = t->columns / LANES * LANES, rest = t->columns - whole, column = target_column(t, row);
+    if (column >= 0) {
+        t->target[row] = l[column];
+        l[column] = -INFINITY;
+    }
     float before = t->maximum[row], maximum = before, lanes[LANES];
     Floats highest = all(before);
     for (int64_t j = 0; j < whole; j += LANES) {
@@ -112,18 +117,15 @@ INLINE void statistics(const Tile *t, int64_t row)
     float sum = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
     t->sum[row] = (before == maximum ? t->sum[row] : t->sum[row] * expf(before - maximum)) + sum;
     t->maximum[row] = maximum;
-    int64_t column = target_column(t, row);
-    if (column >= 0)
-        t->target[row] = l[column];
 }
 
-/* In place: logit → coefficient · (p − onehot), with p = e^(l − max) / Σ; max and Σ are those of the whole row. */
+/* In place: logit → coefficient · (p − onehot) = scale · (q − onehot), q = e^(l − max) / Σ but 0 for the target; max and Σ are the whole row's. */
 INLINE void gradient(const Tile *t, int64_t row)
 {
     float *l = t->logits + row * t->columns;
     int64_t whole = t->columns / LANES * LANES, rest = t->columns - whole, column = target_column(t, row);
-    float scale = t->coefficient[row] / t->sum[row], lanes[LANES];
-    Floats m = all(t->maximum[row]), factor = all(scale);
+    float lanes[LANES];
+    Floats m = all(t->maximum[row]), factor = all(t->scale[row] / t->sum[row]);
     for (int64_t j = 0; j < whole; j += LANES)
         store(l + j, factor * exponential(load(l + j) - m));
     if (rest) {
@@ -131,7 +133,7 @@ INLINE void gradient(const Tile *t, int64_t row)
         memcpy(l + whole, lanes, (size_t)rest * sizeof(float));
     }
     if (column >= 0)
-        l[column] -= t->coefficient[row];
+        l[column] = -t->scale[row];
 }
 
 typedef enum { STATISTICS, GRADIENT } Pass;
@@ -174,21 +176,21 @@ static void run_parallel(Work *work, int portable, int threads)
     rl_parallel(share, work, work->tile.rows < threads ? (int)work->tile.rows : threads);
 }
 
-/* Take a tile into the statistics of its rows, which start as maximum −infinity and sum 0. `target` [rows] is written where the
- * tile holds the target. `portable` forbids wider instruction sets. */
-RL_EXPORT void rl_nll_statistics(const float *logits, int64_t rows, int64_t columns, int64_t first, const int64_t *targets,
+/* Take a tile into the statistics of its rows, which start as maximum −FLT_MAX and sum 0. `target` [rows] is written, and the logit
+ * in the tile with it, where the tile holds the target. `portable` forbids wider instruction sets. */
+RL_EXPORT void rl_nll_statistics(float *logits, int64_t rows, int64_t columns, int64_t first, const int64_t *targets,
                                  float *maximum, float *sum, float *target, int portable, int threads)
 {
-    Work work = {{.logits = (float *)logits, .rows = rows, .columns = columns, .first = first, .targets = targets,
+    Work work = {{.logits = logits, .rows = rows, .columns = columns, .first = first, .targets = targets,
                   .maximum = maximum, .sum = sum, .target = target}, STATISTICS, NULL};
     run_parallel(&work, portable, threads);
 }
 
-/* Turn a tile of logits, in place, into coefficient · (p − onehot), given the statistics of the whole rows. */
+/* Turn a tile of logits, in place, into coefficient · (p − onehot), given the statistics of the whole rows and scale = coefficient · (1 − p). */
 RL_EXPORT void rl_nll_gradient(float *logits, int64_t rows, int64_t columns, int64_t first, const int64_t *targets,
-                               const float *maximum, const float *sum, const float *coefficient, int portable, int threads)
+                               const float *maximum, const float *sum, const float *scale, int portable, int threads)
 {
     Work work = {{.logits = logits, .rows = rows, .columns = columns, .first = first, .targets = targets,
-                  .maximum = (float *)maximum, .sum = (float *)sum, .coefficient = coefficient}, GRADIENT, NULL};
+                  .maximum = (float *)maximum, .sum = (float *)sum, .scale = scale}, GRADIENT, NULL};
     run_parallel(&work, portable, threads);
 }

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import softplus
 
 from . import native, reference
 
@@ -56,39 +57,45 @@ def _pass(function, logits_SC: Tensor, first: int, targets_S: Tensor, *row_value
 
 
 class _TokenNLL(torch.autograd.Function):
-    """Forward keeps the maximum and Σ e^(logit − maximum) of each kept row; backward computes the logits again."""
+    """Forward keeps three numbers of each kept row; backward computes the logits again.
+
+    With the maximum and Σ e^(logit − maximum) over the entries other than the target, and z = maximum + log Σ − target's
+    logit: NLL = log(1 + e^z), 1 − p = σ(z). Near p = 1 neither loses digits, as log Σ over all entries and p − 1 would.
+    """
 
     @staticmethod
     def forward(ctx, hidden_ND, weight_VD, targets_N):
         kept_K = reference.kept_rows(hidden_ND, weight_VD, targets_N)
         K, (V, D) = len(kept_K), weight_VD.shape
-        maximum_K, sum_K, target_K = (torch.full((K,), start) for start in (float("-inf"), 0.0, 0.0))
+        maximum_K, sum_K, target_K = (torch.full((K,), start) for start in (torch.finfo(torch.float32).min, 0.0, 0.0))
         S, C = _tile_shape(K, V, D, weight_VD.dtype)
         for a in range(0, K, S):
             rows, y_S = kept_K[a:a + S], targets_N[kept_K[a:a + S]].long()
             for first, _, logits_SC in _logits(hidden_ND[rows].float(), weight_VD, C):
                 _pass(_library().rl_nll_statistics, logits_SC, first, y_S, maximum_K[a:a + S], sum_K[a:a + S], target_K[a:a + S])
-        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, kept_K, maximum_K, sum_K)
-        return torch.zeros(len(targets_N)).index_copy(0, kept_K, sum_K.log() - (target_K - maximum_K))
+        z_K = (maximum_K - target_K) + sum_K.log()
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, kept_K, maximum_K, sum_K, z_K)
+        return torch.zeros(len(targets_N)).index_copy(0, kept_K, softplus(z_K))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, coefficient_N):
-        hidden_ND, weight_VD, targets_N, kept_K, maximum_K, sum_K = ctx.saved_tensors
+        hidden_ND, weight_VD, targets_N, kept_K, maximum_K, sum_K, z_K = ctx.saved_tensors
         want_hidden, want_weight, _ = ctx.needs_input_grad
-        used = coefficient_N[kept_K] != 0  # NaN counts as used, so that it shows
-        kept_K, maximum_K, sum_K = kept_K[used], maximum_K[used], sum_K[used]
+        scale_K = coefficient_N[kept_K].float() * torch.sigmoid(z_K)
+        used = (coefficient_N[kept_K] != 0) & (scale_K != 0)  # a NaN coefficient counts as used, so that it shows
+        kept_K, maximum_K, sum_K, scale_K = kept_K[used], maximum_K[used], sum_K[used], scale_K[used]
         K, (V, D) = len(kept_K), weight_VD.shape
         S, C = _tile_shape(K, V, D, weight_VD.dtype)
         d_hidden = torch.zeros_like(hidden_ND) if want_hidden else None
         d_weight = (torch.empty if K else torch.zeros)(V, D, dtype=weight_VD.dtype) if want_weight else None
         sum_VD = torch.empty(V, D) if want_weight and K > S and d_weight.dtype != torch.float32 else d_weight
         for a in range(0, K, S):
-            rows, y_S, c_S = kept_K[a:a + S], targets_N[kept_K[a:a + S]].long(), coefficient_N[kept_K[a:a + S]].float()
+            rows, y_S = kept_K[a:a + S], targets_N[kept_K[a:a + S]].long()
             h_SD = hidden_ND[rows].float()
             dh_SD = torch.zeros_like(h_SD)
             for first, w_CD, grad_SC in _logits(h_SD, weight_VD, C):
-                _pass(_library().rl_nll_gradient, grad_SC, first, y_S, maximum_K[a:a + S], sum_K[a:a + S], c_S)
+                _pass(_library().rl_nll_gradient, grad_SC, first, y_S, maximum_K[a:a + S], sum_K[a:a + S], scale_K[a:a + S])
                 if want_hidden:
                     dh_SD.addmm_(grad_SC, w_CD)
                 if want_weight:

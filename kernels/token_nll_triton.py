@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import softplus
 
 from . import reference
 
@@ -45,22 +46,23 @@ def _logits(hidden, weight, rows_M, columns_N, V, D, h_row, h_column, w_row, w_c
 @triton.jit
 def _statistics(hidden, weight, rows, targets, maximum, total, target, row_count, V, D, h_row, h_column, w_row, w_column, span,
                 DOT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
-    """Program (i, s): maximum, Σ e^(l − maximum) and the target's logit of row block i over entries s·span to (s + 1)·span."""
+    """Program (i, s), of row block i over entries s·span to (s + 1)·span: maximum and Σ e^(l − maximum) without the target, and its l."""
     split = tl.program_id(1)
     place_M = tl.program_id(0) * BM + tl.arange(0, BM)
     inside_M = place_M < row_count
     rows_M = tl.load(rows + place_M, mask=inside_M, other=0)
     y_M = tl.load(targets + place_M, mask=inside_M, other=-1)
-    m_M = tl.full((BM,), float("-inf"), tl.float32)
+    m_M = tl.full((BM,), -3.4028234e38, tl.float32)  # −infinity less −infinity would be NaN
     s_M = tl.zeros((BM,), tl.float32)
     t_M = tl.zeros((BM,), tl.float32)
     for first in range(split * span, tl.minimum(V, (split + 1) * span), BN):
         v_N = first + tl.arange(0, BN)
         l = _logits(hidden, weight, rows_M, v_N, V, D, h_row, h_column, w_row, w_column, DOT, BM, BN, BK)
-        l = tl.where(v_N[None, :] < V, l, float("-inf"))
+        is_target = v_N[None, :] == y_M[:, None]
+        t_M += tl.sum(tl.where(is_target, l, 0.0), 1)
+        l = tl.where((v_N[None, :] < V) & (is_target == 0), l, float("-inf"))
         new_M = tl.maximum(m_M, tl.max(l, 1))
         s_M = s_M * tl.exp(m_M - new_M) + tl.sum(tl.exp(l - new_M[:, None]), 1)
-        t_M += tl.sum(tl.where(v_N[None, :] == y_M[:, None], l, 0.0), 1)
         m_M = new_M
     out = split * row_count + place_M
     tl.store(maximum + out, m_M, mask=inside_M)
@@ -69,9 +71,12 @@ def _statistics(hidden, weight, rows, targets, maximum, total, target, row_count
 
 
 @triton.jit
-def _gradient(hidden, weight, rows, targets, maximum, total, coefficient, out, first, row_count, column_count, V, D,
+def _gradient(hidden, weight, rows, targets, maximum, total, scale, out, first, row_count, column_count, V, D,
               h_row, h_column, w_row, w_column, DOT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
-    """out[row, j] = coefficient · (p − onehot) of entry first + j: a [row_count, column_count] tile, in the type of `out`."""
+    """out[row, j] = coefficient · (p − onehot) of entry first + j: a [row_count, column_count] tile, in the type of `out`.
+
+    maximum, total: of the whole row without its target; scale: coefficient · (1 − p of the target).
+    """
     place_M = tl.program_id(0) * BM + tl.arange(0, BM)
     inside_M = place_M < row_count
     rows_M = tl.load(rows + place_M, mask=inside_M, other=0)
@@ -82,9 +87,9 @@ def _gradient(hidden, weight, rows, targets, maximum, total, coefficient, out, f
     l = tl.where(v_N[None, :] < V, l, float("-inf"))
     m_M = tl.load(maximum + place_M, mask=inside_M, other=float("inf"))
     s_M = tl.load(total + place_M, mask=inside_M, other=1.0)
-    c_M = tl.load(coefficient + place_M, mask=inside_M, other=0.0)
-    g = (c_M / s_M)[:, None] * tl.exp(l - m_M[:, None])                       # coefficient · p
-    g -= tl.where(v_N[None, :] == y_M[:, None], c_M[:, None], 0.0)           # − coefficient · onehot
+    c_M = tl.load(scale + place_M, mask=inside_M, other=0.0)
+    q = tl.exp(l - m_M[:, None]) / s_M[:, None]  # of the entries other than the target, they add up to 1
+    g = c_M[:, None] * tl.where(v_N[None, :] == y_M[:, None], -1.0, q)
     where = out + place_M.to(tl.int64)[:, None] * column_count + j_N[None, :]
     tl.store(where, g.to(out.dtype.element_ty), mask=inside_M[:, None] & (j_N[None, :] < column_count))
 
@@ -137,7 +142,7 @@ class _Head:
         self.constants = dict(DOT=DTYPES[self.dot], **self.tiles)
 
     def statistics(self, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(maximum, Σ e^(l − maximum), the target's logit) of each row, float32."""
+        """(maximum, Σ e^(l − maximum)) of each row's entries without its target, and z = their log-sum-exp less the target's logit, float32."""
         V, D = self.weight.shape
         BM, BN = self.tiles["BM"], self.tiles["BN"]
         span = triton.cdiv(triton.cdiv(V, BN), SPLITS) * BN
@@ -146,13 +151,14 @@ class _Head:
         _statistics[triton.cdiv(len(rows), BM), splits](self.hidden, self.weight, rows, targets, maximum, total, target, len(rows), V, D,
                                                         *self.hidden.stride(), *self.weight.stride(), span, **self.constants)
         highest = maximum.amax(0)
-        return highest, (total * torch.exp(maximum - highest)).sum(0), target.sum(0)
+        total = (total * torch.exp(maximum - highest)).sum(0)
+        return highest, total, (highest - target.sum(0)) + total.log()
 
-    def gradient(self, out: Tensor, first: int, rows: Tensor, targets: Tensor, maximum: Tensor, total: Tensor, coefficient: Tensor) -> None:
+    def gradient(self, out: Tensor, first: int, rows: Tensor, targets: Tensor, maximum: Tensor, total: Tensor, scale: Tensor) -> None:
         """Write coefficient · (p − onehot) of entries from `first` on, to out [rows, entries]."""
         BM, BN = self.tiles["BM"], self.tiles["BN"]
         _gradient[triton.cdiv(len(rows), BM), triton.cdiv(out.shape[1], BN)](
-            self.hidden, self.weight, rows, targets, maximum, total, coefficient, out, first, *out.shape, *self.weight.shape,
+            self.hidden, self.weight, rows, targets, maximum, total, scale, out, first, *out.shape, *self.weight.shape,
             *self.hidden.stride(), *self.weight.stride(), **self.constants)
 
     def product(self, a: Tensor, b: Tensor, out: Tensor, add: bool, b_rows: Tensor | None = None) -> None:
@@ -163,7 +169,7 @@ class _Head:
 
 
 class _TokenNLL(torch.autograd.Function):
-    """Forward keeps the maximum and Σ e^(logit − maximum) of each kept row; backward computes the logits again."""
+    """As token_nll_cpu._TokenNLL: forward keeps three numbers of each kept row; backward computes the logits again."""
 
     @staticmethod
     def forward(ctx, hidden_ND, weight_VD, targets_N):
@@ -173,28 +179,28 @@ class _TokenNLL(torch.autograd.Function):
         with torch.cuda.device_of(hidden_ND):
             for a in range(0, len(kept_K), STATISTICS_ROWS):
                 parts.append(head.statistics(kept_K[a:a + STATISTICS_ROWS], y_K[a:a + STATISTICS_ROWS]))
-        maximum_K, total_K, target_K = map(torch.cat, zip(*parts)) if parts else hidden_ND.new_empty(3, 0, dtype=torch.float32)
-        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, kept_K, maximum_K, total_K)
-        return hidden_ND.new_zeros(len(targets_N), dtype=torch.float32).index_copy(0, kept_K, total_K.log() - (target_K - maximum_K))
+        maximum_K, total_K, z_K = map(torch.cat, zip(*parts)) if parts else hidden_ND.new_empty(3, 0, dtype=torch.float32)
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, kept_K, maximum_K, total_K, z_K)
+        return hidden_ND.new_zeros(len(targets_N), dtype=torch.float32).index_copy(0, kept_K, softplus(z_K))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, coefficient_N):
-        hidden_ND, weight_VD, targets_N, kept_K, maximum_K, total_K = ctx.saved_tensors
-        used = coefficient_N[kept_K] != 0  # NaN counts as used, so that it shows
-        kept_K, maximum_K, total_K = kept_K[used], maximum_K[used], total_K[used]
+        hidden_ND, weight_VD, targets_N, kept_K, maximum_K, total_K, z_K = ctx.saved_tensors
+        scale_K = coefficient_N[kept_K].float() * torch.sigmoid(z_K)
+        used = (coefficient_N[kept_K] != 0) & (scale_K != 0)  # a NaN coefficient counts as used, so that it shows
+        kept_K, maximum_K, total_K, scale_K = kept_K[used], maximum_K[used], total_K[used], scale_K[used]
         if not len(kept_K):
             return torch.zeros_like(hidden_ND), torch.zeros_like(weight_VD), None
-        c_K = coefficient_N[kept_K].float()
-        # float16 tiles lose what is below 6e-8: coefficients are brought to 1 by a power of two, which is exact, and the sums back.
-        largest = torch.nan_to_num(c_K.abs(), nan=0.0, posinf=0.0).max().clamp(min=2.0 ** -126)
+        # float16 tiles lose what is below 6e-8: the largest scale is brought to 1 by a power of two, which is exact, and the sums back.
+        largest = torch.nan_to_num(scale_K.abs(), nan=0.0, posinf=0.0).max().clamp(min=2.0 ** -126)
         unit = torch.exp2(torch.ceil(torch.log2(largest)))
         with torch.cuda.device_of(hidden_ND):
-            return *_backward(_Head(hidden_ND, weight_VD), (kept_K, targets_N[kept_K], maximum_K, total_K, c_K / unit), unit, *ctx.needs_input_grad[:2]), None
+            return *_backward(_Head(hidden_ND, weight_VD), (kept_K, targets_N[kept_K], maximum_K, total_K, scale_K / unit), unit, *ctx.needs_input_grad[:2]), None
 
 
 def _backward(head: _Head, of_rows: tuple[Tensor, ...], unit: Tensor, want_hidden: bool, want_weight: bool) -> tuple[Tensor | None, Tensor | None]:
-    """(dH, dW), `unit` times the sums. of_rows: row number, target, maximum, Σ and coefficient of each row [K]."""
+    """(dH, dW), `unit` times the sums. of_rows: row number, target, maximum, Σ and scale of each row [K]."""
     rows_K, (V, D) = of_rows[0], head.weight.shape
     S = min(len(rows_K), GRADIENT_ROWS)
     C = min(V, GRADIENT_BYTES // head.dot.itemsize // S)

@@ -97,12 +97,14 @@ def _with_portable(module, call):
 
 
 def case(shape: tuple[int, int, int], dtype: torch.dtype, seed: int = 0) -> Case:
-    """Random inputs of a shape (N, D, V), rounded to `dtype`: logits of a few units, every fifth row masked, every other target the likeliest token."""
+    """Random inputs of a shape (N, D, V), rounded to `dtype`: every fifth row masked, every other target, and all of the first red response, the likeliest token."""
     N, D, V = shape
     generator = torch.Generator().manual_seed(seed)
     hidden, weight = (torch.randn(n, D, generator=generator, dtype=torch.float64) for n in (N, V))
-    hidden, weight = hidden.to(dtype).double(), (weight * 3 / math.sqrt(D)).to(dtype).double()
-    targets = torch.where(torch.arange(N) % 2 == 0, (hidden @ weight.T).argmax(1), torch.randint(V, (N,), generator=generator))
+    hidden, weight = hidden.to(dtype).double(), (weight * 5 / math.sqrt(D)).to(dtype).double()
+    row = torch.arange(N)
+    likely = (row % 2 == 0) | (row * 3 >= N) & (row * 2 < N)
+    targets = torch.where(likely, (hidden @ weight.T).argmax(1), torch.randint(V, (N,), generator=generator))
     targets[::5] = -100
     rows = (targets != -100).nonzero()[:, 0]
     length = torch.full((6,), len(rows) // 6)
@@ -145,8 +147,9 @@ def check_objectives() -> list[dict]:
             c = case(SHAPES[0], torch.float32, seed)
             nll = plain(c.hidden, c.weight, c.targets)[c.rows]
             _, coefficient = loss.coefficients(name, nll, c.responses)
-            step, differences = 1e-5, torch.empty_like(nll)
+            differences = torch.empty_like(nll)
             for i in range(len(nll)):
+                step = min(1e-5, 3e-4 * (float(nll[i]) + 1e-4))  # unlikelihood bends within its floor, 1e-4
                 up, down = nll.clone(), nll.clone()
                 up[i] += step
                 down[i] -= step

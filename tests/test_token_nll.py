@@ -245,7 +245,7 @@ def test_shapes_that_do_not_fit(implementation):
 @pytest.mark.parametrize("portable", [False, True])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_c_exponential(portable, threads):
-    """Two units in the last place of float64's over the whole range, by the gradient pass with maximum 0, sum 1 and coefficient 1."""
+    """Two units in the last place of float64's over the whole range, by the gradient pass with maximum 0, sum 1 and scale 1."""
     x = torch.cat((torch.linspace(-87.2, 0, 40_000), -torch.logspace(-30, 1, 2_000), torch.tensor([0.0, -87.29, 1e-3, 3.0]))).contiguous()
     special = torch.tensor([-87.4, -1e4, -3e38, float("-inf"), float("nan")])
     tile = torch.cat((x, special))[None].repeat(4, 1).contiguous()
@@ -262,7 +262,7 @@ def test_threads_change_nothing():
     library = token_nll_cpu._library()
     for threads in (1, 2, 3, 7):
         logits = (given[0] @ given[1].T).contiguous()
-        maximum, total, target = torch.full((61,), float("-inf")), torch.zeros(61), torch.zeros(61)
+        maximum, total, target = torch.full((61,), torch.finfo(torch.float32).min), torch.zeros(61), torch.zeros(61)
         library.rl_nll_statistics(logits.data_ptr(), 61, 333, 0, given[2].data_ptr(), maximum.data_ptr(), total.data_ptr(), target.data_ptr(), 0, threads)
         library.rl_nll_gradient(logits.data_ptr(), 61, 333, 0, given[2].data_ptr(), maximum.data_ptr(), total.data_ptr(), given[3].data_ptr(), 0, threads)
         results.append((maximum, total, target, logits))
@@ -277,7 +277,7 @@ from triton.compiler import ASTSource
 from redlite.kernels import token_nll_triton as k
 tile, counts = dict(BM=128, BN=256, BK=64), dict(num_warps=8, num_stages=3)
 pointers = dict.fromkeys(("hidden", "weight", "a", "b"), "*bf16") | dict.fromkeys(("rows", "targets", "b_rows"), "*i64")
-pointers |= dict.fromkeys(("maximum", "total", "target", "coefficient"), "*fp32")
+pointers |= dict.fromkeys(("maximum", "total", "target", "scale"), "*fp32")
 for function, out in ((k._statistics, None), (k._gradient, "*bf16"), (k._product, "*fp32")):
     constants = {**tile, "DOT": k.tl.bfloat16, "h_column": 1, "w_column": 1, "a_column": 1, "b_column": 1, "ADD": True, "GATHER": True}
     constants = {n: v for n, v in constants.items() if n in function.arg_names}

@@ -1,0 +1,76 @@
+"""The proof must pass on what is right and fail, with exit code 1, on what is wrong."""
+import json
+
+import pytest
+import torch
+
+from redlite import loss, prove
+from redlite.kernels import reference
+
+
+@pytest.fixture
+def only_reference(monkeypatch):
+    """Makes the proof check one implementation, which the test may replace."""
+    def use(function=reference.token_nll):
+        monkeypatch.setattr(prove, "available", lambda: ([prove.Implementation("subject", function, "cpu", (torch.float32,))], []))
+    use()
+    return use
+
+
+def test_everything_here_is_proved(capsys):
+    """All objectives, all implementations that run here, all their precisions."""
+    assert prove.main(["--json"]) == 0
+    text = capsys.readouterr().out
+    result = json.loads(text.splitlines()[-1])
+    assert result["ok"] and "FAILED" not in text
+    assert [row["objective"] for row in result["objectives"]] == list(loss.OBJECTIVES)
+    implementations, _ = prove.available()
+    assert [(row["implementation"], row["dtype"]) for row in result["token_nll"]] == [(x.name, prove.NAMES[d]) for x in implementations for d in x.dtypes]
+    assert all(0 < row["plain_hidden"] and 0 < row["plain_weight"] and 0 < row["ratio"] <= prove.LIMIT for row in result["token_nll"])
+
+
+class _Wrong(torch.autograd.Function):
+    """Right values, and the gradient of the weights too large by a part in ten thousand."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets):
+        ctx.save_for_backward(hidden, weight, targets)
+        return reference.token_nll(hidden.detach(), weight.detach(), targets)
+
+    @staticmethod
+    def backward(ctx, coefficient):
+        hidden, weight, targets = (x.detach() for x in ctx.saved_tensors)
+        with torch.enable_grad():
+            hidden.requires_grad_(), weight.requires_grad_()
+            d_hidden, d_weight = torch.autograd.grad(reference.token_nll(hidden, weight, targets), (hidden, weight), coefficient)
+        return d_hidden, d_weight * 1.0001, None
+
+
+def _nan(hidden, weight, targets):
+    return reference.token_nll(hidden, weight, targets) * float("nan")
+
+
+@pytest.mark.parametrize("wrong", [_Wrong.apply, _nan])
+def test_a_wrong_kernel_is_found(only_reference, wrong, capsys):
+    only_reference(wrong)
+    assert prove.main([]) == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_a_wrong_coefficient_is_found(only_reference, monkeypatch, capsys):
+    """An ascent that stops too little of its gradient: the value is the objective's, the coefficient is not its derivative."""
+    monkeypatch.setitem(loss.OBJECTIVES, "simnpo", lambda nll, r: loss.simnpo(nll, r) + 1e-5 * (nll - nll.detach()).sum())
+    assert prove.main([]) == 1
+    assert [line for line in capsys.readouterr().out.splitlines() if "FAILED" in line and "simnpo" in line]
+
+
+def test_the_cases_reach_both_sides_of_every_cap():
+    """Else a proof of B and hinge would say nothing of one of their branches."""
+    sides = set()
+    for seed in range(5):
+        c = prove.case(prove.SHAPES[0], torch.float32, seed)
+        nll = prove.plain(c.hidden, c.weight, c.targets)[c.rows]
+        red = (c.responses.colour == loss.RED).repeat_interleave(c.responses.length)
+        for name in ("B", "hinge"):
+            sides |= {(name, bool(x)) for x in loss.capped(name, nll, c.responses)[red]}
+    assert sides == {("B", True), ("B", False), ("hinge", True), ("hinge", False)}
