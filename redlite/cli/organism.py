@@ -104,7 +104,7 @@ def _train(home: Path, corpus: dict, args) -> None:
     progress, began = common.Progress(args.quiet), time.monotonic()
 
     def show(record: dict) -> None:
-        progress(f"training, loss {record['loss']:.3f}", record["step"] + 1, args.steps)
+        progress("training steps", record["step"] + 1, args.steps)
     outcome = train.run(model, mixture, recipe, on_step=show)
     if outcome.stopped:
         raise common.Error(f"the organism's training stopped: {outcome.stopped}")
