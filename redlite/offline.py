@@ -9,7 +9,10 @@ What a Python hook cannot see is native code that makes system calls itself, and
 Linux (x86-64 and arm64), when no endpoint was allowed, `seal()` therefore has the kernel refuse network sockets too
 (seccomp(2)), to this process and to all that it starts.
 """
+import ctypes
+import errno
 import os
+import platform
 import socket
 import sys
 import sysconfig
@@ -113,7 +116,7 @@ def _check(event: str, sock, address) -> None:
         return
     place = (_text(address[0]), address[1]) if isinstance(address, tuple) and len(address) > 1 else (str(address), -1)
     if event == "socket.bind":
-        if place not in _listening:
+        if place not in _listening and place not in (("127.0.0.1", 0), ("::1", 0)):  # urllib3 tries out IPv6 so when it is imported
             _stop(f"to listen at {place[0]}:{place[1]}")
     elif place not in _places or sock.family not in (socket.AF_INET, socket.AF_INET6):
         _stop(f"to reach {place[0]}:{place[1]}")
@@ -144,3 +147,48 @@ def _culprit() -> str:
                 return last
         frame = frame.f_back
     return last or "the Python standard library"
+
+
+# The kernel's refusal
+
+_SYSCALLS = {"x86_64": (0xC000003E, 41, 317), "aarch64": (0xC00000B7, 198, 277)}  # audit architecture, socket(2), seccomp(2)
+_IO_URING_SETUP = 425  # the same everywhere; io_uring opens sockets past any filter
+_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+_ALLOW, _REFUSE = 0x7FFF0000, 0x00050000
+_LOCAL = (int(socket.AF_UNIX), 16)  # AF_NETLINK asks this kernel, not the network
+
+
+def _filter(machine: str) -> list[tuple[int, int, int, int]]:
+    """The classic BPF program: (operation, jump if true, jump if false, operand), jumps counted from the next line."""
+    architecture, socket_call, _ = _SYSCALLS[machine]
+    return [
+        (_LOAD, 0, 0, 4), (_EQUAL, 0, 8, architecture),            # calls of another architecture: refused
+        (_LOAD, 0, 0, 0), (_AT_LEAST, 6, 0, 0x40000000),           # x32 calls: refused
+        (_EQUAL, 5, 0, _IO_URING_SETUP), (_EQUAL, 0, 3, socket_call),
+        (_LOAD, 0, 0, 16), (_EQUAL, 1, 0, _LOCAL[0]), (_EQUAL, 0, 1, _LOCAL[1]),
+        (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _REFUSE | errno.EACCES),
+    ]
+
+
+def seal() -> bool:
+    """Have the kernel refuse every network socket to this process, its threads and its children, for good.
+
+    Returns whether the kernel does; False on other systems than Linux on x86-64 or arm64, and where seccomp is not allowed.
+    """
+    machine = platform.machine()
+    if sys.platform != "linux" or machine not in _SYSCALLS or sys.byteorder != "little":
+        return False
+
+    class Line(ctypes.Structure):
+        _fields_ = [("operation", ctypes.c_uint16), ("true", ctypes.c_uint8), ("false", ctypes.c_uint8), ("operand", ctypes.c_uint32)]
+
+    class Program(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_uint16), ("lines", ctypes.POINTER(Line))]
+
+    lines = _filter(machine)
+    program = Program(len(lines), (Line * len(lines))(*lines))
+    libc = ctypes.CDLL(None, use_errno=True)
+    no_new_privileges, set_filter, all_threads = 38, 1, 1
+    if libc.prctl(no_new_privileges, 1, 0, 0, 0):
+        return False
+    return libc.syscall(_SYSCALLS[machine][2], set_filter, all_threads, ctypes.byref(program)) == 0

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from redlite import __version__
+from redlite import __version__, offline
 from redlite.errors import Error
 
 DONE, FAILED, USAGE, GATE, INTERRUPTED = 0, 1, 2, 100, 130
@@ -57,13 +57,26 @@ def add_common_options(parser) -> None:
     parser.add_argument("--version", action="version", version=f"redlite {__version__}")
 
 
-def parse(parser: Parser, arguments: list[str]) -> argparse.Namespace:
-    """The options of a command, those of --config below those of the command line."""
+def parse(parser: Parser, arguments: list[str], listens: bool = False) -> argparse.Namespace:
+    """The options of a command, those of --config below those of the command line.
+
+    Where they name no endpoint, and the command does not listen, a program has its kernel close the network as well.
+    """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     first.error = parser.error
     path = first.parse_known_args(arguments)[0].config
-    return parser.parse_args([*from_config(parser, Path(path)), *arguments] if path else arguments)
+    args = parser.parse_args([*from_config(parser, Path(path)), *arguments] if path else arguments)
+    if _is_program and not listens and not endpoints(args) and "WORLD_SIZE" not in os.environ:  # torchrun's processes talk to each other
+        if not offline.seal() and not args.quiet:
+            note("this kernel cannot refuse network sockets to a program (seccomp); the audit hook alone keeps the network closed")
+    return args
+
+
+def endpoints(args: argparse.Namespace) -> list[str]:
+    """The openai: names among a command's options."""
+    values = [v for value in vars(args).values() for v in (value if isinstance(value, list) else [value])]
+    return [v for v in values if isinstance(v, str) and v.startswith("openai:")]
 
 
 def from_config(parser: Parser, path: Path) -> list[str]:
@@ -109,14 +122,31 @@ def _interrupt(number, frame):
     raise KeyboardInterrupt
 
 
+_is_program = False  # whether this process is one of our programs, rather than somebody's that calls one
+
+
 def guarded(program: str, body: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
-    """Run a program's body and turn what can go wrong for a user into one line and an exit code. SIGTERM ends it like Ctrl-C."""
+    """Run a program's body with the network closed, and turn what can go wrong for a user into one line and an exit code.
+
+    arguments  None: those of the command line; this process is the program, and its network stays closed to the end
+    SIGTERM ends the body like Ctrl-C.
+    """
+    global _is_program
+    if arguments is not None:
+        with offline.closed():
+            return _guarded(program, body, arguments)
+    _is_program = True
+    offline.close()
+    return _guarded(program, body, sys.argv[1:])
+
+
+def _guarded(program: str, body: Callable[[list[str]], int], arguments: list[str]) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that is not Unicode must not end a run that is done
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = body(sys.argv[1:] if arguments is None else arguments)
+        code = body(arguments)
         sys.stdout.flush()
         return code
     except Error as error:

@@ -25,13 +25,12 @@ def _serve(arguments: list[str]) -> int:
     parser.add_argument("--batch-size", type=common.whole(1), metavar="N", help="answers made together; the results do not depend on it")
     common.add_machine_options(parser)
     common.add_common_options(parser)
-    args = common.parse(parser, arguments)
+    args = common.parse(parser, arguments, listens=True)
     try:
         if not ipaddress.ip_address(args.address).is_loopback or args.port > 65535:
             raise ValueError
     except ValueError:
         raise Error(f"--address {args.address} --port {args.port}: a loopback address such as 127.0.0.1 and a port up to 65535 are needed; nothing else is served") from None
-    offline.close()
     offline.allow_listening(args.address, args.port)
     if args.dry_run:
         print(f"would serve {args.model} on http://{args.address}:{args.port}/v1; cost 0 (this machine)")

@@ -1,0 +1,162 @@
+"""The closed network: what is stopped, by whom it says, and what stays open; every case in a process of its own."""
+import os
+import platform
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+
+SEALABLE = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
+
+
+def run(code: str, path=None, **environment):
+    """A Python process that runs `code` with redlite.offline as `offline`."""
+    env = {**{k: v for k, v in os.environ.items() if "proxy" not in k.lower()}, **environment}
+    if path:
+        env["PYTHONPATH"] = os.pathsep.join([str(path), *filter(None, [env.get("PYTHONPATH")])])
+    code = "import socket, sys\nfrom redlite import offline\n" + textwrap.dedent(code)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60)
+
+
+@pytest.fixture
+def listener():
+    """A server on loopback that counts its connections."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        seen = []
+
+        def accept():
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                seen.append(1)
+                connection.close()
+        threading.Thread(target=accept, daemon=True).start()
+        yield server.getsockname()[1], seen
+        server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("attempt, what", [
+    ("socket.create_connection(('127.0.0.1', PORT))", "to look up '127.0.0.1'"),
+    ("socket.socket().connect(('127.0.0.1', PORT))", "to reach 127.0.0.1:PORT"),
+    ("socket.socket().connect_ex(('127.0.0.1', PORT))", "to reach 127.0.0.1:PORT"),
+    ("socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', PORT))", "to reach 127.0.0.1:PORT"),
+    ("socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendmsg([b'x'], [], 0, ('127.0.0.1', PORT))", "to reach 127.0.0.1:PORT"),
+    ("socket.socket(socket.AF_INET6).connect(('::1', PORT))", "to reach ::1:PORT"),
+    ("socket.gethostbyname('tracker.example')", "to look up 'tracker.example'"),
+    ("socket.gethostbyaddr('192.0.2.1')", "to look up '192.0.2.1'"),
+    ("socket.getnameinfo(('192.0.2.1', 80), 0)", "to look up the name of 192.0.2.1"),
+    ("socket.getaddrinfo(b'tracker.example', 80)", "to look up 'tracker.example'"),
+    ("socket.socket().bind(('0.0.0.0', 0))", "to listen at 0.0.0.0:0"),
+    ("__import__('urllib.request').request.urlopen('http://tracker.example/')", "to look up 'tracker.example'"),
+    ("__import__('requests').get('https://tracker.example/')", "to look up 'tracker.example'"),
+    ("__import__('http.client').client.HTTPConnection('127.0.0.1', PORT).connect()", "to look up '127.0.0.1'"),
+    ("__import__('asyncio').run(__import__('asyncio').open_connection('127.0.0.1', PORT))", "to "),
+])
+def test_every_way_out_is_closed(listener, attempt, what):
+    port, seen = listener
+    done = run(f"offline.close()\ntry:\n    {attempt}\nexcept BaseException: pass\nprint('went on')".replace("PORT", str(port)))
+    assert done.returncode == offline_exit() and "went on" not in done.stdout
+    assert what.replace("PORT", str(port)) in done.stderr and done.stderr.count("\n") == 1 and not seen
+
+
+def offline_exit() -> int:
+    return 1  # the contract's "failed"
+
+
+def test_dependency_that_phones_home_is_named_and_stopped(tmp_path, listener):
+    port, seen = listener
+    (tmp_path / "helpful_dependency.py").write_text(textwrap.dedent(f"""
+        import threading, urllib.request
+        def report():
+            try:
+                urllib.request.urlopen("http://127.0.0.1:{port}/usage", timeout=5)
+            except BaseException:
+                pass
+        thread = threading.Thread(target=report)
+        thread.start()
+        thread.join()
+    """))
+    done = run("offline.close()\nimport helpful_dependency, time\ntime.sleep(5)\nprint('went on')", tmp_path)
+    assert done.returncode == 1 and "went on" not in done.stdout and not seen
+    assert "helpful_dependency" in done.stderr and "helpful_dependency.py, line 5" in done.stderr
+
+
+def test_command_is_closed_before_its_imports(tmp_path, listener):
+    port, seen = listener
+    (tmp_path / "torch.py").write_text(f"import socket\nsocket.socket().connect(('127.0.0.1', {port}))\n")
+    done = run("sys.argv = ['safealign', 'prove']\nfrom redlite.cli.safealign import main\nassert 'torch' not in sys.modules and 'requests' not in sys.modules\nsys.exit(main())", tmp_path)
+    assert done.returncode == 1 and not seen, done.stderr
+    assert "torch" in done.stderr or "Permission denied" in done.stderr
+
+
+def test_only_the_endpoint_is_open(listener):
+    port, seen = listener
+    code = f"""
+        offline.close()
+        offline.allow("http://127.0.0.1:{port}/v1")
+        socket.create_connection(("127.0.0.1", {port}), 5).close()
+        print("reached")
+        sys.stdout.flush()
+        socket.create_connection(("127.0.0.1", {port} ^ 1), 5)
+    """
+    done = run(code)
+    assert done.stdout == "reached\n" and done.returncode == 1 and f"127.0.0.1:{port ^ 1}" in done.stderr
+
+
+def test_name_of_the_endpoint_opens_its_addresses(listener):
+    port, _ = listener
+    done = run(f"offline.close()\noffline.allow('http://localhost:{port}/v1')\nsocket.create_connection(('localhost', {port}), 5).close()\nprint('reached')")
+    assert done.stdout == "reached\n", done.stderr
+    done = run(f"offline.close()\noffline.allow('http://localhost:{port}/v1')\nsocket.socket().connect(('127.0.0.1', {port}))")
+    assert done.returncode == 1, "an address that no look-up of the endpoint gave was reached"
+
+
+def test_proxy_of_the_environment_is_open():
+    done = run("offline.close()\noffline.allow('https://api.example/v1')\nprint(sorted(offline._places))", https_proxy="http://user:word@proxy.example:3128")
+    assert done.stdout.strip() == "[('api.example', 443), ('proxy.example', 3128)]"
+    done = run("offline.close()\noffline.allow('https://api.example/v1')\nprint(sorted(offline._places))", https_proxy="proxy.example:3128", no_proxy="api.example")
+    assert done.stdout.strip() == "[('api.example', 443)]"
+
+
+def test_local_sockets_stay_open():
+    done = run("""
+        offline.close()
+        import asyncio, multiprocessing
+        a, b = socket.socketpair()
+        a.send(b"x")
+        asyncio.run(asyncio.sleep(0))
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            print(pool.apply(len, ([1, 2],)), b.recv(1))
+    """)
+    assert done.stdout == "2 b'x'\n", done.stderr
+
+
+def test_closed_for_a_block_only(listener):
+    port, seen = listener
+    done = run(f"with offline.closed():\n    offline.allow('http://127.0.0.1:1')\nprint(offline._places)\nsocket.create_connection(('127.0.0.1', {port}), 5).close()\nprint('open')")
+    assert done.stdout == "set()\nopen\n", done.stderr
+
+
+@pytest.mark.skipif(not SEALABLE, reason="the kernel's refusal is for Linux on x86-64 and arm64")
+def test_kernel_refuses_native_code_and_children():
+    done = run("""
+        import ctypes, errno, os, subprocess
+        if not offline.seal():
+            print("no seccomp here"); sys.exit()
+        libc = ctypes.CDLL(None, use_errno=True)
+        for family in (socket.AF_INET, socket.AF_INET6, 17):
+            assert libc.socket(int(family), 1, 0) == -1 and ctypes.get_errno() == errno.EACCES, family
+        assert libc.syscall(425, 8, 0) == -1 and ctypes.get_errno() == errno.EACCES
+        assert libc.socket(int(socket.AF_UNIX), 1, 0) >= 0
+        child = subprocess.run([sys.executable, "-c", "import socket; socket.socket()"], capture_output=True, text=True)
+        assert "PermissionError" in child.stderr, child.stderr
+        print("sealed")
+    """)
+    if done.stdout == "no seccomp here\n":
+        pytest.skip("this container does not allow seccomp filters")
+    assert done.stdout == "sealed\n", done.stderr
