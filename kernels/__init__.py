@@ -27,7 +27,7 @@ if FORCED not in (None, "reference", "c", "triton"):
 
 # operation → implementation → the module here that defines a function of the operation's name
 MODULES = {
-    "attention": {"reference": "reference", "torch-flash": "attention_cpu"},
+    "attention": {"reference": "reference", "torch-flash": "attention_cpu", "triton": "attention_triton"},
     "cached_attention": {"reference": "reference", "c": "decode_cpu"},
     "token_nll": {"reference": "reference", "c": "token_nll_cpu", "triton": "token_nll_triton"},
     "rms_norm": {"reference": "reference"},

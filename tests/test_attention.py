@@ -2,14 +2,33 @@
 
 A result may be off by twice the error of that same plain formula computed in the inputs' dtype, plus `rounding`.
 """
+import os
+from importlib.util import find_spec
+from types import SimpleNamespace
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
 from torch.utils.checkpoint import checkpoint
 
 from redlite import kernels
 from redlite.kernels import attention_cpu, merge_attention, reference
 
 IMPLEMENTATIONS = {"reference": reference, "torch-flash": attention_cpu}
+if find_spec("triton"):
+    from redlite.kernels import attention_triton
+    IMPLEMENTATIONS["triton"] = SimpleNamespace(attention=lambda *x, **named: on_gpu(*x, **named)) if torch.cuda.is_available() else attention_triton
+
+
+def on_gpu(*tensors, **named):
+    """The Triton attention of CPU tensors, computed on the GPU; results come back, and gradients through the copies."""
+    def moved(x):
+        return x.cuda() if isinstance(x, torch.Tensor) else x
+    return tuple(x.cpu() for x in attention_triton.attention(*map(moved, tensors), **{n: moved(x) for n, x in named.items()}))
+
+
 
 
 def plain(q, k, v, q_lengths, k_lengths, causal=True, window=None, scale=None):
@@ -72,7 +91,11 @@ CASES = {  # name: (query lengths, key lengths or None for the same, H, G, K, ar
     "no sequence": ([], None, 2, 1, 64, {}, 1),
 }
 DTYPES = {"reference": (torch.float32, torch.bfloat16, torch.float16),
-          "torch-flash": (torch.float32, torch.bfloat16, torch.float16)}
+          "torch-flash": (torch.float32, torch.bfloat16, torch.float16),
+          "triton": (torch.float32, torch.float16, *([torch.bfloat16] if torch.cuda.is_available() else []))}  # the interpreter's bfloat16 products are wrong
+
+
+HALF_IN_INTERPRETER = ("smollm2's heads", "head size 80", "head size 128", "window over a cache")  # it is slow: float16 on these only
 
 
 def inputs(case, dtype, seed=0):
@@ -140,6 +163,8 @@ def check(function, case, dtype, device="cpu"):
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_matches_float64(name, case):
     for dtype in DTYPES[name]:
+        if name == "triton" and not torch.cuda.is_available() and dtype == torch.float16 and case not in HALF_IN_INTERPRETER:
+            continue
         check(IMPLEMENTATIONS[name].attention, case, dtype)
 
 
