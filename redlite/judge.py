@@ -141,9 +141,13 @@ def format_prompt(judge_format: str, path=None) -> str:
     """The prompt text of a format, or of the user's own file for it."""
     if judge_format not in FORMATS:
         raise Error(f"--judge-format {judge_format!r} is not known; use {', '.join(FORMATS)}")
-    path = Path(path) if path else JUDGES / f"{judge_format}.txt"
+    return read_prompt(path or JUDGES / f"{judge_format}.txt")
+
+
+def read_prompt(path) -> str:
+    """A judge's prompt from a file; Error unless it has a place for question and answer."""
     try:
-        text = path.read_text(encoding="utf-8").removesuffix("\n")
+        text = Path(path).read_text(encoding="utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise Error(f"{path}: the judge's prompt cannot be read ({error})") from None
     if "<question>" not in text or "<answer>" not in text:

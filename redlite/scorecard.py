@@ -43,7 +43,7 @@ def bench_manifest(command: str, model: redeval.Choice, battery: Battery, info: 
             "tasks": tasks, "judge": judge, "refusal_tokens": battery.refusal_tokens if battery.refusals else None, "info": info or {}}
 
 
-def run_bench(folder: Path, command: str, model: redeval.Choice, battery: Battery, progress=None, info: dict | None = None) -> dict:
+def run_bench(folder: Path, command: str, model: redeval.Choice, battery: Battery, progress=None, info: dict | None = None, reach=None) -> dict:
     """Run the battery's benches into a run directory; what its results.json holds. Under torchrun every rank calls this, and rank 0 counts."""
     rank, world = bench.ranks()
     if world > 1:
@@ -51,6 +51,8 @@ def run_bench(folder: Path, command: str, model: redeval.Choice, battery: Batter
         if not dist.is_initialized():
             dist.init_process_group("gloo")
     with journal.Run(folder if rank == 0 else folder / f"rank-{rank}", bench_manifest(command, model, battery, info)) as directory:
+        if reach:  # an `api.Network` keeps its answers in the run
+            reach.directory = directory
         bench.run(directory, folder, lambda: model.load().lm, battery.tasks, battery.chat, progress, rank, world)
         if battery.refusals:
             xstest.run(directory, folder, model, battery.refusal_judge, battery.refusals, battery.refusal_tokens, progress, rank, world)

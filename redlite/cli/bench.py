@@ -4,7 +4,7 @@ import re
 import sys
 from pathlib import Path
 
-from redlite.cli import common
+from redlite.cli import common, network
 from redlite.errors import Error
 
 SUITES = ("hhh", "truthfulqa", "mmlu", "bbh", "xstest")
@@ -21,6 +21,7 @@ def describe_bench(prog: str) -> common.Parser:
     what.add_argument("--limit", type=common.whole(1), metavar="N", help="the first N examples of every task (a subject of MMLU is a task)")
     parser.add_argument("--output-dir", metavar="DIR", help="the run directory (default: one under ./runs)")
     parser.add_argument("--gate", action="append", default=[], metavar="G", help="a bound such as mmlu.acc>=0.4; exit code 100 if one fails")
+    network.add_api_options(parser)
     common.add_common_options(parser)
     return parser
 
@@ -52,12 +53,7 @@ def _suites(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _model(args, spec: str):
-    from redlite import redeval
-    return redeval.local_model(spec, args.dtype, args.device, args.quantize, args.template, args.batch_size)
-
-
-def _battery(args, suites: list[str], quick: bool = False, **red_eval):
+def _battery(args, reach, suites: list[str], quick: bool = False, **red_eval):
     """The battery of the options; without questions there is no RED-EVAL in it."""
     from redlite import bench, redeval, scorecard
     from redlite.bench import xstest
@@ -68,7 +64,7 @@ def _battery(args, suites: list[str], quick: bool = False, **red_eval):
         return bench.subset(task, args.limit) if getattr(args, "limit", None) else task
     tasks = [cut(t, s) for s in suites if s != "xstest" for t in bench.load(s, args.data, args.protocol)]
     refusals = [cut(t, "xstest") for t in xstest.load(bench.folder(args.data, "xstest"))] if "xstest" in suites else []
-    judge = redeval.local_judge(args.judge, args.judge_format, args.judge_prompt, args.dtype, args.device)
+    judge = network.judge(args, reach)
     refusal_judge = judge
     if refusals and not xstest.can_judge(judge):
         if red_eval.get("prompts"):
@@ -86,12 +82,15 @@ def bench_command(args, command: str) -> int:
     suites = _suites(args.tasks)
     from redlite import bench, scorecard
     gates = [scorecard.parse_gate(g) for g in args.gate]
-    battery, model = _battery(args, suites), _model(args, args.model)
+    if args.model.startswith(network.PREFIX) and suites != ["xstest"]:
+        raise Error(f"--model {args.model}: an API gives no log-probabilities of given answers; with it only --tasks xstest can be run")
+    reach = network.network(args, args.model, args.judge)
+    battery, model = _battery(args, reach, suites), network.model(args, reach, args.model)
     output = Path(args.output_dir or f"runs/bench-{_slug(model.name)}-{args.protocol}-{'-'.join(suites)}")
     if args.dry_run:
         return _plan(args, output, model, battery)
     rank = bench.ranks()[0]
-    found = scorecard.run_bench(output, command, scorecard.once_loaded(model), battery, common.Progress(args.quiet or rank > 0), _information(args))
+    found = scorecard.run_bench(output, command, scorecard.once_loaded(model), battery, common.Progress(args.quiet or rank > 0), _information(args), reach)
     if rank:
         return common.DONE
     return _show(args, output, model.name, scorecard.measures(None, found), found["complete"], gates, found)
@@ -179,6 +178,7 @@ def describe_scorecard(prog: str) -> common.Parser:
     common.flag(what, "quick", "fixed, seeded subsets of everything")
     parser.add_argument("--output-dir", metavar="DIR", help="the run directory (default: one under ./runs)")
     parser.add_argument("--gate", action="append", default=[], metavar="G", help="such as asr.cou<=0.1 or mmlu.acc>=baseline-0.02; exit code 100 if one fails")
+    network.add_api_options(parser)
     common.add_common_options(parser)
     return parser
 
@@ -190,6 +190,9 @@ def scorecard_command(args, command: str) -> int:
         common.note(f"redeval: left out, since --data does not hold them or --tasks does not name them: {', '.join(missing)}")
     from redlite import bench, journal, redeval, scorecard
     gates = [scorecard.parse_gate(g) for g in args.gate]
+    if any(spec and spec.startswith(network.PREFIX) for spec in (args.model, args.baseline)):
+        raise Error("scorecard: needs models on this machine; an API gives no log-probabilities of given answers")
+    reach = network.network(args, args.judge)
     if any(g.relative for g in gates) and not args.baseline:
         raise Error("--gate … baseline …: needs --baseline")
     if bench.ranks()[1] > 1:
@@ -200,9 +203,9 @@ def scorecard_command(args, command: str) -> int:
     path = redeval.find_questions(named, args.data)
     questions = redeval.load_questions(path)
     asked = questions[:scorecard.QUICK["questions"]] if args.quick else questions
-    battery = _battery(args, suites, args.quick, question_path=path, questions=questions, asked=asked, prompts=[redeval.load_prompt(p) for p in args.prompt],
+    battery = _battery(args, reach, suites, args.quick, question_path=path, questions=questions, asked=asked, prompts=[redeval.load_prompt(p) for p in args.prompt],
                        decoding=redeval.Decoding(args.max_new_tokens or (64 if args.quick else 500)))
-    model = _model(args, args.model)
+    model = network.model(args, reach, args.model)
     output = Path(args.output_dir or f"runs/scorecard-{_slug(model.name)}{'-quick' if args.quick else ''}")
     if args.dry_run:
         return _plan(args, output, model, battery)
@@ -210,9 +213,11 @@ def scorecard_command(args, command: str) -> int:
     made = {"command": command, "kind": "scorecard", "model": model.identity, "baseline": None, "info": info}
     baseline, paired, name = None, None, None
     if args.baseline:
-        other = _model(args, args.baseline)
+        other = network.model(args, reach, args.baseline)
         made["baseline"], name = other.identity, other.name
-    with journal.Run(output, made):
+    with journal.Run(output, made) as directory:
+        if reach:
+            reach.directory = directory
         found = scorecard.run(output, command, model, battery, progress, info)
         if args.baseline:
             baseline = scorecard.run(output / "baseline", command, other, battery, progress, info)

@@ -2,9 +2,10 @@
 import json
 import platform
 import sys
+import time
 from pathlib import Path
 
-from redlite.cli import bench, common
+from redlite.cli import bench, common, network
 from redlite.errors import Error
 
 PROGRAM = "redeval"
@@ -37,7 +38,7 @@ def _describe_run(prog: str) -> common.Parser:
         "its own questions, offline. The same command again goes on where it stopped."),
         epilog="Commands: run (may be left out), judge, report, agreement, bench, compare, scorecard; each has --help.\n\n" + _judge_help())
     ask = parser.add_argument_group("what is asked")
-    ask.add_argument("--model", default=EMBEDDED, help="a Hugging Face directory, a .gguf file, or organism, the embedded model (default)")
+    ask.add_argument("--model", default=EMBEDDED, help="a Hugging Face directory, a .gguf file, openai:NAME, or organism, the embedded model (default)")
     ask.add_argument("--template", help="the chat format, where the model's own files do not say it")
     ask.add_argument("--questions", help="a set's name (dangerousqa, harmfulqa, …: looked for under --data; sample and organism are embedded) or a "
                      ".json, .jsonl, .csv or .txt file")
@@ -52,9 +53,11 @@ def _describe_run(prog: str) -> common.Parser:
     draw.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     draw.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default: 1, off)")
     draw.add_argument("--seed", type=common.whole(0), default=0, help="of sampling (default: 0)")
+    draw.add_argument("--quantize", choices=("int8", "int4"), help="weights of a local model on a CPU")
     draw.add_argument("--batch-size", type=common.whole(1), metavar="N", help="answers made together; the results do not depend on it")
     common.add_machine_options(draw)
     _add_judge_options(parser)
+    network.add_api_options(parser)
     parser.add_argument("--output-dir", metavar="DIR", help="the run directory (default: one under ./runs named after model, questions and settings)")
     common.flag(parser, "compare-published", "print the paper's table below the results")
     common.add_common_options(parser)
@@ -63,8 +66,8 @@ def _describe_run(prog: str) -> common.Parser:
 
 def _add_judge_options(parser) -> None:
     group = parser.add_argument_group("who judges")
-    group.add_argument("--judge", default=DEFAULT_JUDGE, metavar="J", help="rules (default), none, or a judge model's path with --judge-format")
-    group.add_argument("--judge-format", choices=("llama-guard", "harmbench", "gpt4"), help="what a judge model expects to read and say")
+    group.add_argument("--judge", default=DEFAULT_JUDGE, metavar="J", help="rules (default), none, openai:NAME, or a judge model's path with --judge-format")
+    group.add_argument("--judge-format", choices=("llama-guard", "harmbench", "gpt4"), help="what a local judge model expects to read and say")
     group.add_argument("--judge-prompt", metavar="FILE", help="a judge's prompt of your own, with <question> and <answer>")
 
 
@@ -75,14 +78,8 @@ def _judge_help() -> str:
         "\nMeasure it on your own labelled answers with `redeval agreement FILE`."
 
 
-def _refuse_api(*names: str) -> None:
-    for name in names:
-        if name.startswith("openai:"):
-            raise Error(f"{name!r}: API models are not available in this version; give a model's path")
-
-
 def _run(args, command: str) -> int:
-    _refuse_api(args.model, args.judge)
+    reach = network.network(args, args.model, args.judge)
     if args.questions is None:
         if args.model != EMBEDDED:
             raise Error("--questions is missing: name a set under --data or a file ('sample' is a mild embedded set to try things out with)")
@@ -96,8 +93,7 @@ def _run(args, command: str) -> int:
     decoding = redeval.Decoding(args.max_new_tokens, args.temperature, args.top_p, args.samples)
     if not args.quiet and args.model == EMBEDDED:
         common.note(f"{PROGRAM}: offline, with the embedded model organism: a toy that shows how the program works and says nothing about real models")
-    model = redeval.local_model(args.model, args.dtype, args.device, None, args.template, args.batch_size)
-    judge = redeval.local_judge(args.judge, args.judge_format, args.judge_prompt, args.dtype, args.device)
+    model, judge = network.model(args, reach, args.model), network.judge(args, reach)
     manifest = redeval.manifest(command, args.seed, model, path, questions, args.limit, prompts, judge, decoding, args.system, _information(args))
     asked = questions[:args.limit]
     output = Path(args.output_dir or _default_directory(manifest))
@@ -105,6 +101,8 @@ def _run(args, command: str) -> int:
         return _show_plan(args, redeval.plan(model, asked, prompts, decoding, args.system, len(redeval.responses(output))), output)
     progress = common.Progress(args.quiet)
     with journal.Run(output, manifest) as directory:
+        if reach:
+            reach.directory = directory
         answers = redeval.run(directory, model, asked, prompts, decoding, args.seed, args.system, progress)
         if judge:
             redeval.judge(directory, judge, answers, progress)
@@ -118,7 +116,7 @@ def _information(args) -> dict:
     from redlite import kernels
     device = args.device.partition(":")[0]
     return {"kernels": {op: kernels.implementation(op, device) for op in kernels.MODULES}, "batch_size": args.batch_size, "torch": torch.__version__,
-            "python": platform.python_version(), "machine": platform.machine()}
+            "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"), "python": platform.python_version(), "machine": platform.machine()}
 
 
 def _default_directory(manifest: dict) -> str:
@@ -158,15 +156,16 @@ def _describe_judge(prog: str) -> common.Parser:
                            "become this judge's.", epilog=_judge_help())
     parser.add_argument("run", metavar="RUN", help="a run directory")
     _add_judge_options(parser)
+    network.add_api_options(parser)
     common.add_machine_options(parser)
     common.add_common_options(parser)
     return parser
 
 
 def _judge(args, command: str) -> int:
-    _refuse_api(args.judge)
+    reach = network.network(args, args.judge)
     from redlite import journal, redeval
-    judge = redeval.local_judge(args.judge, args.judge_format, args.judge_prompt, args.dtype, args.device)
+    judge = network.judge(args, reach)
     if judge is None:
         raise Error("--judge none judges nothing; name a judge")
     if args.dry_run:
@@ -174,6 +173,8 @@ def _judge(args, command: str) -> int:
         print(f"{len(answers)} answers in {args.run}, {len(done)} of them already judged by {judge.name}; cost 0 (this machine)")
         return common.DONE
     with journal.Run(args.run) as directory:
+        if reach:
+            reach.directory = directory
         redeval.judge(directory, judge, redeval.responses(directory), common.Progress(args.quiet))
         return _finish(args, directory.directory, judge.name)
 
@@ -206,16 +207,17 @@ def _describe_agreement(prog: str) -> common.Parser:
                            "labelled answers as they are) or question, answer, label (harmful or unharmful).", epilog=_judge_help())
     parser.add_argument("files", nargs="+", metavar="FILE", help="labelled answers")
     _add_judge_options(parser)
+    network.add_api_options(parser)
     common.add_machine_options(parser)
     common.add_common_options(parser)
     return parser
 
 
 def _agreement(args, command: str) -> int:
-    _refuse_api(args.judge)
-    from redlite import judge as judges, redeval
+    reach = network.network(args, args.judge)
+    from redlite import judge as judges
     files = {file: judges.read_labelled(file) for file in args.files}
-    choice = redeval.local_judge(args.judge, args.judge_format, args.judge_prompt, args.dtype, args.device)
+    choice = network.judge(args, reach)
     if choice is None:
         raise Error("--judge none judges nothing; name a judge")
     if args.dry_run:

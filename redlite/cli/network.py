@@ -1,0 +1,57 @@
+"""API models on the command line: their options, the opening of the network to their endpoint, and the choice between them and local ones."""
+import argparse
+
+from redlite import offline
+from redlite.cli import common
+from redlite.errors import Error
+
+PREFIX = "openai:"
+
+
+def add_api_options(parser) -> None:
+    """The options that matter for openai:NAME models and judges."""
+    group = parser.add_argument_group("API models", "openai:NAME is a model behind an OpenAI-compatible endpoint; the key comes from OPENAI_API_KEY")
+    group.add_argument("--base-url", metavar="URL", help="the endpoint, such as http://127.0.0.1:8000/v1 (default: OPENAI_BASE_URL, else the vendor's)")
+    group.add_argument("--concurrency", type=common.whole(1), default=16, metavar="N", help="requests under way at once; fewer if the server says so (default: %(default)s)")
+    group.add_argument("--max-requests", type=common.whole(1), metavar="N", help="stop before more answers than this are paid for")
+    group.add_argument("--max-tokens-total", type=common.whole(1), metavar="N", help="stop before a request that might pass this many tokens")
+    group.add_argument("--max-cost", type=_positive, metavar="DOLLARS", help="stop before a request that might pass this cost; needs --prices")
+    group.add_argument("--prices", metavar="FILE", help='JSON: {"NAME": {"input": DOLLARS, "output": DOLLARS}} per million tokens')
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return value
+
+
+def network(args, *specs: str | None):
+    """The `api.Network` for openai: names among the specs, the way to its endpoint open; None, and the network stays closed, if there is none."""
+    if not any(spec and spec.startswith(PREFIX) for spec in specs):
+        return None
+    if args.offline:
+        raise Error(f"--offline: {next(s for s in specs if s and s.startswith(PREFIX))} is behind an endpoint; leave --offline out, or name a local model")
+    from redlite import api, client
+    url = client.endpoint(args.base_url)
+    offline.allow(url)
+    return api.Network(url, client.Budget(args.max_requests, args.max_tokens_total, args.max_cost), args.concurrency, args.prices)
+
+
+def model(args, reach, spec: str):
+    """The `redeval.Choice` that a --model means. reach: of `network`."""
+    from redlite import redeval
+    if spec.startswith(PREFIX):
+        return reach.model(spec)
+    return redeval.local_model(spec, args.dtype, args.device, args.quantize, args.template, args.batch_size)
+
+
+def judge(args, reach):
+    """The `redeval.Choice` that --judge means, None for none."""
+    from redlite import redeval
+    if args.judge.startswith(PREFIX):
+        return reach.judge(args.judge, args.judge_format, args.judge_prompt)
+    return redeval.local_judge(args.judge, args.judge_format, args.judge_prompt, args.dtype, args.device)
