@@ -1,0 +1,154 @@
+"""python -m redlite.cli.perf: times redlite and, where they are installed beside it, its peers, in turns in one process.
+
+Ratios stand beside the machine's ceilings, measured in the same run; the last line is the result as JSON.
+"""
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+from redlite.cli import common
+from redlite.errors import Error
+
+CPU_PIECES = ("ceilings", "token-nll", "attention", "decode")
+
+
+def describe() -> common.Parser:
+    parser = common.Parser(prog="python -m redlite.cli.perf", description=__doc__)
+    parser.add_argument("piece", choices=("cpu", "gpu", *CPU_PIECES), help="cpu: all of its pieces; gpu: the kernels' tests on the GPU, then their times")
+    parser.add_argument("--model", metavar="PATH", help="for decode: a model; a GGUF file is run by llama.cpp too")
+    parser.add_argument("--threads", type=common.whole(1), default=2, help="(default: %(default)s)")
+    parser.add_argument("--rounds", type=common.whole(1), default=5, help="turns of each side (default: %(default)s)")
+    parser.add_argument("--tokens", type=common.whole(2), default=64, help="that decode generates (default: %(default)s)")
+    parser.add_argument("--save", metavar="FILE", help="write the figures, with the machine in words, as JSON")
+    return parser
+
+
+def in_turns(rounds: int, sides: dict[str, Callable[[], object]], wait: Callable[[], object] = lambda: None) -> dict[str, float]:
+    """Median seconds of each side, over `rounds` turns after one that warms up. wait: returns when the device is done."""
+    seconds = {name: [] for name in sides}
+    for _ in range(rounds + 1):
+        for name, body in sides.items():
+            wait()
+            start = time.perf_counter()
+            body()
+            wait()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
+
+
+def ceilings(rounds: int, device: str = "cpu") -> dict:
+    """Bytes/s of a large copy (read and written bytes) and float32 (GPU: bfloat16) operations/s of a large product."""
+    import torch
+    size, dtype, wait = (2048, torch.float32, lambda: None) if device == "cpu" else (8192, torch.bfloat16, torch.cuda.synchronize)
+    source = torch.ones(64 << 20, device=device)
+    target, a = torch.empty_like(source), torch.ones(size, size, dtype=dtype, device=device)
+    took = in_turns(rounds, {"copy": lambda: target.copy_(source), "product": lambda: a @ a}, wait)
+    found = {"copy_bytes_per_s": 2 * source.nbytes / took["copy"], "matrix_flops_per_s": 2 * size ** 3 / took["product"]}
+    print(f"ceilings: copy {found['copy_bytes_per_s'] / 1e9:.1f} GB/s, {str(dtype)[6:]} product {found['matrix_flops_per_s'] / 1e9:.0f} GFLOP/s")
+    return found
+
+
+def attention(rounds: int, device: str = "cpu") -> dict:
+    """Causal attention of one sequence, forward and backward, against torch's scaled_dot_product_attention."""
+    import torch
+    from redlite import kernels
+    (T, H, K), dtype, wait = ((1024, 9, 64), torch.float32, lambda: None) if device == "cpu" else ((4096, 32, 128), torch.bfloat16, torch.cuda.synchronize)
+    q, k, v, d = (torch.randn(T, H, K, dtype=dtype, device=device) for _ in range(4))
+    for x in (q, k, v):
+        x.requires_grad_()
+    offsets = torch.tensor([0, T], dtype=torch.int32, device=device)
+
+    def ours():
+        return kernels.attention(q, k, v, offsets)[0]
+
+    def torchs():
+        return torch.nn.functional.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in (q, k, v)), is_causal=True)[0].transpose(0, 1)
+
+    forward = in_turns(rounds, {"redlite": ours, "torch": torchs}, wait)
+    results = ours(), torchs()
+    back = in_turns(rounds, {name: lambda out=out: torch.autograd.grad(out, (q, k, v), d, retain_graph=True)
+                             for name, out in zip(("redlite", "torch"), results)}, wait)
+    used = kernels.implementation("attention", device)
+    print(f"attention ({used}), {T} tokens x {H} x {K} {str(dtype)[6:]}, speed over torch's: "
+          f"forward {forward['torch'] / forward['redlite']:.2f}, backward {back['torch'] / back['redlite']:.2f}")
+    return {"implementation": used, "forward_seconds": forward, "backward_seconds": back}
+
+
+def decode(path: str | None, tokens: int, threads: int, rounds: int) -> dict:
+    """Tokens/s of greedy generation at batch 1 and 32, from a prompt of 8 tokens; llama.cpp beside at batch 1 for a GGUF file."""
+    if not path:
+        raise Error("decode needs a model; give --model PATH")
+    from redlite.engine import Engine, Request
+    from redlite.lm import LM
+    lm = LM.load(path)
+    prompt = lm.tokenizer.encode("The history of the city begins with a river.")[:8]
+    engine = Engine(lm.model)
+    sides = {f"batch {n}": lambda n=n: list(engine.run([Request(prompt, tokens) for _ in range(n)])) for n in (1, 32)}
+    peer = "no GGUF file" if not path.endswith(".gguf") else "" if find_spec("llama_cpp") else "llama-cpp-python is not installed"
+    if peer:
+        print(f"decode: llama.cpp is not compared ({peer})")
+    else:
+        from llama_cpp import Llama
+        llama = Llama(path, n_ctx=len(prompt) + tokens, n_threads=threads, n_threads_batch=threads, verbose=False)
+
+        def theirs():
+            llama.reset()
+            generated = llama.generate(prompt, temp=0.0)
+            for _ in range(tokens):
+                next(generated)
+        sides["llama.cpp"] = theirs
+    took = in_turns(rounds, sides)
+    speed = {name: tokens * (32 if name == "batch 32" else 1) / s for name, s in took.items()}
+    print("decode, prompt included, tokens/s: " + ", ".join(f"{name} {s:.1f}" for name, s in speed.items())
+          + (f"; batch 1 over llama.cpp {speed['batch 1'] / speed['llama.cpp']:.2f}" if not peer else ""))
+    return {"tokens_per_s": speed, "peer": peer or "llama.cpp"}
+
+
+def gpu_tests() -> None:
+    """The kernels' tests on the GPU. Raises Error where they fail."""
+    root = Path(__file__).parents[2]
+    tests = [str(root / "tests" / name) for name in ("test_token_nll.py", "test_attention.py")]
+    missing = [t for t in tests if not Path(t).exists()]
+    if missing:
+        raise Error(f"{missing[0]} is not there; run from a source checkout, which has the kernels' tests")
+    code = subprocess.run([sys.executable, "-m", "pytest", "-q", *tests], env={**os.environ, "REDLITE_KERNELS": "triton"}).returncode
+    if code:
+        raise Error(f"the kernels' tests fail on this GPU (pytest exit {code}); no times are taken of wrong kernels")
+
+
+def body(arguments: list[str]) -> int:
+    args = describe().parse_args(arguments)
+    import torch
+    torch.set_num_threads(args.threads)
+    found = {"machine": f"{platform.machine()}, {os.cpu_count()} processors, {args.threads} threads, torch {torch.__version__}"}
+    if args.piece == "gpu":
+        if not torch.cuda.is_available():
+            raise Error("there is no CUDA GPU here; run this on a machine that has one, or `cpu`")
+        gpu_tests()
+        found["machine"] += f", {torch.cuda.get_device_name()}"
+        found |= {"ceilings": ceilings(args.rounds, "cuda"), "attention": attention(args.rounds, "cuda")}
+    pieces = {"cpu": CPU_PIECES, "gpu": ()}.get(args.piece, ("ceilings", *(() if args.piece == "ceilings" else (args.piece,))))
+    for piece in pieces:
+        if piece == "token-nll":
+            from redlite import perf_token_nll
+            found[piece] = perf_token_nll.run(args.rounds, args.threads)
+        elif piece == "decode":
+            found[piece] = decode(args.model, args.tokens, args.threads, args.rounds)
+        else:
+            found[piece] = {"ceilings": ceilings, "attention": attention}[piece](args.rounds)
+    if args.save:
+        Path(args.save).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.save).write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found))
+    return common.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(common.guarded("perf", body))
