@@ -52,8 +52,12 @@ def _logits(h_SD: Tensor, weight_VD: Tensor, C: int) -> Iterator[tuple[int, Tens
 
 
 def _pass(function, logits_SC: Tensor, first: int, targets_S: Tensor, *row_values: Tensor) -> None:
-    """Run a pass of token_nll.c over a tile; row_values: its three contiguous float32 [S] arguments."""
-    function(logits_SC.data_ptr(), *logits_SC.shape, first, targets_S.data_ptr(), *(x.data_ptr() for x in row_values), portable, torch.get_num_threads())
+    """Run a pass of token_nll.c over a tile; row_values: its three contiguous float32 [S] arguments.
+
+    Half the threads: those of torch's product before it still spin for a while, and to share a core with them costs more than it gains.
+    """
+    threads = max(1, torch.get_num_threads() // 2)
+    function(logits_SC.data_ptr(), *logits_SC.shape, first, targets_S.data_ptr(), *(x.data_ptr() for x in row_values), portable, threads)
 
 
 class _TokenNLL(torch.autograd.Function):

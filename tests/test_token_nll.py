@@ -143,6 +143,22 @@ def test_logits_of_ten_thousand(implementation, dtype):
         assert distance(x, z) <= unit * float(z.norm())
 
 
+def test_probabilities_next_to_one(implementation):
+    """Targets with 1 − p from 1e-3 to 1e-12: the NLL and the gradient keep their digits, where p − 1 has none left in float32.
+
+    The reference and F.cross_entropy lose them; so does any form that subtracts from a sum over all entries.
+    """
+    if implementation.name == "reference":
+        pytest.skip("the definition forms p − 1")
+    x, coefficient = torch.tensor([7.0, 14.0, 21.0, 28.0]), torch.tensor([1.0, -2.0, 3.0, -4.0])
+    weight = torch.tensor([[1.0], [0.0], [0.0], [0.0]])  # the target's logit is x, the others' are 0
+    nll, d_hidden, _ = run(implementation.token_nll, x[:, None], weight, torch.zeros(4, dtype=torch.int64), coefficient, device=implementation.device)
+    others = 3 * torch.exp(-x.double())
+    assert others[3] < 3e-12
+    assert torch.allclose(nll, torch.log1p(others), rtol=5e-6, atol=0)
+    assert torch.allclose(d_hidden[:, 0], -coefficient.double() * others / (1 + others), rtol=5e-6, atol=0)
+
+
 def test_small_coefficients_in_float16(implementation):
     """1e-6 · p lies below float16's smallest number, 6e-8, for most p: it must not be rounded before the sum over rows."""
     g = torch.Generator().manual_seed(0)
