@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from redlite import __version__, offline
-from redlite.errors import Error
+from redlite.errors import Error, Incomplete
 
 DONE, FAILED, USAGE, GATE, INTERRUPTED = 0, 1, 2, 100, 130
 
@@ -151,7 +151,7 @@ def _guarded(program: str, body: Callable[[list[str]], int], arguments: list[str
         return code
     except Error as error:
         print(f"{program}: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return USAGE
+        return FAILED if isinstance(error, Incomplete) else USAGE
     except KeyboardInterrupt:
         print(("\n" if sys.stderr.isatty() else "") + f"{program}: interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr)
         return INTERRUPTED
