@@ -28,7 +28,7 @@ if FORCED not in (None, "reference", "c", "triton"):
 # operation → implementation → the module here that defines a function of the operation's name
 MODULES = {
     "attention": {"reference": "reference", "torch-flash": "attention_cpu", "triton": "attention_triton"},
-    "cached_attention": {"reference": "reference", "c": "decode_cpu"},
+    "cached_attention": {"reference": "reference", "c": "decode_cpu", "triton": "decode_triton"},
     "token_nll": {"reference": "reference", "c": "token_nll_cpu", "triton": "token_nll_triton"},
     "rms_norm": {"reference": "reference"},
     "rotary": {"reference": "reference"},
@@ -85,7 +85,9 @@ def cached_attention(q, k, v, keys, values, places, prefix=None, *, window=None,
 
     prefix: what `shared_prefix` made. The C implementation serves float32 only.
     """
-    function = _choose("cached_attention", q.device.type)[0] if q.dtype == torch.float32 else reference.cached_attention
+    function, name, _ = _choose("cached_attention", q.device.type)
+    if name == "c" and q.dtype != torch.float32:
+        function = reference.cached_attention
     return function(q, k, v, keys, values, places, prefix, window=window, scale=scale)
 
 
