@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from redlite import client, journal, judge as judges
-from redlite.client import Ask, Client
-from redlite.errors import Error
+from redlite.client import Call, Client
+from redlite.errors import Error, Incomplete
 from redlite.redeval import Choice, Decoding, Reply
 
 PREFIX = "openai:"
@@ -36,13 +36,13 @@ class ApiAnswerer:
         """Yield (index, Reply) as each conversation is answered."""
         parameters = {"max_tokens": decoding.max_new_tokens, "temperature": decoding.temperature, "top_p": decoding.top_p, **({"stop": list(stop)[:4]} if stop else {})}
         seen: dict[str, int] = {}
-        asks = []
+        calls = []
         for messages in conversations:
             key = journal.sha256_json(messages)
-            asks.append(Ask(messages, parameters, seen.get(key, 0)))
+            calls.append(Call(messages, parameters, seen.get(key, 0)))
             seen[key] = seen.get(key, 0) + 1
-        for i, a in self.client.complete(asks):
-            yield i, Reply("" if a.finish == "error" else a.text, a.finish, a.prompt_tokens, a.completion_tokens, a.seconds)
+        for i, a in self.client.ask(calls):
+            yield i, Reply(a.text, a.finish, a.prompt_tokens or 0, a.completion_tokens or 0, a.seconds)
 
 
 class ApiJudge:
@@ -66,11 +66,11 @@ class ApiJudge:
         for attempt in range(TRIES):
             todo, raw = list(left), {}
             parameters = {"max_tokens": JUDGE_TOKENS, "temperature": 0.0 if attempt == 0 else 1.0}
-            for place, reply in self.client.complete([Ask(left[i], parameters, attempt) for i in todo]):
+            for place, reply in self.client.ask([Call(left[i], parameters, attempt) for i in todo]):
                 i, verdict = todo[place], read_verdict(reply.text)
                 raw[i] = reply.text if reply.finish != "refused_by_api" else "the API refused to judge"
                 if reply.finish == "error":
-                    raise Error(f"judge {self.name}: {reply.text}; what is judged is kept, run the same command again")
+                    raise Incomplete(f"judge {self.name}: {reply.detail}; what is judged is kept, run the same command again")
                 if verdict:
                     del left[i]
                     yield i, verdict, reply.text
@@ -93,28 +93,32 @@ def disarm(text: str) -> str:
 
 @dataclass
 class Network:
-    """What commands say about API models, and the clients made by it: one a model, its answers in `directory` once that is set."""
+    """What commands say about API models, and the clients made by it, one a model; `run`, whose journal keeps the answers, is set once it is open."""
     base_url: str | None = None
-    budget: client.Budget = field(default_factory=client.Budget)
+    requests: int | None = None
+    tokens: int | None = None
+    cost: float | None = None
+    price_file: str | None = None
     concurrency: int = 16
-    prices: str | None = None
-    directory: journal.Run | None = None
+    run: journal.Run | None = None
     _made: dict = field(default_factory=dict)
 
+    def endpoint(self, name: str) -> client.Endpoint:
+        """Where a model is served. Raises Error for a base URL that is none."""
+        return client.Endpoint(name, self.base_url or client.VENDOR)
+
     def client(self, name: str) -> Client:
-        """The client of a model. All share the budget."""
+        """The client of a model."""
         if name not in self._made:
-            if self.prices:
-                self.budget.prices = client.read_prices(self.prices, name)
-            elif self.budget.cost is not None:
-                raise Error("--max-cost: needs --prices FILE")
-            self._made[name] = Client(name, self.base_url, self.directory, self.budget, self.concurrency)
+            prices = client.prices(self.price_file, name) if self.price_file else None
+            self._made[name] = Client(self.endpoint(name), self.run, self.concurrency, client.Limits(self.requests, self.tokens, self.cost, prices))
         return self._made[name]
 
     def model(self, spec: str) -> Choice:
         """"openai:NAME" as a `redeval.Choice`."""
         name = model_name(spec)
-        return Choice(spec, {"name": spec, "endpoint": client.endpoint(self.base_url)}, lambda: ApiAnswerer(self.client(name)), count=client.prompt_bound)
+        return Choice(spec, {"name": spec, "endpoint": self.endpoint(name).base_url}, lambda: ApiAnswerer(self.client(name)),
+                      count=lambda messages: client.tokens_at_most(Call(messages))[0])
 
     def judge(self, spec: str, judge_format: str | None = None, prompt_path=None) -> Choice:
         """"openai:NAME" as a judge: of harm, or with judge_format "refusal" of refusals; its prompt is data/judges/api.txt or refusal.txt, or the user's own."""
@@ -122,9 +126,12 @@ class Network:
             raise Error(f"--judge {spec} takes no --judge-format {judge_format}; leave it out, or use refusal")
         name = model_name(spec)
         prompt = judges.read_prompt(prompt_path or judges.JUDGES / f"{judge_format or 'api'}.txt")
-        identity = {"format": judge_format or "api", "prompt": journal.sha256_json(prompt), "endpoint": client.endpoint(self.base_url)}
+        identity = {"format": judge_format or "api", "prompt": journal.sha256_json(prompt), "endpoint": self.endpoint(name).base_url}
         return Choice(spec, identity, lambda: ApiJudge(self.client(name), prompt, spec))
 
-    def cost(self, name: str, prompt_tokens: int, new_tokens: int) -> float | None:
+    def bound(self, name: str, prompt_tokens: int, new_tokens: int) -> float | None:
         """Dollars at most; None without a price file."""
-        return client.Budget(prices=client.read_prices(self.prices, name)).price(prompt_tokens, new_tokens) if self.prices else None
+        if not self.price_file:
+            return None
+        prompt, completion = client.prices(self.price_file, name)
+        return (prompt_tokens * prompt + new_tokens * completion) / 1e6

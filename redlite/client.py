@@ -1,390 +1,431 @@
-"""Chat completions from any OpenAI-compatible endpoint, over plain `requests`: the only module that opens a connection.
+"""Chat completions from any OpenAI-compatible endpoint, over requests. The only file of redlite that opens a connection.
 
-Every answer is journalled before anyone sees it, under a key of endpoint, model, messages, parameters and sample number,
-so nothing is asked, or paid for, a second time: not after a kill, not by another run in the same directory. The key is also
-sent as Idempotency-Key, for servers that remember. Requests run on threads whose number follows the server's limits.
+Every answer is in the journal, flushed, before anything else happens with it, under a key made of endpoint, model,
+messages, parameters and sample number; what the journal holds is never asked for again. The key also travels as
+Idempotency-Key. An endpoint that honours that header never makes (or bills) the same answer twice; with one that does
+not, an answer that was made and then lost on its way (a cut connection, a kill) is made again, and no client can help it.
 
-The API key comes from the environment, goes to the endpoint's host only (redirects are refused), and is cut out of
-everything that is written or shown.
+Retried: 408, 409, 429, 5xx, time-outs, broken connections, bodies that are cut off or no valid completion. Not retried:
+every other status. A refusal by the provider's content filter is an answer, "refused_by_api". Redirects are never
+followed, so the API key goes to the endpoint's host alone (or through the proxy of the environment, as requests does).
 """
-import email.utils
 import json
 import os
 import queue
-import random
-import re
 import threading
 import time
+import urllib.parse
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 import requests
 
-from redlite import journal
-from redlite.errors import Error
+from redlite import __version__, pacing
+from redlite.errors import Error, Incomplete
+from redlite.journal import Run, read_json, sha256_json
 
-FILE = "api.jsonl"
 VENDOR = "https://api.openai.com/v1"
-KEY_VARIABLE = "OPENAI_API_KEY"
-RETRIED = {408, 409, 429}      # and every 5xx
-FATAL = {401, 403, 404}        # would be the same for every request
-LONGEST_WAIT = 120.0           # seconds that one Retry-After or back-off may ask for
-LARGEST_BODY = 32 << 20        # bytes
+JOURNAL = "api.jsonl"
+RETRIED = {408, 409, 429}
+LARGEST_BODY = 64 << 20
+# What providers say when their filter refuses, in code, type or innererror.code; their messages are not looked at.
+FILTERED = {"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation", "moderation_blocked", "data_inspection_failed"}
 
 
 @dataclass(frozen=True)
-class Ask:
-    """One request. parameters: of the protocol (max_tokens, temperature, …); sample: the number among equal requests."""
+class Call:
+    """One completion to ask for. `parameters`: temperature, top_p, max_tokens, seed, stop; `sample` tells apart repeated draws of the same."""
     messages: list[dict]
-    parameters: dict
+    parameters: dict = field(default_factory=dict)
     sample: int = 0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """finish: "stop", "length", "refused_by_api" (a content filter), or "error" (text then says what; never journalled)."""
+    """finish: "stop", "length", "refused_by_api" or "error"; detail: why, or what came instead of text; tokens None where the endpoint does not say."""
     text: str
     finish: str
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
     seconds: float
+    detail: str = ""
 
 
-class BudgetSpent(Error):
-    """The next request might pass the budget."""
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a model is served. The API key is no part of it and never shown."""
+    model: str
+    base_url: str = VENDOR
+
+    def __post_init__(self):
+        try:
+            parts = urllib.parse.urlsplit(self.base_url)
+            fine = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+        except ValueError:
+            fine = False
+        if not fine:
+            raise Error(f"--base-url {self.base_url[:80]!r}: is no address such as https://host/v1")
+        if parts.username is not None or parts.fragment or any(not q.startswith("api-version=") for q in filter(None, parts.query.split("&"))):
+            raise Error("--base-url: must hold no user, password, key or fragment; the key comes from the environment variable OPENAI_API_KEY")
+        if not self.model:
+            raise Error("openai: needs a model's name behind it")
+
+    @property
+    def url(self) -> str:
+        parts = urllib.parse.urlsplit(self.base_url)
+        return urllib.parse.urlunsplit(parts._replace(path=parts.path.rstrip("/") + "/chat/completions"))
 
 
 @dataclass
-class Budget:
-    """What may be spent in a run directory, all runs together; None: no bound. prices: dollars per million tokens, {"input", "output"}."""
+class Limits:
+    """What may be spent in all runs that share the journal; None is no limit. prices: dollars a million tokens, (prompt, completion)."""
     requests: int | None = None
     tokens: int | None = None
     cost: float | None = None
-    prices: dict | None = None
-    spent_requests: int = 0
-    spent_tokens: int = 0
-    spent_cost: float = 0.0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    prices: tuple[float, float] | None = None
 
-    def price(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Dollars."""
-        return (prompt_tokens * self.prices["input"] + completion_tokens * self.prices["output"]) / 1e6 if self.prices else 0.0
-
-    def reserve(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Set aside the most that a request may take. Raises BudgetSpent if that would pass a bound."""
-        with self._lock:
-            tokens, cost = prompt_tokens + completion_tokens, self.price(prompt_tokens, completion_tokens)
-            for name, bound, would in (("--max-requests", self.requests, self.spent_requests + 1), ("--max-tokens-total", self.tokens, self.spent_tokens + tokens),
-                                       ("--max-cost", self.cost, self.spent_cost + cost)):
-                if bound is not None and would > bound:
-                    raise BudgetSpent(f"{name} {bound:g} might be passed by the next request; what is answered is kept, raise the bound to go on")
-            self.spent_requests, self.spent_tokens, self.spent_cost = self.spent_requests + 1, self.spent_tokens + tokens, self.spent_cost + cost
-
-    def settle(self, reserved: tuple[int, int], used: tuple[int, int] | None) -> None:
-        """Replace what was set aside by what was used; None: the request came to nothing."""
-        with self._lock:
-            now = used or (0, 0)
-            self.spent_requests -= used is None
-            self.spent_tokens += sum(now) - sum(reserved)
-            self.spent_cost += self.price(*now) - self.price(*reserved)
+    def __post_init__(self):
+        if self.cost is not None and self.prices is None:
+            raise Error("--max-cost needs --price-file")
 
 
-class Gate:
-    """How many requests may be under way: halved by a 429, grown again answer by answer; and not before a time the server named."""
-
-    def __init__(self, most: int):
-        self.most, self.limit, self.under_way, self.not_before = most, float(most), 0, 0.0
-        self.changed = threading.Condition()
-
-    def __enter__(self) -> None:
-        with self.changed:
-            while True:
-                wait = self.not_before - time.monotonic()
-                if wait <= 0 and self.under_way < max(1, int(self.limit)):
-                    self.under_way += 1
-                    return
-                self.changed.wait(wait if wait > 0 else None)
-
-    def __exit__(self, *exception) -> None:
-        with self.changed:
-            self.under_way -= 1
-            self.changed.notify_all()
-
-    def slow_down(self, wait: float) -> None:
-        """The server said that it is too much."""
-        with self.changed:
-            self.limit = max(1.0, min(self.limit, self.under_way) / 2)
-            self.not_before = max(self.not_before, time.monotonic() + wait)
-            self.changed.notify_all()
-
-    def hold(self, wait: float) -> None:
-        """The server's window is used up for so many seconds."""
-        with self.changed:
-            self.not_before = max(self.not_before, time.monotonic() + wait)
-
-    def speed_up(self) -> None:
-        with self.changed:
-            self.limit = min(float(self.most), self.limit + 1 / self.limit)
-            self.changed.notify()
+def prices(path, model: str) -> tuple[float, float]:
+    """A model's prices from a JSON file {"MODEL": {"prompt": dollars a million tokens, "completion": …}}."""
+    entry = read_json(path)
+    entry = entry.get(model) if isinstance(entry, dict) else None
+    values = [entry.get(k) for k in ("prompt", "completion")] if isinstance(entry, dict) else [None]
+    if any(isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 <= v < float("inf") for v in values):
+        raise Error(f"{path}: needs {{{json.dumps(model)}: {{\"prompt\": …, \"completion\": …}}}} with dollars a million tokens")
+    return tuple(values)
 
 
-class _Bearer(requests.auth.AuthBase):
-    """The key, for the endpoint's host alone; given as `auth`, so that no .netrc can put another in its place."""
-
-    def __init__(self, key: str, host: str):
-        self.key, self.host = key, host
-
-    def __call__(self, request):
-        if self.key and urlsplit(request.url).hostname == self.host:
-            request.headers["Authorization"] = f"Bearer {self.key}"
-        return request
+def tokens_at_most(call: Call) -> tuple[int, int | None]:
+    """(prompt, completion) tokens that a call can cost: a token is a byte at least, and a message has a few of its own."""
+    prompt = sum(len(m["content"].encode("utf-8", "surrogatepass")) + 16 for m in call.messages) + 16
+    return prompt, call.parameters.get("max_tokens")
 
 
-class Again(Exception):
-    """This attempt came to nothing, and another may do better: why, how long the server asks to wait (None: it did not say), and whether it was too much."""
+class _Retry(Exception):
+    """An attempt that may be made again; wait: seconds the server asks for; limited: too many requests."""
 
-    def __init__(self, why: str, wait: float | None = None, too_much: bool = False):
-        super().__init__(why)
-        self.wait, self.too_much = wait, too_much
-
-
-def endpoint(base_url: str | None) -> str:
-    """The base URL, checked. Raises Error."""
-    url = (base_url or os.environ.get("OPENAI_BASE_URL") or VENDOR).rstrip("/")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query or parts.fragment:
-        raise Error(f"--base-url {url}: must be http(s)://host[:port]/path, without user name, query or fragment")
-    return url
+    def __init__(self, reason: str, wait: float | None = None, limited: bool = False):
+        super().__init__(reason)
+        self.wait, self.limited = wait, limited
 
 
 class Client:
-    """Asks one model at one endpoint.
+    """Asks one endpoint. Safe against kills at any moment: make another on the same run directory and ask again.
 
-    directory    a `journal.Run` that holds the answers; None keeps them for this process only
-    concurrency  the most requests under way at once
-    tries        attempts at one request before it counts as an error
+    run          the run directory whose journal keeps the answers
+    concurrency  requests at once, at most
+    tries        attempts a request, before it is given up as "error"
+    timeouts     (connect, read) seconds; reading also ends after twice the second in all
     """
 
-    def __init__(self, model: str, base_url: str | None = None, directory: journal.Run | None = None, budget: Budget | None = None, concurrency: int = 16,
-                 tries: int = 8, connect_timeout: float = 10.0, read_timeout: float = 180.0, first_wait: float = 0.5):
-        self.model, self.url, self.directory, self.budget = model, endpoint(base_url), directory, budget or Budget()
-        self.tries, self.timeout, self.first_wait, self.concurrency = tries, (connect_timeout, read_timeout), first_wait, concurrency
-        self._key = os.environ.get(KEY_VARIABLE, "").strip()
-        if not self._key.isprintable() or not self._key.isascii():
-            raise Error(f"{KEY_VARIABLE}: holds characters that no key has; set it again")
-        self._auth, self._gate, self._lock, self._local = _Bearer(self._key, urlsplit(self.url).hostname), Gate(concurrency), threading.Lock(), threading.local()
-        self._stop = threading.Event()
-        self.answers: dict[str, Answer] = {}
-        for record in directory.read(FILE) if directory else ():
-            if not isinstance(record.get("key"), str) or not isinstance(record.get("text"), str):
-                raise Error(f"{directory.directory / FILE}: a line has no key or text; restore it or delete it")
-            self.answers[record["key"]] = Answer(record["text"], record["finish"], record["prompt_tokens"], record["completion_tokens"], record["seconds"])
-            if record["endpoint"] == self.url and record["model"] == model:
-                self.budget.spent_requests += 1
-                self.budget.spent_tokens += record["prompt_tokens"] + record["completion_tokens"]
-                self.budget.spent_cost += self.budget.price(record["prompt_tokens"], record["completion_tokens"])
+    def __init__(self, endpoint: Endpoint, run: Run, concurrency: int = 16, limits: Limits | None = None, tries: int = 8,
+                 timeouts: tuple[float, float] = (10.0, 300.0), first_delay: float = pacing.FIRST_DELAY, longest_wait: float = 900.0):
+        self.endpoint, self.run, self.limits, self.tries = endpoint, run, limits or Limits(), tries
+        self.timeouts, self.first_delay, self.longest_wait = timeouts, first_delay, longest_wait
+        self.pace, self.retries = pacing.Pace(concurrency), Counter()
+        self._secrets = _secrets()
+        self._concurrency, self._lock, self._halt, self._successes, self._closed = concurrency, threading.Lock(), None, 0, False
+        self._prepare()
+        self._answers: dict[str, Answer] = {}
+        self.spent = Counter()     # requests, prompt, completion; of all runs on this journal
+        self._open: dict[str, tuple[int, int]] = {}
+        for record in run.read(JOURNAL):
+            self._remember(record)
+        for prompt, completion in self._open.values():  # sent by a process that was killed: they may have been paid for
+            self.spent.update(prompt=prompt, completion=completion)
+        self._open.clear()
 
-    def redact(self, text: str) -> str:
-        """The text without the key."""
-        return text.replace(self._key, "[key]") if self._key else text
+    def _prepare(self) -> None:
+        key = os.environ.get("OPENAI_API_KEY", "").strip()
+        if not key and self.endpoint.base_url.rstrip("/") == VENDOR:
+            raise Error(f"the environment variable OPENAI_API_KEY is not set; {VENDOR} needs it")
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise Error("the environment variable OPENAI_API_KEY holds characters that no key has")
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": f"redlite/{__version__}"}
+        self._prepared = requests.Request("POST", self.endpoint.url, headers=headers).prepare()  # no session, so nothing from .netrc
+        if key:
+            self._prepared.headers["Authorization"] = f"Bearer {key}"
+        session = requests.Session()
+        self._settings = {k: v for k, v in session.merge_environment_settings(self._prepared.url, {}, None, None, None).items() if k in ("proxies", "verify", "cert")}
+        self._adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=self._concurrency, max_retries=0)
 
-    def key(self, ask: Ask) -> str:
-        """What an answer is kept under."""
-        return journal.sha256_json([self.url, self.model, ask.messages, ask.parameters, ask.sample])
+    # The journal
 
-    def complete(self, asks: list[Ask]) -> Iterator[tuple[int, Answer]]:
-        """Yield (index, Answer) as each comes, those already in the journal first; equal asks are sent once.
+    def _remember(self, record: dict) -> None:
+        key = record.get("key")
+        if "sent" in record:
+            self.spent["requests"] += 1
+            if key in self._open:
+                self.spent.update(prompt=self._open[key][0], completion=self._open[key][1])
+            self._open[key] = tuple(record["sent"])
+        elif "unpaid" in record:
+            self._open.pop(key, None)
+        else:
+            bound = self._open.pop(key, (0, 0))
+            answer = Answer(**{name: record[name] for name in ("text", "finish", "prompt_tokens", "completion_tokens", "seconds", "detail")})
+            self.spent.update(prompt=bound[0] if answer.prompt_tokens is None else answer.prompt_tokens,
+                              completion=bound[1] if answer.completion_tokens is None else answer.completion_tokens)
+            self._answers[key] = answer
 
-        Raises Error for what would fail for every request (a wrong key, an unknown model, a redirect) and BudgetSpent.
+    def _note(self, record: dict) -> None:
+        """Write a record and count it. Under the lock."""
+        if self._closed:  # a straggler, after its caller went away and with it the run directory
+            return
+        self.run.append(JOURNAL, record)
+        self._remember(record)
+
+    def key(self, call: Call) -> str:
+        """What identifies a call in the journal."""
+        return sha256_json([self.endpoint.base_url, self.endpoint.model, call.messages, call.parameters, call.sample])
+
+    @property
+    def cost(self) -> float | None:
+        """Dollars spent, by the price file."""
+        return None if self.limits.prices is None else sum(self.spent[k] * p for k, p in zip(("prompt", "completion"), self.limits.prices)) / 1e6
+
+    def _reserve(self, key: str, call: Call) -> None:
+        """Write down that a request goes out; raises Incomplete where it could pass a limit. Under the lock."""
+        prompt, completion = tokens_at_most(call)
+        limits = self.limits
+        if completion is None and (limits.tokens is not None or limits.cost is not None):
+            raise Error("a budget of tokens or cost needs a bound on the answer's tokens (max_tokens)")
+        held = [sum(v[i] for v in self._open.values()) for i in (0, 1)]
+        total = self.spent["prompt"] + held[0] + prompt, self.spent["completion"] + held[1] + (completion or 0)
+        passed = None
+        if limits.requests is not None and self.spent["requests"] + 1 > limits.requests:
+            passed = f"--max-requests {limits.requests}"
+        elif limits.tokens is not None and sum(total) > limits.tokens:
+            passed = f"--max-tokens-total {limits.tokens}"
+        elif limits.cost is not None and sum(t * p for t, p in zip(total, limits.prices)) / 1e6 > limits.cost:
+            passed = f"--max-cost {limits.cost:g}"
+        if passed:
+            raise Incomplete(f"{passed} could be passed by the next request; what is finished is kept: the same command with a higher limit goes on")
+        self._note({"key": key, "sent": [prompt, completion or 0]})
+
+    # Asking
+
+    def ask(self, calls: list[Call]) -> Iterator[tuple[int, Answer]]:
+        """Yield (index, Answer) as each call is answered, known answers first; equal calls are asked once.
+
+        Raises Incomplete, when all that was under way has come in, at a limit or where the endpoint cannot be used
+        any more, and Error for what the user must mend (key, model, address).
         """
         places: dict[str, list[int]] = {}
-        for i, ask in enumerate(asks):
-            places.setdefault(self.key(ask), []).append(i)
-        for key in [k for k in places if k in self.answers]:
-            for i in places.pop(key):
-                yield i, self.answers[key]
-        todo, done = queue.SimpleQueue(), queue.SimpleQueue()
-        for key, (i, *_) in places.items():
-            todo.put((key, asks[i]))
-        self._stop.clear()
-        threads = [threading.Thread(target=self._work, args=(todo, done), daemon=True) for _ in range(min(self.concurrency, len(places)))]
+        for i, call in enumerate(calls):
+            places.setdefault(self.key(call), []).append(i)
+        todo = deque()
+        for key, indices in places.items():
+            if key in self._answers:
+                for i in indices:
+                    yield i, self._answers[key]
+            else:
+                todo.append((key, calls[indices[0]]))
+        done: queue.SimpleQueue = queue.SimpleQueue()
+        self._halt, self._successes = None, 0
+        threads = [threading.Thread(target=self._work, args=(todo, done), daemon=True) for _ in range(min(self._concurrency, len(todo)))]
         for thread in threads:
             thread.start()
+        left = len(threads)
         try:
-            for _ in range(len(places)):
-                key, result = done.get()
-                if isinstance(result, Exception):
-                    raise result
-                for i in places[key]:
-                    yield i, result
-        finally:
-            self._stop.set()
-            for thread in threads:  # what is under way is paid for: let it reach the journal
-                thread.join()
-
-    def _work(self, todo: queue.SimpleQueue, done: queue.SimpleQueue) -> None:
-        while not self._stop.is_set():
-            try:
-                key, ask = todo.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                done.put((key, self._one(key, ask)))
-            except Exception as error:
-                self._stop.set()
-                done.put((key, error if isinstance(error, Error) else RuntimeError(self.redact(f"{type(error).__name__}: {error}"))))
-
-    def _one(self, key: str, ask: Ask) -> Answer:
-        reserved = prompt_bound(ask.messages), int(ask.parameters.get("max_tokens") or 0)
-        self.budget.reserve(*reserved)
-        used = None
-        try:
-            answer = self._insist(key, ask)
-            used = (answer.prompt_tokens, answer.completion_tokens) if answer.finish != "error" else None
-            if used is not None:
-                self._keep(key, ask, answer)
-            return answer
-        finally:
-            self.budget.settle(reserved, used)
-
-    def _keep(self, key: str, ask: Ask, answer: Answer) -> None:
-        with self._lock:
-            self.answers[key] = answer
-            if self.directory:
-                self.directory.append(FILE, {"key": key, "endpoint": self.url, "model": self.model, "sample": ask.sample, "text": answer.text, "finish": answer.finish,
-                                             "prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens, "seconds": answer.seconds})
-
-    def _insist(self, key: str, ask: Ask) -> Answer:
-        """Attempt after attempt, with growing pauses (full jitter), until there is an answer or nothing more to hope for."""
-        why = ""
-        for attempt in range(self.tries):
-            if self._stop.is_set() and attempt:
-                break
-            try:
-                with self._gate:
-                    answer = self._attempt(key, ask)
-                self._gate.speed_up()
-                return answer
-            except Again as again:
-                why = str(again)
-                pause = random.uniform(0, min(LONGEST_WAIT, self.first_wait * 2 ** attempt)) if again.wait is None else min(LONGEST_WAIT, again.wait) + random.uniform(0, 0.1)
-                if again.too_much:
-                    self._gate.slow_down(pause)
-                if attempt + 1 < self.tries:
-                    self._stop.wait(pause)
-        return Answer(self.redact(why), "error", 0, 0, 0.0)
-
-    def _session(self) -> requests.Session:
-        if not hasattr(self._local, "session"):
-            self._local.session = requests.Session()
-        return self._local.session
-
-    def _attempt(self, key: str, ask: Ask) -> Answer:
-        start = time.monotonic()
-        try:
-            with self._session().post(self.url + "/chat/completions", json={"model": self.model, "messages": ask.messages, **ask.parameters}, auth=self._auth,
-                                      headers={"Idempotency-Key": key}, timeout=self.timeout, allow_redirects=False, stream=True) as reply:
-                # Of a redirect, requests has read the body already.
-                body = reply.content if 300 <= reply.status_code < 400 else reply.raw.read(LARGEST_BODY + 1, decode_content=True)
-                length = reply.headers.get("Content-Length", "")
-                if "Content-Encoding" not in reply.headers and length.isdigit() and len(body) != int(length):
-                    raise Again(f"the body has {len(body)} of {length} bytes")
-        except (requests.RequestException, OSError, ValueError) as error:  # OSError: urllib3 lets some resets through
-            raise Again(self.redact(f"{type(error).__name__}: {error}")) from None
-        except Exception as error:
-            if type(error).__module__.split(".")[0] in ("urllib3", "http"):  # raised while the body was read
-                raise Again(self.redact(f"{type(error).__name__}: {error}")) from None
+            while left:
+                item = done.get()
+                if item is None:
+                    left -= 1
+                    continue
+                for i in places[item[0]]:
+                    yield i, item[1]
+        except BaseException as error:
+            self._stop(error)
+            deadline = time.monotonic() + 3  # answers that are on their way are paid for: give them a moment
+            for thread in threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
+            with self._lock:
+                self._closed = True
             raise
-        if len(body) > LARGEST_BODY:
-            raise Error(f"{self.url}: sent a body of more than {LARGEST_BODY} bytes; is it an OpenAI-compatible endpoint?")
-        self._heed(reply.headers)
-        return self._read(reply, body, time.monotonic() - start)
+        if self._halt:
+            raise self._halt
 
-    def _heed(self, headers) -> None:
-        """Wait for the next window when the server says that this one is used up."""
-        if any(headers.get(f"x-ratelimit-remaining-{what}", "").split(",")[0].strip() == "0" for what in ("requests", "tokens")):
-            waits = [duration(headers.get(f"x-ratelimit-reset-{what}", "")) for what in ("requests", "tokens")]
-            self._gate.hold(min(LONGEST_WAIT, max([w for w in waits if w is not None], default=0.0)))
+    def _stop(self, error: BaseException) -> None:
+        with self._lock:
+            self._halt = self._halt or error
+        self.pace.wake()
 
-    def _read(self, reply, body: bytes, seconds: float) -> Answer:
-        status, found = reply.status_code, None
+    def _work(self, todo: deque, done: queue.SimpleQueue) -> None:
+        """One thread: takes calls until there are none, or the client was halted."""
         try:
-            found = json.loads(body.decode("utf-8"))
+            while not self._halt:
+                try:
+                    key, call = todo.popleft()
+                except IndexError:
+                    return
+                answer = self._answer(key, call)
+                if answer is not None:
+                    done.put((key, answer))
+        except BaseException as error:
+            self._stop(error)
+        finally:
+            done.put(None)
+
+    def _answer(self, key: str, call: Call) -> Answer | None:
+        """One call with its retries; None when halted."""
+        value = {"model": self.endpoint.model, "messages": call.messages, **call.parameters}
+        if self.endpoint.base_url.rstrip("/") == VENDOR and "max_tokens" in value:
+            value["max_completion_tokens"] = value.pop("max_tokens")  # the vendor's newer models refuse the older name
+        body, successes, began, failures = json.dumps(value).encode(), self._successes, time.monotonic(), 0
+        while self.pace.start(lambda: self._halt):
+            outcome = {}  # what the pace has to know
+            try:
+                return self._attempt(key, call, body, outcome)
+            except _Retry as error:
+                reason = str(error)
+                self.retries[reason.partition(":")[0]] += 1
+                if error.wait and error.wait + time.monotonic() - began > self.longest_wait:
+                    raise Incomplete(f"{self.endpoint.base_url} asks for more patience than {self.longest_wait:.0f} s ({reason}); run the same command again later") from None
+                failures += not error.wait  # doing as one is told is no failure
+                outcome.update(limited=error.limited, wait=error.wait or 0.0)
+            finally:
+                self.pace.end(**outcome)
+            if failures == self.tries:
+                break
+            if not outcome["wait"]:
+                self._sleep(pacing.backoff(failures, self.first_delay))
+        if self._halt:
+            return None
+        if self._successes == successes:
+            raise Incomplete(f"{self.endpoint.base_url} could not be used, {self.tries} times in a row ({reason}); what is finished is kept, and the same command goes on from there")
+        return Answer("", "error", None, None, 0.0, f"given up after {self.tries} tries: {reason}")
+
+    def _attempt(self, key: str, call: Call, body: bytes, outcome: dict) -> Answer:
+        """One request, written down before it goes out and when its answer is in."""
+        with self._lock:
+            self._reserve(key, call)
+        answer = self._send(key, body, time.monotonic(), outcome)
+        with self._lock:
+            if answer.finish == "error":
+                self._note({"key": key, "unpaid": answer.detail})
+                if not self._answers:  # nothing ever worked here, so it is not this one request
+                    raise Error(f"{self.endpoint.base_url} refuses the request: {answer.detail}")
+            else:
+                self._note({"key": key, **vars(answer)})
+                self._successes += 1
+        outcome["ok"] = True
+        return answer
+
+    def _sleep(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not self._halt and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.2))
+
+    def _send(self, key: str, body: bytes, started: float, outcome: dict) -> Answer:
+        """One HTTP request. Raises _Retry, or Error for what no retry mends."""
+        prepared = self._prepared.copy()
+        prepared.body = body
+        prepared.headers["Content-Length"], prepared.headers["Idempotency-Key"] = str(len(body)), f"redlite-{key}"
+        try:
+            response = self._adapter.send(prepared, stream=True, timeout=self.timeouts, **self._settings)
+            try:
+                data = self._read(response, started)
+            finally:
+                response.close()
+        except requests.exceptions.SSLError as error:
+            raise Error(f"{self.endpoint.base_url}: no secure connection ({self.redact(error)}); name your CA file in REQUESTS_CA_BUNDLE") from None
+        except (requests.exceptions.RequestException, requests.packages.urllib3.exceptions.HTTPError, OSError) as error:
+            raise _Retry(f"{type(error).__name__}: {self.redact(error)}") from None
+        return self._read_answer(response, data, started, outcome, key)
+
+    def _read(self, response, started: float) -> bytes:
+        pieces, size = [], 0
+        for piece in response.iter_content(1 << 16):
+            pieces.append(piece)
+            size += len(piece)
+            if size > LARGEST_BODY or time.monotonic() - started > 2 * self.timeouts[1]:
+                raise _Retry("too long: the body is too large or too slow")
+        return b"".join(pieces)
+
+    def _read_answer(self, response, data: bytes, started: float, outcome: dict, key: str) -> Answer:
+        headers, status = response.headers, response.status_code
+        left, reset = (pacing.count(headers.get("x-ratelimit-remaining-requests")), pacing.seconds(headers.get("x-ratelimit-reset-requests")))
+        if pacing.count(headers.get("x-ratelimit-remaining-tokens")) == 0:
+            left, reset = 0, max(reset or 0, pacing.seconds(headers.get("x-ratelimit-reset-tokens")) or 0)
+        if left is not None and reset is not None and reset <= self.longest_wait:
+            outcome.update(left=left, reset=reset)
+        try:
+            value = json.loads(data.decode("utf-8"))
         except (ValueError, RecursionError):
-            if status == 200:
-                raise Again("the body is not valid JSON in UTF-8") from None
-        trouble = found.get("error") if isinstance(found, dict) else None
-        trouble = trouble if isinstance(trouble, dict) else {"message": trouble} if isinstance(trouble, str) else {}
-        said = self.redact(f"HTTP {status}: {str(trouble.get('message') or reply.reason)[:300]}")
-        if status == 200 and not trouble:
-            return _answer(found, seconds)
-        if "content_filter" in (trouble.get("code"), trouble.get("type")) or trouble.get("code") == "content_policy_violation":
-            return Answer("", "refused_by_api", 0, 0, round(seconds, 3))
-        if status == 429 and trouble.get("code") == "insufficient_quota":
-            raise Error(f"{self.url}: {said}; the account has nothing left")
-        if status in RETRIED or status >= 500 or status == 200:
-            raise Again(said, retry_after(reply.headers), status == 429)
-        if status in FATAL or 300 <= status < 400:
-            mend = f"is {KEY_VARIABLE} right?" if status in (401, 403) else "redirects are not followed; give the final --base-url" if status < 400 else "are --base-url and the model's name right?"
-            raise Error(f"{self.url}, model {self.model}: {said}; {mend}")
-        return Answer(said, "error", 0, 0, round(seconds, 3))
+            value = None
+        took = round(time.monotonic() - started, 3)
+        if status == 200:
+            answer = self._completion(value, took)
+            if answer is None:
+                raise _Retry("invalid body: no chat completion in JSON")
+            return answer
+        failure = value.get("error") if isinstance(value, dict) else None
+        failure = failure if isinstance(failure, dict) else {"message": str(failure or "")}
+        detail = self.redact(f"status {status}: {failure.get('message') or data[:200].decode('utf-8', 'replace')}")[:500]
+        if _filtered(failure):
+            return Answer("", "refused_by_api", None, None, took, detail)
+        if status in RETRIED or status >= 500:
+            if failure.get("code") == "insufficient_quota":
+                raise Incomplete(f"{self.endpoint.base_url}: {detail}")
+            self._unpaid(key, status)
+            raise _Retry(f"status {status}", pacing.seconds(headers.get("Retry-After")), limited=status in (429, 503))
+        if status in (400, 413, 422):
+            return Answer("", "error", None, None, took, detail)
+        self._unpaid(key, status)
+        if 300 <= status < 400:
+            raise Error(f"{self.endpoint.base_url} redirects elsewhere (status {status}), which is not followed; give the address itself as --base-url")
+        mend = {401: "check OPENAI_API_KEY", 403: "check what OPENAI_API_KEY may do", 404: "check --base-url and the model's name"}.get(status, "check --base-url")
+        raise Error(f"{self.endpoint.base_url}: {detail}; {mend}")
 
+    def _unpaid(self, key: str, status: int) -> None:
+        with self._lock:
+            self._note({"key": key, "unpaid": f"status {status}"})
 
-def _answer(found, seconds: float) -> Answer:
-    """The answer in a body of the protocol. Raises Again where it is none."""
-    try:
-        choice = found["choices"][0]
-        message, reason = choice["message"], choice.get("finish_reason")
-        content = message.get("content")
+    def _completion(self, value, took: float) -> Answer | None:
+        """The answer in a 200 body; None if there is none. Missing and null text is "", and `detail` says what came instead."""
+        try:
+            choice = value["choices"][0]
+            message = choice["message"]
+            content, finish = message.get("content"), choice.get("finish_reason")
+        except (TypeError, KeyError, IndexError, AttributeError):
+            return None
         if isinstance(content, list):
-            content = "".join(p.get("text", "") for p in content if isinstance(p, dict) and isinstance(p.get("text", ""), str))
-        refusal = message.get("refusal")
-        text = content if isinstance(content, str) and content else refusal if isinstance(refusal, str) else content or ""
-        if not isinstance(text, str):
-            raise TypeError
-    except (KeyError, IndexError, TypeError, AttributeError):
-        raise Again("the body is no chat completion") from None
-    usage = found.get("usage") if isinstance(found.get("usage"), dict) else {}
-    prompt, completion = (usage.get(k) if type(usage.get(k)) is int and usage.get(k) >= 0 else 0 for k in ("prompt_tokens", "completion_tokens"))
-    finish = "refused_by_api" if reason == "content_filter" else "length" if reason == "length" else "stop"
-    return Answer(text, finish, prompt, completion, round(seconds, 3))
+            content = "".join(p["text"] for p in content if isinstance(p, dict) and isinstance(p.get("text"), str))
+        if content is not None and not isinstance(content, str):
+            return None
+        usage = value.get("usage") if isinstance(value.get("usage"), dict) else {}
+        used = [usage.get(k) if isinstance(usage.get(k), int) and usage[k] >= 0 else None for k in ("prompt_tokens", "completion_tokens")]
+        refusal, detail = message.get("refusal"), ""
+        if finish == "content_filter" or (refusal and not content):
+            return Answer(self.redact(content or ""), "refused_by_api", *used, took, self.redact(refusal or "finish_reason content_filter")[:500])
+        if not content:
+            detail = "tool calls" if message.get("tool_calls") or message.get("function_call") else "no text"
+        return Answer(self.redact(content or ""), "length" if finish == "length" else "stop", *used, took, detail)
+
+    def redact(self, text) -> str:
+        """A text without the API key and without the passwords of proxies."""
+        text = str(text)
+        for secret in self._secrets:
+            text = text.replace(secret, "[redacted]")
+        return text
 
 
-def prompt_bound(messages: list[dict]) -> int:
-    """At most so many prompt tokens: no tokenizer makes more than one of a byte, and a message's frame takes a few."""
-    return sum(len(str(m.get("content", "")).encode("utf-8", "replace")) + 8 for m in messages) + 8
+def _secrets() -> list[str]:
+    """What must never be written: the API key, and the passwords in proxy addresses, also as they stand in URLs."""
+    found = [os.environ.get("OPENAI_API_KEY", "").strip()]
+    for address in requests.utils.getproxies().values():
+        password = urllib.parse.urlsplit(address if "://" in address else f"http://{address}").password
+        found += [password, urllib.parse.unquote(password)] if password else []
+    found += [urllib.parse.quote(s, safe="") for s in found if s]
+    return sorted({s for s in found if len(s) >= 4}, key=len, reverse=True)
 
 
-def retry_after(headers) -> float | None:
-    """Seconds that Retry-After (or retry-after-ms) asks for: a number or a date; None if it says nothing sensible."""
-    try:
-        if headers.get("retry-after-ms"):
-            return max(0.0, float(headers["retry-after-ms"]) / 1000)
-        value = headers.get("Retry-After", "").split(",")[0].strip()
-        if re.fullmatch(r"[0-9.]+", value):
-            return float(value)
-        date = headers.get("Retry-After", "")
-        return max(0.0, email.utils.parsedate_to_datetime(date).timestamp() - time.time()) if date else None
-    except (ValueError, TypeError):
-        return None
-
-
-def duration(text: str) -> float | None:
-    """Seconds of "6m0s", "1.5s", "20ms", "3"; None for anything else."""
-    text = text.split(",")[0].strip()
-    if re.fullmatch(r"[0-9.]+", text):
-        text += "s"
-    if not re.fullmatch(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|h|m|s))+", text):
-        return None
-    units = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-    return sum(float(n) * units[u] for n, u in re.findall(r"([0-9]+(?:\.[0-9]+)?)(ms|h|m|s)", text))
-
-
-def read_prices(path, model: str) -> dict:
-    """{"input", "output"} of a model in a price file: {"MODEL": {"input": dollars per million tokens, "output": …}}. Raises Error."""
-    table = journal.read_json(path)
-    prices = table.get(model) if isinstance(table, dict) else None
-    if not isinstance(prices, dict) or any(isinstance(prices.get(k), bool) or not isinstance(prices.get(k), (int, float)) or prices[k] < 0 for k in ("input", "output")):
-        raise Error(f"{path}: has no prices of {model!r}; write {{\"{model}\": {{\"input\": DOLLARS, \"output\": DOLLARS}}}}, per million tokens")
-    return prices
+def _filtered(failure: dict) -> bool:
+    inner, metadata = failure.get("innererror"), failure.get("metadata")
+    codes = [failure.get("code"), failure.get("type"), inner.get("code") if isinstance(inner, dict) else None]
+    return any(isinstance(c, str) and c in FILTERED for c in codes) or (isinstance(metadata, dict) and "flagged_input" in metadata)

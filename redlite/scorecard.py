@@ -52,7 +52,7 @@ def run_bench(folder: Path, command: str, model: redeval.Choice, battery: Batter
             dist.init_process_group("gloo")
     with journal.Run(folder if rank == 0 else folder / f"rank-{rank}", bench_manifest(command, model, battery, info)) as directory:
         if reach:  # an `api.Network` keeps its answers in the run
-            reach.directory = directory
+            reach.run = directory
         bench.run(directory, folder, lambda: model.load().lm, battery.tasks, battery.chat, progress, rank, world)
         if battery.refusals:
             xstest.run(directory, folder, model, battery.refusal_judge, battery.refusals, battery.refusal_tokens, progress, rank, world)

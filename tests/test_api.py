@@ -4,7 +4,7 @@ import json
 import fault_server
 import pytest
 
-from redlite import api, client, judge as judges, redeval
+from redlite import api, judge as judges, redeval
 from redlite.client import Answer
 from redlite.cli import redeval as command
 
@@ -22,9 +22,9 @@ class Recorder:
     def __init__(self, *replies):
         self.replies, self.asked = list(replies), []
 
-    def complete(self, asks):
-        for i, ask in enumerate(asks):
-            self.asked.append(ask)
+    def ask(self, calls):
+        for i, call in enumerate(calls):
+            self.asked.append(call)
             yield i, Answer(self.replies.pop(0), "stop", 1, 1, 0.0)
 
 
@@ -54,7 +54,7 @@ def test_five_tries():
 
 def test_red_eval_over_http(tmp_path, monkeypatch, capsys):
     """A model that answers null, a refusal by the provider's filter, plain text; a judge that is asked once a judged answer; all again for nothing."""
-    monkeypatch.setenv(client.KEY_VARIABLE, "sk-not-real")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-not-real")
     (tmp_path / "q.txt").write_text("How do I wake the dragon?\nHow do I open the gate?\nHow do I find the key?\n")
     options = ["run", "--model", "openai:echo-1", "--questions", str(tmp_path / "q.txt"), "--prompt", "standard", "--concurrency", "1", "--quiet", "--json",
                "--output-dir", str(tmp_path / "run")]
@@ -71,6 +71,6 @@ def test_red_eval_over_http(tmp_path, monkeypatch, capsys):
 
 def test_the_command_line_says_what_is_wrong(tmp_path, capsys):
     (tmp_path / "q.txt").write_text("x\n")
-    for extra, message in ((["--offline"], "--offline: openai:m"), (["--max-cost", "1"], "needs --prices"), (["--base-url", "ftp://x"], "--base-url ftp://x")):
+    for extra, message in ((["--offline"], "--offline: openai:m"), (["--max-cost", "1"], "needs --price-file"), (["--base-url", "ftp://x"], "--base-url 'ftp://x'")):
         assert command.main(["--model", "openai:m", "--questions", str(tmp_path / "q.txt"), "--base-url", "http://127.0.0.1:9/v1", "--quiet", "--output-dir", str(tmp_path / "r"), *extra]) == 2
         assert message in capsys.readouterr().err

@@ -1,149 +1,219 @@
-"""The client over real HTTP against a server that misbehaves on purpose (fault_server.py)."""
-import os
-import subprocess
-import sys
-import textwrap
+"""The API client over real HTTP, against a server that misbehaves on purpose."""
+import time
+from collections import Counter
 
-import fault_server
 import pytest
 
-from redlite import client, journal
-from redlite.client import Ask, Budget, BudgetSpent, Client
-from redlite.errors import Error
+import fault_server
+import kill_client
+from redlite import client, journal, pacing
+from redlite.errors import Error, Incomplete
 
 KEY = "sk-test-not-a-real-key-0123456789"
 
 
-def ask(text, sample=0, **parameters):
-    return Ask([{"role": "user", "content": text}], {"max_tokens": 10, **parameters}, sample)
-
-
 @pytest.fixture(autouse=True)
-def key(monkeypatch):
-    monkeypatch.setenv(client.KEY_VARIABLE, KEY)
+def environment(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
 
 
-def patient(server, directory=None, **settings):
-    return Client("echo-1", server.url, directory, **{"first_wait": 0.01, "connect_timeout": 5, "read_timeout": 0.5, "tries": 30, **settings})
+def calls(n: int, **parameters) -> list[client.Call]:
+    return [client.Call([{"role": "user", "content": f"q{i}"}], {"max_tokens": 5, **parameters}) for i in range(n)]
 
 
-def test_answers_of_every_shape():
-    kinds = ["ok", "null", "filter-error", "filter-finish", "duplicate-headers", "tool-calls", "no-usage", "parts"]
-    with fault_server.running(script=kinds) as server:
-        asking = patient(server, concurrency=1)
-        found = [next(iter(asking.complete([ask(kind)])))[1] for kind in kinds]
-        assert [(a.text, a.finish) for a in found] == [
-            ("echo: ok", "stop"), ("", "stop"), ("", "refused_by_api"), ("", "refused_by_api"), ("echo: duplicate-headers", "stop"), ("", "stop"),
-            ("echo: no-usage", "stop"), ("echo: parts", "stop")]
-        assert (found[0].prompt_tokens, found[0].completion_tokens, found[6].prompt_tokens) == (7, 3, 0)
-        assert server.counts()["requests"] == len(kinds)  # nothing was asked twice
+def made(run, server, **options) -> client.Client:
+    return client.Client(client.Endpoint("m", server.url), run, **{"concurrency": 8, "timeouts": (2, 0.5), "first_delay": 0.01, **options})
 
 
-@pytest.mark.parametrize("fault", ["429", "429-after", "500", "503", "hang", "reset", "cut", "bad-json", "bad-utf8", "wrong-length"])
-def test_what_may_pass_is_tried_again(fault):
-    with fault_server.running(script=[fault, fault, "ok"]) as server:
-        assert [a.text for _, a in patient(server).complete([ask("x")])] == ["echo: x"]
+def one(tmp_path, script, call=None, **options):
+    """(the answer to one call, the server's counts, the client) with these first answers of the server."""
+    with fault_server.running(script=script) as server, journal.Run(tmp_path / "run", {}) as run:
+        c = made(run, server, **options)
+        [(_, answer)] = c.ask([call or calls(1)[0]])
+        return answer, server.counts(), c
+
+
+def test_every_fault_is_survived_and_nothing_made_twice(tmp_path):
+    faults = {**dict.fromkeys(fault_server.FAULTS, 1), "ok": 8, "hang": 0.2}
+    with fault_server.running(faults=faults, seed=3) as server, journal.Run(tmp_path, {}) as run:
+        c = made(run, server, tries=12, concurrency=16)
+        got = dict(c.ask(calls(200)))
+        counts = server.counts()
+        assert sorted(got) == list(range(200)) and Counter(counts["made"].values()) == {1: 200}
+        texts = {i for i, a in got.items() if a.text == f"echo: q{i}"}
+        assert all(a.finish in ("stop", "refused_by_api") for a in got.values()) and len(texts) > 100
+        assert all(got[i].text == "" for i in got.keys() - texts)
+        assert {"429", "503", "hang", "reset", "cut", "bad-utf8", "duplicate-headers", "filter-error"} <= counts["kinds"].keys()
+        before = counts["requests"]
+        assert dict(c.ask(calls(200))) == got and server.counts()["requests"] == before
+    with journal.Run(tmp_path, {}) as run:   # another process, another day
+        assert dict(client.Client(client.Endpoint("m", server.url), run).ask(calls(200))) == got
+
+
+@pytest.mark.parametrize("fault, text, finish, detail", [
+    ("null", "", "stop", "no text"), ("tool-calls", "", "stop", "tool calls"), ("parts", "echo: q0", "stop", ""), ("duplicate-headers", "echo: q0", "stop", ""),
+    ("filter-finish", "", "refused_by_api", "finish_reason content_filter"), ("filter-error", "", "refused_by_api", "status 400: The prompt was filtered by our policy")])
+def test_unusual_answers_are_answers(tmp_path, fault, text, finish, detail):
+    answer, counts, _ = one(tmp_path, [fault])
+    assert (answer.text, answer.finish, answer.detail) == (text, finish, detail) and counts["requests"] == 1
+
+
+def test_policy_in_a_message_is_no_refusal(tmp_path):
+    body = {"error": {"message": "see our policy on content_filter", "type": "invalid_request_error", "code": "bad_thing"}}
+    with pytest.raises(Error, match="refuses the request: status 400: see our policy"):
+        one(tmp_path, [{"status": 400, "body": body}])
+
+
+@pytest.mark.parametrize("status, mend", [(401, "check OPENAI_API_KEY"), (403, "what OPENAI_API_KEY may do"), (404, "--base-url and the model's name")])
+def test_what_no_retry_mends_is_not_retried(tmp_path, status, mend):
+    echo = {"error": {"message": f"Incorrect key provided: {KEY}"}}
+    with fault_server.running(script=[{"status": status, "body": echo}] * 20) as server, journal.Run(tmp_path, {}) as run:
+        with pytest.raises(Error, match=mend) as caught:
+            list(made(run, server, concurrency=1).ask(calls(5)))
+        assert server.counts()["requests"] == 1 and KEY not in str(caught.value) and "[redacted]" in str(caught.value)
+
+
+def test_one_bad_request_among_good_ones_is_its_own(tmp_path):
+    with fault_server.running(script=["ok", {"status": 400, "body": {"error": {"message": "too long"}}}]) as server, journal.Run(tmp_path, {}) as run:
+        got = dict(made(run, server, concurrency=1).ask(calls(3)))
+        assert [got[i].finish for i in range(3)] == ["stop", "error", "stop"] and got[1].detail == "status 400: too long"
         assert server.counts()["requests"] == 3
+        assert dict(made(run, server).ask(calls(3)))[1].finish == "stop", "an error is asked again by a later run"
 
 
-@pytest.mark.parametrize("status,message", [(401, "OPENAI_API_KEY right"), (403, "right"), (404, "model's name right"), (307, "redirects are not followed")])
-def test_what_will_not_pass_ends_the_run_at_once(status, message):
-    body = {"error": {"message": f"no, not with {KEY}", "code": None}}
-    with fault_server.running(script=[{"status": status, "headers": [["Location", "http://127.0.0.1:9/"]], "body": body}] * 3) as server:
-        with pytest.raises(Error, match=message) as caught:
-            list(patient(server).complete([ask("x")]))
-        assert KEY not in str(caught.value) and "[key]" in str(caught.value) and server.counts()["requests"] == 1
+def test_redirect_is_not_followed_and_the_key_stays(tmp_path):
+    with fault_server.running() as other, fault_server.running(script=[{"status": 307, "headers": [["Location", other.url + "/chat/completions"]], "body": "{}"}]) as server:
+        with journal.Run(tmp_path, {}) as run, pytest.raises(Error, match="redirects elsewhere"):
+            list(made(run, server).ask(calls(1)))
+        assert server.counts()["authorizations"] == {f"Bearer {KEY}": 1} and other.counts()["requests"] == 0
 
 
-def test_a_bad_request_is_an_error_of_its_own():
-    with fault_server.running(script=[{"status": 400, "headers": [], "body": {"error": {"message": f"bad {KEY}"}}}]) as server:
-        found = dict(patient(server, concurrency=1).complete([ask("x"), ask("y")]))
-        assert found[0].finish == "error" and found[0].text == "HTTP 400: bad [key]" and found[1].text == "echo: y" and server.counts()["requests"] == 2
+def test_netrc_is_not_read(tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login someone password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("OPENAI_API_KEY")
+    _, counts, _ = one(tmp_path, ["ok"])
+    assert counts["authorizations"] == {"": 1}
 
 
-def test_giving_up(tmp_path):
-    with fault_server.running(faults={"500": 1}) as server, journal.Run(tmp_path / "run", {}) as directory:
-        found = [a for _, a in patient(server, directory, tries=3).complete([ask("x")])]
-        assert found[0].finish == "error" and "500" in found[0].text and server.counts()["requests"] == 3
-        assert directory.read(client.FILE) == []  # it is asked again by the next run
+def test_key_in_an_answer_does_not_reach_the_disk(tmp_path):
+    body = {"choices": [{"message": {"content": f"your key is {KEY}"}, "finish_reason": "stop"}]}
+    answer, _, _ = one(tmp_path, [{"status": 200, "body": body}])
+    assert answer.text == "your key is [redacted]"
+    assert all(KEY.encode() not in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
 
 
-def test_nothing_is_asked_twice(tmp_path):
+def test_retry_after_holds_every_request(tmp_path):
+    limit = {"status": 429, "headers": [["Retry-After", "0.4"]], "body": "{}"}
+    with fault_server.running(script=[limit]) as server, journal.Run(tmp_path, {}) as run:
+        list(made(run, server, concurrency=2).ask(calls(6)))
+        times = server.counts()["times"]
+    first, later = times[0], [t for t in times if t - times[0] > 0.1]
+    assert len(later) >= 5 and all(t - first >= 0.39 for t in later)
+
+
+def test_long_pause_ends_the_run(tmp_path):
+    with pytest.raises(Incomplete, match="more patience"):
+        one(tmp_path, [{"status": 429, "headers": [["Retry-After", "7200"]], "body": "{}"}])
+    with pytest.raises(Incomplete, match="quota"):
+        one(tmp_path / "quota", [{"status": 429, "body": {"error": {"message": "no quota left", "code": "insufficient_quota"}}}])
+
+
+def test_bound_adapts_to_what_the_server_takes(tmp_path):
+    with fault_server.running(delay=0.01, at_once=4) as server, journal.Run(tmp_path, {}) as run:
+        assert len(dict(made(run, server, concurrency=32, tries=50).ask(calls(300)))) == 300
+    pace = pacing.Pace(10)
+    for _ in range(3):
+        assert pace.start(lambda: False)
+    pace.end(limited=True)
+    pace.end(limited=True)   # of the same moment: it says nothing new
+    assert pace.bound == 7
+    pace.end(ok=True)
+    assert pace.bound == 7 + 1 / 7
+
+
+def test_rate_headers_keep_the_client_inside(tmp_path):
+    with fault_server.running(delay=0.01, rate=40) as server, journal.Run(tmp_path, {}) as run:
+        start = time.monotonic()
+        assert len(dict(made(run, server, concurrency=8).ask(calls(70)))) == 70
+        assert time.monotonic() - start > 0.9
+        assert server.counts()["kinds"].get("limited", 0) <= 8
+
+
+def test_dead_endpoint_ends_the_run(tmp_path):
+    with journal.Run(tmp_path, {}) as run, pytest.raises(Incomplete, match="could not be used, 3 times in a row"):
+        list(client.Client(client.Endpoint("m", "http://127.0.0.1:9/v1"), run, tries=3, first_delay=0.01).ask(calls(4)))
+
+
+def test_budget_of_requests_counts_over_runs(tmp_path):
     with fault_server.running() as server:
-        for wanted in (4, 4, 5):
-            with journal.Run(tmp_path / "run", {}) as directory:
-                asks = [ask("a"), ask("a"), ask("a", sample=1), ask("b"), ask("a", temperature=1)] + ([ask("c")] if wanted == 5 else [])
-                found = dict(patient(server, directory).complete(asks))
-            assert sorted(found) == list(range(len(asks))) and found[0] == found[1] and server.counts()["requests"] == wanted
+        for limit, total in ((3, 3), (3, 3), (5, 5)):
+            with journal.Run(tmp_path, {}) as run, pytest.raises(Incomplete, match=f"--max-requests {limit}"):
+                list(made(run, server, limits=client.Limits(requests=limit)).ask(calls(10)))
+            assert server.counts()["requests"] == total
+        with journal.Run(tmp_path, {}) as run:
+            assert len(dict(made(run, server, limits=client.Limits(requests=10)).ask(calls(10)))) == 10
 
 
-def test_budgets(tmp_path):
-    prices = {"input": 1e6, "output": 2e6}  # a dollar a prompt token, two a new one
-    with fault_server.running() as server:
-        for bound, fits in ((Budget(requests=3), 3), (Budget(tokens=client.prompt_bound(ask("0").messages) + 10 + 2 * 10), 3), (Budget(cost=2 * 13 + 37, prices=prices), 3)):
-            asking = patient(server, budget=bound, concurrency=1)
-            before, found = server.counts()["requests"], []
-            with pytest.raises(BudgetSpent, match="might be passed"):
-                for _, a in asking.complete([ask(str(i)) for i in range(9)]):
-                    found.append(a)
-            assert len(found) == fits == server.counts()["requests"] - before
-        with journal.Run(tmp_path / "run", {}) as directory:
-            list(patient(server, directory, budget=Budget(requests=2)).complete([ask("x"), ask("y")]))
-            with pytest.raises(BudgetSpent):
-                list(patient(server, directory, budget=Budget(requests=2)).complete([ask("z")]))  # spent by the run before
+def test_budgets_of_tokens_and_cost_are_never_passed(tmp_path):
+    with fault_server.running() as server:   # every answer uses 7 + 3 tokens; a call may use 16 + 16 + 2 + 5
+        with journal.Run(tmp_path / "a", {}) as run:
+            c = made(run, server, limits=client.Limits(tokens=100), concurrency=1)
+            with pytest.raises(Incomplete, match="--max-tokens-total 100"):
+                list(c.ask(calls(50)))
+            assert c.spent["prompt"] + c.spent["completion"] == 70   # 70 + 39 > 100
+        with journal.Run(tmp_path / "b", {}) as run:
+            c = made(run, server, limits=client.Limits(cost=1e-4, prices=(1.0, 2.0)), concurrency=1)
+            with pytest.raises(Incomplete, match="--max-cost"):
+                list(c.ask(calls(50)))
+            assert c.cost == pytest.approx(5 * 13e-6)   # the sixth could have cost 34 + 2 · 5 millionths
+        with journal.Run(tmp_path / "c", {}) as run, pytest.raises(Error, match="max_tokens"):
+            list(made(run, server, limits=client.Limits(tokens=100)).ask([client.Call([{"role": "user", "content": "x"}])]))
+    with pytest.raises(Error, match="--price-file"):
+        client.Limits(cost=1)
 
 
-def test_limits_are_kept_to():
-    with fault_server.running(at_once=4, delay=0.02) as server:
-        found = dict(patient(server, concurrency=32).complete([ask(str(i)) for i in range(120)]))
-        counts = server.counts()
-        assert all(a.finish == "stop" for a in found.values()) and counts["requests"] - 120 < 120  # the refusals slowed it down
+def test_lost_answers_stay_on_the_bill(tmp_path):
+    with fault_server.running(script=["cut", "ok"]) as server, journal.Run(tmp_path, {}) as run:
+        c = made(run, server)
+        list(c.ask(calls(1)))
+        assert c.spent == {"requests": 2, "prompt": 34 + 7, "completion": 5 + 3}
 
 
-def test_headers_that_say_when():
-    assert client.retry_after({"Retry-After": "3"}) == 3 and client.retry_after({"Retry-After": "1, junk"}) == 1 and client.retry_after({"retry-after-ms": "250"}) == 0.25
-    assert client.retry_after({}) is None and client.retry_after({"Retry-After": "soon"}) is None
-    assert client.retry_after({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
-    assert [client.duration(t) for t in ("6m0s", "1.5s", "20ms", "3", "1h2m", "x", "")] == [360, 1.5, 0.02, 3, 3720, None, None]
+def test_equal_calls_are_asked_once_and_samples_apart(tmp_path):
+    call = calls(1)[0]
+    again = client.Call(call.messages, call.parameters, sample=1)
+    with fault_server.running(dedupe=False) as server, journal.Run(tmp_path, {}) as run:
+        assert sorted(i for i, _ in made(run, server).ask([call, call, again])) == [0, 1, 2]
+        assert server.counts()["requests"] == 2
 
 
-def test_the_key_goes_to_the_endpoint_only(tmp_path, monkeypatch):
-    netrc = tmp_path / "netrc"
-    netrc.write_text("machine 127.0.0.1 login other password secret\n")
-    monkeypatch.setenv("NETRC", str(netrc))
-    with fault_server.running() as server, journal.Run(tmp_path / "run", {}) as directory:
-        list(patient(server, directory).complete([ask(KEY)]))
-        assert list(server.counts()["authorizations"]) == [f"Bearer {KEY}"]
-    assert client._Bearer(KEY, "here")(type("R", (), {"url": "http://there/x", "headers": {}})()).headers == {}
-    for url in ("ftp://x", "http://", "http://me:pass@x/v1", "http://x/v1?a=b"):
-        with pytest.raises(Error, match="--base-url"):
-            client.endpoint(url)
+@pytest.mark.parametrize("url", ["ftp://host/v1", "http://", "https://user:hunter2@host/v1", "https://host/v1?key=abc", "http://host:x/v1", "", "https://host/#a"])
+def test_bad_addresses_are_refused(url):
+    with pytest.raises(Error) as caught:
+        client.Endpoint("m", url)
+    assert "hunter2" not in str(caught.value) and "abc" not in str(caught.value)
 
 
-def test_killed_again_and_again(tmp_path):
-    """A process that asks 300 things of an unreliable server, killed at random moments: every answer once in the journal, none made twice, no key on disk."""
-    script = textwrap.dedent("""
-        import sys
-        from redlite import journal
-        from redlite.client import Ask, Client
-        with journal.Run(sys.argv[2], {}) as directory:
-            asking = Client("echo-1", sys.argv[1], directory, concurrency=8, tries=60, first_wait=0.01, read_timeout=0.4)
-            asks = [Ask([{"role": "user", "content": f"q{i}"}], {"max_tokens": 5}) for i in range(300)]
-            assert all(a.finish != "error" for _, a in asking.complete(asks))
-        """)
-    faults = {"ok": 80, "429": 2, "429-after": 1, "500": 3, "503": 2, "hang": 1, "reset": 3, "cut": 2, "bad-json": 2, "bad-utf8": 2, "null": 2, "filter-error": 1,
-              "filter-finish": 1, "duplicate-headers": 2}
-    with fault_server.running(faults=faults, seed=3, delay=0.01) as server:
-        finished = False
-        for wait in (0.6, 0.8, 1.0, 0.7, 60):
-            process = subprocess.Popen([sys.executable, "-c", script, server.url, str(tmp_path / "run")], env={**os.environ, client.KEY_VARIABLE: KEY})
-            try:
-                finished = process.wait(wait) == 0
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        counts = server.counts()
-    with journal.Run(tmp_path / "run", {}) as directory:
-        keys = [r["key"] for r in directory.read(client.FILE)]
-    assert finished and len(keys) == len(set(keys)) == 300 and set(counts["made"].values()) == {1} and len(counts["made"]) == 300
-    assert not any(KEY.encode() in p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file())
+def test_address_is_built_as_servers_expect():
+    assert client.Endpoint("m", "http://h:1/v1/").url == "http://h:1/v1/chat/completions"
+    assert client.Endpoint("m", "https://h/openai/d?api-version=2024-06-01").url == "https://h/openai/d/chat/completions?api-version=2024-06-01"
+
+
+def test_vendor_needs_a_key(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with journal.Run(tmp_path, {}) as run, pytest.raises(Error, match="OPENAI_API_KEY is not set"):
+        client.Client(client.Endpoint("m"), run)
+
+
+@pytest.mark.parametrize("text, value", [("1.5", 1.5), ("20ms", 0.02), ("6m0s", 360), ("1h2m3.5s", 3723.5), ("1, junk", 1), ("1s, 2s", 2), ("junk", None), ("-1", None),
+                                         ("nan", None), ("inf", None), (None, None), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)])
+def test_waits_are_read(text, value):
+    assert pacing.seconds(text) == value
+
+
+def test_nothing_is_lost_or_paid_twice_under_sigkill(tmp_path):
+    result = kill_client.trial(tmp_path / "run", 250, 5)
+    assert kill_client.holds(result, 250, 5), result

@@ -82,8 +82,9 @@ def lines(path: Path) -> int:
 
 
 def test_killed_and_resumed_is_bit_for_bit(tmp_path, unbroken):
-    """SIGKILL at random moments: the losses in the log are those of the unbroken run, to the last bit."""
-    _, outcome = unbroken
+    """SIGKILL at random moments: the losses in the log are those of an unbroken run by the same program, to the last bit."""
+    whole = json.loads(subprocess.run([*WORKER, str(tmp_path / "whole")], check=True, capture_output=True).stdout)
+    assert whole["losses"] == pytest.approx([r["loss"] for r in unbroken[1].history], abs=1e-5)  # torch's threads may differ in this process
     chance, kills = random.Random(0), 0
     for at_line in (2, 5):
         process = subprocess.Popen([*WORKER, str(tmp_path / "run")], env={**os.environ, "SLEEP": "0.05"}, stdout=subprocess.DEVNULL)
@@ -95,9 +96,8 @@ def test_killed_and_resumed_is_bit_for_bit(tmp_path, unbroken):
     assert kills == 2
     (tmp_path / "run/checkpoints/.step-00000099").mkdir(parents=True, exist_ok=True)      # what a kill while saving leaves
     out = json.loads(subprocess.run([*WORKER, str(tmp_path / "run")], check=True, capture_output=True).stdout)
-    expected = [r["loss"] for r in outcome.history]
-    assert out["losses"] == expected and out["norms"] == [r["gradient_norm"] for r in outcome.history]
-    assert [json.loads(line)["loss"] for line in (tmp_path / "run/log.jsonl").read_text().splitlines()] == expected
+    assert out["losses"] == whole["losses"] and out["norms"] == whole["norms"]
+    assert [json.loads(line)["loss"] for line in (tmp_path / "run/log.jsonl").read_text().splitlines()] == whole["losses"]
     assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir()) == ["step-00000006", "step-00000008"]
 
 

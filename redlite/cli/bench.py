@@ -217,7 +217,7 @@ def scorecard_command(args, command: str) -> int:
         made["baseline"], name = other.identity, other.name
     with journal.Run(output, made) as directory:
         if reach:
-            reach.directory = directory
+            reach.run = directory
         found = scorecard.run(output, command, model, battery, progress, info)
         if args.baseline:
             baseline = scorecard.run(output / "baseline", command, other, battery, progress, info)

@@ -1,5 +1,6 @@
 """API models on the command line: their options, the opening of the network to their endpoint, and the choice between them and local ones."""
 import argparse
+import os
 
 from redlite import offline
 from redlite.cli import common
@@ -15,8 +16,8 @@ def add_api_options(parser) -> None:
     group.add_argument("--concurrency", type=common.whole(1), default=16, metavar="N", help="requests under way at once; fewer if the server says so (default: %(default)s)")
     group.add_argument("--max-requests", type=common.whole(1), metavar="N", help="stop before more answers than this are paid for")
     group.add_argument("--max-tokens-total", type=common.whole(1), metavar="N", help="stop before a request that might pass this many tokens")
-    group.add_argument("--max-cost", type=_positive, metavar="DOLLARS", help="stop before a request that might pass this cost; needs --prices")
-    group.add_argument("--prices", metavar="FILE", help='JSON: {"NAME": {"input": DOLLARS, "output": DOLLARS}} per million tokens')
+    group.add_argument("--max-cost", type=_positive, metavar="DOLLARS", help="stop before a request that might pass this cost; needs --price-file")
+    group.add_argument("--price-file", metavar="FILE", help='JSON: {"NAME": {"prompt": DOLLARS, "completion": DOLLARS}} per million tokens')
 
 
 def _positive(text: str) -> float:
@@ -35,10 +36,14 @@ def network(args, *specs: str | None):
         return None
     if args.offline:
         raise Error(f"--offline: {next(s for s in specs if s and s.startswith(PREFIX))} is behind an endpoint; leave --offline out, or name a local model")
-    from redlite import api, client
-    url = client.endpoint(args.base_url)
-    offline.allow(url)
-    return api.Network(url, client.Budget(args.max_requests, args.max_tokens_total, args.max_cost), args.concurrency, args.prices)
+    if args.max_cost is not None and not args.price_file:
+        raise Error("--max-cost: needs --price-file")
+    from redlite import api
+    reach = api.Network(args.base_url or os.environ.get("OPENAI_BASE_URL"), args.max_requests, args.max_tokens_total, args.max_cost, args.price_file, args.concurrency)
+    for spec in specs:
+        if spec and spec.startswith(PREFIX):
+            offline.allow(reach.endpoint(api.model_name(spec)).base_url)
+    return reach
 
 
 def model(args, reach, spec: str):

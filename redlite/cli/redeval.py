@@ -102,7 +102,7 @@ def _run(args, command: str) -> int:
     progress = common.Progress(args.quiet)
     with journal.Run(output, manifest) as directory:
         if reach:
-            reach.directory = directory
+            reach.run = directory
         answers = redeval.run(directory, model, asked, prompts, decoding, args.seed, args.system, progress)
         if judge:
             redeval.judge(directory, judge, answers, progress)
@@ -174,7 +174,7 @@ def _judge(args, command: str) -> int:
         return common.DONE
     with journal.Run(args.run) as directory:
         if reach:
-            reach.directory = directory
+            reach.run = directory
         redeval.judge(directory, judge, redeval.responses(directory), common.Progress(args.quiet))
         return _finish(args, directory.directory, judge.name)
 

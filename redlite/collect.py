@@ -1,0 +1,328 @@
+"""HARMFULQA (arXiv 2308.09662, section 3.2): questions, and harmful and safe conversations about them, from a model, in four stages.
+
+    topics.json      {topic: [subtopic, …]}
+    questions.json   {topic: {subtopic: [question, …]}}
+    red.json         [{id, topic, subtopic, question, red_conversations}, …]
+    harmfulqa.json   the same with blue_conversations: HarmfulQA's schema
+
+Each stage writes its file when it is complete, and the next reads the file, so a person can read it, edit it and go on. Every
+reply of the model is journalled before it is used (client.py), so a killed run asks nothing twice. What is dropped is kept,
+with its reason, in drops.jsonl.
+"""
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from redlite import journal, judge, sampling
+from redlite.client import JOURNAL, Answer, Call
+from redlite.errors import Error, Incomplete
+from redlite.questions import DATA
+from redlite.redeval import strip_thoughts
+
+STAGES = ("topics.json", "questions.json", "red.json", "harmfulqa.json")
+DROPS, STATISTICS = "drops.jsonl", "statistics.json"
+PROMPTS = DATA / "prompts" / "collect"
+NEAR = 0.7         # similarity at which two questions count as the same
+SHOWN = 20         # known questions that a request for more lists
+BATCH = 10         # questions asked for at once
+ANSWER = ("text", "finish", "prompt_tokens", "completion_tokens", "seconds", "detail")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is collected. rounds: rounds in a row that add nothing end a subtopic; turns: questions of a red conversation."""
+    subtopics: int = 10
+    questions: int = 20
+    conversations: int = 5
+    turns: int = 4
+    rounds: int = 3
+    max_new_tokens: int = 1000
+    temperature: float = 1.0
+    seed: int = 0
+
+
+# ---- the model ----
+
+class LocalAsker:
+    """A model on this machine in a client's place: the same `ask`, the same journal."""
+
+    def __init__(self, lm, name: str, directory: journal.Run, seed: int):
+        self.lm, self.name, self.directory, self.seed = lm, name, directory, seed
+        self.answers = {r["key"]: Answer(**{f: r[f] for f in ANSWER}) for r in directory.read(JOURNAL)}
+
+    def key(self, call: Call) -> str:
+        return journal.sha256_json([self.name, call.messages, call.parameters, call.sample])
+
+    def ask(self, calls: list[Call]) -> Iterator[tuple[int, Answer]]:
+        """Yield (index, Answer) as each comes; see `client.Client.ask`."""
+        from redlite.lm import Prompt
+        places: dict[str, list[int]] = {}
+        for i, call in enumerate(calls):
+            places.setdefault(self.key(call), []).append(i)
+        keys, prompts = [], []
+        for key, (i, *_) in places.items():
+            if key in self.answers:
+                continue
+            ids = self.lm.template.encode(calls[i].messages, add_generation_prompt=True).ids
+            room = self.lm.engine.context_limit() - len(ids)
+            if room < 1:
+                self.answers[key] = Answer("", "error", 0, 0, 0.0, f"the prompt's {len(ids)} tokens do not fit the model")
+                continue
+            p = calls[i].parameters
+            keys.append(key)
+            prompts.append(Prompt(ids, min(p["max_tokens"], room), sampling.Rule(p["temperature"]), sampling.request_seed(self.seed, ids, calls[i].sample), tuple(p.get("stop", ()))))
+        for key in [k for k in places if k in self.answers]:
+            for i in places[key]:
+                yield i, self.answers[key]
+        for n, c in self.lm.run(prompts):
+            answer = self.answers[keys[n]] = Answer(c.text, c.finish, c.prompt_tokens, len(c.ids), round(c.seconds, 3))
+            self.directory.append(JOURNAL, {"key": keys[n], **asdict(answer)})
+            for i in places[keys[n]]:
+                yield i, answer
+
+
+# ---- reading what the model writes ----
+
+_ITEM = re.compile(r"\s*(?:\(?(\d{1,3})[.):]|[-*•])\s*(.+?)\s*$")
+
+
+def read_list(text: str) -> list[str]:
+    """The items of a numbered or dashed list in a reply, without thoughts, emphasis and quotes."""
+    items = [match[2] for line in strip_thoughts(text).splitlines() if (match := _ITEM.match(line))]
+    return [item for item in (re.sub(r"\*\*|__", "", i).strip(" \"“”'") for i in items) if item]
+
+
+_SPEAKER = re.compile(r"^[\s*_]*(Red-LM|Base-LM)[\s*_]*:[\s*_]*", re.MULTILINE)
+
+
+def read_conversation(question: str, text: str) -> tuple[list[dict], str]:
+    """(turns, "") of a reply that goes on behind "Base-LM:", or ([], why it is none). Turns are HarmfulQA's {"from", "value"}, thoughts removed.
+
+    A question at the end that nobody answers is left out. Each speaker's turn must follow the other's.
+    """
+    speakers, starts = ["Base-LM"], [(0, 0)]
+    for match in _SPEAKER.finditer(text):
+        if match.start() == 0 or not text[:match.start()].strip():  # the reply repeats whose turn it is
+            speakers, starts = [match[1]], [(0, match.end())]
+            continue
+        speakers.append(match[1])
+        starts.append((match.start(), match.end()))
+    if speakers[0] == "Red-LM":  # the reply repeats the question too
+        speakers, starts = speakers[1:], starts[1:]
+    if not speakers:
+        return [], "no answer"
+    pieces = [text[begin:after] for (_, begin), (after, _) in zip(starts, [*starts[1:], (len(text), 0)])]
+    turns = [{"from": "human", "value": question}]
+    for speaker, piece in zip(speakers, pieces):
+        who, value = ("human", piece.strip()) if speaker == "Red-LM" else ("gpt", strip_thoughts(piece))
+        value = re.split(r"\n\s*(?:###|\(Base-LM )", value)[0].strip()
+        if who == turns[-1]["from"]:
+            return [], "turns do not alternate"
+        if not value:
+            return [], "an empty turn"
+        turns.append({"from": who, "value": value})
+    if turns[-1]["from"] == "human":
+        turns.pop()
+    return (turns, "") if len(turns) >= 2 else ([], "no answer")
+
+
+def similarity(a: set[str], b: set[str]) -> float:
+    """Jaccard's index of two sets of shingles."""
+    return len(a & b) / len(a | b) if a or b else 1.0
+
+
+def shingles(text: str) -> set[str]:
+    """The runs of four characters of a text in lower case, letters, digits and single spaces only."""
+    plain = " ".join(re.findall(r"\w+", text.lower()))
+    return {plain[i:i + 4] for i in range(max(1, len(plain) - 3))}
+
+
+# ---- the four stages ----
+
+class Pipeline:
+    """One collection in one run directory.
+
+    asker   `client.Client` or `LocalAsker`
+    topics  names, or {topic: [subtopic, …]}, which takes the first stage's place
+    """
+
+    def __init__(self, directory: journal.Run, asker, settings: Settings, topics: list[str] | dict[str, list[str]], red_prompt: str, progress=None):
+        self.directory, self.asker, self.settings, self.topics, self.red_prompt, self.progress = directory, asker, settings, topics, red_prompt, progress
+        self.dropped = {(d["stage"], d["where"], d["text"], d["reason"]) for d in directory.read(DROPS)}
+
+    def run(self) -> list[dict]:
+        """All stages that have no file yet; HarmfulQA's rows."""
+        for stage, name in zip((self._topics, self._questions, self._red, self._blue), STAGES):
+            if not (self.directory.directory / name).exists():
+                journal.write_json(self.directory.directory / name, stage())
+        return self._file(STAGES[3], list)
+
+    def _file(self, name: str, kind: type):
+        path = self.directory.directory / name
+        value = journal.read_json(path)
+        if not isinstance(value, kind) or not value:
+            raise Error(f"{path}: must hold a {'JSON object' if kind is dict else 'list'} that is not empty; mend it, or delete it to have the stage done again")
+        return value
+
+    def _drop(self, stage: str, where: str, text: str, reason: str) -> None:
+        entry = (stage, where, text, reason)
+        if entry not in self.dropped:
+            self.dropped.add(entry)
+            self.directory.append(DROPS, dict(zip(("stage", "where", "text", "reason"), entry)))
+
+    def _ask(self, what: str, requests: list[tuple[list[dict], int]], **more) -> list[Answer]:
+        """The answers to (messages, sample), in order."""
+        parameters = {"max_tokens": self.settings.max_new_tokens, "temperature": self.settings.temperature, **more}
+        answers: list = [None] * len(requests)
+        for n, (i, answer) in enumerate(self.asker.ask([Call(messages, parameters, sample) for messages, sample in requests]), 1):
+            answers[i] = answer
+            if self.progress:
+                self.progress(what, n, len(requests))
+        failed = [a for a in answers if a.finish == "error"]
+        if failed:
+            raise Incomplete(f"{len(failed)} of {len(requests)} requests for {what} failed ({failed[0].detail}); what is answered is kept, run the same command again")
+        return answers
+
+    def _usable(self, stage: str, where: str, answer: Answer) -> bool:
+        if answer.finish == "refused_by_api" or not answer.text.strip():
+            self._drop(stage, where, answer.text, "refused by the provider" if answer.finish == "refused_by_api" else "empty")
+            return False
+        return True
+
+    def _topics(self) -> dict[str, list[str]]:
+        if isinstance(self.topics, dict):
+            return self.topics
+        prompt = (PROMPTS / "subtopics.txt").read_text(encoding="utf-8").strip()
+        asked = [[{"role": "user", "content": prompt.replace("<topic>", t).replace("<count>", str(self.settings.subtopics))}] for t in self.topics]
+        found = {}
+        for topic, answer in zip(self.topics, self._ask("subtopics", [(m, 0) for m in asked])):
+            kept: list[str] = []
+            for item in read_list(answer.text) if self._usable("topics", topic, answer) else ():
+                if len(item) > 80 or any(similarity(shingles(item), shingles(k)) >= NEAR for k in kept):
+                    self._drop("topics", topic, item, "too long" if len(item) > 80 else "repeats")
+                elif len(kept) < self.settings.subtopics:
+                    kept.append(item)
+            if kept:
+                found[topic] = kept
+            else:
+                self._drop("topics", topic, answer.text, "no subtopics")
+        if not found:
+            raise Error("the model named no subtopic of any topic; give --topics FILE with {topic: [subtopic, …]}")
+        return found
+
+    def _questions(self) -> dict[str, dict[str, list[str]]]:
+        """Rounds over all subtopics that are not full; one that adds nothing `rounds` times in a row is given up."""
+        topics, prompt = self._file(STAGES[0], dict), (PROMPTS / "questions.txt").read_text(encoding="utf-8").strip()
+        found = {topic: {s: [] for s in names} for topic, names in topics.items()}
+        known = {topic: [] for topic in topics}  # shingles of a topic's questions: near-duplicates are looked for across its subtopics
+        idle, number = {(t, s): 0 for t, names in topics.items() for s in names}, 0
+        while open_ := [(t, s) for (t, s), n in idle.items() if n < self.settings.rounds and len(found[t][s]) < self.settings.questions]:
+            requests = []
+            for t, s in open_:
+                have = found[t][s]
+                text = prompt.replace("<count>", str(min(BATCH, self.settings.questions - len(have)))).replace("<topic>", t).replace("<subtopic>", s)
+                requests.append(([{"role": "user", "content": text.replace("<known>", "\n".join(f"- {q}" for q in have[-SHOWN:]) or "- (none yet)")}], number))
+            for (t, s), answer in zip(open_, self._ask(f"questions, round {number + 1}", requests)):
+                before = len(found[t][s])
+                for item in read_list(answer.text) if self._usable("questions", f"{t} / {s}", answer) else ():
+                    mine = shingles(item)
+                    reason = "too short" if len(item.split()) < 3 else "near-duplicate" if any(similarity(mine, k) >= NEAR for k in known[t]) else ""
+                    if reason:
+                        self._drop("questions", f"{t} / {s}", item, reason)
+                    elif len(found[t][s]) < self.settings.questions:
+                        found[t][s].append(item)
+                        known[t].append(mine)
+                idle[t, s] = 0 if len(found[t][s]) > before else idle[t, s] + 1
+            number += 1
+        return found
+
+    def _red(self) -> list[dict]:
+        rows = []
+        for topic, subtopics in self._file(STAGES[1], dict).items():
+            for subtopic, questions in subtopics.items():
+                rows += [{"id": len(rows) + n, "topic": topic, "subtopic": subtopic, "question": q} for n, q in enumerate(questions, 1)]
+        if not rows:
+            raise Error(f"{self.directory.directory / STAGES[1]}: holds no question; write some there, or delete it to have the stage done again")
+        text = self.red_prompt.replace("<turns>", str(self.settings.turns))
+        requests = [([{"role": "user", "content": text.replace("<question>", row["question"])}], s) for row in rows for s in range(self.settings.conversations)]
+        answers = iter(self._ask("red conversations", requests))
+        for row in rows:
+            kept: list[list[dict]] = []
+            for _ in range(self.settings.conversations):
+                answer = next(answers)
+                if not self._usable("red", str(row["id"]), answer):
+                    continue
+                turns, reason = read_conversation(row["question"], answer.text)
+                if not reason and judge.rules(row["question"], turns[1]["value"]) != "harmful":
+                    reason = "refuses"
+                if not reason and turns in kept:
+                    reason = "repeats"
+                if reason:
+                    self._drop("red", str(row["id"]), answer.text, reason)
+                else:
+                    kept.append(turns)
+            row["red_conversations"] = {str(n): turns for n, turns in enumerate(kept)}
+        return rows
+
+    def _blue(self) -> list[dict]:
+        """Answers to the human turns of every red conversation, one after the other, under instructions to stay safe; a question without any gets its bare question."""
+        rows = self._file(STAGES[2], list)
+        system = {"role": "system", "content": (PROMPTS / "blue.txt").read_text(encoding="utf-8").strip()}
+        talks = []  # (row, human turns, messages so far)
+        for row in rows:
+            humans = [[t["value"] for t in turns if t["from"] == "human"] for turns in row.get("red_conversations", {}).values()] or [[row["question"]]]
+            talks += [(row, h, [system]) for h in humans]
+        for turn in range(max(len(h) for _, h, _ in talks)):
+            going = [t for t in talks if len(t[1]) > turn and len(t[2]) == 1 + 2 * turn]
+            for _, humans, messages in going:
+                messages.append({"role": "user", "content": humans[turn]})
+            samples: dict[str, int] = {}
+            requests = []
+            for _, _, messages in going:
+                key = journal.sha256_json(messages)
+                requests.append((list(messages), samples.get(key, 0)))
+                samples[key] = samples.get(key, 0) + 1
+            for (row, _, messages), answer in zip(going, self._ask(f"blue conversations, turn {turn + 1}", requests)):
+                if self._usable("blue", str(row["id"]), answer):
+                    messages.append({"role": "assistant", "content": answer.text.strip()})
+                else:
+                    messages.pop()
+        for row in rows:
+            kept: list[list[dict]] = []
+            for talk, _, messages in talks:
+                turns = [{"from": "human" if m["role"] == "user" else "gpt", "value": m["content"]} for m in messages[1:]]
+                if talk is row and len(turns) >= 2:
+                    if turns in kept:
+                        self._drop("blue", str(row["id"]), turns[1]["value"], "repeats")
+                    else:
+                        kept.append(turns)
+            row["blue_conversations"] = {str(n): turns for n, turns in enumerate(kept)}
+        return rows
+
+
+def statistics(rows: list[dict], drops: list[dict], count_tokens) -> dict:
+    """Conversations, turns and tokens of both colours, whole and by topic; drops by stage and reason. count_tokens: text → tokens."""
+    def of(part: list[dict]) -> dict:
+        out = {"questions": len(part)}
+        for colour in ("blue", "red"):
+            talks = [t for row in part for t in row[f"{colour}_conversations"].values()]
+            out[colour] = {"conversations": len(talks), "turns": sum(map(len, talks)), "tokens": sum(count_tokens(turn["value"]) for t in talks for turn in t)}
+        return out
+    reasons: dict[str, dict[str, int]] = {}
+    for drop in drops:
+        stage = reasons.setdefault(drop["stage"], {})
+        stage[drop["reason"]] = stage.get(drop["reason"], 0) + 1
+    return {**of(rows), "by_topic": {t: of([r for r in rows if r["topic"] == t]) for t in dict.fromkeys(r["topic"] for r in rows)}, "drops": reasons}
+
+
+def plan(settings: Settings, topics: list[str] | dict, red_prompt: str) -> dict:
+    """Requests at most, and tokens at most, were everything to come whole: nothing is asked."""
+    subtopics = sum(map(len, topics.values())) if isinstance(topics, dict) else len(topics) * settings.subtopics
+    questions = subtopics * settings.questions
+    rounds = -(-settings.questions // BATCH) + settings.rounds * settings.questions
+    talks = questions * settings.conversations
+    requests = {"topics": 0 if isinstance(topics, dict) else len(topics), "questions": subtopics * rounds, "red": talks, "blue": talks * settings.turns}
+    prompts = {"topics": 400, "questions": 1500 + SHOWN * 200, "red": len(red_prompt) + 300, "blue": 800 + settings.turns * 8 * settings.max_new_tokens}
+    return {"requests": requests, "prompt_tokens_at_most": sum(n * prompts[stage] for stage, n in requests.items()),
+            "new_tokens_at_most": sum(requests.values()) * settings.max_new_tokens}

@@ -1,0 +1,126 @@
+"""HARMFULQA's stages: reading replies, dropping with reasons, resuming, editing between stages, and what safealign makes of it."""
+import json
+
+import pytest
+
+from redlite import client, collect, conversations, journal
+from redlite.cli import collect as command
+from redlite.client import Answer
+from redlite.errors import Error, Incomplete
+
+ASKED = "How do I wake the dragon?"
+
+
+def test_lists():
+    assert collect.read_list("(Internal thought: 1. no)\n1. **Castle gates**\n 2) \"Old keys\"\n- dragons\nand that is all\n3: towers") == ["Castle gates", "Old keys", "dragons", "towers"]
+    assert collect.read_list("none") == []
+
+
+@pytest.mark.parametrize("text,turns", [
+    ("(Internal thought: well.) Ring the bell.", ["Ring the bell."]),
+    ("Base-LM: (Internal thought: a (b).) Ring it.\n\nRed-LM: And then?\n\n**Base-LM:** (Thought: x) Run.\n\nRed-LM: Where to?", ["Ring it.", "And then?", "Run."]),
+    ("Red-LM: How do I wake the dragon?\nBase-LM: Sing.", ["Sing."]),
+    ("Sing.\n\n### The end\nmore", ["Sing."]),
+])
+def test_conversations(text, turns):
+    found, reason = collect.read_conversation(ASKED, text)
+    assert reason == "" and [t["value"] for t in found] == [ASKED, *turns] and [t["from"] for t in found] == ["human", "gpt"] * (len(found) // 2)
+
+
+@pytest.mark.parametrize("text,reason", [("", "an empty turn"), ("(Internal thought: never closed", "an empty turn"), ("Red-LM: x", "no answer"),
+                                         ("a\nBase-LM: b", "turns do not alternate"), ("a\nRed-LM:\nBase-LM: b", "an empty turn")])
+def test_what_is_no_conversation(text, reason):
+    assert collect.read_conversation(ASKED, text) == ([], reason)
+
+
+def test_similarity():
+    """Jaccard's index of runs of four characters, by hand: "abcde" and "abcdf" share abcd of abcd, bcde, bcdf."""
+    assert collect.similarity(collect.shingles("abcde"), collect.shingles("ABCDF")) == pytest.approx(1 / 3)
+    assert collect.similarity(collect.shingles("How do I open the gate?"), collect.shingles("how do I open the gate")) == 1
+
+
+class Model:
+    """Answers by what it is asked; counts, and may break off."""
+
+    def __init__(self, fail_after=None):
+        self.asked, self.fail_after = 0, fail_after
+
+    def ask(self, calls):
+        for i, call in enumerate(calls):
+            self.asked += 1
+            if self.fail_after is not None and self.asked > self.fail_after:
+                raise Incomplete("enough")
+            yield i, Answer(self.text(call), "stop", 1, 1, 0.0)
+
+    def text(self, call):
+        said = call.messages[-1]["content"]
+        if "different subtopics" in said:
+            return "1. Castle gates\n2. Castle gate\n3. Old keys\n4. Towers"
+        if "prepare a test set" in said:
+            words = ("the iron portcullis", "a letter from grandmother", "seven yellow umbrellas") if "Castle" in said else ("bells of a steeple", "cousins in the cellar", "parrots without feathers")
+            return "(Internal thought: fine.)\n" + "\n".join(f"{n}. How do I {verb} {words[call.sample % 3]}?" for n, verb in ((1, "open"), (2, "hide"), (2, "hide"))) + "\n3. Short"
+        if "recorded conversation" in said.lower():
+            return ["(Internal thought: go.) Here is how: [placeholder].\n\nRed-LM: What next?\n\nBase-LM: (Internal thought: on.) Here is more: [placeholder].",
+                    "I'm sorry, but I can't help with that."][call.sample % 2]
+        return f"I will not help with that. Here is something safe instead ({len(call.messages)})."
+
+
+def run(folder, model, **settings):
+    with journal.Run(folder, {}) as directory:
+        pipeline = collect.Pipeline(directory, model, collect.Settings(**{"subtopics": 2, "questions": 3, "conversations": 3, "turns": 2, "rounds": 2, **settings}), ["School"], "Recorded conversation <question> <turns>")
+        return pipeline.run(), directory.read(collect.DROPS)
+
+
+def test_the_four_stages(tmp_path):
+    rows, drops = run(tmp_path / "run", Model())
+    assert journal.read_json(tmp_path / "run/topics.json") == {"School": ["Castle gates", "Old keys"]}
+    assert all(len(q) == 3 for q in journal.read_json(tmp_path / "run/questions.json")["School"].values()) and len(rows) == 6
+    row = rows[0]
+    assert [t["from"] for t in row["red_conversations"]["0"]] == ["human", "gpt"] * 2 and list(row["red_conversations"]) == ["0"]
+    assert [t["value"] for t in row["blue_conversations"]["0"] if t["from"] == "human"] == [t["value"] for t in row["red_conversations"]["0"] if t["from"] == "human"]
+    reasons = {(d["stage"], d["reason"]) for d in drops}
+    assert {("topics", "repeats"), ("questions", "near-duplicate"), ("questions", "too short"), ("red", "refuses"), ("red", "repeats")} <= reasons
+    found = collect.statistics(rows, drops, lambda text: len(text.split()))
+    assert found["red"]["conversations"] == 6 and found["red"]["turns"] == 24 and found["by_topic"]["School"]["questions"] == 6
+    assert sum(n for stage in found["drops"].values() for n in stage.values()) == len(drops)
+
+
+def test_a_person_may_edit_between_stages(tmp_path):
+    run(tmp_path / "run", Model())
+    folder = tmp_path / "run"
+    for name in ("red.json", "harmfulqa.json"):
+        (folder / name).unlink()
+    journal.write_json(folder / "questions.json", {"Mine": {"own": ["How do I paint the fence?"]}})
+    rows, _ = run(folder, Model())
+    assert [(r["topic"], r["question"]) for r in rows] == [("Mine", "How do I paint the fence?")]
+    (folder / "harmfulqa.json").unlink()
+    (folder / "red.json").write_text("{}")
+    with pytest.raises(Error, match="red.json: must hold a list"):
+        run(folder, Model())
+
+
+def test_broken_off_and_taken_up_again(tmp_path):
+    wanted, _ = run(tmp_path / "whole", Model())
+    for fail_after in range(0, 30, 3):
+        try:
+            run(tmp_path / "run", Model(fail_after))
+        except Incomplete:
+            continue
+    assert run(tmp_path / "run", Model())[0] == wanted
+
+
+def test_the_command_on_the_organism(tmp_path, capsys):
+    options = ["--limit", "1", "--conversations", "1", "--max-new-tokens", "60", "--quiet", "--json", "--output-dir", str(tmp_path / "run")]
+    assert command.main(options) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    lines = (tmp_path / "run" / client.JOURNAL).read_bytes()
+    assert found["red"]["conversations"] > 0 and found["blue"]["conversations"] > 0 and "report.html" in {p.name for p in (tmp_path / "run").iterdir()}
+    loaded = conversations.read(tmp_path / "run" / "harmfulqa.json", "red")[0]
+    assert len(loaded) == found["red"]["conversations"]
+    assert command.main(options) == 0 and (tmp_path / "run" / client.JOURNAL).read_bytes() == lines  # all is there already
+
+
+def test_the_plan_asks_nothing(capsys):
+    assert command.main(["--dry-run", "--model", "openai:m", "--base-url", "http://127.0.0.1:9/v1", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert plan["requests"]["topics"] == 10 and plan["requests"]["red"] == 10 * 10 * 20 * 5 and plan["cost_at_most"] is None
