@@ -104,13 +104,38 @@ def token_nll(hidden, weight, targets):
 
 
 def linear(x, weight, bias=None):
-    """x @ weight.T + bias, [T, N]; a `Packed` weight goes to the C products (CPU inference), a tensor to torch."""
-    return weight.product(x, bias) if isinstance(weight, Packed) else torch.nn.functional.linear(x, weight, bias)
+    """x @ weight.T + bias, [T, N]; a matrix that `pack` made has its own product (inference), a tensor goes to torch."""
+    return torch.nn.functional.linear(x, weight, bias) if isinstance(weight, torch.Tensor) else weight.product(x, bias)
 
 
 def embedding(ids, weight):
-    """Rows of a [V, D] matrix, a tensor or `Packed`."""
-    return weight.rows(ids) if isinstance(weight, Packed) else torch.nn.functional.embedding(ids, weight)
+    """Rows of a [V, D] matrix, a tensor or what `pack` made."""
+    return torch.nn.functional.embedding(ids, weight) if isinstance(weight, torch.Tensor) else weight.rows(ids)
+
+
+def unpackable(device_type: str) -> str:
+    """Why `pack` cannot make matrices for "cpu" or "cuda"; "" if it can."""
+    wanted = {"cpu": "c", "cuda": "triton"}.get(device_type)
+    if wanted is None:
+        return f"there are no packed products for {device_type}"
+    return f"REDLITE_KERNELS={FORCED} has no packed products for {device_type}" if FORCED not in (None, wanted) else _unusable(wanted)
+
+
+def pack(weight, format, dtype, device):
+    """A matrix [N, D] in "int8" or "int4", on CPUs also "float32", for `linear` and `embedding` on that device with activations of `dtype`.
+
+    On CPUs a `packed.Packed` (float32 only), on GPUs a `matmul_triton.PackedTriton`.
+    """
+    if torch.device(device).type == "cpu":
+        return Packed.of(weight, format)
+    return import_module(f"{__name__}.matmul_triton").PackedTriton.of(weight, format, dtype, device)
+
+
+def pack_gguf(kind, raw, shape, dtype, device):
+    """As `pack`, of the blocks of a GGUF tensor as they are; kind: a key of packed.GGUF_KINDS, raw: a contiguous uint8 array."""
+    if torch.device(device).type == "cpu":
+        return Packed.of_gguf(kind, raw, shape)
+    return import_module(f"{__name__}.matmul_triton").PackedTriton.of_gguf(kind, raw, shape, dtype, device)
 
 
 def rms_norm(x, weight, eps):

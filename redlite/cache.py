@@ -107,8 +107,16 @@ class Cache:
 
     def attend_decode(self, active: int) -> Attend:
         """For one new token of each of the first `active` slots, whose lengths grow by one; `reserve` comes before."""
+        return self.attend_step(self.advance(active).to(self.device))
+
+    def advance(self, active: int) -> Tensor:
+        """Let the first `active` slots grow by one token; the place [active] in its suffix that each one's new token takes."""
         places_B = self.lengths[:active].clone()
         self.lengths[:active] += 1
+        return places_B
+
+    def attend_step(self, places_B: Tensor) -> Attend:
+        """For one new token of each of the first B slots, at these places of their suffixes; lengths stay as they are."""
         if self.prefix and not self.shared:
             self.shared = [kernels.shared_prefix(k, v) for k, v in self.prefix]
 

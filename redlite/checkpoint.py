@@ -21,12 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from redlite import gguf_model, vocabulary_export
+from redlite import gguf_model, kernels, vocabulary_export
 from redlite.config import Config
 from redlite.errors import Error
 from redlite.gguf import GGUF, decode, short
 from redlite.journal import read_json, replacing, write_atomic, write_json
-from redlite.kernels import Packed
 from redlite.kernels.packed import GGUF_KINDS
 from redlite.model import Embedding, LLaMA, Linear
 
@@ -118,7 +117,7 @@ def _read_index(path: Path) -> dict[str, str]:
 def load_weights(model: LLaMA, path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", packed: str | None = None) -> None:
     """Fill `model`, built on the meta device, with the weights at `path`.
 
-    packed  "float32", "int8" or "int4": matrices become `kernels.Packed` (on the CPU, for inference; see `_pack`)
+    packed  "float32" (CPU only), "int8" or "int4": matrices become what `kernels.pack` makes, for inference; see `_pack`
     Every parameter becomes a new tensor of `dtype` on `device`, one after the other; beside them no more than a few
     megabytes (on a GPU or where matrices are packed, one tensor) are held. Raises Error, before anything is read, for a tensor that is missing,
     has another shape or does not belong to the model, naming file and tensor; and while reading for damaged numbers.
@@ -135,19 +134,19 @@ def load_weights(model: LLaMA, path, dtype: torch.dtype = torch.float32, device:
             module = model.get_submodule(owner)
             if packed and isinstance(module, (Linear, Embedding)) and leaf == "weight":
                 delattr(module, leaf)
-                module.weight = _pack(stored[name], blocks.get(name), packed)
+                module.weight = _pack(stored[name], blocks.get(name), packed, dtype, device)
                 continue
             filled = torch.empty(stored[name].shape, dtype=dtype)
             stored[name].fill(filled)
             setattr(module, leaf, nn.Parameter(filled.to(device), parameters[name].requires_grad))
-        for block in model.model.layers if packed else ():
+        for block in model.model.layers if packed and torch.device(device).type == "cpu" else ():
             block.pack()
     finally:
         if source:
             source.close()
 
 
-def _pack(stored: Stored, blocks: tuple | None, packed: str) -> Packed:
+def _pack(stored: Stored, blocks: tuple | None, packed: str, dtype: torch.dtype, device: str | torch.device):
     """A matrix in a packed format. Blocks of a GGUF file that the format can hold are kept as they are.
 
     int4 keeps Q4_0 and Q4_1, and puts whatever a GGUF file stores in other blocks into int8, since its maker gave
@@ -159,10 +158,10 @@ def _pack(stored: Stored, blocks: tuple | None, packed: str) -> Packed:
         halves = raw.reshape(-1, GGUF_KINDS[kind][2])[:, :4 if kind == "Q4_1" else 2]
         if not np.isfinite(np.ascontiguousarray(halves).view("<f2").astype(np.float32)).all():
             raise Error(f"{stored.where}: NaN or infinite scales; {FETCH}")
-        return Packed.of_gguf(kind, raw.reshape(-1), blocks[2])
+        return kernels.pack_gguf(kind, raw.reshape(-1), blocks[2], dtype, device)
     filled = torch.empty(stored.shape)
     stored.fill(filled)
-    return Packed.of(filled, "int8" if packed == "int4" and kind and kind not in ("F32", "F16", "BF16") else packed)
+    return kernels.pack(filled, "int8" if packed == "int4" and kind and kind not in ("F32", "F16", "BF16") else packed, dtype, device)
 
 
 def _check(stored: dict[str, Stored], wanted: dict[str, tuple], path: Path, tied: bool) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from redlite import sampling
 from redlite.cache import Cache, common_prefix, shareable
+from redlite.graph import DecodeGraphs
 from redlite.model import LLaMA, Packed
 
 SHARED_AT_LEAST = 8    # a shorter common prefix saves less than attending to it apart costs
@@ -74,6 +75,7 @@ class Engine:
         shared = shareable(self.model.config, common_prefix(prompts), longest) if len(prompts) > 1 else 0
         if shared >= SHARED_AT_LEAST:
             cache.compute_prefix(self.model, prompts[0][:shared])
+        graphs = DecodeGraphs.of(self.model, cache)
         waiting, active = deque(requests.items()), []
         while waiting or active:
             if waiting and len(active) < slots:
@@ -82,7 +84,7 @@ class Engine:
                 self._choose(active[first:], self._prefill(active[first:], first, cache))
                 yield from self._retire(active, cache)
             if active and not (waiting and len(active) < slots):
-                self._choose(active, self._decode(active, cache))
+                self._choose(active, self._decode(active, cache, graphs))
                 yield from self._retire(active, cache)
 
     def _admit(self, waiting: deque, room: int, cache: Cache) -> list[_Active]:
@@ -116,11 +118,14 @@ class Engine:
         return self.model.logits(hidden[packed.offsets[1:].long() - 1])
 
     @torch.no_grad()
-    def _decode(self, active: list[_Active], cache: Cache) -> Tensor:
+    def _decode(self, active: list[_Active], cache: Cache, graphs: DecodeGraphs | None) -> Tensor:
         """Run the newest token of every active request; logits [B, V]."""
         cache.reserve(int(cache.lengths[:len(active)].max()) + 1)
+        newest = [a.ids[-1] for a in active]
+        if graphs:
+            return graphs.logits(newest)
         positions = cache.lengths[:len(active)].to(cache.device) + cache.prefix_length
-        ids = torch.tensor([a.ids[-1] for a in active], device=cache.device)
+        ids = torch.tensor(newest, device=cache.device)
         return self.model.logits(self.model(ids, positions, cache.attend_decode(len(active)), positions + 1))
 
     @staticmethod

@@ -156,15 +156,14 @@ class LM:
 
 
 def packing(dtype: str, device: str, quantize: str | None) -> str | None:
-    """The format of `kernels.Packed` that inference takes its matrices in; None for plain tensors. Error if `quantize` cannot be had."""
+    """The format in which inference takes a model's matrices (see `kernels.pack`); None for plain tensors. Error if `quantize` cannot be had."""
     if quantize not in (None, "int8", "int4"):
         raise Error(f"quantize {quantize!r} is not known; use int8 or int4")
-    reason = kernels.packed.usable() if kernels.FORCED in (None, "c") else f"REDLITE_KERNELS={kernels.FORCED} has no packed products"
-    if torch.device(device).type != "cpu" or dtype != "float32":
-        reason = "packed products are float32 on CPUs"
+    kind = torch.device(device).type
+    reason = kernels.unpackable(kind) or ("packed products on CPUs are float32" if kind == "cpu" and dtype != "float32" else "")
     if quantize and reason:
         raise Error(f"quantize {quantize!r} cannot be had: {reason}")
-    return None if reason else quantize or "float32"
+    return quantize or ("float32" if kind == "cpu" and not reason else None)
 
 
 @dataclass(frozen=True)

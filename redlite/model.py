@@ -22,7 +22,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class Linear(nn.Linear):
-    """x @ weight.T + bias, uninitialised; for inference on CPUs the weight may be a `kernels.Packed` matrix (packing.py)."""
+    """x @ weight.T + bias, uninitialised; for inference the weight may be a matrix that `kernels.pack` made."""
 
     def reset_parameters(self) -> None:
         """Nothing: weights are loaded, or drawn by `LLaMA.initialize`; torch's own draw on the meta device imports its compiler, seconds long."""
