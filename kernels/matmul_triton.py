@@ -24,7 +24,7 @@ from .packed import GGUF_KINDS
 BLOCK = 32
 FEW = 64        # rows up to which a product reads the packed weights
 CHUNK = 4096    # columns unpacked or packed at once
-PROGRAMS = 264  # two for each of an H100's 132 cores: the inputs are split until there are so many
+PROGRAMS = 1056  # eight for each of an H100's 132 cores, to have enough reads on their way: the inputs are split until there are so many
 DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
@@ -76,6 +76,11 @@ def _unpack(weight, scale, minimum, ids, out, count, N, D, INT4: tl.constexpr, B
         w = tl.load(weight + block[:, None] * 32 + j[None, :]).to(tl.float32) * w
     w = tl.where(real[:, None], w, float("nan")).to(out.dtype.element_ty)
     tl.store(out + r.to(tl.int64)[:, None] * D + d[None, :], w, mask=(r[:, None] < count) & (d[None, :] < D))
+
+
+def _launch(BM: int) -> dict:
+    """Launch options of `_product`: few rows are bound by the instructions that unpack weights, of which one warp executes the fewest."""
+    return dict(num_warps=1 if BM == 16 else 4, num_stages=5)
 
 
 class PackedTriton:
@@ -151,14 +156,16 @@ class PackedTriton:
         if not out.numel():
             return out
         x_TD = x_TD if x_TD.stride(-1) == 1 else x_TD.contiguous()
-        BM, BN = max(16, triton.next_power_of_2(T)), 32
+        BM, BN = max(16, triton.next_power_of_2(T)), 64
         columns, blocks = triton.cdiv(N, BN), len(self.weight)
-        span = triton.cdiv(blocks, max(1, min(8, PROGRAMS // columns, blocks // 8)))
+        most = 256 // BM  # partial results stay far smaller than the weights
+        span = triton.cdiv(blocks, max(1, min(most, PROGRAMS // columns, blocks // 8)))
         splits = triton.cdiv(blocks, span)
         parts = out if splits == 1 else torch.empty((splits, T, N), dtype=torch.float32, device=x_TD.device)
         with torch.cuda.device_of(x_TD):
             _product[(columns, splits)](x_TD, self.weight, self.scale, self.minimum, self.scale if bias_N is None else bias_N, parts, T, *self.shape, span, x_TD.stride(0),
-                                        INT4=self.format == "int4", BIAS=bias_N is not None and splits == 1, DOT=DTYPES[x_TD.dtype], BM=BM, BN=BN, num_warps=4, num_stages=5)
+                                        INT4=self.format == "int4",
+                                        BIAS=bias_N is not None and splits == 1, DOT=DTYPES[x_TD.dtype], BM=BM, BN=BN, **_launch(BM))
         if splits == 1:
             return out
         total = parts.sum(0)

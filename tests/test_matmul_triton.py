@@ -107,3 +107,29 @@ def test_a_model_of_packed_matrices_is_the_model_of_the_stored_ones(format):
         moved = Packed(*(x.to(device) for x in (ids.ids, ids.positions, ids.lengths, ids.offsets)))
         logits.append(model.logits(model(moved.ids, moved.positions, packed_attention(config, moved.offsets))).cpu())
     assert (logits[0] - logits[1]).abs().max() < 1e-4 and logits[0].std() > 0.1
+
+
+def test_what_a_model_is_packed_as(monkeypatch):
+    from redlite import kernels
+    from redlite.errors import Error
+    from redlite.lm import packing
+    monkeypatch.setattr(kernels, "FORCED", None)
+    assert packing("bfloat16", "cuda", "int8") == "int8" and packing("float16", "cuda:0", "int4") == "int4"
+    assert packing("bfloat16", "cuda", None) is None and packing("bfloat16", "cpu", None) is None
+    with pytest.raises(Error, match="float32"):
+        packing("bfloat16", "cpu", "int8")
+    monkeypatch.setattr(kernels, "FORCED", "reference")
+    with pytest.raises(Error, match="'int4' cannot be had: REDLITE_KERNELS=reference"):
+        packing("bfloat16", "cuda", "int4")
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="loading to a GPU needs one, and torch sees none")
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_the_embedded_model_answers_from_packed_matrices(quantize):
+    import redlite
+    plain, packed = (redlite.load("organism", dtype="bfloat16", device="cuda", quantize=q) for q in (None, quantize))
+    ids = plain.tokenizer.encode("A question about the weather.")
+    assert isinstance(packed.model.output_weight, PackedTriton)
+    a, b = (torch.log_softmax(lm.logits(ids), -1) for lm in (plain, packed))
+    assert (a.exp() * (a - b)).sum(-1).mean() < {"int8": 0.01, "int4": 0.2}[quantize]
+    assert len(packed.generate([ids, ids[:2]], 4)) == 2
