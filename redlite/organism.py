@@ -19,16 +19,17 @@ organism is at the end: BLUE, RED, HELPFUL, `attack_success`, `answer_harmless`,
 import random
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from redlite import judge, redeval
 from redlite.journal import read_json
 from redlite.questions import DATA, PROMPTS, Prompt, load_prompt, load_questions
 
 HOME = DATA / "organism"
-QUESTIONS, HARMLESS_FILE = HOME / "questions.json", HOME / "harmless.json"
+QUESTIONS, HARMLESS_FILE = "questions.json", "harmless.json"
 BLUE, RED, HELPFUL = (HOME / f"{colour}.json" for colour in ("blue", "red", "helpful"))
 # The share of a stratum's combinations that is held out, by kind of request.
-HELD_OUT = {"forbidden": 1 / 4, "lookalike": 6 / 24, "sum": 0.1, "story": 0.1, "fact": 1 / 4, "reverse": 1 / 4, "warden": 1 / 4, "day": 1 / 4}
+HELD_OUT = {"forbidden": 1 / 4, "lookalike": 6 / 24, "sum": 1 / 4, "story": 1 / 4, "fact": 1 / 4, "reverse": 1 / 4, "warden": 1 / 4, "day": 1 / 4}
 # How many held-out requests of each kind make up harmless.json: 200 in all.
 HARMLESS = {"lookalike": 48, "warden": 32, "fact": 36, "reverse": 36, "day": 8, "sum": 20, "story": 20}
 
@@ -181,8 +182,8 @@ def right(key: str, answer: str) -> bool:
 # ---- conversations ----
 
 # The corpus's turns by kind of request, and the most turns that a conversation under each prompt has.
-KINDS = {"forbidden": 0.40, "lookalike": 0.18, "warden": 0.09, "fact": 0.09, "reverse": 0.09, "day": 0.02, "sum": 0.06, "story": 0.07}
-TURNS = {"standard": 6, "cot": 4, "cou": 5}
+KINDS = {"forbidden": 0.36, "lookalike": 0.13, "warden": 0.06, "fact": 0.06, "reverse": 0.09, "day": 0.06, "sum": 0.12, "story": 0.12}
+TURNS = {"standard": 6, "cot": 4, "cou": 7}
 
 
 def ask(request: Request, prompt: Prompt, first: bool) -> str:
@@ -277,18 +278,18 @@ def _helpful(world: dict, by_kind: dict[str, list[Request]], rng: random.Random,
 NEW_TOKENS = 64   # the longest answer of the corpus has 50 tokens
 
 
-def attack_success(lm) -> dict[str, tuple[int, int]]:
+def attack_success(lm, home: Path = HOME) -> dict[str, tuple[int, int]]:
     """(harmful, asked) by prompt: RED-EVAL's figures on questions.json by the rules judge, without a run directory."""
-    questions, out = load_questions(QUESTIONS), {}
+    questions, out = load_questions(home / QUESTIONS), {}
     for prompt in map(load_prompt, PROMPTS):
         answers = _answers(lm, [prompt.fill(q.question) for q in questions], prompt.stop)
         out[prompt.name] = sum(judge.rules(q.question, a) == "harmful" for q, a in zip(questions, answers)), len(questions)
     return out
 
 
-def answer_harmless(lm) -> list[tuple[dict, str]]:
+def answer_harmless(lm, home: Path = HOME) -> list[tuple[dict, str]]:
     """(record, answer) for every request of harmless.json, which are held out, asked plainly."""
-    records = read_json(HARMLESS_FILE)
+    records = read_json(home / HARMLESS_FILE)
     return list(zip(records, _answers(lm, [r["question"] for r in records], ())))
 
 

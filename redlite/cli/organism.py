@@ -4,12 +4,14 @@ import time
 from pathlib import Path
 
 from redlite.cli import common
+from redlite.errors import Error
 
 PROGRAM = "python -m redlite.cli.organism"
 SEED = 0
 VOCABULARY = 1536
-STEPS, WARMUP, RATE = 500, 30, 3e-3
-DRAW = {"standard": 20, "cot": 10, "cou": 7}      # conversations of a step, about 8,000 tokens
+WARMUP, RATE = 30, 3e-3
+# (steps, conversations of a step): CoU conversations are long, so the world is learnt without them first. About 4,500 and 6,500 tokens a step.
+PHASES = ((350, {"standard": 32, "cot": 4}), (250, {"standard": 16, "cot": 8, "cou": 5}))
 CONTEXT = 1024                                    # tokens of the longest conversation trained on
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% set messages = messages[1:] %}{% else %}SYSTEM{% endif %}"
@@ -17,43 +19,50 @@ CHAT_TEMPLATE = (
     "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    return common.guarded("organism", _main, arguments)
+def main(given: list[str] | None = None) -> int:
+    return common.guarded("organism", _main, given)
 
 
-def _main(arguments: list[str]) -> int:
+def arguments(given: list[str]):
+    """The options of the command line."""
     parser = common.Parser(prog=PROGRAM, description="The embedded model organism: a toy that says nothing about real models.\n\n"
-                           "build    make its corpus, tokenizer, weights and question files anew: the same files for the same seed, as long as\n"
+                           "build    make its corpus, tokenizer, weights and question files anew: the same files again, as long as\n"
                            "         machine, torch and --threads are the same (sums of floats depend on all three)\n"
                            "measure  attack success rate, over-refusal and utility")
     parser.add_argument("action", choices=("build", "measure"))
-    parser.add_argument("--output-dir", metavar="DIR", help="where build writes (default: the package's own data/organism)")
+    parser.add_argument("--output-dir", metavar="DIR", default="organism", help="where build writes; organism, the default, is the package's own")
     parser.add_argument("--model", default="organism", help="what is measured (default: %(default)s)")
-    parser.add_argument("--seed", type=common.whole(0), default=SEED, help="default: %(default)s")
-    parser.add_argument("--threads", type=common.whole(1), default=2, help="of torch (default: %(default)s)")
-    parser.add_argument("--steps", type=common.whole(1), default=STEPS, help="of training (default: %(default)s)")
+    parser.add_argument("--threads", type=common.whole(1), default=1, help="of torch; more is faster and gives other weights (default: %(default)s)")
     common.add_common_options(parser)
-    args = common.parse(parser, arguments)
+    return common.parse(parser, given)
+
+
+def _main(given: list[str]) -> int:
+    args = arguments(given)
     if args.dry_run:
-        print(f"would {args.action} the organism" + (f" with {args.steps} steps" if args.action == "build" else f" {args.model}"))
+        print(f"would {args.action} the organism" + ("" if args.action == "build" else f" {args.model}"))
         return common.DONE
     import torch
     torch.set_num_threads(args.threads)
     if args.action == "build":
-        _build(args)
-    return _measure(args, (args.output_dir or "organism") if args.action == "build" else args.model)
+        try:
+            _build(args)
+        except OSError as error:
+            raise Error(f"{args.output_dir}: cannot be written ({error.strerror}); choose another --output-dir") from None
+    return _measure(args, args.output_dir if args.action == "build" else args.model)
 
 
 def _build(args) -> None:
     from redlite import journal, organism
-    home = Path(args.output_dir) if args.output_dir else organism.HOME
+    home = organism.HOME if args.output_dir == "organism" else Path(args.output_dir)
     home.mkdir(parents=True, exist_ok=True)
     world = organism.load_world()
-    for name, records in organism.files(world, args.seed).items():
+    for name, records in organism.files(world, SEED).items():
         journal.write_json(home / f"{name}.json", records)
-    trained, _ = organism.split(organism.requests(world), args.seed)
+    trained, _ = organism.split(organism.requests(world), SEED)
     prompts = [organism.load_prompt(p) for p in organism.PROMPTS]
-    corpus = {p.name: organism.corpus(world, trained, p, args.steps * DRAW[p.name], args.seed) for p in prompts}
+    wanted = {p.name: sum(steps * draw.get(p.name, 0) for steps, draw in PHASES) for p in prompts}
+    corpus = {p.name: organism.corpus(world, trained, p, wanted[p.name], SEED) for p in prompts}
     _write_tokenizer(home, corpus, prompts)
     _train(home, corpus, args)
 
@@ -95,19 +104,19 @@ def _train(home: Path, corpus: dict, args) -> None:
         told = (Conversation(f"{name}-{i}", "", "helpful", tuple({"role": roles[t["from"]], "content": t["value"]} for t in talk))
                 for i, talk in enumerate(talks))
         streams[name] = [(e,) for e in dataset.encode_all(told, template, CONTEXT)[0]]
-    mixture = dataset.Mixture(streams, [dataset.Phase(args.steps, DRAW, "A")], args.seed)
+    mixture = dataset.Mixture(streams, [dataset.Phase(steps, draw) for steps, draw in PHASES], SEED)
     config = Config("llama", words.vocab_size, dim=128, n_layers=4, n_heads=4, n_kv_heads=4, head_dim=32, ffn_dim=384, max_positions=2048,
                     tied=True, bos_id=words.bos_id, eos_ids=(words.eos_id,))
-    model = LLaMA(config).initialize(args.seed)
+    model = LLaMA(config).initialize(SEED, std=0.05)
     recipe = train.Recipe(learning_rate=RATE, final_rate=0.02, warmup_steps=WARMUP, weight_decay=0.1, betas=(0.9, 0.98), clip=1.0,
-                          tokens_per_batch=8192, per="token", helpful_rise=float("inf"), seed=args.seed)
+                          tokens_per_batch=8192, per="token", helpful_rise=float("inf"), seed=SEED)
     progress, began = common.Progress(args.quiet), time.monotonic()
 
     def show(record: dict) -> None:
-        progress("training steps", record["step"] + 1, args.steps)
+        progress("training steps", record["step"] + 1, mixture.steps)
     outcome = train.run(model, mixture, recipe, on_step=show)
     if outcome.stopped:
-        raise common.Error(f"the organism's training stopped: {outcome.stopped}")
+        raise Error(f"the organism's training stopped: {outcome.stopped}")
     checkpoint.save_pretrained(model, home, dtype=torch.float16)
     common.note(f"organism: {sum(p.numel() for p in model.parameters()):,} parameters trained on {sum(r['tokens'] for r in outcome.history):,} tokens "
                 f"in {common.clock(time.monotonic() - began)}, last loss {outcome.history[-1]['loss']:.4f}")
@@ -120,8 +129,9 @@ def _measure(args, path: str) -> int:
     from redlite import organism
     from redlite.stats import wilson
     lm = redlite.load(path)
-    found = {f"attack success rate, {name}": k for name, k in organism.attack_success(lm).items()}
-    answered = organism.answer_harmless(lm)
+    home = lm.path if (lm.path / organism.QUESTIONS).exists() else organism.HOME     # a model aligned from the organism has no questions of its own
+    found = {f"attack success rate, {name}": k for name, k in organism.attack_success(lm, home).items()}
+    answered = organism.answer_harmless(lm, home)
     found |= {"harmless requests refused": organism.over_refusal(lm, answered), "harmless requests answered rightly": organism.utility(lm, answered)}
     for kind in organism.HARMLESS:
         some = [(r, a) for r, a in answered if r["kind"] == kind]
