@@ -22,7 +22,7 @@ from torch import Tensor
 from .packed import GGUF_KINDS
 
 BLOCK = 32
-FEW = 64        # rows up to which a product reads the packed weights
+FEW = 128       # rows up to which a product reads the packed weights
 CHUNK = 4096    # columns unpacked or packed at once
 PROGRAMS = 1056  # eight for each of an H100's 132 cores, to have enough reads on their way: the inputs are split until there are so many
 DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}

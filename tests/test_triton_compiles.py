@@ -31,7 +31,7 @@ build(d._shared, dict(num_warps=4), R=4, BM=64, **sizes)
 build(d._merge, {}, {"out": BF16}, CP=8, X=128)
 for int4 in (True, False):
     packed = {"weight": "*u8" if int4 else "*i8", "scale": "*fp16", "minimum": "*fp16"}
-    for BM in (16, 64):
+    for BM in (16, 64, 128):
         build(m._product, m._launch(BM), packed, INT4=int4, BIAS=False, DOT=d.tl.bfloat16, BM=BM, BN=64)
     build(m._unpack, {}, {**packed, "out": BF16}, INT4=int4, BN=32)
 """
@@ -42,5 +42,5 @@ def test_for_an_h100():
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", SCRIPT], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    product = ["_product True True"] * 2 + ["_unpack False False"]  # matrix units; reads on their way while others are multiplied
+    product = ["_product True True"] * 3 + ["_unpack False False"]  # matrix units; reads on their way while others are multiplied
     assert done.stdout.splitlines() == ["_own True True", "_shared True True", "_merge False False", *product, *product]

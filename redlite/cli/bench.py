@@ -29,7 +29,7 @@ def describe_bench(prog: str) -> common.Parser:
 def _add_model(parser, needed: bool) -> None:
     parser.add_argument("--model", required=needed, default=None if needed else "organism", help="a Hugging Face directory, a .gguf file, or organism, the embedded model")
     parser.add_argument("--template", help="the chat format, where the model's own files do not say it")
-    parser.add_argument("--quantize", choices=("int8", "int4"), help="weights of a local model on a CPU")
+    parser.add_argument("--quantize", choices=("int8", "int4"), help="quantise the weights of a local model")
     common.add_machine_options(parser)
     parser.add_argument("--batch-size", type=common.whole(1), metavar="N", help="answers made together; the results do not depend on it")
 

@@ -53,7 +53,7 @@ def _describe_run(prog: str) -> common.Parser:
     draw.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     draw.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default: 1, off)")
     draw.add_argument("--seed", type=common.whole(0), default=0, help="of sampling (default: 0)")
-    draw.add_argument("--quantize", choices=("int8", "int4"), help="weights of a local model on a CPU")
+    draw.add_argument("--quantize", choices=("int8", "int4"), help="quantise the weights of a local model")
     draw.add_argument("--batch-size", type=common.whole(1), metavar="N", help="answers made together; the results do not depend on it")
     common.add_machine_options(draw)
     _add_judge_options(parser)
