@@ -12,61 +12,9 @@
  */
 #include "redlite.h"
 #include "pool.h"
+#include "vector.h"
 #include <math.h>
 #include <string.h>
-
-#define INLINE static inline __attribute__((always_inline))
-
-enum { LANES = 8 };
-typedef float Floats __attribute__((vector_size(LANES * sizeof(float))));
-typedef int32_t Ints __attribute__((vector_size(LANES * sizeof(int32_t))));
-
-INLINE Floats load(const float *from)
-{
-    Floats x;
-    memcpy(&x, from, sizeof x);
-    return x;
-}
-
-INLINE void store(float *to, Floats x) { memcpy(to, &x, sizeof x); }
-
-INLINE Floats all(float x) { return x - (Floats){0}; }
-
-INLINE Floats choose(Ints condition, Floats yes, Floats no) /* condition: all bits or none, lane by lane */
-{
-    return (Floats)((condition & (Ints)yes) | (~condition & (Ints)no));
-}
-
-/* The first `count` of eight floats, then `rest`. */
-INLINE Floats load_some(const float *from, int64_t count, float rest)
-{
-    float lanes[LANES];
-    for (int i = 0; i < LANES; i++)
-        lanes[i] = i < count ? from[i] : rest;
-    return load(lanes);
-}
-
-/* e^x for x up to 88, within 2 units in the last place; below −87.3, where float32 loses its digits, 0; NaN stays NaN.
- * e^x = 2^n · e^r with n = x / ln 2 rounded, |r| ≤ ln 2 / 2, and e^r by its series to r⁷ / 7! (the rest is below 6e-9). */
-INLINE Floats exponential(Floats x)
-{
-    const Floats to_integer = all(0x1.8p23f); /* adding it leaves no bits for a fraction */
-    Ints vanishes = x < all(-87.3f);
-    Floats shifted = x * all(0x1.715476p0f) + to_integer; /* 1 / ln 2 */
-    Floats n = shifted - to_integer;
-    Floats r = x - n * all(0x1.62e4p-1f);  /* ln 2 in two parts: n times the first is exact */
-    r = r - n * all(0x1.7f7d1cp-20f);
-    Floats e = r * all(1.0f / 5040) + all(1.0f / 720);
-    e = e * r + all(1.0f / 120);
-    e = e * r + all(1.0f / 24);
-    e = e * r + all(1.0f / 6);
-    e = e * r + all(0.5f);
-    e = e * r + all(1.0f);
-    e = e * r + all(1.0f);
-    Ints exponent = ((Ints)shifted - (Ints)to_integer) << 23;
-    Floats scaled = (Floats)((Ints)e + exponent);
-    return choose(x == x, choose(vanishes, (Floats){0}, scaled), x);
-}
 
 typedef struct {
     float *logits;

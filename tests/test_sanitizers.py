@@ -1,0 +1,27 @@
+"""The C kernels under AddressSanitizer and UndefinedBehaviorSanitizer: built anew, and put through the kernel tests in another process."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLAGS = ["-g", "-O1", "-std=c11", "-ffp-contract=fast", "-Wno-psabi", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-shared", "-fPIC"]
+
+
+def test_the_kernel_tests_run_clean(tmp_path):
+    try:
+        runtime = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    except OSError:
+        pytest.skip("there is no gcc")
+    library = tmp_path / "_c.so"
+    built = subprocess.run(["gcc", *FLAGS, *map(str, sorted((ROOT / "kernels").glob("*.c"))), "-o", str(library), "-lm"], capture_output=True, text=True)
+    if built.returncode or not os.path.isabs(runtime):
+        pytest.skip(f"gcc has no sanitizers here: {built.stderr[-200:]}")
+    program = ("import sys, ctypes\nfrom redlite.kernels import native\nlibrary = ctypes.CDLL(sys.argv[1])\nlibrary.rl_isa.restype = ctypes.c_char_p\n"
+               "native.library.cache_clear()\nnative.library = lambda: (library, '')\nimport pytest\nsys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[2:]]))")
+    chosen = [str(ROOT / "tests" / f"test_{name}.py") for name in ("linear", "block", "decode")] + [f"{ROOT}/tests/test_token_nll.py", "-k", "not triton and not reference and not memory"]
+    done = subprocess.run([sys.executable, "-c", program, str(library), *chosen], capture_output=True, text=True, cwd=tmp_path, timeout=300,
+                          env={**os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0:handle_segv=0", "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0 and " passed" in done.stdout, (done.stdout + done.stderr)[-3000:]
