@@ -26,7 +26,7 @@ import sys
 from redlite import client, journal
 directory, url, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
 with journal.Run(directory, {"test": "kill"}) as run:
-    c = client.Client(client.Endpoint("m", url), run, concurrency=16, tries=12, timeouts=(2, 1), first_delay=0.01)
+    c = client.Client(client.Endpoint("m", url), run, concurrency=16, tries=40, timeouts=(2, 1), first_delay=0.01)
     for i, answer in c.ask([client.Call([{"role": "user", "content": f"question {i}"}], {"max_tokens": 8}) for i in range(n)]):
         pass
 """
