@@ -10,19 +10,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 from redlite.cli import common
 from redlite.errors import Error
 
-CPU_PIECES = ("ceilings", "token-nll", "attention", "decode")
+CPU_PIECES = ("ceilings", "matmul", "token-nll", "attention", "decode")
 
 
 def describe() -> common.Parser:
     parser = common.Parser(prog="python -m redlite.cli.perf", description=__doc__)
-    parser.add_argument("piece", choices=("cpu", "gpu", *CPU_PIECES), help="cpu: all of its pieces; gpu: the kernels' tests on the GPU, then their times")
-    parser.add_argument("--model", metavar="PATH", help="for decode: a model; a GGUF file is run by llama.cpp too")
+    parser.add_argument("piece", choices=("cpu", "gpu", *CPU_PIECES, "redeval"), help="cpu: all of its pieces; gpu: the kernels' tests on the GPU, then their times; redeval: beside the peers")
+    parser.add_argument("--model", metavar="PATH", help="for decode and redeval: a model")
+    parser.add_argument("--model-dir", metavar="DIR", help="for redeval: the same model as a Hugging Face directory")
+    parser.add_argument("--peer-python", metavar="PYTHON", help="for redeval: a Python that has transformers and llama-cpp-python")
     parser.add_argument("--threads", type=common.whole(1), default=2, help="(default: %(default)s)")
     parser.add_argument("--rounds", type=common.whole(1), default=5, help="turns of each side (default: %(default)s)")
     parser.add_argument("--tokens", type=common.whole(2), default=64, help="that decode generates (default: %(default)s)")
@@ -81,40 +82,62 @@ def attention(rounds: int, device: str = "cpu") -> dict:
     return {"implementation": used, "forward_seconds": forward, "backward_seconds": back}
 
 
-def decode(path: str | None, tokens: int, threads: int, rounds: int) -> dict:
-    """Tokens/s of greedy generation at batch 1 and 32, from a prompt of 8 tokens; llama.cpp beside at batch 1 for a GGUF file."""
+def decode(path: str | None, tokens: int, rounds: int, device: str = "cpu") -> dict:
+    """Tokens/s of greedy generation at batch 1 and 32 behind a prompt of 8 tokens, by format of the weights, and the bytes/s of weights that batch 1 reads."""
     if not path:
         raise Error("decode needs a model; give --model PATH")
-    from redlite.engine import Engine, Request
+    from redlite.engine import Request
     from redlite.lm import LM
-    lm = LM.load(path)
-    prompt = lm.tokenizer.encode("The history of the city begins with a river.")[:8]
-    engine = Engine(lm.model)
-    sides = {f"batch {n}": lambda n=n: list(engine.run([Request(prompt, tokens) for _ in range(n)])) for n in (1, 32)}
-    peer = "no GGUF file" if not path.endswith(".gguf") else "" if find_spec("llama_cpp") else "llama-cpp-python is not installed"
-    if peer:
-        print(f"decode: llama.cpp is not compared ({peer})")
-    else:
-        from llama_cpp import Llama
-        llama = Llama(path, n_ctx=len(prompt) + tokens, n_threads=threads, n_threads_batch=threads, verbose=False)
+    found = {}
+    for quantize in (None, "int8", "int4"):
+        lm = LM.load(path, "float32" if device == "cpu" else "bfloat16", device, quantize)
+        prompt = lm.tokenizer.encode("The history of the city begins with a river.")[:8]
+        took = in_turns(rounds, {(n, new): lambda n=n, new=new: list(lm.engine.run([Request(prompt, new) for _ in range(n)])) for n in (1, 32) for new in (1, tokens + 1)})
+        speed = {n: n * tokens / (took[n, tokens + 1] - took[n, 1]) for n in (1, 32)}
+        size = sum(_bytes(m.weight) for m in lm.model.modules() if hasattr(m, "weight"))
+        found[quantize or lm.dtype] = {"tokens_per_s": {str(n): s for n, s in speed.items()}, "weight_bytes_per_s": size * speed[1]}
+        print(f"decode, {quantize or lm.dtype}: {speed[1]:.1f} tokens/s at batch 1 ({size * speed[1] / 1e9:.1f} GB/s of weights), {speed[32]:.1f} at batch 32")
+    return found
 
-        def theirs():
-            llama.reset()
-            generated = llama.generate(prompt, temp=0.0)
-            for _ in range(tokens):
-                next(generated)
-        sides["llama.cpp"] = theirs
-    took = in_turns(rounds, sides)
-    speed = {name: tokens * (32 if name == "batch 32" else 1) / s for name, s in took.items()}
-    print("decode, prompt included, tokens/s: " + ", ".join(f"{name} {s:.1f}" for name, s in speed.items())
-          + (f"; batch 1 over llama.cpp {speed['batch 1'] / speed['llama.cpp']:.2f}" if not peer else ""))
-    return {"tokens_per_s": speed, "peer": peer or "llama.cpp"}
+
+def _bytes(weight) -> int:
+    return weight.buffer.nbytes if hasattr(weight, "buffer") else weight.nbytes
+
+
+def matmul(rounds: int) -> dict:
+    """Bytes/s that the one-row products of packed weights read, at a 7B model's shapes, beside what this machine reads at all."""
+    import torch
+    from redlite.kernels import Packed
+    words = torch.ones(64 << 20, dtype=torch.int32)
+    read, found = in_turns(rounds, {"read": lambda: words.sum(dtype=torch.int32)})["read"], {}
+    found["read_bytes_per_s"] = words.nbytes / read
+    for columns, inputs in ((11008, 4096), (32000, 4096)):
+        weight, x = torch.randn(columns, inputs), torch.randn(1, inputs)
+        packed = {f: Packed.of(weight, f) for f in ("float32", "int8", "int4")}
+        took = in_turns(rounds, {f: lambda m=m: m.product(x) for f, m in packed.items()})
+        for f, m in packed.items():
+            found[f"{inputs}x{columns} {f}"] = m.buffer.nbytes / took[f]
+            print(f"one row × {inputs} × {columns}, {f}: {m.buffer.nbytes / took[f] / 1e9:.1f} GB/s, {m.buffer.nbytes / took[f] / found['read_bytes_per_s']:.2f} of a plain read's {found['read_bytes_per_s'] / 1e9:.1f}")
+    return found
+
+
+def redeval(path: str | None, directory: str | None, python: str | None) -> dict:
+    """RED-EVAL's CoU prompt beside transformers and llama.cpp: tests/compare_speed.py, in the Python that has them."""
+    script = Path(__file__).parents[2] / "tests" / "compare_speed.py"
+    if not (path and directory and python and script.exists()):
+        raise Error("redeval needs --model FILE.gguf, --model-dir DIR (the same as a Hugging Face directory), --peer-python PYTHON (one that has transformers and "
+                    "llama-cpp-python), and a source checkout")
+    done = subprocess.run([python, str(script), path, directory], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(script.parents[1])})
+    print(done.stdout.rpartition("\n{")[0])
+    if done.returncode:
+        raise Error(f"{script} ended with exit code {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def gpu_tests() -> None:
     """The kernels' tests on the GPU. Raises Error where they fail."""
     root = Path(__file__).parents[2]
-    tests = [str(root / "tests" / name) for name in ("test_token_nll.py", "test_attention.py")]
+    tests = [str(root / "tests" / name) for name in ("test_token_nll.py", "test_attention.py", "test_decode_triton.py", "test_matmul_triton.py", "test_graph.py")]
     missing = [t for t in tests if not Path(t).exists()]
     if missing:
         raise Error(f"{missing[0]} is not there; run from a source checkout, which has the kernels' tests")
@@ -134,15 +157,19 @@ def body(arguments: list[str]) -> int:
         gpu_tests()
         found["machine"] += f", {torch.cuda.get_device_name()}"
         found |= {"ceilings": ceilings(args.rounds, "cuda"), "attention": attention(args.rounds, "cuda")}
+        if args.model:
+            found["decode"] = decode(args.model, args.tokens, args.rounds, "cuda")
     pieces = {"cpu": CPU_PIECES, "gpu": ()}.get(args.piece, ("ceilings", *(() if args.piece == "ceilings" else (args.piece,))))
     for piece in pieces:
         if piece == "token-nll":
             from redlite import perf_token_nll
             found[piece] = perf_token_nll.run(args.rounds, args.threads)
         elif piece == "decode":
-            found[piece] = decode(args.model, args.tokens, args.threads, args.rounds)
+            found[piece] = decode(args.model, args.tokens, args.rounds)
+        elif piece == "redeval":
+            found[piece] = redeval(args.model, args.model_dir, args.peer_python)
         else:
-            found[piece] = {"ceilings": ceilings, "attention": attention}[piece](args.rounds)
+            found[piece] = {"ceilings": ceilings, "attention": attention, "matmul": matmul}[piece](args.rounds)
     if args.save:
         Path(args.save).parent.mkdir(parents=True, exist_ok=True)
         Path(args.save).write_text(json.dumps(found, indent=1) + "\n")
