@@ -1,0 +1,47 @@
+"""The README's commands on the embedded model, in a network namespace that has no interface."""
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+# A command of the README that needs nothing but the checkout, and what makes it short here.
+COMMANDS = {"bin/redeval": "--limit 3 --max-new-tokens 40", "bin/safealign": "--dry-run", "bin/safealign prove": "", "bin/collect": "--limit 1 --conversations 1 --max-new-tokens 40"}
+
+
+@pytest.fixture(scope="module")
+def closed():
+    """The words before a command that run it without a network."""
+    words = ["unshare", "--user", "--map-root-user", "--net"]
+    try:
+        works = subprocess.run([*words, "true"], capture_output=True).returncode == 0
+    except OSError:
+        works = False
+    if not works:
+        pytest.skip("network namespaces are not allowed here")
+    return words
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_without_a_network(closed, command, tmp_path):
+    assert re.search(rf"(^|&& ){re.escape(command)}( *#.*)?$", README, re.MULTILINE), "the README has this command no more"
+    program, *rest = command.split()
+    done = subprocess.run([*closed, str(ROOT / program), *rest, *COMMANDS[command].split()], cwd=tmp_path, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
+
+
+def test_the_readme_names_what_there_is():
+    """Every file that the README points to exists, and every option that it shows is one of its command's."""
+    for path in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / path).exists(), path
+    shown = {tuple(m) for m in re.findall(r"^bin/(\w+) *((?:run|judge|report|bench|compare|scorecard|agreement|audit|prove)?)(?: |$)", README, re.MULTILINE)}
+    for program, command in shown:
+        help_text = subprocess.run([str(ROOT / "bin" / program), *([command] if command else []), "--help"], capture_output=True, text=True).stdout
+        for line in re.findall(rf"^bin/{program} *{command} .*$", README, re.MULTILINE):
+            if not command and re.match(r"bin/\w+ (run|judge|report|bench|compare|scorecard|agreement|audit|prove)\b", line):
+                continue
+            for option in re.findall(r" (--[a-z-]+)", line.split("#")[0]):
+                assert option in help_text, (line, option)
