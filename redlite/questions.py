@@ -1,5 +1,6 @@
 """What is asked and how: question files of every common shape, and the red-teaming prompts around a question."""
 import csv
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,9 @@ def load_questions(name_or_path, data_dir=None) -> list[Question]:
         raise Error(f"{path}, {records[numbered.index(False)][0]}: has no id though others have; give every record one, or none")
     questions, seen = [], {}
     for number, (where, record) in enumerate(records, 1):
+        given = _value(record, "id")
+        if not (given is None or isinstance(given, str) or _field(record, "id")):
+            raise Error(f"{path}, {where}: the id {given!r} is neither a text nor a whole number; write it as a text")
         text = _field(record, "question")
         if not text:
             raise Error(f"{path}, {where}: has no question (a non-empty text in {', '.join(FIELDS['question'])})")
@@ -114,9 +118,13 @@ def load_questions(name_or_path, data_dir=None) -> list[Question]:
     return questions
 
 
-def _field(record: dict, field: str) -> str:
+def _value(record: dict, field: str):
     lowered = {str(k).strip().lower(): v for k, v in record.items()}
-    value = next((lowered[name] for name in FIELDS[field] if name in lowered), None)
+    return next((lowered[name] for name in FIELDS[field] if name in lowered), None)
+
+
+def _field(record: dict, field: str) -> str:
+    value = _value(record, field)
     if field == "id" and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return value.strip() if isinstance(value, str) else ""
@@ -203,7 +211,7 @@ def _columns(path: Path, value: dict):
 
 def _csv(path: Path, text: str):
     csv.field_size_limit(1 << 24)
-    reader = csv.DictReader(text.splitlines(keepends=True))
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [str(name).strip().lower() for name in reader.fieldnames or ()]
         if not set(header) & set(FIELDS["question"]):

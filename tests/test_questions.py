@@ -29,6 +29,7 @@ SHAPES = {
     "beside_empty.json": ({"instructions": ["a?", "b?"], "inputs": []}, [Question("1", "a?"), Question("2", "b?")]),
     "lines.jsonl": ('{"prompt": "a?", "topic": "T"}\r\n\n"b?\u2028"\n', [Question("1", "a?", "T"), Question("2", "b?")]),
     "table.csv": ('\ufeffID, Prompt ,type\n7,"a, ""b""\n?",T\n8,c?,\n', [Question("7", 'a, "b"\n?', "T"), Question("8", "c?")]),
+    "separators.csv": ("question,topic\r\na\u2028b\x85c?,T\r\n", [Question("1", "a\u2028b\x85c?", "T")]),
     "plain.txt": ("\ufeffa?\r\n\n  b?  \n", [Question("1", "a?"), Question("2", "b?")]),
 }
 
@@ -54,6 +55,8 @@ def test_shapes(tmp_path, name):
     ("a.json", {"T": {"S": {"R": ["a?"]}}}, r"\['T'\]\['S'\]: is an object; expected a list of questions"),
     ("a.json", {"T": "a?"}, r"\['T'\]: is a text; expected"),
     ("a.json", '{"T": ["a?"], "T": ["b?"]}', "the key 'T' stands twice"),
+    ("a.json", [{"id": 1.5, "question": "a?"}], "record 1: the id 1.5 is neither a text nor a whole number"),
+    ("a.csv", 'question\n"a?\n', "is not valid CSV"),
     ("a.json", {"T": ["a?", None]}, r"record 2 of \['T'\]: is null"),
     ("a.json", [{"id": "1", "question": "a?"}, {"id": 1, "question": "b?"}], "record 2: has the id '1' of record 1"),
     ("a.json", {"instructions": ["a?", "b?"], "inputs": ["c"]}, "2 instructions and 1 inputs"),
