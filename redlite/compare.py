@@ -26,7 +26,7 @@ def outcomes(folder: Path) -> dict[str, dict[str, Outcome]]:
     folder = Path(folder)
     made = journal.read_manifest(folder)
     if "prompts" in made:
-        return _of_redeval(folder, made)
+        return _of_redeval(folder)
     if "tasks" in made:
         return _of_bench(folder, made)
     if (parts := [folder / name for name in ("redeval", "bench") if (folder / name / "manifest.json").exists()]):
@@ -34,10 +34,8 @@ def outcomes(folder: Path) -> dict[str, dict[str, Outcome]]:
     raise Error(f"{folder}: is neither a run of RED-EVAL nor of benches")
 
 
-def _of_redeval(folder: Path, made: dict) -> dict:
-    path = folder / redeval.RESULTS
-    judge = journal.read_json(path)["judge"] if path.exists() else made["judge"]["name"]
-    labelled, found = redeval.judgments(folder, judge), {}
+def _of_redeval(folder: Path) -> dict:
+    labelled, found = redeval.judgments(folder, redeval.last_judge(folder)), {}
     for (id, prompt, sample), answer in redeval.responses(folder).items():
         label = labelled.get((id, prompt, sample), {}).get("label")
         value = {"harmful": 1.0, "unharmful": 0.0}.get(label)

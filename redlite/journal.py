@@ -143,6 +143,17 @@ def read_manifest(directory) -> dict:
     return manifest
 
 
+def require(value, fields: dict[str, type | tuple[type, ...]], path, mend: str) -> dict:
+    """`value`, an object that was read from `path`, if each field ("a.b": b of a) is there and of its kind; else Error naming it. True is no number."""
+    for field, kind in fields.items():
+        found = value
+        for name in field.split("."):
+            found = found.get(name) if isinstance(found, dict) else None
+        if not isinstance(found, kind) or isinstance(found, bool) and kind is not bool:
+            raise Error(f"{path}: field {field!r} is missing or not of its kind; {mend}")
+    return value
+
+
 def difference(there, here, field: str = "") -> str:
     """The first field in which two JSON values differ, with both values in short; "" if none does."""
     if isinstance(there, dict) and isinstance(here, dict):

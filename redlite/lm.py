@@ -55,10 +55,7 @@ class LM:
         path = resolve(path)
         if dtype not in DTYPES:
             raise Error(f"dtype {dtype!r} is not known; use {', '.join(DTYPES)}")
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise Error(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+        check_device(device)
         packed = None if trainable else packing(dtype, device, quantize)
         config, _ = checkpoint.read_config(path)
         found = parts(path, template)
@@ -153,6 +150,14 @@ class LM:
         text = self.tokenizer.decode([i for i in ids if i not in self.stop_ids])
         cuts = [text.index(s) for s in stop if s and s in text]
         return text[:min(cuts)] if cuts else text
+
+
+def check_device(device: str) -> None:
+    """Raises Error unless tensors can be made on a device."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise Error(f"device {device!r} cannot be used: {str(error).splitlines()[0]}; name another with --device") from None
 
 
 def packing(dtype: str, device: str, quantize: str | None) -> str | None:

@@ -22,6 +22,11 @@ __all__ = ["Choice", "Decoding", "LocalAnswerer", "Prompt", "Question", "Reply",
            "load_questions", "local_judge", "local_model", "manifest", "plan", "published", "run", "strip_thoughts", "summarize", "table"]
 
 RESPONSES, JUDGMENTS, JUDGES, RESULTS = "responses.jsonl", "judgments.jsonl", "judges.json", "results.json"
+# What a manifest of ours holds and what follows relies on, so that an edited one is refused by the field's name.
+MADE = {"command": str, "version": str, "seed": int, "model.name": str, "questions.name": str, "questions.sha256": str, "questions.of": int,
+        "questions.n": int, "prompts": dict, "judge.name": str, "decoding.max_new_tokens": int, "decoding.samples": int,
+        "decoding.temperature": (int, float), "decoding.top_p": (int, float), "info": dict}
+FINISHES = ("stop", "length", "refused_by_api", "error")
 COUNTS = ("harmful", "unharmful", "unparsed", "not_judged")
 Progress = Callable[[str, int, int], None]  # (what is being done, how many are done, of how many)
 
@@ -96,6 +101,7 @@ class LocalAnswerer:
 def local_model(path, dtype: str, device: str, quantize: str | None = None, template: str | None = None, batch_size: int | None = None) -> Choice:
     """A model on this machine, identified by its files without loading the weights."""
     from redlite import lm
+    lm.check_device(device)
     parts = lm.parts(path, template)
     settings = {"dtype": dtype, "device": device.partition(":")[0], "quantize": quantize}
     return Choice(parts.path.name, {"name": parts.path.name, **lm.fingerprints(parts), **settings},
@@ -232,15 +238,38 @@ def run(directory: journal.Run, model: Choice, questions: list[Question], prompt
     return {key: done[key] for key in wanted if key in done}
 
 
+def read_made(folder) -> dict:
+    """The manifest of a RED-EVAL run. Raises Error naming the field that is missing or of another kind."""
+    return journal.require(journal.read_manifest(folder), MADE, Path(folder) / "manifest.json", "restore it from a copy, or start a run in another --output-dir")
+
+
+def read_judges(folder) -> dict[str, dict]:
+    """What each judge's name in judgments.jsonl stands for; {} before any has judged."""
+    path = Path(folder) / JUDGES
+    known = journal.read_json(path) if path.exists() else {}
+    if not isinstance(known, dict) or not all(isinstance(identity, dict) for identity in known.values()):
+        raise Error(f"{path}: must hold an object of judges' names and what identifies them; delete {JUDGES} and {JUDGMENTS} there to judge anew")
+    return known
+
+
+def last_judge(folder) -> str:
+    """The judge whose labels results.json counts; before there is one, the run's own."""
+    path = Path(folder) / RESULTS
+    if not path.exists():
+        return read_made(folder)["judge"]["name"]
+    return journal.require(journal.read_json(path), {"judge": str}, path, "delete it to have it counted anew")["judge"]
+
+
 def responses(directory: journal.Run | Path) -> dict[tuple, dict]:
     """The responses of a run by (id, prompt, sample); one that ended in "error" gives way to a later one."""
-    return _by_key(directory, RESPONSES, {"id": str, "question": str, "prompt": str, "sample": int, "text": str, "answer": str, "finish": str},
+    return _by_key(directory, RESPONSES, {"id": str, "question": str, "prompt": str, "sample": int, "topic": str, "subtopic": str,
+                                         "text": str, "answer": str, "finish": FINISHES},
                    lambda r: (r["id"], r["prompt"], r["sample"]), lambda r: r["finish"] == "error")
 
 
 def judgments(directory: journal.Run | Path, judge_name: str) -> dict[tuple, dict]:
     """One judge's judgments of a run by (id, prompt, sample)."""
-    found = _by_key(directory, JUDGMENTS, {"id": str, "prompt": str, "sample": int, "judge": str, "label": judges.LABELS},
+    found = _by_key(directory, JUDGMENTS, {"id": str, "prompt": str, "sample": int, "judge": str, "label": judges.LABELS, "raw": str},
                     lambda r: (r["id"], r["prompt"], r["sample"], r["judge"]), lambda r: False)
     return {key[:3]: record for key, record in found.items() if key[3] == judge_name}
 
@@ -274,6 +303,7 @@ def local_judge(spec: str, judge_format: str | None, prompt_path, dtype: str, de
         raise Error(f"--judge {spec!r} needs --judge-format ({', '.join(judges.FORMATS)}), unless it is rules or none")
     prompt = judges.format_prompt(judge_format, prompt_path)
     from redlite import lm
+    lm.check_device(device)
     parts = lm.parts(spec)
     name = f"{judge_format}:{parts.path.name}"
     identity = {**judges.identity(judge_format, prompt), **lm.fingerprints(parts), "dtype": dtype}
@@ -318,8 +348,7 @@ def judge(directory: journal.Run, choice: Choice, answers: dict[tuple, dict], pr
 
 
 def _register(directory: journal.Run, choice: Choice) -> None:
-    path = directory.directory / JUDGES
-    known = journal.read_json(path) if path.exists() else {}
+    path, known = directory.directory / JUDGES, read_judges(directory.directory)
     if choice.name not in known:
         journal.write_json(path, {**known, choice.name: choice.identity})
     elif found := journal.difference(known[choice.name], choice.identity):
@@ -353,7 +382,7 @@ def summarize(answers: dict[tuple, dict], labelled: dict[tuple, dict]) -> dict[s
 def results(directory: journal.Run | Path, judge_name: str) -> dict:
     """What results.json holds: the summary by one judge's labels, what was run, and the published figures where they apply."""
     folder = directory.directory if isinstance(directory, journal.Run) else Path(directory)
-    made, answers = journal.read_manifest(folder), responses(directory)
+    made, answers = read_made(folder), responses(directory)
     wanted = made["questions"]["n"] * len(made["prompts"]) * made["decoding"]["samples"]
     rank = {name: i for i, name in enumerate(made["prompts"])}
     if strange := next((key for key in answers if key[1] not in rank), None):

@@ -21,7 +21,7 @@ COLOURS = 6  # classes c0 … c5 of the style sheet
 def redeval_page(directory) -> str:
     """The page of a RED-EVAL run directory whose results.json is there. Raises Error if it is not, or a file is damaged."""
     directory = Path(directory)
-    made, summary = journal.read_manifest(directory), journal.read_json(directory / redeval.RESULTS)
+    made, summary = redeval.read_made(directory), journal.read_json(directory / redeval.RESULTS)
     answers, labelled = redeval.responses(directory), redeval.judgments(directory, summary["judge"])
     sections = [
         _cautions(summary),
@@ -164,8 +164,7 @@ def _by_topic(summary: dict) -> str:
 
 
 def _others(directory: Path, summary: dict) -> list[str]:
-    path = directory / redeval.JUDGES
-    return [name for name in (journal.read_json(path) if path.exists() else ()) if name != summary["judge"]]
+    return [name for name in redeval.read_judges(directory) if name != summary["judge"]]
 
 
 def _other_judges(directory: Path, summary: dict) -> str:
@@ -239,5 +238,5 @@ def _rows(summary: dict, answers: dict[tuple, dict], labelled: dict[tuple, dict]
         text = r["text"].strip()
         thought = text.removesuffix(r["answer"]) if text.endswith(r["answer"]) else text
         rows.append([place("prompt", r["prompt"]), place("label", verdict["label"]), place("topic", r.get("topic") or ""), place("finish", r["finish"]),
-                     place("question", r["question"]), key[0], key[2], topic, thought, r["answer"], str(verdict["raw"])])
+                     place("question", r["question"]), key[0], key[2], topic, thought, r["answer"], verdict["raw"]])
     return {"lists": lists, "rows": rows, "samples": max((r[6] for r in rows), default=0) + 1}

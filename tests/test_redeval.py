@@ -219,6 +219,7 @@ def test_rates_intervals_and_bounds():
 @pytest.mark.parametrize("name, line, message", [
     ("responses.jsonl", {"id": 3}, r"responses\.jsonl, line 15: field 'id' is missing or not a text"),
     ("responses.jsonl", {"finish": None}, "line 15: field 'finish'"),
+    ("responses.jsonl", {"topic": ["T"]}, "line 15: field 'topic' is missing or not a text"),
     ("responses.jsonl", {"sample": True}, "line 15: field 'sample' is missing or not a number"),
     ("responses.jsonl", {}, r"line 15: holds \('1', 'cou', 0\) a second time"),
     ("responses.jsonl", {"prompt": "x"}, "the prompt 'x', which the manifest does not know"),
@@ -233,6 +234,26 @@ def test_damaged_journals_are_named(tmp_path, name, line, message):
         file.write(json.dumps({**record, **line}) + "\n")
     with pytest.raises(Error, match=message):
         redeval.results(tmp_path, "rules")
+
+
+@pytest.mark.parametrize("name, field, value", [
+    ("manifest.json", "judge", None), ("manifest.json", "model", "fake"), ("manifest.json", "seed", True), ("manifest.json", "prompts", ["cou"]),
+    ("manifest.json", "info", []), ("results.json", "judge", 5), ("judges.json", "rules", 1)])
+def test_edited_files_are_named(tmp_path, name, field, value):
+    go(tmp_path, Fake())
+    journal.write_json(tmp_path / "results.json", redeval.results(tmp_path, "rules"))
+    assert redeval.last_judge(tmp_path) == "rules"
+    path = tmp_path / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises(Error, match=rf"{name}: (field '{field}|must hold an object)"):
+        redeval.read_made(tmp_path)
+        redeval.read_judges(tmp_path)
+        redeval.last_judge(tmp_path)
+
+
+def test_a_device_that_is_not_there_is_known_before_anything_is_written():
+    with pytest.raises(Error, match="device 'nowhere' cannot be used: .*--device"):
+        redeval.local_model("organism", "float32", "nowhere")
 
 
 # The manifest

@@ -162,6 +162,10 @@ def _describe_judge(prog: str) -> common.Parser:
     return parser
 
 
+def _charge(reach) -> str:
+    return "cost 0 (this machine)" if reach is None else "cost: what the endpoint charges; --max-cost, --max-requests and --max-tokens-total bound it"
+
+
 def _judge(args, command: str) -> int:
     reach = network.network(args, args.judge)
     from redlite import journal, redeval
@@ -170,7 +174,9 @@ def _judge(args, command: str) -> int:
         raise Error("--judge none judges nothing; name a judge")
     if args.dry_run:
         answers, done = redeval.responses(Path(args.run)), redeval.judgments(Path(args.run), judge.name)
-        print(f"{len(answers)} answers in {args.run}, {len(done)} of them already judged by {judge.name}; cost 0 (this machine)")
+        print(f"{len(answers)} answers in {args.run}, {len(done)} of them already judged by {judge.name}; {_charge(reach)}")
+        if args.json:
+            print(json.dumps({"judge": judge.name, "answers": len(answers), "already_judged": len(done), "output_dir": args.run}))
         return common.DONE
     with journal.Run(args.run) as directory:
         if reach:
@@ -189,17 +195,18 @@ def _describe_report(prog: str) -> common.Parser:
 
 
 def _report(args, command: str) -> int:
-    from redlite import journal, redeval
+    from redlite import redeval
     output = Path(args.run)
-    made = journal.read_manifest(output)["judge"]["name"]
-    last = journal.read_json(output / redeval.RESULTS)["judge"] if (output / redeval.RESULTS).exists() else made
-    known = {made, *(journal.read_json(output / redeval.JUDGES) if (output / redeval.JUDGES).exists() else ())}
+    last = args.judge or redeval.last_judge(output)
+    known = {redeval.read_made(output)["judge"]["name"], *redeval.read_judges(output)}
     if args.judge is not None and args.judge not in known:
         raise Error(f"--judge {args.judge!r}: has judged nothing in {output}; use {', '.join(sorted(known))}")
     if args.dry_run:
-        print(f"would write {redeval.RESULTS} and report.html in {output} by the labels of {args.judge or last}")
+        print(f"would write {redeval.RESULTS} and report.html in {output} by the labels of {last}")
+        if args.json:
+            print(json.dumps({"judge": last, "output_dir": args.run}))
         return common.DONE
-    return _finish(args, output, args.judge or last, args.compare_published)
+    return _finish(args, output, last, args.compare_published)
 
 
 def _describe_agreement(prog: str) -> common.Parser:
@@ -221,7 +228,9 @@ def _agreement(args, command: str) -> int:
     if choice is None:
         raise Error("--judge none judges nothing; name a judge")
     if args.dry_run:
-        print(f"would judge {sum(map(len, files.values()))} answers with {choice.name}; cost 0 (this machine)")
+        print(f"would judge {sum(map(len, files.values()))} answers with {choice.name}; {_charge(reach)}")
+        if args.json:
+            print(json.dumps({"judge": choice.name, "files": {file: len(rows) for file, rows in files.items()}}))
         return common.DONE
     judge, found = choice.load(), {}
     for file, rows in files.items():
