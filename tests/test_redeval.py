@@ -337,3 +337,13 @@ def test_killed_again_and_again_it_ends_like_an_unbroken_run(tmp_path):
 def test_importing_it_imports_no_torch():
     code = "import sys, redlite.redeval, redlite.cli.redeval, redlite.report; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_folder_without_permission_and_a_full_disk_are_one_line():
+    program = "import errno, sys\nfrom redlite.cli import common\ndef body(arguments):\n    {}\nsys.exit(common.guarded('redeval', body))"
+    denied = subprocess.run([sys.executable, "-c", program.format("raise PermissionError(errno.EACCES, 'Permission denied', 'runs/manifest.json')")],
+                            capture_output=True, text=True)
+    assert (denied.returncode, denied.stderr) == (2, "redeval: runs/manifest.json: Permission denied; correct it, or name another\n")
+    with open("/dev/full", "w") as full:
+        said = subprocess.run([sys.executable, "-c", program.format("print('table'); return 0")], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert said.returncode == 1 and said.stderr.count("\n") == 1 and "No space left" in said.stderr

@@ -1,6 +1,7 @@
 """What the command-line programs share: options, errors as one line, exit codes, configuration files, progress."""
 import argparse
 import difflib
+import errno
 import json
 import os
 import shlex
@@ -143,6 +144,8 @@ def guarded(program: str, body: Callable[[list[str]], int], arguments: list[str]
 def _guarded(program: str, body: Callable[[list[str]], int], arguments: list[str]) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
+    if sys.stdout is None:  # closed by the caller (>&-); there is nobody to print to
+        sys.stdout = open(os.devnull, "w")
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that is not Unicode must not end a run that is done
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -157,6 +160,16 @@ def _guarded(program: str, body: Callable[[list[str]], int], arguments: list[str
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of stdout went away (| head). Nothing can be said there any more, and what was made is on disk.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:
+        # What no module could name better: a folder without permission, or a full disk under stdout, which has no name.
+        if isinstance(error.filename, str):
+            print(f"{program}: {error.filename}: {error.strerror}; correct it, or name another", file=sys.stderr)
+            return USAGE
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"{program}: the output cannot be written ({error.strerror}); what is finished is kept: free the space", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
 
