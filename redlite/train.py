@@ -150,28 +150,40 @@ WINDOW = 8    # steps whose mean is held against the bound: one batch is easier 
 def diverged(history: list[dict], record: dict, recipe: Recipe) -> str:
     """Why the run must stop at this step, or "": a figure that is no number, or the NLL of the helpful (without any, the blue) responses too high.
 
-    Too high is, over the first step: `helpful_rise` nats in the mean of WINDOW steps, or twice that in one step.
+    Too high is, over its start (see `risen`): `helpful_rise` nats in the mean of WINDOW steps, or twice that in one step.
     """
     for name in ("loss", "gradient_norm"):
         if not math.isfinite(record[name]):
             return f"{name} is {record[name]} at step {record['step']}"
     colour = kept_colour(record)
-    seen = [r[colour] for r in (*history, record) if colour in r]
-    for steps, bound in ((1, 2 * recipe.helpful_rise), (WINDOW, recipe.helpful_rise)):
-        if len(seen) > steps and (now := sum(seen[-steps:]) / steps) > seen[0] + bound:
-            return (f"the {colour} NLL rose from {seen[0]:.3f} to {now:.3f}{f' (mean of {steps} steps)' if steps > 1 else ''} by step {record['step']}, "
+    for steps, start, now in risen([r[colour] for r in (*history, record) if colour in r]):
+        bound = recipe.helpful_rise * (2 if steps == 1 else 1)
+        if now > start + bound:
+            return (f"the {colour} NLL rose from {start:.3f} to {now:.3f}{f' (mean of {steps} steps)' if steps > 1 else ''} by step {record['step']}, "
                     f"more than the bound of {bound:g} nats")
     return ""
 
 
+def risen(seen: list[float]) -> list[tuple[int, float, float]]:
+    """(steps, start, mean of so many last steps) for one step and for WINDOW, once there are more.
+
+    The start is the first step's NLL or, if that batch happened to be an easy one, the mean of the first WINDOW steps before the last.
+    """
+    if len(seen) < 2:
+        return []
+    early = seen[:-1][:WINDOW]
+    start = max(seen[0], sum(early) / len(early))
+    return [(n, start, sum(seen[-n:]) / n) for n in (1, WINDOW) if len(seen) > n]
+
+
 def sound(history: list[dict], step: int, recipe: Recipe) -> bool:
-    """Whether the weights before `step` were measured by that step and found good: numbers, within `helpful_rise` of the first step's."""
+    """Whether the weights before `step` were measured by that step and found good: numbers, the kept NLL within `helpful_rise` of its start."""
     if step >= len(history):
         return False
     record, colour = history[step], kept_colour(history[step])
-    first = next((r[colour] for r in history if colour in r), 0.0)
+    rises = risen([r[colour] for r in history[:step + 1] if colour in r])[:1]
     return all(isinstance(record[k], float) and math.isfinite(record[k]) for k in ("loss", "gradient_norm")) \
-        and record.get(colour, first) <= first + recipe.helpful_rise
+        and all(now <= start + recipe.helpful_rise for _, start, now in rises)
 
 
 def kept_colour(record: dict) -> str:

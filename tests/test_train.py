@@ -146,6 +146,23 @@ def test_damaged_checkpoints_are_named(tmp_path):
         train.run(worker.model(), short, worker.RECIPE, tmp_path)
 
 
+def test_an_easy_first_batch_is_no_divergence():
+    """NLLs of a real run whose first batch was easy; then the same with a true rise, slow and at once."""
+    def judge(values):
+        recipe, history = dataclasses.replace(worker.RECIPE, helpful_rise=1.0), []
+        for step, nll in enumerate(values):
+            record = {"step": step, "loss": 1.0, "gradient_norm": 1.0, "helpful": nll}
+            if why := train.diverged(history, record, recipe):
+                return step, why
+            history.append(record)
+        return None
+    real = [0.785, 1.9, 2.3, 1.883, 1.95, 2.555, 2.2, 1.7, 1.821, 2.1, 1.9, 2.0]
+    assert judge(real) is None
+    assert judge([*real, 4.5])[0] == len(real) and "rose from 1.909 to 4.500" in judge([*real, 4.5])[1]
+    assert "mean of 8 steps" in judge(real + [3.2] * 8)[1]
+    assert judge([5.0, 5.3, 58.0])[0] == 2
+
+
 def test_divergence_stops_with_the_last_good_weights(tmp_path):
     """Ascent without a cap: the run says why, and the model holds the weights that the last sound step measured."""
     model, seen = worker.model(), []
@@ -154,7 +171,8 @@ def test_divergence_stops_with_the_last_good_weights(tmp_path):
     outcome = train.run(model, mixture, recipe, tmp_path, on_step=lambda record: seen.append([p.detach().clone() for p in model.parameters()]))
     helpful = [r["helpful"] for r in outcome.history]
     assert "helpful NLL rose" in outcome.stopped and len(helpful) < 40
-    good = max(i for i, nll in enumerate(helpful) if nll <= helpful[0] + 2.0)
+    start = [max(helpful[0], sum(helpful[:i][:8]) / max(1, len(helpful[:i][:8]))) for i in range(len(helpful))]  # of each step: the first, or the mean of the first eight before it
+    good = max(i for i, nll in enumerate(helpful) if nll <= start[i] + 2.0)
     assert outcome.step == good >= 2 and max(helpful) > helpful[0] + 2.0
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), seen[good - 1]))     # on_step of step i sees the weights that step i + 1 measures
 
