@@ -295,6 +295,8 @@ def _by_key(directory, name: str, fields: dict[str, type | tuple[str, ...]], key
 
 def local_judge(spec: str, judge_format: str | None, prompt_path, dtype: str, device: str) -> Choice | None:
     """The judge that `--judge` names: "rules", "none" (no judge: None), or a model on this machine with its format."""
+    if spec in ("none", "rules") and (judge_format or prompt_path):
+        raise Error(f"--judge {spec} takes no --judge-format and no --judge-prompt; name a judge model, or leave them out")
     if spec == "none":
         return None
     if spec == "rules":
