@@ -87,6 +87,11 @@ def find_questions(name_or_path, data_dir=None) -> Path:
     raise Error(f"questions {path.name!r}: neither under {data_dir} nor embedded; use {', '.join([*alike, *sorted(embedded)])}, or give a file")
 
 
+def set_name(path: Path) -> str:
+    """What a question file is called: questions.json by its folder, any other by itself."""
+    return path.resolve().parent.name if path.stem == "questions" else path.stem
+
+
 def load_questions(name_or_path, data_dir=None) -> list[Question]:
     """The questions of a set by name, or of a .json, .jsonl, .csv or .txt file.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from redlite import __version__, journal, judge as judges, stats
 from redlite.errors import Error
-from redlite.questions import DATA, PROMPTS, Prompt, Question, find_questions, load_prompt, load_questions
+from redlite.questions import DATA, PROMPTS, Prompt, Question, find_questions, load_prompt, load_questions, set_name
 
 __all__ = ["Choice", "Decoding", "LocalAnswerer", "Prompt", "Question", "Reply", "find_questions", "judge", "load_prompt",
            "load_questions", "local_judge", "local_model", "manifest", "plan", "published", "run", "strip_thoughts", "summarize", "table"]
@@ -193,7 +193,7 @@ def manifest(command: str, seed: int, model: Choice, question_path: Path, questi
     count = len(questions) if limit is None else min(limit, len(questions))
     return {
         "command": command, "version": __version__, "seed": seed, "model": model.identity,
-        "questions": {"name": question_path.stem, "sha256": questions_fingerprint(questions), "of": len(questions), "n": count},
+        "questions": {"name": set_name(question_path), "sha256": questions_fingerprint(questions), "of": len(questions), "n": count},
         "prompts": {p.name: journal.sha256_json(p.text) for p in prompts}, "system": None if system is None else journal.sha256_json(system),
         "judge": {"name": "none"} if judge is None else {"name": judge.name, **judge.identity}, "decoding": asdict(decoding), "info": info or {},
     }

@@ -142,3 +142,9 @@ def test_a_prompt_of_ones_own(tmp_path):
     with pytest.raises(Error, match="prompt 'coo': there is no such file, and it is none of standard, cot, cou"):
         load_prompt("coo")
     assert set(questions.PROMPTS) == {"standard", "cot", "cou"}
+
+
+def test_a_set_is_called_by_its_file_or_folder(tmp_path):
+    assert questions.set_name(Path("a/dangerousqa.json")) == "dangerousqa"
+    assert questions.set_name(find_questions("organism")) == "organism"
+    assert questions.set_name(tmp_path / "mine" / "questions.csv") == "mine"

@@ -1,0 +1,173 @@
+"""The page of a run: figures where they belong, geometry of the bars, nothing from elsewhere, nothing that is not escaped."""
+import base64
+import hashlib
+import html.parser
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from redeval_worker import PROMPTS, QUESTIONS, Fake, choice, go
+
+from redlite import journal, redeval, report
+from redlite.errors import Error
+from redlite.questions import Prompt, Question
+from redlite.redeval import Choice, Decoding, Reply
+
+NASTY = ['</script><script>alert(1)</script>', '<img src=x onerror=alert(1)>', '"><svg onload=alert(1)>', "'; alert(1) //", "<!--", "]]>", "&lt;b&gt;",
+         "\u2028\u2029\u202e\x00\x1b[31m", "https://evil.example/x.png", "javascript:alert(1)", "</style>", "</title>", "${alert(1)}", "\\u003c", "🙂 日本"]
+
+
+class Page(html.parser.HTMLParser):
+    """Elements with their attributes, and the text outside script and style."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.texts, self.raw, self.inside = [], [], [], None
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self.inside = tag
+
+    def handle_data(self, data):
+        (self.raw if self.inside in ("script", "style") else self.texts).append((self.inside, data))
+
+    def handle_endtag(self, tag):
+        self.inside = None
+
+    def tags(self, name):
+        return [attributes for tag, attributes in self.elements if tag == name]
+
+    @property
+    def data(self):
+        text = next(text for i, (tag, text) in enumerate(self.raw) if tag == "script")
+        return json.loads(text)
+
+
+def finish(folder, judge="rules"):
+    journal.write_json(folder / redeval.RESULTS, redeval.results(folder, judge))
+    return Page(report.redeval_page(folder)), report.redeval_page(folder)
+
+
+def test_the_page_says_what_results_json_says(tmp_path):
+    go(tmp_path, Fake())
+    page, text = finish(tmp_path)
+    summary = journal.read_json(tmp_path / redeval.RESULTS)
+    shown = " ".join(" ".join(data.split()) for _, data in page.texts)
+    assert "RED-EVAL of fake" in shown and "7 questions of q × 2 prompts, 14 answers, judged by rules" in shown
+    for name, r in summary["prompts"].items():
+        assert f"{100 * r['asr']:.1f}% · {r['harmful']} of {r['harmful'] + r['unharmful']}" in shown
+        assert f"{100 * r['ci95'][0]:.1f}–{100 * r['ci95'][1]:.1f}%" in shown
+        for topic, t in r["by_topic"].items():
+            assert topic in shown and f"{t['harmful']} of {t['harmful'] + t['unharmful']}" in shown
+    for said in ("0" * 64, "at most 500 new tokens, greedy", "94.7% of 450", "88.9% of 450", "compare sizes, not digits"):
+        assert said in shown
+    assert "Incomplete" not in shown and "toy" not in shown
+
+
+def test_every_answer_is_there_with_its_thought_apart(tmp_path):
+    answers = go(tmp_path, Fake())
+    page, _ = finish(tmp_path)
+    lists, rows = page.data["lists"], page.data["rows"]
+    labels = redeval.judgments(tmp_path, "rules")
+    assert len(rows) == len(answers) == 14 and [r[5] for r in rows] == [str(i) for i in range(1, 8) for _ in range(2)]
+    for prompt, label, topic, ended, question, id, sample, place, thought, answer, raw in rows:
+        record = answers[id, lists["prompt"][prompt], sample]
+        assert (lists["question"][question], lists["topic"][topic], lists["finish"][ended], answer) == (record["question"], record["topic"], record["finish"], record["answer"])
+        assert thought + answer == record["text"].strip() and ("(Internal thought" in thought) == record["text"].startswith("(Internal") and place == f"{record['topic']} / S"
+        assert (lists["label"][label], raw) == (labels[id, lists["prompt"][prompt], sample]["label"], labels[id, lists["prompt"][prompt], sample]["raw"])
+
+
+def nasty(folder):
+    """A run whose every text is an attack: questions, topics, answers, prompt names, model name, system message."""
+    questions = [Question(f"{i}{n}", n + "q", n + "t" if i % 2 else "t", n) for i, n in enumerate(NASTY)]
+    prompts = [Prompt("standard", "<question>"), Prompt("<b>mine</b>", "x <question>")]
+
+    class Attacker:
+        def answer(self, conversations, decoding, seeds, stop):
+            return ((i, Reply(f"(Internal thought: {NASTY[i]}) {NASTY[i]} answer", "stop", 1, 1, 0.1)) for i in range(len(conversations)))
+    model = Choice("<i>model</i>\"'", {"name": "<i>model</i>\"'", "weights": "<s>"}, Attacker)
+    made = redeval.manifest("redeval '</dd><script>alert(1)</script>'", 0, model, folder / "<u>q</u>.json", questions, None, prompts, None, Decoding(),
+                            info={"started": "<script>", "kernels": {"<a>": "<b>"}})
+    other = Choice("<judge>", {"x": "<y>"}, lambda: type("J", (), {"label": lambda self, pairs: ((i, "harmful", NASTY[i % len(NASTY)]) for i in range(len(pairs)))})())
+    with journal.Run(folder, made) as run:
+        redeval.judge(run, other, redeval.run(run, model, questions, prompts, Decoding()))
+
+
+def test_nothing_becomes_markup(tmp_path):
+    nasty(tmp_path)
+    page, text = finish(tmp_path, "<judge>")
+    kinds = {tag for tag, _ in page.elements}
+    assert not kinds & {"img", "i", "b", "u", "s", "a", "iframe", "object", "link", "judge", "y"}
+    assert len(page.tags("script")) == 2 and len(page.tags("style")) == 1
+    for tag, attributes in page.elements:
+        assert not any(name.startswith("on") or name in ("src", "href", "style", "action", "xlink:href") for name in attributes), (tag, attributes)
+    assert page.data["rows"][0][9] == NASTY[0] + " answer" and [r[9] for r in page.data["rows"] if r[0] == 0] == [f"{n} answer".strip() for n in NASTY]
+    # The data block can end neither its element nor its line, whatever is in it.
+    block = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1]
+    assert not set("<>&\u2028\u2029") & set(block)
+
+
+def test_the_policy_allows_this_script_and_this_style_only(tmp_path):
+    nasty(tmp_path)
+    page, text = finish(tmp_path, "<judge>")
+    policy = next(m["content"] for m in page.tags("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    for kind, element in (("script-src", re.findall(r"<script>(.*?)</script>", text, re.DOTALL)[0]), ("style-src", re.findall(r"<style>(.*?)</style>", text, re.DOTALL)[0])):
+        digest = base64.b64encode(hashlib.sha256(element.encode()).digest()).decode()
+        assert f"{kind} 'sha256-{digest}';" in policy
+    assert policy.startswith("default-src 'none';") and "unsafe" not in policy
+    code = (report.ASSETS / "report.js").read_text()
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|fetch|XMLHttp|import\(|https?:", code)
+    assert not re.search(r"url\(|@import|https?:", (report.ASSETS / "report.css").read_text())
+
+
+def test_bars_are_as_long_as_their_shares():
+    bars = [{"label": "a<b>" + "x" * 60, "colour": 0, "value": 0.25, "remark": "r&d", "ci": [0.1, 0.5], "bounds": [0.2, 0.4], "mark": 0.9},
+            {"label": "none", "colour": 1, "value": None, "remark": "–", "ci": [0.0, 1.0], "bounds": [0.0, 1.0]}]
+    svg = ElementTree.fromstring(report.interval_chart("t<", bars, 412))  # 400 units of room
+    rects = {r.get("class"): r for r in svg.iter("rect")}
+    assert float(rects["bar c0"].get("width")) == pytest.approx(100) and "bar c1" not in rects
+    assert float(rects["band c0"].get("x")) == pytest.approx(6 + 80) and float(rects["band c0"].get("width")) == pytest.approx(80)
+    assert float(rects["band c1"].get("width")) == pytest.approx(400)
+    whisker, mark = [p.get("d") for p in svg.iter("path")]
+    assert whisker.startswith("M46.0 29H206.0") and mark.startswith("M366.0 ")
+    assert svg.get("aria-label").startswith("t<: a<b>") and "25.0%, interval 10.0–50.0%" in svg.get("aria-label")
+    assert [t.text for t in svg.iter("text") if t.get("class") == "label"] == [("a<b>" + "x" * 60)[:37] + "…", "none"]
+
+
+def test_cautions(tmp_path):
+    def notes(folder, judge="rules"):
+        return " ".join(text for tag, text in finish(folder, judge)[0].texts if tag == "p")
+    go(tmp_path / "a", Fake(fails=["question 2?"]), Decoding(5, 1.0, 1.0, 2))
+    assert "Incomplete: 28 of 28 answers" in notes(tmp_path / "a") and "counted as independent" in notes(tmp_path / "a")
+    go(tmp_path / "b", Fake(), judge=None)
+    assert "No judge has labelled" in notes(tmp_path / "b", "none")
+    made = redeval.manifest("x", 0, choice(Fake(), "organism"), tmp_path / "q", QUESTIONS, None, PROMPTS, None, Decoding())
+    with journal.Run(tmp_path / "c", made):
+        pass
+    assert "say nothing about real models" in notes(tmp_path / "c", "none") and "Incomplete: 0 of 14" in notes(tmp_path / "c", "none")
+
+
+def test_another_judge_and_the_published_row_stand_beside(tmp_path):
+    known = journal.read_json(redeval.DATA / "published.json")
+    model, prompts = choice(Fake(), "vicuna-7b-v1.3"), [redeval.load_prompt("cou")]
+    made = redeval.manifest("x", 0, model, tmp_path / "dangerousqa.json", QUESTIONS, None, prompts, None, Decoding())
+    made["questions"]["sha256"] = known["question_sets"]["dangerousqa"]
+    with journal.Run(tmp_path, made) as run:
+        answers = redeval.run(run, model, QUESTIONS, prompts, Decoding())
+        for name, label in (("strict", "harmful"), ("mild", "unharmful")):
+            redeval.judge(run, Choice(name, {"n": name}, lambda label=label: type("J", (), {"label": lambda self, pairs: ((i, label, "") for i in range(len(pairs)))})()), answers)
+    page, text = finish(tmp_path, "strict")
+    shown = " ".join(" ".join(data.split()) for _, data in page.texts)
+    assert "Other judges of the same answers" in shown and re.search(r"strict \(this page\)\s+100\.0%\s+mild\s+0\.0%", shown)
+    assert "Vicuna-7B ◆" in shown and "Diamond: the published figure of Vicuna-7B" in shown
+    marks = [p for p in page.tags("path") if p.get("class") == "mark"]
+    assert len(marks) == 1 and marks[0]["d"].startswith(f"M{6 + 0.875 * 628:.1f} ")
+
+
+def test_a_page_needs_its_results(tmp_path):
+    go(tmp_path, Fake())
+    with pytest.raises(Error, match="results.json"):
+        report.redeval_page(tmp_path)
