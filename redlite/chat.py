@@ -258,7 +258,10 @@ def choose(tokenizer: Tokenizer, chat_template: str | None, model_name: str, ove
     own = name in ("llama-3", "llama-3.1", "mistral")  # these formats contain BOS, and llama-2 puts one at each turn
     bos = name != "llama-2" and (own or ("bos_token" in chat_template if chat_template and override is None else tokenizer.add_bos))
     template = Template(name, tokenizer, system if system is not None else SYSTEMS.get(name), bos, tuple(dict.fromkeys(i for i in stops if i is not None)))
-    template.encode(PROBE, True)  # a missing control token shows here, not at the first question
+    try:
+        template.encode(PROBE, True)  # a missing control token shows here, not at the first question
+    except Error as error:
+        raise Error(f"{model_name}: {error}") from None
     return template
 
 

@@ -51,7 +51,7 @@ def config_of(source: GGUF) -> tuple[Config, dict]:
     """(Config, the config.json it amounts to) of a GGUF file; llama.cpp's architectures "llama" (Mistral's too) and "qwen2"."""
     read = source.metadata.get
     kind = read("general.architecture")
-    if kind not in ("llama", "qwen2"):
+    if not isinstance(kind, str) or kind not in ("llama", "qwen2"):
         raise Error(f"{source.path}: metadata general.architecture is {short(kind)}; redlite runs GGUF files of llama and qwen2")
     get = partial(_value, source, kind)
     for key, value in source.metadata.items():
@@ -75,7 +75,7 @@ def config_of(source: GGUF) -> tuple[Config, dict]:
         "head_dim": head_dim, "rms_norm_eps": _shortest(get("attention.layer_norm_rms_epsilon", float)),
         "rope_theta": _shortest(get("rope.freq_base", float, 10000.0)), "max_position_embeddings": get("context_length", int),
         "tie_word_embeddings": "output.weight" not in source.tensors, "bos_token_id": read("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": list(dict.fromkeys(e for e in ends if e is not None)), "pad_token_id": read("tokenizer.ggml.padding_token_id"),
+        "eos_token_id": list(dict.fromkeys(e for e in ends if type(e) is int)), "pad_token_id": read("tokenizer.ggml.padding_token_id"),
         "rope_scaling": _scaling(source, get)}
     if kind == "llama":
         raw |= {"attention_bias": "blk.0.attn_q.bias" in source.tensors, "mlp_bias": "blk.0.ffn_gate.bias" in source.tensors}
