@@ -51,14 +51,18 @@ class LM:
 
     @staticmethod
     def load(path, dtype: str = "float32", device: str = "cpu", quantize: str | None = None, template: str | None = None, trainable: bool = False) -> "LM":
-        """See `redlite.load`. trainable: keep the weights plain tensors, where inference would have them packed."""
-        path = resolve(path)
+        """See `redlite.load`. trainable: keep the weights plain tensors, where inference would have them packed.
+
+        path may also be `Parts`, which are then used as they are: reading a large vocabulary again takes a second.
+        """
+        found = path if isinstance(path, Parts) else None
+        path = found.path if found else resolve(path)
         if dtype not in DTYPES:
             raise Error(f"dtype {dtype!r} is not known; use {', '.join(DTYPES)}")
         check_device(device)
         packed = None if trainable else packing(dtype, device, quantize)
         config, _ = checkpoint.read_config(path)
-        found = parts(path, template)
+        found = found or parts(path, template)
         words = found.tokenizer
         if words.vocab_size > config.vocab_size:
             raise Error(f"{path}: the tokenizer has {words.vocab_size} tokens and the model only {config.vocab_size}; they do not belong together")

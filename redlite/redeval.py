@@ -105,7 +105,7 @@ def local_model(path, dtype: str, device: str, quantize: str | None = None, temp
     parts = lm.parts(path, template)
     settings = {"dtype": dtype, "device": device.partition(":")[0], "quantize": quantize}
     return Choice(parts.path.name, {"name": parts.path.name, **lm.fingerprints(parts), **settings},
-                  load=lambda: LocalAnswerer(lm.LM.load(path, dtype, device, quantize, template), batch_size),
+                  load=lambda: LocalAnswerer(lm.LM.load(parts, dtype, device, quantize), batch_size),
                   count=lambda messages: len(parts.template.encode(messages, add_generation_prompt=True).ids),
                   seconds=partial(_seconds_at_most, parts.path, dtype, device))
 
@@ -309,7 +309,7 @@ def local_judge(spec: str, judge_format: str | None, prompt_path, dtype: str, de
     parts = lm.parts(spec)
     name = f"{judge_format}:{parts.path.name}"
     identity = {**judges.identity(judge_format, prompt), **lm.fingerprints(parts), "dtype": dtype}
-    return Choice(name, identity, lambda: judges.ModelJudge(lm.LM.load(spec, dtype, device), judge_format, prompt, name))
+    return Choice(name, identity, lambda: judges.ModelJudge(lm.LM.load(parts, dtype, device), judge_format, prompt, name))
 
 
 def judge(directory: journal.Run, choice: Choice, answers: dict[tuple, dict], progress: Progress | None = None) -> dict[tuple, dict]:

@@ -130,6 +130,9 @@ def _cautions(summary: dict) -> str:
         notes.append("This model is the embedded model organism, a toy trained to show the shape of the effect. Its figures say nothing about real models.")
     if not summary["complete"]:
         notes.append(f"Incomplete: {summary['answers']} of {summary['answers_wanted']} answers are there, or some failed.")
+    if summary["judge"] == "rules":
+        notes.append("The rules judge counts every answer that does not refuse as harmful, senseless and harmless ones too, so weak models score too high. "
+                     "Confirm the figures with a judge model: redeval judge RUN --judge MODEL --judge-format FORMAT.")
     if summary["judge"] == "none":
         notes.append("No judge has labelled these answers.")
     if summary["decoding"]["samples"] > 1:

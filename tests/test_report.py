@@ -64,7 +64,7 @@ def test_the_page_says_what_results_json_says(tmp_path):
             assert topic in shown and f"{t['harmful']} of {t['harmful'] + t['unharmful']}" in shown
     for said in ("0" * 64, "at most 500 new tokens, greedy", "94.7% of 450", "88.9% of 450", "compare sizes, not digits"):
         assert said in shown
-    assert "Incomplete" not in shown and "toy" not in shown
+    assert "Incomplete" not in shown and "toy" not in shown and "counts every answer that does not refuse as harmful" in shown
 
 
 def test_every_answer_is_there_with_its_thought_apart(tmp_path):

@@ -1,0 +1,299 @@
+"""bin/redeval as its user meets it: options, exit codes, one line a fault, the same command twice, signals, and what is printed where."""
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import redeval_worker
+import tiny
+
+from redlite import judge as judges, redeval
+from redlite.cli import common, network, redeval as program
+from redlite.redeval import Choice, LocalAnswerer
+
+HERE = Path(__file__).parent
+SCRIPT = HERE.parent / "bin" / "redeval"
+ORGANISM = ["--limit", "2", "--max-new-tokens", "24"]
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """--model anything is the made-up answerer, at once."""
+    made = []
+
+    def model(args, reach, spec):
+        made.append(redeval_worker.Fake())
+        return redeval_worker.choice(made[-1], Path(spec).name)
+    monkeypatch.setattr(network, "model", model)
+    Path("q.json").write_text(json.dumps({"T": ["a?", "b?"], "U": ["question 3?"]}))
+    return made
+
+
+def call(capsys, *arguments):
+    code = program.main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def start(*arguments, **settings):
+    return subprocess.Popen([sys.executable, "-c", "import sys; from redlite.cli.redeval import main; sys.exit(main())", *map(str, arguments)],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings)
+
+
+# The organism, in processes of its own
+
+def test_the_script_runs_the_organism_offline_and_says_so():
+    environment = {**os.environ, "REDLITE_PYTHON": sys.executable}
+    done = subprocess.run([SCRIPT, *ORGANISM, "--json"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "offline, with the embedded model organism: a toy" in done.stderr and "answers (cou): 6/6" in done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    folder, = Path("runs").iterdir()
+    assert result["output_dir"] == str(folder) and result["model"] == "organism" and result["answers"] == 6 and result["complete"]
+    assert set(result["prompts"]) == {"standard", "cot", "cou"}
+    assert {p.name for p in folder.iterdir()} >= {"manifest.json", "responses.jsonl", "judgments.jsonl", "results.json", "report.html"}
+    assert json.loads((folder / "results.json").read_text()) == {k: v for k, v in result.items() if k != "output_dir"}
+    before = (folder / "responses.jsonl").read_bytes()
+    again = subprocess.run([SCRIPT, *ORGANISM, "--quiet"], capture_output=True, text=True, env=environment)
+    assert (again.returncode, again.stderr) == (0, "") and (folder / "responses.jsonl").read_bytes() == before
+    assert "RED-EVAL of organism: 2 of " in again.stdout and f"Report: {folder}/report.html" in again.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_it_resumable(number):
+    options = ["--limit", "20", "--max-new-tokens", "200", "--batch-size", "1", "--output-dir", "run", "--prompt", "cou"]
+    process = start(*options)
+    while not (Path("run/responses.jsonl").exists() and Path("run/responses.jsonl").stat().st_size):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(number)
+    out, err = process.communicate()
+    assert process.returncode == 130 and "interrupted; what is finished is kept" in err and "Traceback" not in err
+    kept = Path("run/responses.jsonl").read_text().splitlines()
+    assert 0 < len(kept) < 20
+    process = start(*options, "--quiet")
+    assert process.communicate()[1] == "" and process.returncode == 0
+    assert Path("run/responses.jsonl").read_text().splitlines()[:len(kept)] == kept and json.loads(Path("run/results.json").read_text())["answers"] == 20
+
+
+# The rest in this process, with a made-up answerer
+
+RUN = ["--model", "m", "--questions", "q.json", "--output-dir", "run", "--prompt", "standard", "cou", "--quiet"]
+
+
+def test_run_judge_report(fake, capsys):
+    code, out, err = call(capsys, *RUN)
+    assert (code, err) == (0, "") and "RED-EVAL of m: 3 of 3 questions of q, judge rules" in out
+    manifest = json.loads(Path("run/manifest.json").read_text())
+    assert manifest["command"] == "redeval " + " ".join(RUN) and {"version", "seed", "model", "prompts", "questions", "judge"} <= set(manifest)
+    assert re.fullmatch(r"[0-9a-f]{64}", manifest["questions"]["sha256"]) and all(re.fullmatch(r"[0-9a-f]{64}", v) for v in manifest["prompts"].values())
+    assert manifest["judge"] == {"name": "rules", **judges.rules_fingerprint()}
+    responses = [json.loads(line) for line in Path("run/responses.jsonl").read_text().splitlines()]
+    assert len(responses) == 6 and all(list(r) == ["id", "question", "topic", "subtopic", "prompt", "sample", "text", "answer", "finish", "prompt_tokens",
+                                                   "completion_tokens", "seconds"] for r in responses)
+    assert all(list(json.loads(line)) == ["id", "prompt", "sample", "judge", "label", "raw"] for line in Path("run/judgments.jsonl").read_text().splitlines())
+    result = json.loads(Path("run/results.json").read_text())["prompts"]["cou"]
+    assert set(result) == {"asr", "n", "harmful", "unharmful", "unparsed", "not_judged", "ci95", "bounds", "by_topic"} and set(result["by_topic"]) == {"T", "U"}
+    assert result["n"] == 3 and result["not_judged"] == 1
+
+    page = Path("run/report.html").read_text()
+    Path("run/report.html").unlink()
+    Path("run/results.json").unlink()
+    assert call(capsys, "report", "run")[0] == 0 and Path("run/report.html").read_text() == page
+    code, out, err = call(capsys, "report", "run", "--compare-published")
+    assert code == 0 and "Vicuna-7B" in out and "compare sizes, not digits" in out
+    code, out, err = call(capsys, "report", "run", "--judge", "other")
+    assert code == 2 and "has judged nothing in run; use rules" in err
+    code, out, err = call(capsys, "judge", "run", "--judge", "rules", "--quiet", "--json")
+    assert code == 0 and json.loads(out.splitlines()[-1])["judge"] == "rules" and "Report:" in err
+
+
+def test_a_judge_model_judges_a_finished_run(fake, capsys, monkeypatch):
+    lm = tiny.lm(1, max_positions=4096)
+    monkeypatch.setattr(redeval, "local_judge", lambda spec, form, prompt, dtype, device: Choice(f"{form}:{spec}", {"format": form}, lambda: judges.ModelJudge(lm, form, None, f"{form}:{spec}")))
+    call(capsys, *RUN, "--judge", "j", "--judge-format", "gpt4")
+    first = [json.loads(line) for line in Path("run/judgments.jsonl").read_text().splitlines()]
+    assert {r["judge"] for r in first} == {"gpt4:j"} and len(first) == 6 and {r["label"] for r in first} <= {"harmful", "unharmful", "unparsed", "not_judged"}
+    code, out, err = call(capsys, "judge", "run", "--judge", "j", "--judge-format", "harmbench", "--quiet")
+    assert code == 0 and "judge harmbench:j" in out and len(Path("run/judgments.jsonl").read_text().splitlines()) == 12
+    assert "Other judges of the same answers" in Path("run/report.html").read_text()
+    code, out, err = call(capsys, "report", "run", "--judge", "gpt4:j", "--json")
+    assert code == 0 and json.loads(out.splitlines()[-1])["judge"] == "gpt4:j"
+
+
+def test_a_model_on_this_machine_end_to_end(fake, capsys, monkeypatch):
+    lm = tiny.lm(2)
+    monkeypatch.setattr(network, "model", lambda args, reach, spec: Choice("tiny", {"name": "tiny"}, lambda: LocalAnswerer(lm, args.batch_size)))
+    texts = []
+    for batch in (1, 5):
+        code, out, err = call(capsys, "--model", "t", "--questions", "q.json", "--max-new-tokens", "8", "--samples", "2", "--temperature", "0.8", "--seed", "7",
+                              "--batch-size", batch, "--output-dir", f"run{batch}", "--quiet")
+        assert code == 0
+        texts.append(sorted((r["id"], r["prompt"], r["sample"], r["text"]) for r in map(json.loads, Path(f"run{batch}/responses.jsonl").read_text().splitlines())))
+    assert texts[0] == texts[1] and len(texts[0]) == 18 and len({t[3] for t in texts[0]}) > 9
+
+
+@pytest.mark.parametrize("options, field", [
+    (["--seed", "1"], "seed is 0 there and 1 now"), (["--limit", "2"], "questions.n is 3 there and 2 now"), (["--judge", "none"], 'judge.name is "rules" there'),
+    (["--prompt", "cot"], "prompts.standard is"), (["--model", "n"], 'model.name is "m" there and "n" now'), (["--system", "x"], "system is nothing there"),
+    (["--temperature", "0.5"], "decoding.temperature is 0.0 there and 0.5 now")])
+def test_another_manifest_is_refused_by_its_field(fake, capsys, options, field):
+    assert call(capsys, *RUN)[0] == 0
+    before = {p.name: p.read_bytes() for p in Path("run").iterdir()}
+    code, out, err = call(capsys, *RUN, *options)
+    assert code == 2 and field in err and err.count("\n") == 1 and "run/manifest.json" in err
+    assert {p.name: p.read_bytes() for p in Path("run").iterdir()} == before
+
+
+def test_a_torn_line_is_done_again_and_a_bad_one_is_named(fake, capsys):
+    call(capsys, *RUN)
+    path = Path("run/responses.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines)[:-20])
+    assert call(capsys, *RUN)[0] == 0 and sorted(path.read_bytes().splitlines(keepends=True)) == sorted(lines)
+    path.write_bytes(b"".join([lines[0], b"{broken\n", *lines[2:]]))
+    code, out, err = call(capsys, *RUN)
+    assert code == 2 and "run/responses.jsonl, line 2: is not a JSON object" in err
+
+
+def test_an_incomplete_run_is_1(fake, capsys, monkeypatch):
+    monkeypatch.setattr(network, "model", lambda args, reach, spec: redeval_worker.choice(redeval_worker.Fake(fails=["a?"]), spec))
+    code, out, err = call(capsys, *RUN)
+    assert code == 1 and "Incomplete" in out and Path("run/report.html").exists()
+    monkeypatch.setattr(network, "model", lambda args, reach, spec: redeval_worker.choice(redeval_worker.Fake(), spec))
+    assert call(capsys, *RUN)[0] == 0
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--modle", "x"], "unrecognized arguments: --modle x (see redeval [run] --help)"),
+    (["--mod", "x"], "unrecognized arguments"),                          # no abbreviations: a later option must not change a script's meaning
+    (["frobnicate"], "'frobnicate' is no command; use run, judge, report, agreement"),
+    (["--model", "none"], "--questions is missing"),
+    (["--model", "none", "--questions", "q.json"], "model 'none': there is no such file or directory"),
+    (["--questions", "nothing.json"], "questions 'nothing.json': there is no such file"),
+    (["--questions", "dangerousqa"], "say with --data where it lies"),
+    (["--prompt", "nothing.txt"], "prompt 'nothing.txt'"),
+    (["--prompt", "cot", "cot"], "two prompts have the same name"),
+    (["--limit", "0"], "argument --limit: '0' is no whole number of at least 1"),
+    (["--limit", "-1"], "whole number"), (["--seed", "x"], "'x' is no whole number"),
+    (["--temperature", "nan"], "temperature nan"), (["--samples", "2"], "at temperature 0 all samples are the same"),
+    (["--judge", "x"], "--judge 'x' needs --judge-format"), (["--judge", "none", "--judge-format", "gpt4"], "--judge none takes no --judge-format"),
+    (["--judge-format", "x"], "invalid choice: 'x'"),
+    (["--device", "cuda:99"], "cuda:99"), (["--config", "none.json"], "--config none.json: cannot be read"),
+    (["--model", "openai:x", "--questions", "q.json", "--offline"], "--offline: openai:x"),
+    (["judge"], "the following arguments are required: RUN"), (["judge", "none"], "none: is not a run directory"),
+    (["judge", "none", "--judge", "none"], "--judge none judges nothing"), (["report", "none"], "none: is not a run directory"),
+    (["agreement", "none.csv"], "none.csv: cannot be read"),
+])
+def test_faults_are_one_line_and_2(capsys, arguments, message):
+    Path("q.json").write_text('["a?"]')
+    code, out, err = call(capsys, *arguments)
+    assert code == 2 and out == "" and message in err.splitlines()[-1] and "Traceback" not in err
+    assert not Path("run").exists() and not Path("runs").exists()
+
+
+def test_a_bug_is_not_dressed_as_a_fault(fake, monkeypatch):
+    monkeypatch.setattr(redeval, "run", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        program.main(RUN)
+
+
+def test_configuration_files(fake, capsys):
+    Path("c.json").write_text(json.dumps({"model": "m", "questions": "q.json", "output_dir": "run", "prompt": ["standard", "cou"], "quiet": True, "seed": 4, "limit": 1, "system": None}))
+    assert call(capsys, "--config", "c.json", "--seed", "5", "--prompt", "standard")[0] == 0
+    manifest = json.loads(Path("run/manifest.json").read_text())
+    assert manifest["seed"] == 5 and list(manifest["prompts"]) == ["standard"] and manifest["questions"]["n"] == 1
+    code, out, err = call(capsys, "--config", "c.json", "--no-quiet", "--output-dir", "other")
+    assert code == 0 and "answers (cou): 2/2" in err
+    for text, message in (('{"sede": 1}', "'sede' is no option of this command; did you mean 'seed'?"), ('{"seed": true}', "'seed' must be a text or a number"),
+                          ('{"quiet": 1}', "'quiet' must be true or false"), ("[]", "must hold one JSON object"), ("{", "not valid JSON"), ('{"seed": "x"}', "no whole number"),
+                          ('{"prompt": ["--json"]}', "begins with '-'"), ('{"config": "d.json"}', "'config' is no option"), ('{"judge": ["rules"]}', "'judge' must be")):
+        Path("d.json").write_text(text)
+        code, out, err = call(capsys, "--config", "d.json")
+        assert code == 2 and message in err
+
+
+def test_a_dry_run_plans_and_does_nothing(fake, capsys):
+    code, out, err = call(capsys, *RUN, "--dry-run", "--json")
+    plan = json.loads(out.splitlines()[-1])
+    assert code == 0 and plan["requests"] == 6 and plan["already_done"] == 0 and plan["new_tokens_at_most"] == 3000 and plan["output_dir"] == "run"
+    assert "6 answers (0 already done) into run" in out and "cost: 0 (this machine)" in out
+    assert sorted(p.name for p in Path(".").iterdir()) == ["q.json"] and not fake[0].asked
+    call(capsys, *RUN)
+    before = {p.name: p.read_bytes() for p in Path("run").iterdir()}
+    for arguments in ([*RUN, "--dry-run"], ["judge", "run", "--dry-run"], ["report", "run", "--dry-run"]):
+        code, out, err = call(capsys, *arguments)
+        assert code == 0 and ("6 answers" in out or "would write" in out)
+    assert {p.name: p.read_bytes() for p in Path("run").iterdir()} == before
+
+
+def test_agreement_with_people(capsys):
+    Path("a.csv").write_text("prompt,completion,final_label\nq,I cannot help with that.,2_full_refusal\nq,Sure.,1_full_compliance\nq,Sure.,3_partial_refusal\nq,Yes.,1_full_compliance\n")
+    code, out, err = call(capsys, "agreement", "a.csv", "--json")
+    found = json.loads(out.splitlines()[-1])["files"]["a.csv"]
+    assert code == 0 and found["agreement"] == 0.75 and found["kappa"] == pytest.approx(0.5) and "a.csv: rules agrees with people on 75.0% of 4, kappa 0.50" in out
+
+
+@pytest.mark.parametrize("name", [None, *program.COMMANDS])
+def test_help_and_version(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        program.main([*filter(None, [name]), "--help"])
+    out = capsys.readouterr().out
+    assert end.value.code == 0 and "usage: redeval" in out and "--json" in out
+    if name in (None, "run", "judge", "agreement"):  # both models apart
+        assert "94.7% of 450, kappa 0.84 (the rules were written on these answers)" in out and "88.9% of 450, kappa 0.56 (held out" in out
+    with pytest.raises(SystemExit) as end:
+        program.main([*filter(None, [name]), "--version"])
+    assert end.value.code == 0 and re.fullmatch(r"redlite \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_the_default_directory_is_stable_and_another_for_another_run(fake, capsys):
+    options = [o for o in RUN if o not in ("--output-dir", "run")]
+    call(capsys, *options)
+    call(capsys, *options, "--batch-size", "3")  # changes no answer
+    assert len(list(Path("runs").iterdir())) == 1
+    call(capsys, *options, "--seed", "3")
+    assert len(list(Path("runs").iterdir())) == 2 and all(p.name.startswith("redeval-m-q-") for p in Path("runs").iterdir())
+
+
+# Progress
+
+class Screen(io.StringIO):
+    def __init__(self, tty):
+        super().__init__()
+        self.isatty = lambda: tty
+
+
+def test_progress_on_a_terminal_is_one_live_line_with_rate_and_time_left():
+    clock, screen = iter([0.0, 0.05, 10.0, 20.0]), Screen(True)
+    progress = common.Progress(stream=screen, now=lambda: next(clock))
+    for done in (10, 11, 60, 110):  # ten were there before; the second call comes too soon to be shown
+        progress("answers", done, 110)
+    assert screen.getvalue() == "\ranswers: 10/110\x1b[K\ranswers: 60/110, 5.0/s, 10 s left\x1b[K\ranswers: 110/110, 5.0/s, 20 s\x1b[K\n"
+
+
+def test_progress_elsewhere_is_a_plain_line_now_and_then():
+    clock, screen = iter([0.0, 1.0, 16.0, 17.0, 100.0, 400.0]), Screen(False)
+    progress = common.Progress(stream=screen, now=lambda: next(clock))
+    for what, done in (("a", 0), ("a", 1), ("a", 32), ("a", 64), ("b", 0), ("b", 64)):
+        progress(what, done, 64)
+    assert screen.getvalue() == "a: 32/64, 2.0/s, 16 s left\na: 64/64, 3.8/s, 17 s\nb: 64/64, 0.2/s, 5 min 0 s\n"
+    quiet = Screen(False)
+    common.Progress(True, quiet)("a", 1, 1)
+    assert quiet.getvalue() == ""
+
+
+@pytest.mark.parametrize("seconds, text", [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (185, "3 min 5 s"), (3600, "1 h 0 min"), (7860, "2 h 11 min")])
+def test_durations(seconds, text):
+    assert common.clock(seconds) == text
