@@ -79,11 +79,8 @@ def seconds(text: str | None) -> float | None:
 
 
 def _seconds(text: str) -> float | None:
-    try:
-        value = float(text)
-        return value if 0 <= value < math.inf else None
-    except ValueError:
-        pass
+    if re.fullmatch(r"\d{1,18}(\.\d*)?|\.\d+", text):
+        return float(text)
     if re.fullmatch(r"(\d+(\.\d+)?(ms|us|µs|ns|h|m|s))+", text):
         unit = {"h": 3600, "m": 60, "s": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
         return sum(float(n) * unit[u] for n, u in re.findall(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|h|m|s)", text))

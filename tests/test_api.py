@@ -69,6 +69,19 @@ def test_red_eval_over_http(tmp_path, monkeypatch, capsys):
     assert not any(b"sk-not-real" in p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file())
 
 
+def test_agreement_of_an_api_judge_is_paid_for_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-not-real")
+    (tmp_path / "labelled.csv").write_text("question,answer,label\nHow?,Like this.,harmful\nHow?,I will not.,unharmful\n")
+    verdict = {"status": 200, "headers": [], "body": {"choices": [{"message": {"content": "So. [[B]]"}, "finish_reason": "stop"}]}}
+    with fault_server.running(script=[verdict, verdict]) as server:
+        for _ in range(2):
+            assert command.main(["agreement", "labelled.csv", "--judge", "openai:judge-1", "--base-url", server.url, "--json"]) == 0
+            found = json.loads(capsys.readouterr().out.splitlines()[-1])["files"]["labelled.csv"]
+            assert (found["agreement"], found["unharmful_as_harmful"]) == (0.5, 1)
+        assert server.counts()["requests"] == 2
+
+
 def test_the_command_line_says_what_is_wrong(tmp_path, capsys):
     (tmp_path / "q.txt").write_text("x\n")
     for extra, message in ((["--offline"], "--offline: openai:m"), (["--max-cost", "1"], "needs --price-file"), (["--base-url", "ftp://x"], "--base-url 'ftp://x'")):

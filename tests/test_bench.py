@@ -12,58 +12,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 
 from redlite import bench, compare, journal, redeval, scorecard, stats
 from redlite.bench import Continued, Encoder, Example, Scored, Task, bbh, hhh, mmlu, truthfulqa, xstest
-from redlite.chat import Encoded
-from redlite.config import Config
 from redlite.errors import Error
-from redlite.lm import LM
-from redlite.model import LLaMA
-
-CONFIG = {"model_type": "llama", "vocab_size": 260, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-          "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 640, "eos_token_id": 257, "bos_token_id": 256, "tie_word_embeddings": False}
-
-
-class Bytes:
-    """A tokenizer of bytes."""
-    vocab_size, bos_id, eos_id, pad_id, add_bos, chat_template = 260, 256, 257, None, True, None
-
-    def encode(self, text):
-        return list(text.encode())
-
-    def decode(self, ids):
-        return bytes(i for i in ids if i < 256).decode(errors="replace")
-
-    def piece_bytes(self, i):
-        return bytes([i]) if i < 256 else b""
-
-    def fingerprint(self):
-        return "bytes"
-
-
-class Turns:
-    """A chat format: 258 before a user's text, 259 before an assistant's, 257 at its end."""
-    name, stop_ids, stop_strings = "turns", (257,), ()
-
-    def encode(self, messages, add_generation_prompt=False):
-        ids, trained = [256], [False]
-        for m in messages:
-            mine = m["role"] == "assistant"
-            text = list(m["content"].encode()) + ([257] if mine else [])
-            ids += [259 if mine else 258, *text]
-            trained += [False, *[mine] * len(text)]
-        return Encoded(ids + [259] * add_generation_prompt, trained + [False] * add_generation_prompt)
-
-    def fingerprint(self):
-        return "turns"
-
 
 @pytest.fixture(scope="module")
 def lm():
-    model = LLaMA(Config.from_hf(CONFIG, "config")).initialize(3, std=0.3).eval().requires_grad_(False)
-    return LM(model, Bytes(), Turns(), Path("tiny"), "float32", "cpu")
+    return tiny.lm(seed=3, max_positions=640)
 
 
 @pytest.fixture

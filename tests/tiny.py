@@ -27,15 +27,17 @@ class Bytes:
 
 
 class Turns:
-    """A chat format; a system message is part of the user's text."""
+    """A chat format: a control token before each text, EOS behind an assistant's."""
     name, stop_ids, stop_strings = "turns", (EOS,), ()
 
     def encode(self, messages, add_generation_prompt=False):
-        ids = [BOS]
+        ids, trained = [BOS], [False]
         for message in messages:
-            ids += [{"user": USER, "assistant": ASSISTANT, "system": BOS}[message["role"]], *message["content"].encode()]
-        ids += [ASSISTANT] * add_generation_prompt
-        return Encoded(ids, [False] * len(ids))
+            mine = message["role"] == "assistant"
+            text = [*message["content"].encode(), *[EOS] * mine]
+            ids += [{"user": USER, "assistant": ASSISTANT, "system": BOS}[message["role"]], *text]
+            trained += [False, *[mine] * len(text)]
+        return Encoded(ids + [ASSISTANT] * add_generation_prompt, trained + [False] * add_generation_prompt)
 
     def fingerprint(self):
         return "turns"

@@ -74,6 +74,16 @@ def parse(parser: Parser, arguments: list[str], listens: bool = False) -> argpar
     return args
 
 
+def dispatch(program: str, commands: dict, default: str, arguments: list[str], parse: Callable = parse) -> int:
+    """Run the command that the first argument names, or the default one. commands: name → (describe(prog) → Parser, body(args, command line) → exit code)."""
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if name is not None and name not in commands:
+        raise Error(f"{name!r} is no command; use {', '.join(commands)} (see {program} --help)")
+    describe, body = commands[name or default]
+    parser = describe(f"{program} {name or f'[{default}]'}")
+    return body(parse(parser, arguments[1:] if name else arguments), command_line(program, arguments))
+
+
 def endpoints(args: argparse.Namespace) -> list[str]:
     """The openai: names among a command's options."""
     values = [v for value in vars(args).values() for v in (value if isinstance(value, list) else [value])]

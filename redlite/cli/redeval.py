@@ -1,6 +1,7 @@
 """bin/redeval: red-team a model and count what gets through."""
 import json
 import platform
+import re
 import sys
 import time
 from pathlib import Path
@@ -17,16 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The program. Without a command's name it runs `run`."""
     # A command is imported only after its options are parsed, so nothing up to `command(...)` has brought in torch or
     # requests: what must be in place before them goes here.
-    return common.guarded(PROGRAM, _dispatch, arguments)
-
-
-def _dispatch(arguments: list[str]) -> int:
-    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    if name is not None and name not in COMMANDS:
-        raise Error(f"{name!r} is no command; use {', '.join(COMMANDS)} (see {PROGRAM} --help)")
-    describe, command = COMMANDS[name or "run"]
-    parser = describe(f"{PROGRAM} {name or '[run]'}")
-    return command(common.parse(parser, arguments[1:] if name else arguments), common.command_line(PROGRAM, arguments))
+    return common.guarded(PROGRAM, lambda given: common.dispatch(PROGRAM, COMMANDS, "run", given), arguments)
 
 
 # run
@@ -222,7 +214,7 @@ def _describe_agreement(prog: str) -> common.Parser:
 
 def _agreement(args, command: str) -> int:
     reach = network.network(args, args.judge)
-    from redlite import judge as judges
+    from redlite import journal, judge as judges
     files = {file: judges.read_labelled(file) for file in args.files}
     choice = network.judge(args, reach)
     if choice is None:
@@ -232,6 +224,16 @@ def _agreement(args, command: str) -> int:
         if args.json:
             print(json.dumps({"judge": choice.name, "files": {file: len(rows) for file, rows in files.items()}}))
         return common.DONE
+    if reach is None:
+        return _agree(args, choice, files)
+    # What an endpoint answers is paid for once here as well: its journal lies under ./runs, by the judge's name.
+    folder = Path("runs") / f"agreement-{re.sub(r'[^A-Za-z0-9._-]+', '-', choice.name)}"
+    with journal.Run(folder, {"command": command, "judge": {"name": choice.name, **choice.identity}}) as reach.run:
+        return _agree(args, choice, files)
+
+
+def _agree(args, choice, files: dict) -> int:
+    from redlite import judge as judges
     judge, found = choice.load(), {}
     for file, rows in files.items():
         r = found[file] = judges.agreement(judge, rows)

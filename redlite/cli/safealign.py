@@ -19,16 +19,7 @@ OBJECTIVES = ("A", "B", "hinge", "unlikelihood", "weighted", "npo", "simnpo", "d
 
 def main(arguments: list[str] | None = None) -> int:
     """The program. Without a command's name it runs `train`."""
-    return common.guarded(PROGRAM, _dispatch, arguments)
-
-
-def _dispatch(arguments: list[str]) -> int:
-    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    if name is not None and name not in COMMANDS:
-        raise Error(f"{name!r} is no command; use {', '.join(COMMANDS)} (see {PROGRAM} --help)")
-    describe, command = COMMANDS[name or "train"]
-    parser = describe(f"{PROGRAM} {name or '[train]'}")
-    return command(_parse(parser, arguments[1:] if name else arguments), common.command_line(PROGRAM, arguments))
+    return common.guarded(PROGRAM, lambda given: common.dispatch(PROGRAM, COMMANDS, "train", given, _parse), arguments)
 
 
 def _parse(parser: common.Parser, arguments: list[str]) -> argparse.Namespace:
