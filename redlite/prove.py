@@ -1,7 +1,8 @@
 """Proves the loss on the user's own machine: every objective and every implementation of token_nll against float64.
 
-Two claims are checked. (1) `loss.coefficients` gives ∂L/∂ℓ: against central differences of the objective, in
-float64. (2) The gradients that training applies, of L through token_nll to the hidden rows and to the
+Three claims are checked. (1) `loss.py` is what the papers say: value and ∂L/∂ℓ of every objective against `formulas.py`, which
+writes both down a second time, differentiated by hand; and no blue or helpful token is pushed down, no red one up. (2)
+`loss.coefficients` gives ∂L/∂ℓ of what loss.py says: against central differences, in float64. (3) The gradients that training applies, of L through token_nll to the hidden rows and to the
 output weights, are as near to those of the plain formula in float64 as the plain formula in the same
 precision is, times LIMIT. Inputs are random, half the targets likely ones, with masked rows between.
 """
@@ -20,12 +21,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from . import kernels, loss
+from . import formulas, kernels, loss
 from .kernels import native
-from .loss import BLUE, HELPFUL, RED, Responses
+from .loss import BLUE, COLOURS, HELPFUL, RED, Responses
 
 LIMIT = 2.0            # times the plain formula's own error
 DIFFERENCES = 1e-6     # relative error allowed to central differences, which are good to about 1e-9
+FORMULAS = 1e-12       # relative error allowed to formulas.py, in float64
 SHAPES = (47, 31, 123), (96, 40, 300)  # rows, width, vocabulary
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -134,37 +136,73 @@ def gradients(function, c: Case, objective: str, dtype: torch.dtype, device: str
 
 def _error(got: Tensor, exact: Tensor) -> float:
     """‖got − exact‖ / ‖exact‖; infinite where got is not finite, which a comparison with NaN would hide."""
-    error = float((got - exact).norm() / exact.norm())
+    return _finite(float((got - exact).norm() / exact.norm()))
+
+
+def _largest(difference: Tensor, scale: Tensor) -> float:
+    return _finite(float(difference.abs().max() / scale.abs().max()))
+
+
+def _finite(error: float) -> float:
     return error if math.isfinite(error) else math.inf
 
 
-def check_objectives() -> list[dict]:
-    """Each objective's coefficients against central differences of its value, relative to the largest coefficient, worst of 5 random batches."""
+# Values of the parameters other than the defaults; each of its own, so that none can stand for another.
+ALTERED = {"A": {"blue": 0.7}, "B": {"blue": 0.7, "low": 0.6, "high": 0.23, "tau": 1.3}, "hinge": {"blue": 0.7, "red": 1.9, "tau": 0.6},
+           "unlikelihood": {"blue": 0.7, "red": 1.9, "floor": 3e-4}, "weighted": {"blue": 0.7, "red": 1.9, "beta": 0.4},
+           "npo": {"blue": 0.7, "red": 1.9, "beta": 0.04}, "simnpo": {"blue": 0.7, "red": 1.9, "beta": 1.6, "delta": 0.8},
+           "dpo": {"blue": 0.7, "red": 1.9, "beta": 0.04}}
+
+
+def check_objectives(loss=loss) -> list[dict]:
+    """Each objective in float64: its worst errors to formulas.py and to central differences, and whether every coefficient has the sign of its colour.
+
+    `loss`: the module that is checked. Worst of five random batches, each with the default parameters and with ALTERED; B with its presets too. An error is
+    relative: of the value to itself, of the coefficients to the largest one.
+    """
     rows = []
     for name in loss.OBJECTIVES:
-        worst = 0.0
-        for seed in range(5):
-            c = case(SHAPES[0], torch.float32, seed)
-            nll = plain(c.hidden, c.weight, c.targets)[c.rows]
-            _, coefficient = loss.coefficients(name, nll, c.responses)
-            differences = torch.empty_like(nll)
-            for i in range(len(nll)):
-                step = min(1e-5, 3e-4 * (float(nll[i]) + 1e-4))  # unlikelihood bends within its floor, 1e-4
-                up, down = nll.clone(), nll.clone()
-                up[i] += step
-                down[i] -= step
-                differences[i] = (_primitive(name, up, c.responses) - _primitive(name, down, c.responses)) / (2 * step)
-            error = float((coefficient - differences).abs().max() / differences.abs().max())
-            worst = max(worst, error if math.isfinite(error) else math.inf)
-        rows.append({"objective": name, "error": worst, "ok": worst <= DIFFERENCES})
+        row = {"objective": name, "formulas": 0.0, "differences": 0.0, "signs": True}
+        for parameters in ({}, ALTERED[name], *(loss.PRESETS.values() if name == "B" else ())):
+            for seed in range(5):
+                c = case(SHAPES[0], torch.float32, seed)
+                nll, r = plain(c.hidden, c.weight, c.targets)[c.rows], c.responses
+                value, coefficient = loss.coefficients(name, nll, r, parameters)
+                expected, by_hand = formulas.evaluate(name, _listed(nll, r), **parameters)
+                by_hand = torch.tensor(by_hand, dtype=torch.float64)
+                row["formulas"] = max(row["formulas"], _finite(abs(float(value) - expected) / abs(expected)), _largest(coefficient - by_hand, by_hand))
+                differences = _central_differences(loss, name, nll, r, parameters)
+                row["differences"] = max(row["differences"], _largest(coefficient - differences, differences))
+                red = (r.colour == RED).repeat_interleave(r.length)
+                row["signs"] &= bool((torch.where(red, -coefficient, coefficient) >= 0).all())
+        rows.append(row | {"ok": row["formulas"] <= FORMULAS and row["differences"] <= DIFFERENCES and row["signs"]})
     return rows
 
 
-def _primitive(name: str, nll: Tensor, r: Responses) -> Tensor:
-    """A function with the objective's gradient: the objective, except for `weighted`, which stops a gradient: ∂/∂ℓ of −e^(−βℓ)/β is e^(−βℓ), β = 1."""
+def _listed(nll: Tensor, r: Responses) -> list[formulas.Response]:
+    """The same batch for formulas.py."""
+    return [formulas.Response(COLOURS[colour], share, tokens.tolist(), reference, pair) for tokens, colour, share, reference, pair in
+            zip(nll.split(r.length.tolist()), r.colour.tolist(), r.share.tolist(), r.reference.tolist(), r.pair.tolist())]
+
+
+def _central_differences(loss, name: str, nll: Tensor, r: Responses, parameters: dict) -> Tensor:
+    """∂L/∂ℓ [N] from the values of the objective alone."""
+    differences = torch.empty_like(nll)
+    for i in range(len(nll)):
+        step = min(1e-5, 3e-4 * (float(nll[i]) + 1e-4))  # unlikelihood bends within its floor, 1e-4
+        up, down = nll.clone(), nll.clone()
+        up[i] += step
+        down[i] -= step
+        differences[i] = (_primitive(loss, name, up, r, parameters) - _primitive(loss, name, down, r, parameters)) / (2 * step)
+    return differences
+
+
+def _primitive(loss, name: str, nll: Tensor, r: Responses, parameters: dict) -> Tensor:
+    """A function with the objective's gradient: the objective, except for `weighted`, which stops a gradient: ∂/∂ℓ of −e^(−βℓ)/β is e^(−βℓ)."""
     if name != "weighted":
-        return loss.OBJECTIVES[name](nll, r)
-    return loss.A(nll, r) - torch.where(r.colour == RED, r.share * r.mean(-torch.exp(-nll)), 0.0).sum()
+        return loss.OBJECTIVES[name](nll, r, **parameters)
+    beta, red = parameters.get("beta", 1.0), parameters.get("red", 1.0)
+    return loss.A(nll, r, blue=parameters.get("blue", 1.0)) - torch.where(r.colour == RED, red * r.share * r.mean(-torch.exp(-beta * nll) / beta), 0.0).sum()
 
 
 def check_implementation(implementation: Implementation) -> list[dict]:
@@ -190,10 +228,11 @@ def prove() -> dict:
     """Run all checks and print their tables. Returns the tables' rows and `ok`; takes some seconds and no network."""
     implementations, missing = available()
     print(f"redlite prove: torch {torch.__version__}, {platform.machine()}; token_nll on CPUs here: {kernels.implementation('token_nll')}")
-    print("\nObjectives: coefficient ∂L/∂ℓ against central differences, float64")
+    print(f"\nObjectives of loss.py, float64: value and ∂L/∂ℓ against formulas.py, ∂L/∂ℓ against central differences, and signs by colour\n"
+          f"  {'objective':15s}formulas (at most {FORMULAS:.0e})   differences (at most {DIFFERENCES:.0e})   signs")
     objectives = check_objectives()
     for row in objectives:
-        print(f"  {row['objective']:14s} worst error {row['error']:.1e}   {_word(row)}")
+        print(f"  {row['objective']:15s}{row['formulas']:<26.1e}{row['differences']:<29.1e}{'right' if row['signs'] else 'WRONG'}   {_word(row)}")
     print(f"\ntoken_nll: ‖gradient − float64‖ / ‖float64‖, the worst of {len(loss.OBJECTIVES)} objectives x {len(SHAPES)} shapes; in brackets the plain formula's\n"
           f"  {'implementation':24s}{'precision':11s}{'hidden':21s}{'weight':21s}worst ratio (at most {LIMIT:g})")
     table = []

@@ -1,10 +1,10 @@
-"""Objectives against formulas written a second time, in plain Python float64, response by response."""
+"""Objectives of loss.py; what they are worth is held against formulas.py by test_prove.py, and formulas.py is held against differences here."""
 import math
 
 import pytest
 import torch
 
-from redlite import loss
+from redlite import formulas, loss, prove
 from redlite.loss import BLUE, HELPFUL, RED, Responses
 
 LENGTH = [3, 1, 4, 2, 5, 2]
@@ -23,60 +23,39 @@ def nlls(dtype=torch.float64, seed=0) -> torch.Tensor:
     return torch.rand(sum(LENGTH), generator=generator, dtype=torch.float64).mul(2.5).add(0.05).to(dtype)
 
 
-def by_response(nll):
-    out, at = [], 0
-    for n in LENGTH:
-        out.append([float(x) for x in nll[at:at + n]])
-        at += n
-    return out
-
-
-def descent(l, blue):
-    """d/dℓ of the helpful and blue part, a list a response."""
-    return [[{HELPFUL: 1.0, BLUE: blue, RED: 0.0}[c] * s / len(x)] * len(x) for x, c, s in zip(l, COLOUR, SHARE)]
-
-
-def sigmoid(x):
-    return 1 / (1 + math.exp(-x))
-
-
-# What each objective adds for the tokens of a red response with NLLs x (a list), its share s and its reference r.
-RED_TERMS = {
-    "A": lambda x, s, r: [0.0] * len(x),
-    "B": lambda x, s, r: [-s / len(x) * (1.0 if sum(x) / len(x) <= 1 else 0.1)] * len(x),
-    "hinge": lambda x, s, r: [-s / len(x) * (t <= 1.0) for t in x],
-    "unlikelihood": lambda x, s, r: [-s / len(x) * math.exp(-t) / (1 - math.exp(-t) + 1e-4) for t in x],
-    "weighted": lambda x, s, r: [-s / len(x) * math.exp(-t) for t in x],
-    "npo": lambda x, s, r: [-2 * s * (ratio := math.exp(r - sum(x)) ** 0.1) / (1 + ratio)] * len(x),
-    "simnpo": lambda x, s, r: [-2 * s / len(x) * (1 - sigmoid(4.5 * sum(x) / len(x)))] * len(x),
-}
-
-
-@pytest.mark.parametrize("name", RED_TERMS)
-def test_coefficients_are_the_formula(name):
+@pytest.mark.parametrize("name", sorted(loss.OBJECTIVES))
+@pytest.mark.parametrize("defaults", [True, False])
+def test_the_second_statement_of_the_objectives_is_right(name, defaults):
+    """formulas.py, the referee of `prove`: its derivatives, made by hand, against central differences of its own values."""
+    parameters = {} if defaults else prove.ALTERED[name]
     nll = nlls()
+    nll[4:8] *= 1.2
     nll[10:15] *= 0.3
-    l = by_response(nll)
-    assert sum(l[2]) / 4 > 1 > sum(l[4]) / 5      # red responses on both sides of τ
-    expected = descent(l, 1.0)
-    for i, (x, c, s, r) in enumerate(zip(l, COLOUR, SHARE, REFERENCE)):
-        if c == RED:
-            expected[i] = RED_TERMS[name](x, s, r)
-    _, coefficient = loss.coefficients(name, nll, responses())
-    assert torch.allclose(coefficient, torch.tensor(sum(expected, []), dtype=torch.float64), rtol=1e-12, atol=1e-15)
+    assert nll[4:8].mean() > 1.3 and nll[10:15].mean() < 1      # red responses on both sides of τ
+    fixed = torch.exp(-parameters.get("beta", 1.0) * nll)       # `weighted` holds its weights fixed while it is differentiated
+
+    def value(x):
+        batch = [formulas.Response(loss.COLOURS[c], s, part.tolist(), ref, p)
+                 for part, c, s, ref, p in zip(x.split(LENGTH), COLOUR, SHARE, REFERENCE, PAIR)]
+        return formulas.evaluate(name, batch, **parameters)
+    _, slopes = value(nll)
+    for i in range(len(nll)):
+        step = torch.zeros_like(nll)
+        step[i] = 1e-6
+        difference = (value(nll + step)[0] - value(nll - step)[0]) / 2e-6
+        of = next(k for k in range(len(LENGTH)) if i < sum(LENGTH[:k + 1]))
+        if name == "weighted" and COLOUR[of] == RED:   # d/dℓ of the weight, taken out
+            difference -= parameters.get("red", 1.0) * SHARE[of] / LENGTH[of] * parameters.get("beta", 1.0) * float(fixed[i] * nll[i])
+        assert slopes[i] == pytest.approx(difference, abs=1e-8)
 
 
-def test_dpo_coefficients_are_the_formula():
-    nll, beta = nlls(), 0.1
-    l = by_response(nll)
-    expected = descent(l, 0.0)
-    for blue, red in ((1, 2), (3, 4)):
-        h = (sum(l[red]) - REFERENCE[red]) - (sum(l[blue]) - REFERENCE[blue])
-        c = SHARE[blue] * beta * (1 - sigmoid(beta * h))
-        expected[blue], expected[red] = [c] * len(l[blue]), [-c] * len(l[red])
-    _, coefficient = loss.coefficients("dpo", nll, responses(), {"beta": beta})
-    assert torch.allclose(coefficient, torch.tensor(sum(expected, []), dtype=torch.float64), rtol=1e-12, atol=1e-15)
-    assert torch.equal(coefficient[-2:], torch.zeros(2, dtype=torch.float64))     # red without a partner
+def test_literal_values_of_one_red_token():
+    """Figures computed apart, with ℓ = 0.5 and S_ref = 1: what each objective's red token is multiplied by."""
+    r = Responses(torch.tensor([1]), torch.tensor([RED]), torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64), torch.tensor([-1]))
+    expected = {"A": 0.0, "B": -1.0, "hinge": -1.0, "unlikelihood": -1.5411024, "weighted": -0.6065307, "npo": -1.0249948, "simnpo": -0.1906989, "dpo": 0.0}
+    for name, number in expected.items():
+        _, coefficient = loss.coefficients(name, torch.tensor([0.5], dtype=torch.float64), r)
+        assert float(coefficient) == pytest.approx(number, abs=1e-6), name
 
 
 @pytest.mark.parametrize("name", sorted(loss.OBJECTIVES))

@@ -1,5 +1,7 @@
 """The proof must pass on what is right and fail, with exit code 1, on what is wrong."""
 import json
+import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,9 +61,40 @@ def test_a_wrong_kernel_is_found(only_reference, wrong, capsys):
 
 def test_a_wrong_coefficient_is_found(only_reference, monkeypatch, capsys):
     """An ascent that stops too little of its gradient: the value is the objective's, the coefficient is not its derivative."""
-    monkeypatch.setitem(loss.OBJECTIVES, "simnpo", lambda nll, r: loss.simnpo(nll, r) + 1e-5 * (nll - nll.detach()).sum())
+    monkeypatch.setitem(loss.OBJECTIVES, "simnpo", lambda nll, r, **p: loss.simnpo(nll, r, **p) + 1e-5 * (nll - nll.detach()).sum())
     assert prove.main([]) == 1
     assert [line for line in capsys.readouterr().out.splitlines() if "FAILED" in line and "simnpo" in line]
+
+
+MUTATIONS = [  # in loss.py: what stands there, what a slip would put in its place
+    ("B", "return A(nll, r, blue=blue) - _red(torch.where(m <= tau", "return A(nll, r, blue=blue) + _red(torch.where(m <= tau"),
+    ("B", "low * m, high * m", "high * m, low * m"),
+    ("B", "m <= tau", "m > tau"),
+    ("A", "torch.where(r.colour == BLUE, blue * m, m)", "torch.where(r.colour == HELPFUL, blue * m, m)"),
+    ("A", "torch.where(r.colour == RED, 0.0, r.share * term)", "(r.share * term)"),
+    ("hinge", "clamp(max=tau)", "clamp(min=tau)"),
+    ("hinge", "- red * _red(r.mean(nll.clamp", "+ red * _red(r.mean(nll.clamp"),
+    ("unlikelihood", "torch.expm1(-nll)", "torch.exp(-nll)"),
+    ("weighted", "torch.exp(-beta * nll.detach())", "torch.exp(-beta * nll)"),
+    ("npo", "beta * (reference - r.sum(nll))", "beta * (r.sum(nll) - reference)"),
+    ("npo", "2 / beta * softplus(beta * (reference", "1 / beta * softplus(beta * (reference"),
+    ("simnpo", "-beta * (r.mean(nll) - delta)", "-beta * (r.mean(nll) + delta)"),
+    ("simnpo", "r.mean(nll) - delta", "r.sum(nll) - delta"),
+    ("dpo", "r.colour == RED, 1.0, -1.0", "r.colour == RED, -1.0, 1.0"),
+    ("dpo", "r.sum(nll) - r.reference", "r.sum(nll) + r.reference"),
+    ("dpo", "softplus(-beta * h)", "softplus(beta * h)"),
+]
+
+
+@pytest.mark.parametrize("name, right, wrong", MUTATIONS)
+def test_a_slip_in_an_objective_is_found(name, right, wrong):
+    """A wrong sign is the derivative of a wrong loss: differences of that loss would agree with it, the formulas do not."""
+    source = Path(loss.__file__).read_text()
+    assert source.count(right) == 1
+    module = types.ModuleType("loss_with_a_slip")
+    module.__dict__["__name__"] = "redlite.loss"
+    exec(compile(source.replace(right, wrong), "loss_with_a_slip", "exec"), module.__dict__)
+    assert {row["objective"] for row in prove.check_objectives(module) if not row["ok"]} >= {name}
 
 
 def test_the_cases_reach_both_sides_of_every_cap():
