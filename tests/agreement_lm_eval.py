@@ -3,7 +3,8 @@
     python tests/agreement_lm_eval.py MODEL_DIR BENCHMARK_DIR [--suites hhh,truthfulqa,mmlu,bbh] [--prompts-only] [--json FILE]
 
 MODEL_DIR is a Hugging Face directory (checkpoint.save_pretrained makes one of a GGUF file), BENCHMARK_DIR what --data takes. Both read the
-same files and run float32 on the CPU. Compared: prompts to the character, log-probabilities, generated texts, verdicts.
+same files and run float32 on the CPU. Compared: prompts to the character, log-probabilities, generated texts, verdicts. Where log-probabilities
+are further apart than LIMIT, transformers in float64 says who is off by how much.
 """
 import argparse
 import json
@@ -19,6 +20,7 @@ from redlite.bench import hhh, mmlu
 SUBJECTS = ("abstract_algebra", "anatomy", "high_school_us_history", "jurisprudence", "marketing", "professional_medicine")
 LIMITS = {"hhh": None, "truthfulqa": 200, "mmlu": 25, "bbh": 1}  # MMLU: a subject; BBH: a task
 BBH_TASKS = 24
+LIMIT = 1e-3  # nats, of the sum over a continuation
 
 
 def harness_tasks(suite: str, data: Path, scratch: Path) -> list:
@@ -100,8 +102,25 @@ def run_ours(lm, tasks: list, folder: Path) -> float:
     return time.perf_counter() - start
 
 
-def differences(task, ours: dict[str, dict] | None, theirs: list[dict], worst: dict) -> list[str]:
-    """What is not the same, a line each; `worst` gathers the largest difference of log-probabilities. ours None: prompts only."""
+def float64_referee(path: str, tokenizer):
+    """(context, continuation) → the log-probability by transformers in float64; the model is loaded at the first call."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    model = []
+
+    def score(context: str, continuation: str) -> float:
+        if not model:
+            model.append(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64))
+        bos = [tokenizer.bos_id] if tokenizer.add_bos else []
+        before, ids = bos + tokenizer.encode(context), bos + tokenizer.encode(context + continuation)
+        with torch.no_grad():
+            logprobs = model[0](torch.tensor([ids])).logits[0, len(before) - 1:-1].log_softmax(-1)
+        return float(logprobs.gather(1, torch.tensor(ids[len(before):])[:, None]).sum())
+    return score
+
+
+def differences(task, ours: dict[str, dict] | None, theirs: list[dict], worst: dict, referee) -> list[str]:
+    """What is not the same, a line each; `worst` gathers the largest differences of log-probabilities. ours None: prompts only."""
     out = []
     for example, sample in zip(task.examples, sorted(theirs, key=lambda s: s["doc_id"])):
         record = ours[example.id] if ours is not None else None
@@ -112,10 +131,13 @@ def differences(task, ours: dict[str, dict] | None, theirs: list[dict], worst: d
                     out.append(f"{task.name} {example.id}: prompt {n} differs")
                 if not record:
                     continue
-                gap = abs(float(sample["resps"][n][0][0]) - record["logprobs"][n])
-                worst["logprob"] = max(worst["logprob"], gap)
-                if gap > 1e-3:
-                    out.append(f"{task.name} {example.id}: log-probability {n} differs by {gap:.2g}")
+                sums = record["logprobs"][n], float(sample["resps"][n][0][0])
+                worst["logprob"] = max(worst["logprob"], abs(sums[0] - sums[1]))
+                if abs(sums[0] - sums[1]) > LIMIT:
+                    exact = referee(request.context, request.continuation)
+                    off = [abs(x - exact) for x in sums]
+                    worst["redlite_off"], worst["harness_off"] = max(worst["redlite_off"], off[0]), max(worst["harness_off"], off[1])
+                    out.append(f"{task.name} {example.id}: log-probability {n} differs by {abs(sums[0] - sums[1]):.2g}; from float64 redlite is {off[0]:.2g} off, the harness {off[1]:.2g}")
             else:
                 prompt = request.lead + "".join(request.shots) + request.context
                 if their_context != prompt:
@@ -124,7 +146,7 @@ def differences(task, ours: dict[str, dict] | None, theirs: list[dict], worst: d
                 if record and sample["resps"][0][0] != record["text"]:
                     out.append(f"{task.name} {example.id}: text differs: {sample['resps'][0][0][-60:]!r}, here {record['text'][-60:]!r}")
         metric, = task.metrics
-        if record and abs(float(sample[metric]) - record["metrics"][metric]) > 1e-3:
+        if record and abs(float(sample[metric]) - record["metrics"][metric]) > LIMIT:
             out.append(f"{task.name} {example.id}: verdict {sample[metric]}, here {record['metrics'][metric]}")
     return out
 
@@ -142,10 +164,11 @@ def main() -> int:
     summary = {}
     if not args.prompts_only:
         theirs, ours = HFLM(pretrained=args.model, device="cpu", dtype="float32", batch_size=1), redlite.load(args.model)
+    referee = None if args.prompts_only else float64_referee(args.model, ours.tokenizer)
     with tempfile.TemporaryDirectory() as scratch:
         for suite in args.suites.split(","):
             limit, folder = args.limit or LIMITS[suite], Path(scratch) / "run" / suite
-            tasks, peers, worst = our_tasks(suite, args.data, limit), harness_tasks(suite, args.data, Path(scratch)), {"logprob": 0.0}
+            tasks, peers, worst = our_tasks(suite, args.data, limit), harness_tasks(suite, args.data, Path(scratch)), {"logprob": 0.0, "redlite_off": 0.0, "harness_off": 0.0}
             if args.prompts_only:
                 samples, harness_seconds, seconds = build_harness(peers, limit), 0.0, 1.0
             else:
@@ -153,11 +176,11 @@ def main() -> int:
                 seconds = run_ours(ours, tasks, folder)
             lines, count = [], 0
             for task in tasks:
-                lines += differences(task, None if args.prompts_only else bench.records(folder, task.name), samples[task.name], worst)
+                lines += differences(task, None if args.prompts_only else bench.records(folder, task.name), samples[task.name], worst, referee)
                 count += len(task.examples)
             summary[suite] = {"examples": count, "differences": len(lines)}
             if not args.prompts_only:
-                summary[suite] |= {"worst_logprob": worst["logprob"], "harness_seconds": harness_seconds, "seconds": seconds, "ratio": harness_seconds / seconds}
+                summary[suite] |= {"worst_logprob": worst["logprob"], **({k: worst[k] for k in ("redlite_off", "harness_off")} if worst["logprob"] > LIMIT else {}), "harness_seconds": harness_seconds, "seconds": seconds, "ratio": harness_seconds / seconds}
             print(f"{suite}: {count} examples, {len(lines)} differences" + ("" if args.prompts_only else f", log-probabilities within {worst['logprob']:.2g}; "
                   f"harness {harness_seconds:.1f} s, redlite {seconds:.1f} s: {harness_seconds / seconds:.1f} ×"), flush=True)
             for line in lines:
