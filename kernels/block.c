@@ -8,6 +8,7 @@
  * ever written for all rows. A row's result does not depend on the other rows, nor on the number of threads.
  */
 #include "redlite.h"
+#include "isa.h"
 #include "pool.h"
 #include "linear.h"
 #include "vector.h"
@@ -107,11 +108,11 @@ static void share(void *context, int part, int parts)
     w->run(w->step, w->rows * part / parts, w->rows * (part + 1) / parts);
 }
 
-static void elementwise(Step step, int64_t rows, int portable, int threads)
+static void elementwise(Step step, int64_t rows, int threads)
 {
     Work work = {&step, rows, step_portable};
 #if defined(__x86_64__)
-    if (!portable && strcmp(rl_isa(), "avx2") == 0)
+    if (rl_level() >= AVX2)
         work.run = step_avx2;
 #endif
     if (rows * step.width * (step.kind == ROTATE ? step.heads : 1) < 1 << 15) /* waking a thread costs more */
@@ -120,27 +121,27 @@ static void elementwise(Step step, int64_t rows, int portable, int threads)
         rl_parallel(share, &work, threads);
 }
 
-static int product(const Matrix *m, const float *x, float *y, int64_t rows, int portable, int threads)
+static int product(const Matrix *m, const float *x, float *y, int64_t rows, int threads)
 {
-    return rl_linear(m->format, m->packed, x, m->bias, y, rows, m->columns, m->inputs, portable, threads);
+    return rl_linear(m->format, m->packed, x, m->bias, y, rows, m->columns, m->inputs, threads);
 }
 
 /* x [rows, D] → q [rows, H, K], k and v [rows, G, K]; matrices q, k, v; cos and sin [rows, K]. Returns 0, or −1 for want of memory. */
 RL_EXPORT int rl_before_attention(const float *x, const float *norm, float eps, const Matrix *matrices, const float *cos, const float *sin,
-                                  float *q, float *k, float *v, int64_t rows, int64_t head_size, int portable, int threads)
+                                  float *q, float *k, float *v, int64_t rows, int64_t head_size, int threads)
 {
     int64_t inputs = matrices[0].inputs;
     float *normed = malloc((size_t)(rows < CHUNK ? rows : CHUNK) * (size_t)inputs * sizeof(float)), *outs[3] = {q, k, v};
     int failed = !normed;
     for (int64_t first = 0; first < rows && !failed; first += CHUNK) {
         int64_t count = rows - first < CHUNK ? rows - first : CHUNK;
-        elementwise((Step){.kind = NORM, .x = x + first * inputs, .other = norm, .y = normed, .eps = eps, .width = inputs}, count, portable, threads);
+        elementwise((Step){.kind = NORM, .x = x + first * inputs, .other = norm, .y = normed, .eps = eps, .width = inputs}, count, threads);
         for (int m = 0; m < 3 && !failed; m++) {
             float *out = outs[m] + first * matrices[m].columns;
-            failed = product(matrices + m, normed, out, count, portable, threads);
+            failed = product(matrices + m, normed, out, count, threads);
             if (m < 2 && !failed)
                 elementwise((Step){.kind = ROTATE, .y = out, .cos = cos + first * head_size, .sin = sin + first * head_size, .width = head_size,
-                                   .heads = matrices[m].columns / head_size}, count, portable, threads);
+                                   .heads = matrices[m].columns / head_size}, count, threads);
         }
     }
     free(normed);
@@ -149,7 +150,7 @@ RL_EXPORT int rl_before_attention(const float *x, const float *norm, float eps, 
 
 /* x [rows, D], attended [rows, H·K] → y [rows, D]; matrices o, gate, up, down. Returns 0, or −1 for want of memory. */
 RL_EXPORT int rl_after_attention(const float *x, const float *attended, const float *norm, float eps, const Matrix *matrices,
-                                 float *y, int64_t rows, int portable, int threads)
+                                 float *y, int64_t rows, int threads)
 {
     const Matrix *o = matrices, *gate = matrices + 1, *up = matrices + 2, *down = matrices + 3;
     int64_t width = o->columns, wide = gate->columns, most = rows < CHUNK ? rows : CHUNK;
@@ -158,18 +159,18 @@ RL_EXPORT int rl_after_attention(const float *x, const float *attended, const fl
     for (int64_t first = 0; first < rows && !failed; first += CHUNK) {
         int64_t count = rows - first < CHUNK ? rows - first : CHUNK;
         float *normed = scratch, *gated = scratch + most * width, *upped = gated + most * wide, *out = y + first * width;
-        failed = product(o, attended + first * o->inputs, normed, count, portable, threads);
+        failed = product(o, attended + first * o->inputs, normed, count, threads);
         if (failed)
             break;
-        elementwise((Step){.kind = ADD, .x = x + first * width, .other = normed, .y = out, .width = width}, count, portable, threads);
-        elementwise((Step){.kind = NORM, .x = out, .other = norm, .y = normed, .eps = eps, .width = width}, count, portable, threads);
-        failed = product(gate, normed, gated, count, portable, threads) || product(up, normed, upped, count, portable, threads);
+        elementwise((Step){.kind = ADD, .x = x + first * width, .other = normed, .y = out, .width = width}, count, threads);
+        elementwise((Step){.kind = NORM, .x = out, .other = norm, .y = normed, .eps = eps, .width = width}, count, threads);
+        failed = product(gate, normed, gated, count, threads) || product(up, normed, upped, count, threads);
         if (failed)
             break;
-        elementwise((Step){.kind = GATE, .x = gated, .other = upped, .y = gated, .width = wide}, count, portable, threads);
-        failed = product(down, gated, normed, count, portable, threads);
+        elementwise((Step){.kind = GATE, .x = gated, .other = upped, .y = gated, .width = wide}, count, threads);
+        failed = product(down, gated, normed, count, threads);
         if (!failed)
-            elementwise((Step){.kind = ADD, .x = out, .other = normed, .y = out, .width = width}, count, portable, threads);
+            elementwise((Step){.kind = ADD, .x = out, .other = normed, .y = out, .width = width}, count, threads);
     }
     free(scratch);
     return failed ? -1 : 0;

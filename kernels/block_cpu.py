@@ -22,8 +22,8 @@ class PackedBlock:
         self._library = packed.library()
         if self._library.rl_before_attention.argtypes is None:
             i64, pointer = ctypes.c_int64, ctypes.c_void_p
-            self._library.rl_before_attention.argtypes = [pointer, pointer, ctypes.c_float, *[pointer] * 6, i64, i64, ctypes.c_int, ctypes.c_int]
-            self._library.rl_after_attention.argtypes = [pointer, pointer, pointer, ctypes.c_float, pointer, pointer, i64, ctypes.c_int, ctypes.c_int]
+            self._library.rl_before_attention.argtypes = [pointer, pointer, ctypes.c_float, *[pointer] * 6, i64, i64, ctypes.c_int]
+            self._library.rl_after_attention.argtypes = [pointer, pointer, pointer, ctypes.c_float, pointer, pointer, i64, ctypes.c_int]
         self._keep = norms, qkv, rest  # the addresses below point into these
         self._norms, self._eps, self._head_size = [w.data_ptr() for w in norms], eps, head_size
         self._qkv, self._rest = _matrices(qkv), _matrices(rest)
@@ -34,7 +34,7 @@ class PackedBlock:
         x_TD, rows = x_TD.contiguous(), len(x_TD)
         q, k, v = (torch.empty(rows, *shape) for shape in self._shapes)
         _check(self._library.rl_before_attention(x_TD.data_ptr(), self._norms[0], self._eps, self._qkv, cos_TK.data_ptr(), sin_TK.data_ptr(), q.data_ptr(), k.data_ptr(),
-                                                 v.data_ptr(), rows, self._head_size, int(packed.portable), torch.get_num_threads()))
+                                                 v.data_ptr(), rows, self._head_size, torch.get_num_threads()))
         return q, k, v
 
     def after_attention(self, x_TD: Tensor, attended: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class PackedBlock:
         x_TD, attended = x_TD.contiguous(), attended.contiguous()
         out = torch.empty_like(x_TD)
         _check(self._library.rl_after_attention(x_TD.data_ptr(), attended.data_ptr(), self._norms[1], self._eps, self._rest, out.data_ptr(), len(x_TD),
-                                                int(packed.portable), torch.get_num_threads()))
+                                                torch.get_num_threads()))
         return out
 
 

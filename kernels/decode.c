@@ -7,6 +7,7 @@
  * largest scores and sums, as parts of one softmax do (arXiv 2402.05099, section 3.1); all of it in float32.
  */
 #include "redlite.h"
+#include "isa.h"
 #include "linear.h"
 #include "pool.h"
 #include "vector.h"
@@ -180,17 +181,17 @@ static void share_requests(void *context, int part, int parts)
 }
 
 /* The prefix's part for every group: d->shared, d->largest, d->sum. prefix_keys and prefix_values: a packed [P, K] and [K, P] matrix a group. */
-static int attend_prefix(Decode *d, Work *work, const void *const *prefix_keys, const void *const *prefix_values, int portable, int threads)
+static int attend_prefix(Decode *d, Work *work, const void *const *prefix_keys, const void *const *prefix_values, int threads)
 {
     int64_t rows = d->requests * d->repeat, heads = d->groups * d->repeat;
     for (d->group = 0; d->group < d->groups; d->group++) {
         for (int64_t b = 0; b < d->requests; b++)
             for (int64_t i = 0; i < d->repeat * d->size; i++)
                 d->rows[b * d->repeat * d->size + i] = d->q[(b * heads + d->group * d->repeat) * d->size + i] * d->scale;
-        if (rl_linear(0, prefix_keys[d->group], d->rows, NULL, d->scores, rows, d->prefix, d->size, portable, threads))
+        if (rl_linear(0, prefix_keys[d->group], d->rows, NULL, d->scores, rows, d->prefix, d->size, threads))
             return -1;
         rl_parallel(share_rows, work, rows * d->prefix < 1 << 14 ? 1 : threads);
-        if (rl_linear(0, prefix_values[d->group], d->scores, NULL, d->shared + d->group * rows * d->size, rows, d->size, d->prefix, portable, threads))
+        if (rl_linear(0, prefix_values[d->group], d->scores, NULL, d->shared + d->group * rows * d->size, rows, d->size, d->prefix, threads))
             return -1;
     }
     return 0;
@@ -200,7 +201,7 @@ static int attend_prefix(Decode *d, Work *work, const void *const *prefix_keys, 
  * prefix_keys, prefix_values: G pointers each, read where prefix > 0; window 0: none (and none with a prefix). Returns 0, or −1 for want of memory. */
 RL_EXPORT int rl_cached_attention(const float *q, const float *k, const float *v, float *keys, float *values, const int64_t *places,
                                   const void *const *prefix_keys, const void *const *prefix_values, float *out, int64_t requests, int64_t groups,
-                                  int64_t repeat, int64_t size, int64_t capacity, int64_t prefix, int64_t window, float scale, int portable, int threads)
+                                  int64_t repeat, int64_t size, int64_t capacity, int64_t prefix, int64_t window, float scale, int threads)
 {
     int64_t rows = requests * repeat;
     threads = threads < 1 ? 1 : threads > 64 ? 64 : threads;
@@ -216,10 +217,10 @@ RL_EXPORT int rl_cached_attention(const float *q, const float *k, const float *v
     d.largest = d.shared + groups * rows * size, d.sum = d.largest + groups * rows;
     Work work = {&d, soften_portable, attend_portable};
 #if defined(__x86_64__)
-    if (!portable && strcmp(rl_isa(), "avx2") == 0)
+    if (rl_level() >= AVX2)
         work.soften = soften_avx2, work.attend = attend_avx2;
 #endif
-    int failed = prefix ? attend_prefix(&d, &work, prefix_keys, prefix_values, portable, threads) : 0;
+    int failed = prefix ? attend_prefix(&d, &work, prefix_keys, prefix_values, threads) : 0;
     if (!failed)
         rl_parallel(share_requests, &work, threads);
     free(scratch);

@@ -27,12 +27,12 @@ def cached_attention(q_BHK: Tensor, k_BGK: Tensor, v_BGK: Tensor, keys_NGSK: Ten
     library = packed.library()
     if library.rl_cached_attention.argtypes is None:
         pointer, i64 = ctypes.c_void_p, ctypes.c_int64
-        library.rl_cached_attention.argtypes = [*[pointer] * 9, *[i64] * 7, ctypes.c_float, ctypes.c_int, ctypes.c_int]
+        library.rl_cached_attention.argtypes = [*[pointer] * 9, *[i64] * 7, ctypes.c_float, ctypes.c_int]
     q_BHK, k_BGK, v_BGK, places_B = q_BHK.contiguous(), k_BGK.contiguous(), v_BGK.contiguous(), places_B.contiguous()
     out = torch.empty_like(q_BHK)
     if B and library.rl_cached_attention(
             q_BHK.data_ptr(), k_BGK.data_ptr(), v_BGK.data_ptr(), keys_NGSK.data_ptr(), values_NGSK.data_ptr(), places_B.data_ptr(),
             prefix.keys if prefix else None, prefix.values if prefix else None, out.data_ptr(), B, G, H // G, K, S, prefix.length if prefix else 0,
-            0 if prefix or window is None else window, K ** -0.5 if scale is None else scale, int(packed.portable), torch.get_num_threads()):
+            0 if prefix or window is None else window, K ** -0.5 if scale is None else scale, torch.get_num_threads()):
         raise MemoryError("no memory for the scores of a generation step")
     return out

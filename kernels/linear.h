@@ -3,6 +3,6 @@
 #define REDLITE_LINEAR_H
 #include <stdint.h>
 
-int rl_linear(int format, const void *packed, const float *x, const float *bias, float *y, int64_t rows, int64_t columns, int64_t inputs, int portable, int threads);
+int rl_linear(int format, const void *packed, const float *x, const float *bias, float *y, int64_t rows, int64_t columns, int64_t inputs, int threads);
 
 #endif

@@ -12,7 +12,6 @@ from . import native
 FORMATS = {"float32": 0, "int8": 1, "int4": 2}
 GGUF_KINDS = {"Q8_0": (80, "int8", 34), "Q4_0": (40, "int4", 18), "Q4_1": (41, "int4", 20)}  # kind, format, bytes a block of 32
 PACK_ROWS = 4096  # rows converted at once while packing, to bound the extra memory
-portable = False  # tests set this to prove the portable C path on a processor that has a wider one
 
 
 def library() -> ctypes.CDLL:
@@ -26,7 +25,7 @@ def library() -> ctypes.CDLL:
         found.rl_pack_float.argtypes = [ctypes.c_int, pointer, pointer, i64, i64, i64]
         found.rl_pack_gguf.argtypes = [ctypes.c_int, pointer, pointer, i64, i64, i64]
         found.rl_unpack_rows.argtypes = [ctypes.c_int, pointer, pointer, i64, i64, pointer]
-        found.rl_linear.argtypes = [ctypes.c_int, *[pointer] * 4, i64, i64, i64, ctypes.c_int, ctypes.c_int]
+        found.rl_linear.argtypes = [ctypes.c_int, *[pointer] * 4, i64, i64, i64, ctypes.c_int]
     return found
 
 
@@ -79,7 +78,7 @@ class Packed:
             raise ValueError(f"activations [T, {self.shape[1]}] are needed, not {list(x_TD.shape)}")
         out = torch.empty(len(x_TD), self.shape[0])
         failed = library().rl_linear(FORMATS[self.format], self.buffer.data_ptr(), x_TD.data_ptr(), bias_N.data_ptr() if bias_N is not None else None,
-                                      out.data_ptr(), len(x_TD), *self.shape, int(portable), torch.get_num_threads())
+                                      out.data_ptr(), len(x_TD), *self.shape, torch.get_num_threads())
         if failed:
             raise MemoryError(f"no memory for the tiles of {list(x_TD.shape)} activations")
         return out

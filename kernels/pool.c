@@ -7,7 +7,6 @@
  */
 #define _GNU_SOURCE
 #include "pool.h"
-#include "redlite.h"
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -103,16 +102,4 @@ void rl_parallel(void (*task)(void *, int, int), void *context, int parts)
     while (atomic_load_explicit(&unfinished, memory_order_acquire))
         relax();
     pthread_mutex_unlock(&turn);
-}
-
-RL_EXPORT const char *rl_isa(void)
-{
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-        return "avx2";
-#elif defined(__aarch64__)
-    return "neon";
-#endif
-    return "portable";
 }

@@ -6,7 +6,4 @@
  * Calls from several threads take turns; parts below 1 counts as 1. A task must not call rl_parallel. */
 void rl_parallel(void (*task)(void *context, int part, int parts), void *context, int parts);
 
-/* The widest instruction set that the kernels will use on this processor: "avx2", "neon" or "portable". */
-const char *rl_isa(void);
-
 #endif

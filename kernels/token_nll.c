@@ -7,10 +7,11 @@
  * that 1 − p of the target keeps all its digits when p is near 1. Rows go to the threads in equal runs,
  * and a row's numbers do not depend on how many threads there are.
  *
- * The arithmetic is written once, on vectors of eight floats, and compiled twice: for any processor
- * that the compiler knows, and for AVX2 with FMA, chosen at run time.
+ * The arithmetic is written once, on vectors (vector.h), and compiled twice: for any processor that the
+ * compiler knows, and for AVX2 with FMA, chosen at run time.
  */
 #include "redlite.h"
+#include "isa.h"
 #include "pool.h"
 #include "vector.h"
 #include <math.h>
@@ -61,8 +62,7 @@ INLINE void statistics(const Tile *t, int64_t row)
         sums[0] += exponential(load(l + j) - m);
     if (rest)
         sums[1] += exponential(load_some(l + whole, rest, -INFINITY) - m);
-    store(lanes, sums[0] + sums[1]);
-    float sum = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+    float sum = total(sums[0] + sums[1]);
     t->sum[row] = (before == maximum ? t->sum[row] : t->sum[row] * expf(before - maximum)) + sum;
     t->maximum[row] = maximum;
 }
@@ -112,33 +112,31 @@ static void share(void *context, int part, int parts)
     work->run(&work->tile, work->pass, work->tile.rows * part / parts, work->tile.rows * (part + 1) / parts);
 }
 
-static void run_parallel(Work *work, int portable, int threads)
+static void run_parallel(Work *work, int threads)
 {
     work->run = run_portable;
 #if defined(__x86_64__)
-    if (!portable && strcmp(rl_isa(), "avx2") == 0)
+    if (rl_level() >= AVX2)
         work->run = run_avx2;
-#else
-    (void)portable;
 #endif
     rl_parallel(share, work, work->tile.rows < threads ? (int)work->tile.rows : threads);
 }
 
 /* Take a tile into the statistics of its rows, which start as maximum −FLT_MAX and sum 0. `target` [rows] is written, and the logit
- * in the tile with it, where the tile holds the target. `portable` forbids wider instruction sets. */
+ * in the tile with it, where the tile holds the target. */
 RL_EXPORT void rl_nll_statistics(float *logits, int64_t rows, int64_t columns, int64_t first, const int64_t *targets,
-                                 float *maximum, float *sum, float *target, int portable, int threads)
+                                 float *maximum, float *sum, float *target, int threads)
 {
     Work work = {{.logits = logits, .rows = rows, .columns = columns, .first = first, .targets = targets,
                   .maximum = maximum, .sum = sum, .target = target}, STATISTICS, NULL};
-    run_parallel(&work, portable, threads);
+    run_parallel(&work, threads);
 }
 
 /* Turn a tile of logits, in place, into coefficient · (p − onehot), given the statistics of the whole rows and scale = coefficient · (1 − p). */
 RL_EXPORT void rl_nll_gradient(float *logits, int64_t rows, int64_t columns, int64_t first, const int64_t *targets,
-                               const float *maximum, const float *sum, const float *scale, int portable, int threads)
+                               const float *maximum, const float *sum, const float *scale, int threads)
 {
     Work work = {{.logits = logits, .rows = rows, .columns = columns, .first = first, .targets = targets,
                   .maximum = (float *)maximum, .sum = (float *)sum, .scale = scale}, GRADIENT, NULL};
-    run_parallel(&work, portable, threads);
+    run_parallel(&work, threads);
 }

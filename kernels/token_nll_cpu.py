@@ -19,7 +19,6 @@ from . import native, reference
 
 TILE_BYTES = 16 << 20  # of each buffer
 TILE_ROWS = 2048       # more rows a tile gain nothing: the products are at full speed, and its columns get few
-portable = False       # tests set this to prove the portable C path on a processor that has a wider one
 
 
 def _library():
@@ -29,7 +28,7 @@ def _library():
     if library.rl_nll_statistics.argtypes is None:
         i64, pointer = ctypes.c_int64, ctypes.c_void_p
         for function in (library.rl_nll_statistics, library.rl_nll_gradient):
-            function.argtypes = [pointer, i64, i64, i64, *[pointer] * 4, ctypes.c_int, ctypes.c_int]
+            function.argtypes = [pointer, i64, i64, i64, *[pointer] * 4, ctypes.c_int]
             function.restype = None
     return library
 
@@ -57,7 +56,7 @@ def _pass(function, logits_SC: Tensor, first: int, targets_S: Tensor, *row_value
     Half the threads: those of torch's product before it still spin for a while, and to share a core with them costs more than it gains.
     """
     threads = max(1, torch.get_num_threads() // 2)
-    function(logits_SC.data_ptr(), *logits_SC.shape, first, targets_S.data_ptr(), *(x.data_ptr() for x in row_values), portable, threads)
+    function(logits_SC.data_ptr(), *logits_SC.shape, first, targets_S.data_ptr(), *(x.data_ptr() for x in row_values), threads)
 
 
 class _TokenNLL(torch.autograd.Function):

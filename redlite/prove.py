@@ -58,7 +58,7 @@ def available() -> tuple[list[Implementation], list[str]]:
         c = import_module("redlite.kernels.token_nll_cpu")
         found.append(Implementation(f"c ({native.isa()})", c.token_nll, "cpu", every))
         if native.isa() != "portable":
-            found.append(Implementation("c (portable)", _portable(c), "cpu", every))
+            found.append(Implementation("c (portable)", _portable(c._TokenNLL), "cpu", every))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and "triton" not in sys.modules:
         os.environ["TRITON_INTERPRET"] = "1"
@@ -77,25 +77,19 @@ def available() -> tuple[list[Implementation], list[str]]:
     return found, missing
 
 
-def _portable(module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """token_nll of the C library without wide instruction sets, in the backward too."""
-    class Portable(module._TokenNLL):
+def _portable(function) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The C library's token_nll, an autograd function, without wide instruction sets, in the backward too."""
+    class Portable(function):
         @staticmethod
         def forward(ctx, *inputs):
-            return _with_portable(module, lambda: module._TokenNLL.forward(ctx, *inputs))
+            with native.using("portable"):
+                return function.forward(ctx, *inputs)
 
         @staticmethod
         def backward(ctx, coefficient):
-            return _with_portable(module, lambda: module._TokenNLL.backward(ctx, coefficient))
+            with native.using("portable"):
+                return function.backward(ctx, coefficient)
     return Portable.apply
-
-
-def _with_portable(module, call):
-    before, module.portable = module.portable, True
-    try:
-        return call()
-    finally:
-        module.portable = before
 
 
 def case(shape: tuple[int, int, int], dtype: torch.dtype, seed: int = 0) -> Case:

@@ -1,13 +1,12 @@
 """The C halves of a block against the plain PyTorch model in float64, for every packed format's own weights, and bit for bit over batches."""
 import copy
-from contextlib import contextmanager
 
 import pytest
 import torch
 
 from redlite import kernels
 from redlite.config import Config
-from redlite.kernels import packed
+from redlite.kernels import native, packed
 from redlite.model import LLaMA, Packed, packed_attention
 
 pytestmark = pytest.mark.skipif(bool(packed.usable()), reason=packed.usable())
@@ -16,15 +15,6 @@ SHAPES = {
     "odd": dict(hidden_size=40, intermediate_size=77, num_attention_heads=5, num_key_value_heads=1, head_dim=6),
     "biased": dict(hidden_size=48, intermediate_size=33, num_attention_heads=2, num_key_value_heads=2, attention_bias=True, mlp_bias=True),
 }
-
-
-@contextmanager
-def portable(on):
-    packed.portable = on
-    try:
-        yield
-    finally:
-        packed.portable = False
 
 
 def models(shape, format):
@@ -49,13 +39,13 @@ def run(model, sequences):
     return model(p.ids, p.positions, packed_attention(model.config, p.offsets), p.lengths)
 
 
-@pytest.mark.parametrize("on", [False, True], ids=["chosen", "portable"])
+@pytest.mark.parametrize("isa", native.isas())
 @pytest.mark.parametrize("format", packed.FORMATS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_against_float64(shape, format, on):
+def test_against_float64(shape, format, isa):
     plain, fast = models(shape, format)
     sequences = [torch.randint(0, 50, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (1, 7, 30, 250)]  # more than a chunk of rows in all
-    with portable(on):
+    with native.using(isa):
         got = run(fast, sequences)
     expected = run(plain, sequences)
     assert got.dtype == torch.float32 and (got.double() - expected).abs().max() < (2e-5 if format == "float32" else 2e-3) * expected.abs().max()

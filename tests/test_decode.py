@@ -1,9 +1,11 @@
 """A generation step's attention in every implementation against a float64 softmax over prefix and cache, written out here."""
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from redlite import kernels
-from redlite.kernels import decode_cpu, packed, reference
+from redlite.kernels import decode_cpu, native, packed, reference
 
 
 def expected(q, keys, values, places, k, v, pk, pv, window, scale):
@@ -22,13 +24,10 @@ def expected(q, keys, values, places, k, v, pk, pv, window, scale):
     return out
 
 
-@pytest.mark.parametrize("name", ["reference", "c", "portable"])
+@pytest.mark.parametrize("name", ["reference", *native.isas()])
 @pytest.mark.parametrize("B,G,R,K,S,P,window", [(1, 1, 1, 8, 5, 0, None), (3, 2, 3, 64, 40, 47, None), (5, 3, 5, 10, 33, 1, None), (2, 1, 7, 80, 70, 130, None),
                                                 (4, 2, 2, 16, 30, 0, 6), (33, 1, 4, 32, 9, 20, None)])
-def test_against_float64(name, B, G, R, K, S, P, window, monkeypatch):
-    if name != "reference" and packed.usable():
-        pytest.skip(packed.usable())
-    monkeypatch.setattr(packed, "portable", name == "portable")
+def test_against_float64(name, B, G, R, K, S, P, window):
     torch.manual_seed(B * 100 + P)
     q, k, v = torch.randn(B, G * R, K) * 2, torch.randn(B, G, K), torch.randn(B, G, K)
     keys, values, places = torch.randn(B + 2, G, S, K), torch.randn(B + 2, G, S, K), torch.randint(0, S, (B,))
@@ -38,7 +37,8 @@ def test_against_float64(name, B, G, R, K, S, P, window, monkeypatch):
     wanted = expected(q, keys, values, places, k, v, pk, pv, window, 0.3)
     function = reference.cached_attention if name == "reference" else decode_cpu.cached_attention
     prefix = None if not P else (pk, pv) if name == "reference" else decode_cpu.SharedPrefix(pk, pv)
-    got = function(q, k, v, keys, values, places, prefix, window=window, scale=0.3)
+    with nullcontext() if name == "reference" else native.using(name):
+        got = function(q, k, v, keys, values, places, prefix, window=window, scale=0.3)
     assert (got.double() - wanted).abs().max() < 1e-5
     assert all(torch.equal(keys[b, :, places[b]], k[b]) and torch.equal(values[b, :, places[b]], v[b]) for b in range(B))
 

@@ -1,4 +1,6 @@
 """Packed products against float64 on the matrix that the format stands for, as worked out in numpy from the formats' definitions."""
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,10 @@ pytestmark = pytest.mark.skipif(bool(packed.usable()), reason=packed.usable())
 SHAPES = [(1, 1, 1), (1, 47, 31), (2, 16, 32), (5, 31, 64), (7, 123, 47), (13, 100, 160), (32, 33, 96), (61, 50, 70)]
 
 
-@pytest.fixture(params=["chosen", "portable"])
-def path(request, monkeypatch):
-    monkeypatch.setattr(packed, "portable", request.param == "portable")
-    return request.param
+@pytest.fixture(params=native.isas())
+def path(request):
+    with native.using(request.param):
+        yield request.param
 
 
 def stored(weight: np.ndarray, format: str) -> np.ndarray:
@@ -62,7 +64,7 @@ def test_a_rows_result_is_the_same_whatever_it_is_batched_with(path, format):
 
 
 @pytest.mark.parametrize("format", packed.FORMATS)
-def test_threads_change_nothing(format):
+def test_threads_change_nothing(path, format):
     torch.manual_seed(0)
     matrix, x, before = Packed.of(torch.randn(300, 64), format), torch.randn(9, 64), torch.get_num_threads()
     try:
@@ -118,5 +120,14 @@ def test_edges(path, format):
         matrix.rows(torch.tensor([20]))
 
 
-def test_the_processors_own_path_is_the_one_that_ran():
-    assert native.isa() in ("avx2", "neon", "portable")
+def test_the_instruction_sets():
+    assert native.isa() == native.isas()[0] and native.isas()[-1] == "portable"
+    with native.using("portable"):
+        assert native.isa() == "portable"
+    assert native.isa() == native.isas()[0]
+    with pytest.raises(ValueError, match="no instruction set 'mmx' here"), native.using("mmx"):
+        pass
+    assert native.library()[0].rl_use(b"mmx") == -1
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    if {"avx2", "fma", "f16c"} <= set(flags):
+        assert native.isas()[-2:] == ("avx2", "portable") and ("avx512-vnni" in native.isas()) == ({"avx512f", "avx512bw", "avx512_vnni"} <= set(flags))

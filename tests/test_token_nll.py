@@ -258,15 +258,16 @@ def test_shapes_that_do_not_fit(implementation):
 
 
 @pytest.mark.skipif(native.library()[0] is None, reason=native.library()[1])
-@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize("isa", native.isas())
 @pytest.mark.parametrize("threads", [1, 3])
-def test_the_c_exponential(portable, threads):
+def test_the_c_exponential(isa, threads):
     """Two units in the last place of float64's over the whole range, by the gradient pass with maximum 0, sum 1 and scale 1."""
     x = torch.cat((torch.linspace(-87.2, 0, 40_000), -torch.logspace(-30, 1, 2_000), torch.tensor([0.0, -87.29, 1e-3, 3.0]))).contiguous()
     special = torch.tensor([-87.4, -1e4, -3e38, float("-inf"), float("nan")])
     tile = torch.cat((x, special))[None].repeat(4, 1).contiguous()
     zero, one, nowhere = torch.zeros(4), torch.ones(4), torch.full((4,), -1)
-    token_nll_cpu._library().rl_nll_gradient(tile.data_ptr(), *tile.shape, 0, nowhere.data_ptr(), zero.data_ptr(), one.data_ptr(), one.data_ptr(), portable, threads)
+    with native.using(isa):
+        token_nll_cpu._library().rl_nll_gradient(tile.data_ptr(), *tile.shape, 0, nowhere.data_ptr(), zero.data_ptr(), one.data_ptr(), one.data_ptr(), threads)
     exact = x.double().exp()
     assert float(((tile[:, :len(x)].double() - exact).abs() / exact).max()) <= 2 * 2.0 ** -23
     assert (tile[:, -5:-1] == 0).all() and tile[:, -1].isnan().all()
@@ -279,8 +280,8 @@ def test_threads_change_nothing():
     for threads in (1, 2, 3, 7):
         logits = (given[0] @ given[1].T).contiguous()
         maximum, total, target = torch.full((61,), torch.finfo(torch.float32).min), torch.zeros(61), torch.zeros(61)
-        library.rl_nll_statistics(logits.data_ptr(), 61, 333, 0, given[2].data_ptr(), maximum.data_ptr(), total.data_ptr(), target.data_ptr(), 0, threads)
-        library.rl_nll_gradient(logits.data_ptr(), 61, 333, 0, given[2].data_ptr(), maximum.data_ptr(), total.data_ptr(), given[3].data_ptr(), 0, threads)
+        library.rl_nll_statistics(logits.data_ptr(), 61, 333, 0, given[2].data_ptr(), maximum.data_ptr(), total.data_ptr(), target.data_ptr(), threads)
+        library.rl_nll_gradient(logits.data_ptr(), 61, 333, 0, given[2].data_ptr(), maximum.data_ptr(), total.data_ptr(), given[3].data_ptr(), threads)
         results.append((maximum, total, target, logits))
     assert torch.get_num_threads() == before
     assert all(torch.equal(x, y) for result in results[1:] for x, y in zip(result, results[0]))

@@ -1,0 +1,16 @@
+/* Which of its instruction sets the library uses, decided at run time. */
+#ifndef REDLITE_ISA_H
+#define REDLITE_ISA_H
+
+#if defined(__x86_64__)
+enum { PORTABLE, AVX2, AVX512 }; /* AVX2 with FMA and F16C; AVX512: F, BW and VNNI */
+#elif defined(__aarch64__)
+enum { PORTABLE, NEON, NEON_DOT }; /* NEON, which every such processor has, in what needs intrinsics; and its dot products of bytes */
+#else
+enum { PORTABLE };
+#endif
+
+/* The one in use: the widest that the processor has, unless rl_use chose another. A wider set includes those before it. */
+int rl_level(void);
+
+#endif

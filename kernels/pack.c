@@ -1,0 +1,155 @@
+/* Packing matrices for the products of linear.c, from float32 or from GGUF's blocks, and unpacking rows of them. tiles.h gives the layout. */
+#include "redlite.h"
+#include "tiles.h"
+#include <math.h>
+
+/* Bytes that a packed [columns, inputs] matrix takes. */
+RL_EXPORT size_t rl_packed_bytes(int format, int64_t columns, int64_t inputs)
+{
+    size_t panels = (size_t)(columns + PANEL - 1) / PANEL;
+    if (format == F32)
+        return panels * (size_t)inputs * PANEL * sizeof(float);
+    return panels * (size_t)((inputs + BLOCK - 1) / BLOCK) * QUANT_BYTES[format];
+}
+
+static uint16_t float_to_half(float value) /* round to nearest, ties to even; too large becomes infinity */
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
+    float magnitude = fabsf(value);
+    if (!(magnitude < 65520.0f))
+        return (uint16_t)(sign | (magnitude != magnitude ? 0x7e00 : 0x7c00));
+    if (magnitude < 0x1p-14f)
+        return (uint16_t)(sign | (uint16_t)lrintf(magnitude * 0x1p24f));
+    bits &= 0x7fffffff;
+    bits += 0xfff + (bits >> 13 & 1);
+    return (uint16_t)(sign | (uint16_t)((bits >> 13) - (112 << 10)));
+}
+
+static void put_scale(uint8_t *at, int64_t column, float scale)
+{
+    uint16_t half = float_to_half(scale);
+    memcpy(at + column % PANEL * 2, &half, 2);
+}
+
+static void put_int8(uint8_t *at, int64_t column, const int8_t *q)
+{
+    for (int k = 0; k < BLOCK; k++)
+        at[PANEL * 2 + k / 2 * PANEL * 2 + column % PANEL * 2 + k % 2] = (uint8_t)q[k];
+}
+
+static void put_int4(uint8_t *at, int64_t column, const uint8_t *q) /* q: 0 to 15 */
+{
+    for (int k = 0; k < BLOCK; k++) {
+        int pair = k / 2, word = (pair / 4 * PANEL + (int)(column % PANEL)) * 2 + k % 2, nibble = pair % 4;
+        at[PANEL * 4 + word * 2 + nibble / 2] |= (uint8_t)(q[k] << nibble % 2 * 4);
+    }
+}
+
+/* Pack rows [first, first + count) of a float32 matrix [columns, inputs], given as rows [count, inputs]; `packed` starts zeroed.
+ * Quantising: int8 scale = largest / 127; int4 scale = (largest − smallest) / 15 with that minimum. Scales are halves. */
+RL_EXPORT void rl_pack_float(int format, void *packed, const float *rows, int64_t first, int64_t count, int64_t inputs)
+{
+    int64_t blocks = (inputs + BLOCK - 1) / BLOCK;
+    for (int64_t r = 0; r < count; r++) {
+        const float *w = rows + r * inputs;
+        int64_t column = first + r;
+        if (format == F32) {
+            float *panel = (float *)packed + (size_t)(column / PANEL) * (size_t)inputs * PANEL + column % PANEL;
+            for (int64_t k = 0; k < inputs; k++)
+                panel[k * PANEL] = w[k];
+            continue;
+        }
+        for (int64_t b = 0; b < blocks; b++) {
+            int n = (int)(inputs - b * BLOCK < BLOCK ? inputs - b * BLOCK : BLOCK);
+            const float *v = w + b * BLOCK;
+            uint8_t *at = block_at(packed, format, blocks, column, b);
+            float low = v[0], high = v[0];
+            for (int k = 1; k < n; k++) {
+                low = v[k] < low ? v[k] : low;
+                high = v[k] > high ? v[k] : high;
+            }
+            float scale = half_to_float(float_to_half(format == Q8 ? fmaxf(-low, high) / 127 : (high - low) / 15));
+            float inverse = scale > 0 ? 1 / scale : 0;
+            put_scale(at, column, scale);
+            if (format == Q8) {
+                int8_t q[BLOCK] = {0};
+                for (int k = 0; k < n; k++)
+                    q[k] = (int8_t)fmaxf(-127, fminf(127, rintf(v[k] * inverse)));
+                put_int8(at, column, q);
+            } else {
+                uint8_t q[BLOCK] = {0};
+                low = half_to_float(float_to_half(low));
+                put_scale(at + PANEL * 2, column, low);
+                for (int k = 0; k < n; k++)
+                    q[k] = (uint8_t)fmaxf(0, fminf(15, rintf((v[k] - low) * inverse)));
+                put_int4(at, column, q);
+            }
+        }
+    }
+}
+
+/* Pack rows of GGUF blocks as they are: kind 80 is Q8_0 (into Q8), 40 is Q4_0 and 41 is Q4_1 (into Q4). */
+RL_EXPORT void rl_pack_gguf(int kind, void *packed, const uint8_t *raw, int64_t first, int64_t count, int64_t inputs)
+{
+    int64_t blocks = inputs / BLOCK;
+    int format = kind == 80 ? Q8 : Q4;
+    for (int64_t column = first; column < first + count; column++)
+        for (int64_t b = 0; b < blocks; b++) {
+            uint8_t *at = block_at(packed, format, blocks, column, b);
+            memcpy(at + column % PANEL * 2, raw, 2);
+            if (kind == 80) {
+                put_int8(at, column, (const int8_t *)raw + 2);
+                raw += 34;
+                continue;
+            }
+            if (kind == 41)
+                memcpy(at + PANEL * 2 + column % PANEL * 2, raw + 2, 2);
+            else {
+                uint16_t half;
+                memcpy(&half, raw, 2);
+                put_scale(at + PANEL * 2, column, -8 * half_to_float(half));
+            }
+            const uint8_t *nibbles = raw + (kind == 41 ? 4 : 2);
+            uint8_t q[BLOCK];
+            for (int k = 0; k < BLOCK / 2; k++) {
+                q[k] = nibbles[k] & 15;
+                q[k + BLOCK / 2] = nibbles[k] >> 4;
+            }
+            put_int4(at, column, q);
+            raw += kind == 41 ? 20 : 18;
+        }
+}
+
+static void unpack_row(int format, const void *packed, int64_t column, int64_t inputs, float *out)
+{
+    int64_t blocks = (inputs + BLOCK - 1) / BLOCK;
+    int lane = (int)(column % PANEL);
+    if (format == F32) {
+        const float *panel = (const float *)packed + (size_t)(column / PANEL) * (size_t)inputs * PANEL + lane;
+        for (int64_t k = 0; k < inputs; k++)
+            out[k] = panel[k * PANEL];
+        return;
+    }
+    for (int64_t b = 0; b < blocks; b++) {
+        const uint8_t *at = block_at((void *)packed, format, blocks, column, b);
+        uint16_t scale, low = 0;
+        memcpy(&scale, at + lane * 2, 2);
+        if (format == Q4)
+            memcpy(&low, at + PANEL * 2 + lane * 2, 2);
+        float by = half_to_float(scale), plus = half_to_float(low);
+        for (int k = 0; k < BLOCK && b * BLOCK + k < inputs; k++) {
+            int pair = k / 2, word = (pair / 4 * PANEL + lane) * 2 + k % 2, nibble = pair % 4;
+            int q = format == Q8 ? (int8_t)at[PANEL * 2 + (pair * PANEL + lane) * 2 + k % 2] : at[PANEL * 4 + word * 2 + nibble / 2] >> nibble % 2 * 4 & 15;
+            out[b * BLOCK + k] = by * (float)q + plus;
+        }
+    }
+}
+
+/* Rows `ids` of a packed matrix as float32 [count, inputs]: what an embedding looks up. */
+RL_EXPORT void rl_unpack_rows(int format, const void *packed, const int64_t *ids, int64_t count, int64_t inputs, float *out)
+{
+    for (int64_t i = 0; i < count; i++)
+        unpack_row(format, packed, ids[i], inputs, out + i * inputs);
+}

@@ -1,0 +1,147 @@
+/*
+ * What every instruction set of a build of the C library computes from the same inputs, on stdout: for test_isa.py, which compares builds.
+ * For each set: its name in 16 bytes, three int32 counts, then as many floats: products; blocks with int8 and int4; everything else.
+ */
+#include "linear.h"
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+const char *rl_isas(void);
+int rl_use(const char *);
+size_t rl_packed_bytes(int, int64_t, int64_t);
+void rl_pack_float(int, void *, const float *, int64_t, int64_t, int64_t);
+typedef struct {
+    int32_t format;
+    const void *packed;
+    const float *bias;
+    int64_t columns, inputs;
+} Matrix;
+int rl_before_attention(const float *, const float *, float, const Matrix *, const float *, const float *, float *, float *, float *, int64_t, int64_t, int);
+int rl_after_attention(const float *, const float *, const float *, float, const Matrix *, float *, int64_t, int);
+int rl_cached_attention(const float *, const float *, const float *, float *, float *, const int64_t *, const void *const *, const void *const *, float *,
+                        int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, float, int);
+void rl_nll_statistics(float *, int64_t, int64_t, int64_t, const int64_t *, float *, float *, float *, int);
+void rl_nll_gradient(float *, int64_t, int64_t, int64_t, const int64_t *, const float *, const float *, const float *, int);
+
+static uint32_t state;
+static float results[1 << 16];
+static int32_t count;
+
+static void *get(size_t bytes)
+{
+    void *memory = calloc(bytes, 1);
+    if (!memory)
+        exit(3);
+    return memory;
+}
+
+static float *random_floats(int64_t n) /* −1 to 1, whole multiples of 2⁻¹⁶; the same on every machine */
+{
+    float *x = get((size_t)n * sizeof(float));
+    for (int64_t i = 0; i < n; i++) {
+        state = state * 1664525u + 1013904223u;
+        x[i] = (float)(int32_t)(state >> 15) * 0x1p-16f - 1.0f;
+    }
+    return x;
+}
+
+static void put(const float *x, int64_t n)
+{
+    if (count + n > (int64_t)(sizeof results / sizeof *results))
+        exit(4);
+    memcpy(results + count, x, (size_t)n * sizeof(float));
+    count += (int32_t)n;
+}
+
+static void *packed(int format, int64_t columns, int64_t inputs)
+{
+    float *rows = random_floats(columns * inputs);
+    void *matrix = get(rl_packed_bytes(format, columns, inputs));
+    rl_pack_float(format, matrix, rows, 0, columns, inputs);
+    free(rows);
+    return matrix;
+}
+
+static void products(void)
+{
+    static const int64_t shapes[][2] = {{1, 1}, {47, 31}, {16, 32}, {31, 64}, {50, 333}}; /* columns, inputs */
+    for (int format = 0; format < 3; format++)
+        for (int s = 0; s < 5; s++)
+            for (int64_t rows = 1; rows <= 13; rows++) {
+                int64_t columns = shapes[s][0], inputs = shapes[s][1];
+                void *matrix = packed(format, columns, inputs);
+                float *x = random_floats(rows * inputs), *bias = random_floats(columns), *y = get((size_t)(rows * columns) * sizeof(float));
+                if (rl_linear(format, matrix, x, bias, y, rows, columns, inputs, 1 + (int)(rows % 3)))
+                    exit(3);
+                put(y, rows * columns);
+                free(matrix), free(x), free(bias), free(y);
+            }
+}
+
+static void block(int format)
+{
+    enum { ROWS = 7, WIDTH = 36, HEADS = 6, GROUPS = 2, SIZE = 6, WIDE = 77 };
+    Matrix m[7];
+    const int64_t shapes[7][2] = {{HEADS * SIZE, WIDTH}, {GROUPS * SIZE, WIDTH}, {GROUPS * SIZE, WIDTH}, {WIDTH, HEADS * SIZE}, {WIDE, WIDTH}, {WIDE, WIDTH}, {WIDTH, WIDE}};
+    for (int i = 0; i < 7; i++)
+        m[i] = (Matrix){format, packed(format, shapes[i][0], shapes[i][1]), NULL, shapes[i][0], shapes[i][1]};
+    float *x = random_floats(ROWS * WIDTH), *norm = random_floats(WIDTH), *cos = random_floats(ROWS * SIZE), *sin = random_floats(ROWS * SIZE);
+    static float q[ROWS * HEADS * SIZE], k[ROWS * GROUPS * SIZE], v[ROWS * GROUPS * SIZE], y[ROWS * WIDTH];
+    if (rl_before_attention(x, norm, 1e-5f, m, cos, sin, q, k, v, ROWS, SIZE, 2) || rl_after_attention(x, q, norm, 1e-5f, m + 3, y, ROWS, 2))
+        exit(3);
+    put(q, ROWS * HEADS * SIZE), put(k, ROWS * GROUPS * SIZE), put(v, ROWS * GROUPS * SIZE), put(y, ROWS * WIDTH);
+}
+
+static void decode(int64_t size, int64_t prefix)
+{
+    enum { B = 3, G = 2, R = 5, CAPACITY = 21 };
+    const int64_t places[B] = {0, 6, 20};
+    const void *keys[G], *values[G];
+    for (int g = 0; g < G && prefix; g++)
+        keys[g] = packed(0, prefix, size), values[g] = packed(0, size, prefix);
+    float *out = get((size_t)(B * G * R * size) * sizeof(float)), *q = random_floats(B * G * R * size), *k = random_floats(B * G * size), *v = random_floats(B * G * size);
+    float *own_keys = random_floats(B * G * CAPACITY * size), *own_values = random_floats(B * G * CAPACITY * size);
+    if (rl_cached_attention(q, k, v, own_keys, own_values, places, keys, values, out, B, G, R, size, CAPACITY, prefix, 0, 0.7f, 2))
+        exit(3);
+    put(out, B * G * R * size);
+}
+
+static void token_nll(void)
+{
+    enum { ROWS = 5, COLUMNS = 333 };
+    const int64_t targets[ROWS] = {0, 332, 17, 1000, 5};
+    float maximum[ROWS], sum[ROWS] = {0}, target[ROWS] = {0}, *logits = random_floats(ROWS * COLUMNS), *scale = random_floats(ROWS);
+    for (int r = 0; r < ROWS; r++)
+        maximum[r] = -3.4e38f;
+    for (int i = 0; i < ROWS * COLUMNS; i++)
+        logits[i] *= 20;
+    rl_nll_statistics(logits, ROWS, COLUMNS, 0, targets, maximum, sum, target, 2);
+    put(maximum, ROWS), put(sum, ROWS), put(target, ROWS);
+    rl_nll_gradient(logits, ROWS, COLUMNS, 0, targets, maximum, sum, scale, 2);
+    put(logits, ROWS * COLUMNS);
+}
+
+int main(void)
+{
+    char names[64];
+    strcpy(names, rl_isas());
+    for (char *name = strtok(names, " "); name; name = strtok(NULL, " ")) {
+        char field[16] = {0};
+        strncpy(field, name, sizeof field - 1);
+        if (rl_use(name))
+            return 2;
+        state = 1, count = 0;
+        products();
+        int32_t counts[3] = {count};
+        block(1), block(2);
+        counts[1] = count - counts[0];
+        block(0);
+        decode(64, 0), decode(10, 0), decode(16, 37);
+        token_nll();
+        counts[2] = count - counts[0] - counts[1];
+        fwrite(field, 1, sizeof field, stdout), fwrite(counts, sizeof *counts, 3, stdout), fwrite(results, sizeof *results, (size_t)count, stdout);
+    }
+    return 0;
+}

@@ -1,0 +1,129 @@
+"""The C library's instruction sets held against one another, those that this processor lacks too: 64-bit ARM built by a cross compiler
+and run by qemu, AVX-512 with its intrinsics emulated by SIMDe. Each part is skipped, and says so, where its tools are missing.
+
+The reference is the portable path of a plain build, which the tests of each kernel hold against float64 as they do the sets found here.
+"""
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from redlite.kernels import native
+
+ROOT = Path(__file__).parents[1]
+FLAGS = ["-O2", "-std=c11", "-fno-math-errno", "-ffp-contract=fast", "-Wno-psabi", "-pthread", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'kernels'}"]
+SIMDE = Path("/usr/include/simde/x86/avx512.h")
+EMULATED = """
+#include <simde/x86/f16c.h>
+#include <simde/x86/avx512.h>
+/* Two that SIMDe lacks. */
+static inline simde__m512 emulated_cvtepi32_ps(simde__m512i a)
+{
+    simde__m512i_private from = simde__m512i_to_private(a);
+    simde__m512_private to;
+    for (int i = 0; i < 16; i++)
+        to.f32[i] = (float)from.i32[i];
+    return simde__m512_from_private(to);
+}
+static inline simde__m512 emulated_cvtph_ps(simde__m256i a)
+{
+    simde__m512_private to;
+    for (int i = 0; i < 2; i++)
+        to.m256[i] = _mm256_cvtph_ps(i ? _mm256_extracti128_si256(a, 1) : _mm256_castsi256_si128(a));
+    return simde__m512_from_private(to);
+}
+#define _mm512_cvtepi32_ps emulated_cvtepi32_ps
+#define _mm512_cvtph_ps emulated_cvtph_ps
+#define target(set) unused /* the functions are compiled for AVX2, so that no real AVX-512 instruction can come out */
+"""
+
+
+Results = dict[str, list[np.ndarray]]  # instruction set → what isa_results.c says: products, blocks with int8 and int4, everything else
+
+
+def build(compiler: str, folder: Path, special: dict[str, list[str]] | None = None, link: tuple[str, ...] = ()) -> Path:
+    """Compiles the library's sources, and isa_results.c with them, into folder/program. `special`: only these sources, with further flags."""
+    sources = {source.name: source for source in (*sorted((ROOT / "kernels").glob("*.c")), ROOT / "tests" / "isa_results.c")}
+    for name in special or sources:
+        done = subprocess.run([compiler, *FLAGS, *(special or {}).get(name, ()), "-c", str(sources[name]), "-o", str(folder / f"{name}.o")], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    subprocess.run([compiler, *(str(folder / f"{name}.o") for name in sources), *link, "-pthread", "-lm", "-o", str(folder / "program")], check=True)
+    return folder / "program"
+
+
+def results(*command: str) -> Results:
+    data, found = subprocess.run(command, capture_output=True, check=True, timeout=120).stdout, {}
+    while data:
+        ends = np.frombuffer(data, "<i4", 3, 16).cumsum()
+        found[data[:16].rstrip(b"\0").decode()] = np.split(np.frombuffer(data, "<f4", ends[-1], 28), ends[:-1])
+        data = data[28 + 4 * int(ends[-1]):]
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where a plain build is."""
+    if not shutil.which("gcc") or not native.isas():
+        pytest.skip("there is no gcc, or no library")
+    folder = tmp_path_factory.mktemp("plain")
+    build("gcc", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(folder) -> Results:
+    found = results(str(folder / "program"))
+    assert tuple(found) == native.isas()
+    return found
+
+
+def assert_same(found: Results, plain: Results) -> None:
+    """Near the portable path; and the products of all but the portable path the same to the last bit: no sum differs in its order."""
+    expected, exact = plain["portable"], plain[native.isas()[0]][0]
+    for name, arrays in found.items():
+        assert [len(a) for a in arrays[:2]] == [145 * 91 * 3, 2 * 7 * 96] and all(np.isfinite(a).all() for a in arrays)
+        np.testing.assert_allclose(arrays[0], expected[0], rtol=0, atol=3e-5, err_msg=name)                                # sums of up to 333 terms up to 1
+        np.testing.assert_allclose(arrays[1], expected[1], rtol=0, atol=2e-4 * abs(expected[1]).max(), err_msg=name)  # their inputs are rounded to 15 bits
+        np.testing.assert_allclose(arrays[2], expected[2], rtol=3e-5, atol=3e-5, err_msg=name)
+        if name != "portable" and native.isa() != "portable":
+            assert np.array_equal(arrays[0], exact), name
+
+
+def test_the_sets_of_this_processor(plain):
+    assert_same(plain, plain)
+
+
+def test_avx512_is_in_the_library():
+    if platform.machine() != "x86_64" or not native.isas():
+        pytest.skip("not a built library for x86-64")
+    assert all(hasattr(native.library()[0], f"rl_tile_{format}_avx512") for format in ("f32", "q8", "q4"))
+
+
+def test_avx512_emulated(folder, plain, tmp_path):
+    if "avx2" not in native.isas() or not SIMDE.exists():
+        pytest.skip("AVX2 and SIMDe's headers (Debian: libsimde-dev) are needed")
+    (tmp_path / "emulated.h").write_text(EMULATED)
+    for object_file in folder.glob("*.o"):
+        shutil.copy(object_file, tmp_path)
+    emulate = ["-O1", "-mavx2", "-mfma", "-mf16c", "-w", "-DSIMDE_ENABLE_NATIVE_ALIASES", "-include", str(tmp_path / "emulated.h")]
+    program = build("gcc", tmp_path, {"linear_avx512.c": emulate, "isa.c": ["-D__builtin_cpu_supports(set)=1"]})
+    assert "zmm" not in subprocess.run(["objdump", "-d", str(tmp_path / "linear_avx512.c.o")], capture_output=True, text=True, check=True).stdout
+    found = results(str(program))
+    assert tuple(found) == ("avx512-vnni", "avx2", "portable")
+    assert_same(found, plain)
+
+
+def test_arm(plain, tmp_path):
+    compiler, qemu = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+    if not compiler:
+        pytest.skip("there is no cross compiler for 64-bit ARM (Debian: gcc-aarch64-linux-gnu)")
+    program = build(compiler, tmp_path, link=("-static",))
+    if not qemu:
+        pytest.skip("compiled without a warning, but not run: there is no qemu-aarch64 (Debian: qemu-user-static)")
+    for processor, sets in (("max", ("neon-dotprod", "neon", "portable")), ("cortex-a57", ("neon", "portable"))):
+        found = results(qemu, "-cpu", processor, str(program))
+        assert tuple(found) == sets
+        assert_same(found, plain)
