@@ -1,10 +1,13 @@
 """The timing command: turns, and the GPU round's refusal where there is no GPU."""
 import json
+import math
 
 import pytest
 import torch
 
+import redlite
 from redlite.cli import common, perf
+from redlite.errors import Error
 
 
 def test_turns_alternate_and_the_first_is_not_counted():
@@ -27,3 +30,21 @@ def test_a_piece_ends_in_json(tmp_path, capsys):
         torch.set_num_threads(before)
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["decode"]["int8"]["tokens_per_s"]["1"] > 0 and found["ceilings"]["copy_bytes_per_s"] > 0 and json.loads((tmp_path / "x.json").read_text()) == found
+
+
+def test_perplexity_is_that_of_the_logits(tmp_path, capsys):
+    """Over one window and a short second one, against log-softmax in float64 of the whole windows' logits."""
+    text = "A calm answer about the garden. " * 60
+    (tmp_path / "text.txt").write_text(text)
+    found = perf.perplexity("organism", str(tmp_path / "text.txt"), window=100)
+    lm = redlite.load("organism")
+    ids = lm.tokenizer.encode(text)
+    nll = []
+    for start in range(0, len(ids) - 1, 100):
+        window = ids[start:start + 100]
+        logprobs = lm.logits(window).double().log_softmax(-1)
+        nll += [-float(logprobs[i, token]) for i, token in enumerate(window[1:])]
+    assert len(nll) == found["tokens"] and found["float32"] == pytest.approx(math.exp(sum(nll) / len(nll)), rel=1e-5)
+    assert found["int8"] == pytest.approx(found["float32"], rel=0.1) and found["int8"] != found["float32"]
+    with pytest.raises(Error, match="--text"):
+        perf.perplexity("organism", str(tmp_path / "absent.txt"))

@@ -20,8 +20,9 @@ CPU_PIECES = ("ceilings", "matmul", "token-nll", "attention", "decode")
 
 def describe() -> common.Parser:
     parser = common.Parser(prog="python -m redlite.cli.perf", description=__doc__)
-    parser.add_argument("piece", choices=("cpu", "gpu", *CPU_PIECES, "redeval"), help="cpu: all of its pieces; gpu: the kernels' tests on the GPU, then their times; redeval: beside the peers")
-    parser.add_argument("--model", metavar="PATH", help="for decode and redeval: a model")
+    parser.add_argument("piece", choices=("cpu", "gpu", *CPU_PIECES, "perplexity", "redeval"), help="cpu: all of its pieces; gpu: the kernels' tests on the GPU, then their times; redeval: beside the peers")
+    parser.add_argument("--model", metavar="PATH", help="for decode, perplexity and redeval: a model")
+    parser.add_argument("--text", metavar="FILE", help="for perplexity: plain text")
     parser.add_argument("--model-dir", metavar="DIR", help="for redeval: the same model as a Hugging Face directory")
     parser.add_argument("--peer-python", metavar="PYTHON", help="for redeval: a Python that has transformers and llama-cpp-python")
     parser.add_argument("--threads", type=common.whole(1), default=2, help="(default: %(default)s)")
@@ -100,6 +101,29 @@ def decode(path: str | None, tokens: int, rounds: int, device: str = "cpu") -> d
     return found
 
 
+def perplexity(path: str | None, text: str | None, window: int = 512) -> dict:
+    """exp of the mean NLL of a text by format of the weights: windows of 512 tokens, each token but a window's first given those of its window before it."""
+    if not (path and text):
+        raise Error("perplexity needs a model and a text; give --model PATH and --text FILE")
+    import math
+
+    from redlite.lm import LM
+    try:
+        words = Path(text).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Error(f"--text {text}: cannot be read as UTF-8 text ({error})") from None
+    found = {}
+    for quantize in (None, "int8", "int4"):
+        lm = LM.load(path, quantize=quantize)
+        ids = lm.tokenizer.encode(words)
+        windows = [ids[i:i + window] for i in range(0, len(ids) - 1, window)]
+        scores = [lm.score([(w[:1], w[1:])])[0] for w in windows if len(w) > 1]
+        name, tokens = quantize or "float32", sum(len(s.per_token) for s in scores)
+        found[name] = math.exp(-sum(s.logprob for s in scores) / tokens)
+        print(f"perplexity, {name}: {found[name]:.4f} over {tokens} tokens ({100 * (found[name] / found['float32'] - 1):+.2f}%)", flush=True)
+    return found | {"tokens": tokens}
+
+
 def _bytes(weight) -> int:
     return weight.buffer.nbytes if hasattr(weight, "buffer") else weight.nbytes
 
@@ -166,6 +190,8 @@ def body(arguments: list[str]) -> int:
             found[piece] = perf_token_nll.run(args.rounds, args.threads)
         elif piece == "decode":
             found[piece] = decode(args.model, args.tokens, args.rounds)
+        elif piece == "perplexity":
+            found[piece] = perplexity(args.model, args.text)
         elif piece == "redeval":
             found[piece] = redeval(args.model, args.model_dir, args.peer_python)
         else:
