@@ -20,8 +20,8 @@ CPU_PIECES = ("ceilings", "matmul", "token-nll", "attention", "decode")
 
 def describe() -> common.Parser:
     parser = common.Parser(prog="python -m redlite.cli.perf", description=__doc__)
-    parser.add_argument("piece", choices=("cpu", "gpu", *CPU_PIECES, "perplexity", "redeval"), help="cpu: all of its pieces; gpu: the kernels' tests on the GPU, then their times; redeval: beside the peers")
-    parser.add_argument("--model", metavar="PATH", help="for decode, perplexity and redeval: a model")
+    parser.add_argument("piece", choices=("cpu", "gpu", *CPU_PIECES, "shared-prefix", "perplexity", "redeval"), help="cpu: all of its pieces; gpu: the kernels' tests on the GPU, then their times; redeval: beside the peers")
+    parser.add_argument("--model", metavar="PATH", help="for decode, shared-prefix, perplexity and redeval: a model")
     parser.add_argument("--text", metavar="FILE", help="for perplexity: plain text")
     parser.add_argument("--model-dir", metavar="DIR", help="for redeval: the same model as a Hugging Face directory")
     parser.add_argument("--peer-python", metavar="PYTHON", help="for redeval: a Python that has transformers and llama-cpp-python")
@@ -98,6 +98,28 @@ def decode(path: str | None, tokens: int, rounds: int, device: str = "cpu") -> d
         size = sum(_bytes(m.weight) for m in lm.model.modules() if hasattr(m, "weight"))
         found[quantize or lm.dtype] = {"tokens_per_s": {str(n): s for n, s in speed.items()}, "weight_bytes_per_s": size * speed[1]}
         print(f"decode, {quantize or lm.dtype}: {speed[1]:.1f} tokens/s at batch 1 ({size * speed[1] / 1e9:.1f} GB/s of weights), {speed[32]:.1f} at batch 32")
+    return found
+
+
+def shared_prefix(path: str | None, tokens: int, rounds: int, device: str = "cpu") -> dict:
+    """Seconds of 32 requests with P common and 16 own prompt tokens: each prefix computed and attended to apart, over once for all. Its figures set engine.SHARED_AT_LEAST."""
+    if not path:
+        raise Error("shared-prefix needs a model; give --model PATH")
+    from redlite import engine
+    from redlite.lm import LM
+    lm, usual, found = LM.load(path, "float32" if device == "cpu" else "bfloat16", device), engine.SHARED_AT_LEAST, {}
+    words = lm.tokenizer.encode("The history of the city begins with a river. " * 100)
+
+    def run(common: int, least: int):
+        engine.SHARED_AT_LEAST = least
+        try:
+            list(lm.engine.run([engine.Request([*words[:common], *words[i + 1:i + 17]], tokens) for i in range(32)]))
+        finally:
+            engine.SHARED_AT_LEAST = usual
+    for common in (4, 8, 16, 64, 362):
+        took = in_turns(rounds, {"shared": lambda: run(common, 1), "apart": lambda: run(common, 1 << 30)})
+        found[str(common)] = took["apart"] / took["shared"]
+        print(f"32 requests, {common} common prompt tokens, {tokens} new: apart takes {found[str(common)]:.2f} × the time of shared", flush=True)
     return found
 
 
@@ -190,6 +212,8 @@ def body(arguments: list[str]) -> int:
             found[piece] = perf_token_nll.run(args.rounds, args.threads)
         elif piece == "decode":
             found[piece] = decode(args.model, args.tokens, args.rounds)
+        elif piece == "shared-prefix":
+            found[piece] = shared_prefix(args.model, args.tokens, args.rounds)
         elif piece == "perplexity":
             found[piece] = perplexity(args.model, args.text)
         elif piece == "redeval":
