@@ -20,11 +20,11 @@ CPU_PIECES = ("ceilings", "matmul", "token-nll", "attention", "decode")
 
 def describe() -> common.Parser:
     parser = common.Parser(prog="python -m redlite.cli.perf", description=__doc__)
-    parser.add_argument("piece", choices=("cpu", "gpu", *CPU_PIECES, "shared-prefix", "perplexity", "redeval"), help="cpu: all of its pieces; gpu: the kernels' tests on the GPU, then their times; redeval: beside the peers")
+    parser.add_argument("piece", choices=("cpu", "gpu", *CPU_PIECES, "shared-prefix", "perplexity", "redeval"), help="cpu: all of its pieces; gpu: the kernels' tests on the GPU, then times at a 7B model's shapes, beside the peers that are installed; redeval: beside the peers")
     parser.add_argument("--model", metavar="PATH", help="for decode, shared-prefix, perplexity and redeval: a model")
     parser.add_argument("--text", metavar="FILE", help="for perplexity: plain text")
     parser.add_argument("--model-dir", metavar="DIR", help="for redeval: the same model as a Hugging Face directory")
-    parser.add_argument("--peer-python", metavar="PYTHON", help="for redeval: a Python that has transformers and llama-cpp-python")
+    parser.add_argument("--peer-python", metavar="PYTHON", help="for redeval and gpu: a Python that has transformers and llama-cpp-python")
     parser.add_argument("--threads", type=common.whole(1), default=2, help="(default: %(default)s)")
     parser.add_argument("--rounds", type=common.whole(1), default=5, help="turns of each side (default: %(default)s)")
     parser.add_argument("--tokens", type=common.whole(2), default=64, help="that decode generates (default: %(default)s)")
@@ -169,11 +169,18 @@ def matmul(rounds: int) -> dict:
 
 def redeval(path: str | None, directory: str | None, python: str | None) -> dict:
     """RED-EVAL's CoU prompt beside transformers and llama.cpp: tests/compare_speed.py, in the Python that has them."""
-    script = Path(__file__).parents[2] / "tests" / "compare_speed.py"
-    if not (path and directory and python and script.exists()):
-        raise Error("redeval needs --model FILE.gguf, --model-dir DIR (the same as a Hugging Face directory), --peer-python PYTHON (one that has transformers and "
-                    "llama-cpp-python), and a source checkout")
-    done = subprocess.run([python, str(script), path, directory], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(script.parents[1])})
+    if not (path and directory and python):
+        raise Error("redeval needs --model FILE.gguf, --model-dir DIR (the same as a Hugging Face directory) and --peer-python PYTHON (one that has transformers and "
+                    "llama-cpp-python)")
+    return peers("compare_speed.py", python, path, directory)
+
+
+def peers(name: str, python: str, *arguments: str) -> dict:
+    """Run a comparison of tests/ in the Python that has the peers; what its last line says."""
+    script = Path(__file__).parents[2] / "tests" / name
+    if not script.exists():
+        raise Error(f"{script} is not there; the comparisons need a source checkout")
+    done = subprocess.run([python, str(script), *arguments], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(script.parents[1])})
     print(done.stdout.rpartition("\n{")[0])
     if done.returncode:
         raise Error(f"{script} ended with exit code {done.returncode}")
@@ -205,6 +212,10 @@ def body(arguments: list[str]) -> int:
         found |= {"ceilings": ceilings(args.rounds, "cuda"), "attention": attention(args.rounds, "cuda")}
         if args.model:
             found["decode"] = decode(args.model, args.tokens, args.rounds, "cuda")
+        from redlite import perf_gpu
+        found["7b"] = perf_gpu.run(args.rounds, found["ceilings"])
+        torch.cuda.empty_cache()
+        found["peers"] = peers("compare_gpu.py", args.peer_python or sys.executable)
     pieces = {"cpu": CPU_PIECES, "gpu": ()}.get(args.piece, ("ceilings", *(() if args.piece == "ceilings" else (args.piece,))))
     for piece in pieces:
         if piece == "token-nll":
