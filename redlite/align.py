@@ -9,6 +9,7 @@ from redlite.conversations import Conversation
 from redlite.errors import Error
 
 STRATEGIES = ("A", "B")
+MOST_STEPS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,13 @@ def phases(plan: Plan, counts: dict[str, int]) -> list[dataset.Phase]:
     """
     kept = [c for c in ("helpful", "blue") if counts.get(c) and plan.mix.get(c, 0) > 0]
     if not kept:
-        raise Error("strategy A trains on blue and helpful conversations and there is none; give --blue or --helpful a file")
+        raise Error("strategy A trains on blue and helpful conversations, and there is none" + (
+            " that --mix draws; give blue or helpful a part" if counts.get("helpful") or counts.get("blue") else "; give --blue or --helpful a file"))
     draw_a = shared(plan.batch_size, {c: plan.mix[c] for c in kept})
     measure = "blue" if "blue" in kept else "helpful"
     steps = plan.steps or max(1, math.ceil(plan.epochs * counts[measure] / draw_a[measure]))
+    if steps > MOST_STEPS:
+        raise Error(f"--epochs {plan.epochs:g} are {steps:.3g} steps, more than {MOST_STEPS:,}; lower it")
     blue = {k: v for k, v in plan.parameters.items() if k == "blue"}
     if plan.strategy == "A":
         return [dataset.Phase(steps, draw_a, "A", blue)]
@@ -115,6 +119,16 @@ def mixture(plan: Plan, examples: list[dataset.Example]) -> dataset.Mixture:
     return dataset.Mixture(streams, phases(plan, {name: len(units) for name, units in streams.items()}), plan.seed)
 
 
+def cost(mixture: dataset.Mixture) -> dict[str, int]:
+    """The tokens of all steps, exactly, and the most that one step can have."""
+    drawn, most = Counter(), 0
+    for phase in mixture.phases:
+        sizes = {name: [sum(len(e) for e in unit) for unit in mixture.streams[name]] for name, count in phase.draw.items() if count}
+        drawn.update({name: phase.steps * phase.draw[name] for name in sizes})
+        most = max(most, sum(phase.draw[name] * max(lengths) for name, lengths in sizes.items()))
+    return {"tokens": sum(mixture.tokens(name, count) for name, count in drawn.items()), "largest_step": most}
+
+
 def shared(total: int, parts: dict[str, float]) -> dict[str, int]:
     """`total` split in proportion to `parts`, by largest remainders, at least 1 each."""
     if total < len(parts):
@@ -133,7 +147,7 @@ def parameters(objective: str, preset: str | None, settings: list[str]) -> dict:
 
     known = [p.name for p in inspect.signature(loss.OBJECTIVES[objective]).parameters.values() if p.kind == p.KEYWORD_ONLY]
     if preset and objective != "B":
-        raise Error(f"--preset {preset} belongs to the objective B of strategy B, not to {objective}; leave it out, or use --parameter {known[0]}=…")
+        raise Error(f"--preset {preset} is for --strategy B with --objective B, and {'strategy A has no red term' if objective == 'A' else f'this is --objective {objective}'}; leave it out")
     found = dict(loss.PRESETS[preset or "capped"]) if objective == "B" else {}
     for text in settings:
         name, _, value = text.partition("=")
@@ -141,7 +155,7 @@ def parameters(objective: str, preset: str | None, settings: list[str]) -> dict:
             number = float(value)
         except ValueError:
             number = math.nan
-        if name not in known or not math.isfinite(number):
+        if name not in known or not abs(number) <= 1e30:   # NaN neither
             raise Error(f"--parameter {text!r}: must be NAME=NUMBER with a name of {', '.join(known)}")
         found[name] = number
     return found

@@ -3,6 +3,7 @@ import gzip
 import hashlib
 import json
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -57,13 +58,11 @@ def _records(path: Path) -> Iterator[tuple[int, dict]]:
         text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
     except FileNotFoundError:
         raise Error(f"{path}: no such file") from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise Error(f"{path}: cannot be read as UTF-8 text ({error})") from None
     try:
         whole = json.loads(text)
         records = whole if isinstance(whole, list) else [whole]
-    except RecursionError:
-        raise Error(f"{path}: its JSON is nested too deeply") from None
     except json.JSONDecodeError as whole_error:
         records, lines = [], text.split("\n")
         for number, line in enumerate(lines, 1):
@@ -72,6 +71,10 @@ def _records(path: Path) -> Iterator[tuple[int, dict]]:
             except json.JSONDecodeError as error:
                 first = whole_error if number == 1 else error
                 raise Error(f"{path}: line {first.lineno if number == 1 else number} is no JSON ({first.msg})") from None
+            except (ValueError, RecursionError) as error:
+                raise Error(f"{path}: line {number} is no JSON that can be read ({str(error).partition(';')[0]})") from None
+    except (ValueError, RecursionError) as error:   # numbers of thousands of digits, or nested too deeply
+        raise Error(f"{path}: is no JSON that can be read ({str(error).partition(';')[0]})") from None
     for number, record in enumerate(records, 1):
         if not isinstance(record, dict):
             raise Error(f"{path}: record {number} must be a JSON object, not {type(record).__name__}")
@@ -123,6 +126,8 @@ def _best_thread(node: dict, where: str) -> list:
         if not isinstance(node, dict):
             raise Error(f"{where}: a reply must be an object, not {type(node).__name__}")
         turns.append({"role": node.get("role"), "content": node.get("text")})
+        if not isinstance(node.get("replies") or [], list):
+            raise Error(f"{where}: field 'replies' must be a list of replies, not {type(node['replies']).__name__}")
         replies = [r for r in node.get("replies") or [] if not (isinstance(r, dict) and r.get("deleted"))]
         ranked = [r for r in replies if isinstance(r, dict) and isinstance(r.get("rank"), int)]
         node = min(ranked, key=lambda r: r["rank"]) if ranked else next(iter(replies), None)
@@ -137,8 +142,12 @@ def _clean(turns, where: str) -> tuple[dict, ...] | str:
     for turn in turns:
         role = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
         content = turn.get("content", turn.get("value")) if isinstance(turn, dict) else None
-        if role not in ROLES or not isinstance(content, str):
+        if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
             raise Error(f"{where}: a turn needs role (or from) among {', '.join(ROLES)} and a text in content (or value)")
+        try:
+            content.encode()
+        except UnicodeEncodeError as error:
+            raise Error(f"{where}: a turn's text holds {content[error.start]!r}, half of a surrogate pair, which is no character; mend or remove it") from None
         messages.append({"role": ROLES[role], "content": content})
     system = [m for m in messages[:1] if m["role"] == "system" and m["content"].strip()]
     messages = [m for i, m in enumerate(messages) if i or m["role"] != "system"]

@@ -124,6 +124,12 @@ class Mixture:
                 break
         return [self._unit(name, before[name] + i) for name in sorted(drawn) for i in range(drawn[name])]
 
+    def tokens(self, name: str, count: int) -> int:
+        """Tokens of the first `count` units of a stream's order."""
+        sizes = [sum(len(e) for e in unit) for unit in self.streams[name]]
+        laps, left = divmod(count, len(sizes))
+        return laps * sum(sizes) + sum(len(e) for i in range(left) for e in self._unit(name, laps * len(sizes) + i))
+
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides the batches: every unit's ids, masks and colours, the phases and the seed."""
         digest = hashlib.sha256(repr((self.seed, self.phases)).encode())

@@ -76,14 +76,22 @@ def write_json(path, value) -> None:
     write_atomic(path, json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n")
 
 
-def read_json(path):
-    """The value in a JSON file. Raises Error naming file and place if it is missing or malformed."""
+def read_json(path, where: str = ""):
+    """The value in a JSON file. Raises Error naming file and place if it is missing or malformed, or names a field twice; where: for "--config FILE"."""
+    where = where or str(path)
+
+    def unique(pairs: list[tuple[str, object]]) -> dict:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise Error(f"{where}: names the field {next(n for n in names if names.count(n) > 1)!r} twice; keep one")
+        return found
     try:
-        return json.loads(Path(path).read_bytes().decode("utf-8-sig"))
+        return json.loads(Path(path).read_bytes().decode("utf-8-sig"), object_pairs_hook=unique)
     except OSError as error:
-        raise Error(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise Error(f"{path}: is not valid JSON in UTF-8 ({error})") from None
+        raise Error(f"{where}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:   # a ValueError also for numbers of thousands of digits
+        raise Error(f"{where}: is not valid JSON in UTF-8 ({str(error).partition(';')[0]})") from None
 
 
 def _sync_directory(directory: Path) -> None:
@@ -170,6 +178,23 @@ def difference(there, here, field: str = "") -> str:
     return f"{field} is {short(there)} there and {short(here)} now"
 
 
+def check(directory, manifest: dict) -> None:
+    """Raises the Error that `Run` would raise for this directory, as far as these fields tell, and makes nothing: for a dry run."""
+    directory = Path(directory)
+    there = next(p for p in (directory, *directory.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise Error(f"{directory}: cannot be used as a run directory ({there} is {'not writable' if there.is_dir() else 'no directory'}); choose another --output-dir")
+    if (directory / "manifest.json").exists():
+        found = read_manifest(directory)
+        _agree({k: found.get(k) for k in manifest}, manifest, directory)
+
+
+def _agree(there: dict, here: dict, directory: Path) -> None:
+    compared = [{k: v for k, v in m.items() if k not in INFORMATION} for m in (there, json.loads(encode(here)))]
+    if found := difference(*compared):
+        raise Error(f"{directory / 'manifest.json'}: this run was made differently: {found}; use another --output-dir, or the options it was made with")
+
+
 class Run:
     """A run directory, opened for writing by this process alone. A context manager; `close` gives the lock back."""
 
@@ -211,9 +236,7 @@ class Run:
         if path.exists():
             there = read_manifest(self.directory)
             if manifest is not None:
-                compared = [{k: v for k, v in m.items() if k not in INFORMATION} for m in (there, json.loads(encode(manifest)))]
-                if found := difference(*compared):
-                    raise Error(f"{path}: this run was made differently: {found}; use another --output-dir, or the options it was made with")
+                _agree(there, manifest, self.directory)
             return there
         if journals := sorted(self.directory.glob("*.jsonl")):
             raise Error(f"{self.directory}: has {journals[0].name} but no manifest.json, so what made it is unknown; choose another --output-dir")

@@ -2,12 +2,13 @@
 
 A checkpoint is a folder checkpoints/step-N of safetensors files with the trained weights and both moments of
 the optimizer, whole tensors whatever the number of ranks, so that any number of ranks reads it. It is
-written beside its place and renamed, and state.json is all the rest of the state there is: the batches and
-the random bits of step t follow from the seed and t alone.
+written beside its place and renamed. state.json has the SHA-256 of each, and is all the rest of the state there is: the
+batches and the random bits of step t follow from the seed and t alone.
 """
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from redlite.errors import Error
-from redlite.journal import Run, encode, read_json, read_lines, write_atomic
+from redlite.journal import Run, encode, read_json, read_lines, require, sha256_file, write_atomic
 from redlite.optimizer import AdamW, local
 
 LOG = "log.jsonl"
@@ -39,7 +40,7 @@ class Keeper:
     def checkpoints(self) -> list[tuple[int, Path]]:
         """(step, folder) of every whole checkpoint, oldest first."""
         found = [] if self.root is None else (self.root / "checkpoints").glob("step-*")
-        return sorted((int(p.name.split("-")[1]), p) for p in found)
+        return sorted((int(p.name[5:]), p) for p in found if re.fullmatch(r"step-\d{8,18}", p.name))
 
     def resume(self) -> tuple[int, list[dict]]:
         """Load the newest checkpoint, if any; (the step to do next, the log up to it). The log of steps that will be done again is cut off."""
@@ -50,6 +51,9 @@ class Keeper:
         if found:
             self.load(found[-1][1])
         history = read_lines(self.root / LOG)[0][:step]
+        for number, record in enumerate(history):
+            if record.get("step") != number or not {"loss", "gradient_norm", "tokens"} <= record.keys():
+                raise Error(f"{self.root / LOG}, line {number + 1}: is not the record of step {number}; restore the log or use another --output-dir")
         if len(history) < step:
             raise Error(f"{self.root / LOG}: has {len(history)} steps and the newest checkpoint is of step {step}; restore the log or use another --output-dir")
         barrier()                                           # every rank has read the log
@@ -85,7 +89,8 @@ class Keeper:
             held[name], size = whole.detach().cpu().contiguous(), size + whole.nbytes
         if self.first:
             save_file(held, folder / f"tensors-{files:05d}.safetensors")
-            (folder / "state.json").write_text(json.dumps({"step": step}))
+            hashes = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
+            (folder / "state.json").write_text(json.dumps({"step": step, "sha256": hashes}))
             for path in (*folder.iterdir(), folder, self.root / LOG):   # the log of these steps must not be younger than their weights
                 _sync(path)
             os.rename(folder, folder.with_name(folder.name[1:]))
@@ -100,18 +105,22 @@ class Keeper:
     @torch.no_grad()
     def load(self, folder: Path) -> None:
         """Fill weights and moments from a checkpoint, each rank its own part."""
-        if read_json(folder / "state.json").get("step") != int(folder.name.split("-")[1]):
-            raise Error(f"{folder / 'state.json'}: names another step than its folder; remove that checkpoint to go on from an older one")
+        mend = "remove that checkpoint's folder to go on from an older one"
+        state = require(read_json(folder / "state.json"), {"step": int, "sha256": dict}, folder / "state.json", mend)
+        if state["step"] != int(folder.name[5:]):
+            raise Error(f"{folder / 'state.json'}: names another step than its folder; {mend}")
         targets = dict(self._tensors())
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in (folder / Path(str(name)).name for name in sorted(state["sha256"])):
+            if sha256_file(path) != state["sha256"][path.name]:
+                raise Error(f"{path}: is not what was written (its SHA-256 is not that of state.json); {mend}")
             try:
                 with safe_open(path, "pt") as file:
                     for name in file.keys():
                         _fill(targets.pop(name, None), file.get_tensor(name), f"{path}: tensor {name}")
             except (SafetensorError, OSError) as error:
-                raise Error(f"{path}: is damaged ({error}); remove that checkpoint to go on from an older one") from None
+                raise Error(f"{path}: is damaged ({error}); {mend}") from None
         if targets:
-            raise Error(f"{folder}: tensor {next(iter(targets))} is missing; remove that checkpoint to go on from an older one")
+            raise Error(f"{folder}: tensor {next(iter(targets))} is missing; {mend}")
 
     def last_good(self, sound: Callable[[int], bool]) -> int | None:
         """Load the newest checkpoint whose weights are sound; its step, or None when there is none."""

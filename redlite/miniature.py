@@ -1,5 +1,7 @@
 """The paper in miniature: how the embedded organism does on RED-EVAL, over-refusal and utility, while SAFE-ALIGN trains it."""
-from redlite import organism, stats
+from pathlib import Path
+
+from redlite import journal, organism, stats
 from redlite.redeval import columns
 
 FILES = {colour: organism.HOME / f"{colour}.json" for colour in ("blue", "red", "helpful")}
@@ -11,6 +13,23 @@ def evaluate(lm) -> dict[str, dict]:
     counts = {f"ASR {prompt}": pair for prompt, pair in organism.attack_success(lm).items()}
     counts |= {"over-refusal": organism.over_refusal(lm, answered), "utility": organism.utility(lm, answered)}
     return {name: {"value": k / n, "k": k, "n": n, "ci95": list(stats.wilson(k, n))} for name, (k, n) in counts.items()}
+
+
+class Stages:
+    """The measures before, between and after, kept in a run directory's stages.json so that a resumed run has those of the beginning; say: prints a line."""
+
+    def __init__(self, directory: Path, lm, say):
+        self.path, self.lm, self.say = directory / "stages.json", lm, say
+        self.found = journal.read_json(self.path) if self.path.exists() else {}
+
+    def measure(self, stage: str) -> None:
+        """Measure the model as it is now, unless that was done."""
+        if stage in self.found:
+            return
+        self.found[stage] = evaluate(self.lm)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        journal.write_json(self.path, self.found)
+        self.say(f"measured {stage}: " + ", ".join(f"{m} {100 * v['value']:.1f}%" for m, v in self.found[stage].items()))
 
 
 def table(stages: dict[str, dict]) -> str:

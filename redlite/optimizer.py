@@ -67,7 +67,7 @@ class AdamW:
         """Update number `count` (from 1) with gradients · scale, and forget them."""
         (b1, b2), device = self.betas, next(iter(self.parameters.values())).device
         rank = dist.get_rank() if dist.is_initialized() else 0
-        generator = torch.Generator(device).manual_seed((self.seed * 1_000_003 + count) * 65_537 + rank)
+        generator = torch.Generator(device).manual_seed(((self.seed * 1_000_003 + count) * 65_537 + rank) % (1 << 63))
         for name, p in self.parameters.items():
             if name not in self.gradients:
                 continue

@@ -186,7 +186,9 @@ def run(directory: journal.Run, model: Choice, questions: list[Question], prompt
 
 def read_made(folder) -> dict:
     """The manifest of a RED-EVAL run. Raises Error naming the field that is missing or of another kind."""
-    return journal.require(journal.read_manifest(folder), MADE, Path(folder) / "manifest.json", "restore it from a copy, or start a run in another --output-dir")
+    made = journal.read_manifest(folder)
+    fields = MADE | ({"info.kernels": dict} if "kernels" in (made.get("info") or {}) else {})
+    return journal.require(made, fields, Path(folder) / "manifest.json", "restore it from a copy, or start a run in another --output-dir")
 
 
 def read_judges(folder) -> dict[str, dict]:
@@ -208,9 +210,14 @@ def last_judge(folder) -> str:
 
 def responses(directory: journal.Run | Path) -> dict[tuple, dict]:
     """The responses of a run by (id, prompt, sample); one that ended in "error" gives way to a later one."""
+    asked: dict[str, str] = {}
+
+    def key_of(record: dict) -> tuple:
+        if asked.setdefault(record["id"], record["question"]) != record["question"]:
+            raise Error(f"the id {record['id']!r} has another question in a line before; restore the line or delete it")
+        return record["id"], record["prompt"], record["sample"]
     return _by_key(directory, RESPONSES, {"id": str, "question": str, "prompt": str, "sample": int, "topic": str, "subtopic": str,
-                                         "text": str, "answer": str, "finish": FINISHES},
-                   lambda r: (r["id"], r["prompt"], r["sample"]), lambda r: r["finish"] == "error")
+                                         "text": str, "answer": str, "finish": FINISHES}, key_of, lambda r: r["finish"] == "error")
 
 
 def judgments(directory: journal.Run | Path, judge_name: str) -> dict[tuple, dict]:
@@ -230,7 +237,10 @@ def _by_key(directory, name: str, fields: dict[str, type | tuple[str, ...]], key
             if value not in kind if isinstance(kind, tuple) else type(value) is not kind:
                 wanted = " or ".join(kind) if isinstance(kind, tuple) else "a number" if kind is int else "a text"
                 raise Error(f"{path}, line {number}: field {field!r} is missing or not {wanted}; restore the line or delete it")
-        key = key_of(record)
+        try:
+            key = key_of(record)
+        except Error as error:
+            raise Error(f"{path}, line {number}: {error}") from None
         if key in found and not replaceable(found[key]):
             raise Error(f"{path}, line {number}: holds {key} a second time; delete one of the two lines")
         found[key] = record

@@ -297,3 +297,20 @@ def test_progress_elsewhere_is_a_plain_line_now_and_then():
 @pytest.mark.parametrize("seconds, text", [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (185, "3 min 5 s"), (3600, "1 h 0 min"), (7860, "2 h 11 min")])
 def test_durations(seconds, text):
     assert common.clock(seconds) == text
+
+
+def test_what_was_edited_in_a_run_is_noticed(fake, capsys):
+    """An id that now stands for two questions, and a manifest whose information is of another kind."""
+    call(capsys, *RUN)
+    path, manifest = Path("run/responses.jsonl"), Path("run/manifest.json")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    other = next(i for i, r in enumerate(lines) if r["id"] != lines[0]["id"])
+    lines[other]["id"] = lines[0]["id"]
+    path.write_text("".join(json.dumps(r) + "\n" for r in lines))
+    code, _, err = call(capsys, "report", "run")
+    assert code == 2 and f"responses.jsonl, line {other + 1}: the id {lines[0]['id']!r} has another question" in err
+    made = json.loads(manifest.read_text())
+    made["info"]["kernels"] = ["c"]
+    manifest.write_text(json.dumps(made))
+    code, _, err = call(capsys, "report", "run")
+    assert code == 2 and "field 'info.kernels'" in err and "Traceback" not in err

@@ -105,7 +105,14 @@ def test_dropped_with_the_reason(tmp_path):
     ('[{"chosen": 3, "rejected": "x"}]', "field 'chosen'"),
     ("[]", "no blue conversation"),
     ('[{"messages": [{"role": "user", "content": "a"}]}]', "1 without an answer"),
-    ("[" * 100_000, "nested too deeply|is no JSON"),
+    ("[" * 100_000, "no JSON"),
+    ('{"messages": []}\n' + "[" * 100_000, "line 2 is no JSON"),
+    ('[{"messages": [{"role": ["user"], "content": "a"}, {"role": "assistant", "content": "b"}]}]', "record 1: a turn needs role"),
+    ('[{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b \\ud800"}]}]', "record 1: a turn's text holds '.ud800', half of a surrogate pair"),
+    ('[{"prompt": {"role": "prompter", "text": "a", "replies": 3}}]', "field 'replies' must be a list"),
+    ('[{"prompt": {"role": "prompter", "text": "a", "replies": {"b": 1}}}]', "field 'replies' must be a list"),
+    ('[{"id": ' + "9" * 5000 + "}]", "no JSON that can be read .*digits"),
+    ('{"id": 1}\n{"id": ' + "9" * 5000 + "}", "line 2 is no JSON that can be read .*digits"),
 ])
 def test_faults_are_one_line_that_names_the_file(tmp_path, text, message):
     (tmp_path / "f.json").write_text(text)
@@ -117,7 +124,11 @@ def test_faults_are_one_line_that_names_the_file(tmp_path, text, message):
 def test_unreadable_files(tmp_path):
     (tmp_path / "b.gz").write_bytes(gzip.compress(b"[]")[:-4])
     (tmp_path / "c.json").write_bytes(b"\xff\xfe\x00")
-    for name in ("a.json", "b.gz", "c.json"):
+    damaged = bytearray(gzip.compress(b"[1, 2, 3]" * 100))
+    damaged[10:20] = b"\xff" * 10
+    (tmp_path / "d.gz").write_bytes(damaged)
+    (tmp_path / "e.gz").write_bytes(b"\x1f\x8bnot gzip at all")
+    for name in ("a.json", "b.gz", "c.json", "d.gz", "e.gz"):
         with pytest.raises(Error, match=name):
             conversations.read(tmp_path / name, "blue")
 

@@ -172,11 +172,40 @@ def test_recipes_are_the_papers_and_yield_to_the_command_line(home, tmp_path, ca
     (["--mix", "green=2"], "green=2"),
     (["--strategy", "C"], "'C'"),
     (["--lora", "2", "--lora-targets", "c_attn"], "c_attn"),
+    (["--objective", "npo", "--strategy", "A", "--preset", "paper"], "strategy A has no red term"),
+    (["--seed", "9" * 30], "--seed"),
+    (["--seed", "9" * 5000], "--seed"),
+    (["--learning-rate", "1e300"], "--learning-rate"),
+    (["--learning-rate", "-1"], "--learning-rate"),
+    (["--epochs", "1e30"], "--epochs"),
+    (["--epochs", "1e8"], "--epochs"),
+    (["--parameter", "tau=1e300", "--strategy", "B"], "tau=1e300"),
+    (["--mix", "helpful=0", "blue=0", "red=0"], "--mix"),
+    (["--device", "cuda:99"], "cuda:99"),
+    (["--device", "tensor"], "'tensor'"),
+    (["--output-dir", "/dev/null/run"], "/dev/null"),
+    (["--config", "five.json"], "--config five.json: 'blue'"),
+    (["--config", "twice.json"], "--config twice.json: names the field 'seed' twice"),
 ])
-def test_mistakes_are_one_line_and_exit_code_2(home, tmp_path, capsys, more, message):
-    assert safealign.main(arguments(home, tmp_path / "run", *more)) == 2
+@pytest.mark.parametrize("dry", [True, False])
+def test_mistakes_are_one_line_and_exit_code_2(home, tmp_path, capsys, more, message, dry, monkeypatch):
+    """A dry run, too, refuses what the run would refuse."""
+    monkeypatch.chdir(tmp_path)
+    Path("five.json").write_text('{"blue": 5}')
+    Path("twice.json").write_text('{"seed": 5, "seed": 6}')
+    assert safealign.main(arguments(home, tmp_path / "run", *more, *["--dry-run"] * dry)) == 2
     error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1 and "Traceback" not in error
+    assert message in error and error.count("\n") == 1 and "Traceback" not in error and len(error) < 600
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_counts_long_plans_exactly_and_refuses_the_directory_of_another_run(unbroken, home, tmp_path, capsys):
+    assert safealign.main(arguments(home, tmp_path / "run", *B, "--dry-run", "--json")) == 0
+    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert plan["tokens"] == sum(r["tokens"] for r in log(unbroken)) and plan["largest_step"] >= max(r["tokens"] for r in log(unbroken))
+    assert safealign.main(arguments(home, tmp_path / "run", "--steps", "10000000", "--dry-run")) == 0
+    assert safealign.main(arguments(home, unbroken, *B, "--learning-rate", "0.5", "--dry-run")) == 2
+    assert "learning_rate" in capsys.readouterr().err
 
 
 def test_shares_of_a_step():

@@ -146,6 +146,38 @@ def test_damaged_checkpoints_are_named(tmp_path):
         train.run(worker.model(), short, worker.RECIPE, tmp_path)
 
 
+@pytest.mark.parametrize("name, change, message", [
+    ("checkpoints/step-00000001/tensors-00000.safetensors", lambda b: b[:-9] + bytes([b[-9] ^ 1]) + b[-8:], "tensors-00000.safetensors: is not what was written"),
+    ("checkpoints/step-00000001/state.json", lambda b: b"[]", "state.json: field 'step' is missing"),
+    ("checkpoints/step-00000001/state.json", lambda b: b'{"step": 1}', "state.json: field 'sha256' is missing"),
+    ("checkpoints/step-00000001/state.json", lambda b: b.replace(b'"step": 1', b'"step": 2'), "names another step"),
+    ("checkpoints/step-00000001/state.json", lambda b: b'{"step": ' + b"9" * 5000 + b"}", "state.json: is not valid JSON"),
+    ("log.jsonl", lambda b: b"{}\n", "log.jsonl, line 1: is not the record of step 0"),
+    ("log.jsonl", lambda b: b"[1]\n" + b, "log.jsonl, line 1"),
+])
+def test_what_lies_in_the_directory_is_checked_on_resume(tmp_path, name, change, message):
+    """One bit of a tensor, the state, the log: named, and nothing is trained on it."""
+    short = worker.mixture([dataset.Phase(1, {"helpful": 2})])
+    train.run(worker.model(), short, worker.RECIPE, tmp_path)
+    (tmp_path / name).write_bytes(change((tmp_path / name).read_bytes()))
+    with pytest.raises(Error, match=message):
+        train.run(worker.model(), short, worker.RECIPE, tmp_path)
+
+
+def test_other_folders_among_the_checkpoints_are_left_alone(tmp_path):
+    short = worker.mixture([dataset.Phase(1, {"helpful": 2})])
+    (tmp_path / "checkpoints/step-x").mkdir(parents=True)
+    assert train.run(worker.model(), short, worker.RECIPE, tmp_path).step == 1 == train.run(worker.model(), short, worker.RECIPE, tmp_path).step
+
+
+def test_seeds_of_any_size_give_the_optimizer_a_generator():
+    for seed in (0, 2 ** 53):
+        model = worker.model()
+        optimizer = AdamW(model.named_parameters(), seed=seed)
+        optimizer.gradients = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+        optimizer.step(10 ** 6, 1e-3, 1.0)
+
+
 def test_an_easy_first_batch_is_no_divergence():
     """NLLs of a real run whose first batch was easy; then the same with a true rise, slow and at once."""
     def judge(values):

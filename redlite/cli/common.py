@@ -2,7 +2,6 @@
 import argparse
 import difflib
 import errno
-import json
 import os
 import shlex
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from redlite import __version__, offline
 from redlite.errors import Error, Incomplete
+from redlite.journal import read_json
 
 DONE, FAILED, USAGE, GATE, INTERRUPTED = 0, 1, 2, 100, 130
 
@@ -28,11 +28,15 @@ class Parser(argparse.ArgumentParser):
         raise Error(f"{message} (see {self.prog} --help)")
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """An option type: a whole number of at least `least`."""
+MOST = 1 << 53      # the whole numbers that every reader of JSON keeps exactly
+
+
+def whole(least: int, most: int = MOST) -> Callable[[str], int]:
+    """An option type: a whole number of at least `least` and at most `most`."""
     def number(text: str) -> int:
-        if not text.lstrip("+-").isascii() or not text.lstrip("+-").isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {least}")
+        digits = text.lstrip("+-")
+        if not digits.isascii() or not digits.isdigit() or len(digits) > 19 or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text[:24]!r} is no whole number of at least {least}" + (f" and at most {most}" if most < MOST or len(digits) > 15 else ""))
         return int(text)
     return number
 
@@ -92,12 +96,7 @@ def endpoints(args: argparse.Namespace) -> list[str]:
 
 def from_config(parser: Parser, path: Path) -> list[str]:
     """A configuration file as arguments, which then are checked like any others."""
-    try:
-        settings = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise Error(f"--config {path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise Error(f"--config {path}: is not valid JSON in UTF-8 ({error})") from None
+    settings = read_json(path, f"--config {path}")
     if not isinstance(settings, dict):
         raise Error(f"--config {path}: must hold one JSON object of option names and values")
     known = {a.dest.replace("_", "-"): a for a in parser._actions if a.option_strings and a.dest not in ("help", "version", "config")}
@@ -118,6 +117,8 @@ def from_config(parser: Parser, path: Path) -> list[str]:
         values = value if isinstance(value, list) and action.nargs else [value]
         if not values or any(isinstance(v, (dict, list, bool)) or v is None for v in values):
             raise Error(f"--config {path}: {key!r} must be a text or a number" + (", or a list of them" if action.nargs else ""))
+        if action.type is None and not all(isinstance(v, str) for v in values):
+            raise Error(f"--config {path}: {key!r} must be a text, in quotes" + (", or a list of them" if action.nargs else ""))
         if action.nargs and any(str(v).startswith("-") for v in values):
             raise Error(f"--config {path}: {key!r} holds a value that begins with '-'; write ./-… for a file of such a name")
         out += [f"--{name}", *map(str, values)] if action.nargs else [f"--{name}={value}"]

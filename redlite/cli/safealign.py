@@ -67,24 +67,24 @@ def _describe_train(prog: str) -> common.Parser:
     plan = parser.add_argument_group("what is trained")
     plan.add_argument("--strategy", choices=("A", "B"), default="A", help="default: %(default)s")
     plan.add_argument("--steps-a", type=common.whole(0), default=200, metavar="K", help="steps of A before red is drawn (default: %(default)s)")
-    plan.add_argument("--epochs", type=number(0.001), default=3.0, help="passes over the blue conversations (default: %(default)g)")
-    plan.add_argument("--steps", type=common.whole(1), metavar="N", help="steps in all, instead of --epochs")
-    plan.add_argument("--batch-size", type=common.whole(1), default=64, metavar="N", help="conversations a step, over all processes (default: %(default)s)")
+    plan.add_argument("--epochs", type=number(0.001, 1e9), default=3.0, help="passes over the blue conversations (default: %(default)g)")
+    plan.add_argument("--steps", type=common.whole(1, 10_000_000), metavar="N", help="steps in all, instead of --epochs")
+    plan.add_argument("--batch-size", type=common.whole(1, 1_000_000), default=64, metavar="N", help="conversations a step, over all processes (default: %(default)s)")
     plan.add_argument("--mix", nargs="+", default=[], metavar="COLOUR=PART", help="parts of helpful, blue and red in a step (default: 1 each)")
     _add_objective(plan)
-    plan.add_argument("--lora", type=common.whole(1), metavar="RANK", help="train low-rank adapters; they are merged into the model that is written, and kept in adapter/ too")
-    plan.add_argument("--lora-alpha", type=number(0.001), metavar="X", help="the adapter's scale is X / RANK (default: 2 RANK)")
+    plan.add_argument("--lora", type=common.whole(1, 1 << 16), metavar="RANK", help="train low-rank adapters; they are merged into the model that is written, and kept in adapter/ too")
+    plan.add_argument("--lora-alpha", type=number(0.001, 1e6), metavar="X", help="the adapter's scale is X / RANK (default: 2 RANK)")
     plan.add_argument("--lora-targets", nargs="+", metavar="NAME", help="matrices that get an adapter (default: all seven of a layer)")
     loop = parser.add_argument_group("how")
-    loop.add_argument("--learning-rate", type=number(0), default=1e-5, metavar="X", help="at its peak (default: %(default)g)")
+    loop.add_argument("--learning-rate", type=number(0, 10), default=1e-5, metavar="X", help="at its peak (default: %(default)g)")
     loop.add_argument("--final-rate", type=number(0, 1), default=0.0, metavar="X", help="share of it that the cosine ends at (default: 0)")
     loop.add_argument("--warmup", type=number(0, 1), default=0.03, metavar="SHARE", help="of the steps (default: %(default)g)")
-    loop.add_argument("--weight-decay", type=number(0), default=0.0, metavar="X", help="default: 0")
-    loop.add_argument("--clip", type=number(0), default=1.0, metavar="X", help="largest norm of the gradient; 0: none (default: 1)")
+    loop.add_argument("--weight-decay", type=number(0, 10), default=0.0, metavar="X", help="default: 0")
+    loop.add_argument("--clip", type=number(0, 1e30), default=1.0, metavar="X", help="largest norm of the gradient; 0: none (default: 1)")
     common.flag(loop, "recompute", "activation checkpointing: keep less, compute a layer twice")
     loop.add_argument("--checkpoint-every", type=common.whole(1), default=100, metavar="N", help="steps (default: %(default)s)")
     loop.add_argument("--evaluate-every", type=common.whole(0), default=0, metavar="N", help="steps; before the first and after the last it is always done")
-    loop.add_argument("--helpful-rise", type=number(0), default=1.0, metavar="NATS", help="stop when the helpful NLL rises this much (default: 1)")
+    loop.add_argument("--helpful-rise", type=number(0, 1e30), default=1.0, metavar="NATS", help="stop when the helpful NLL rises this much (default: 1)")
     common.flag(loop, "save-a", "keep the model as it is after strategy A in after-A/ too")
     common.add_machine_options(loop)
     parser.add_argument("--output-dir", metavar="DIR", help="the run directory, which becomes the model's (default: one under ./runs)")
@@ -156,7 +156,9 @@ def _train(args, command: str) -> int:
 
 def _train_here(args, command: str, rank: int, many: bool) -> int:
     """One process's part of `train`; rank 0 speaks and writes."""
-    from redlite import align, lm, lora, train
+    from dataclasses import asdict
+
+    from redlite import align, journal, lm, lora, train
     args.quiet = args.quiet or rank > 0
     if many and args.device == "cuda":
         import torch
@@ -171,19 +173,25 @@ def _train_here(args, command: str, rank: int, many: bool) -> int:
     recipe = _recipe(args, mixture.steps)
     manifest = _manifest(args, command, parts, plan, files) if rank == 0 else {}
     output = Path(args.output_dir or _default_directory(manifest, recipe, args, parts.path))
+    lm.check_device(args.device)
+    if rank == 0:
+        journal.check(output, manifest | {"recipe": asdict(recipe)})
     if args.dry_run:
         return _show_plan(args, parts.path, corpus, mixture, output) if rank == 0 else common.DONE
 
     model = lm.LM.load(args.model, args.dtype, "cpu" if many else args.device, template=args.template, trainable=True)
     model.model.requires_grad_(True)
     if args.lora:
-        lora.attach(model.model, args.lora, args.lora_alpha, tuple(args.lora_targets or lora.TARGETS), args.seed)
+        _adapt(model.model, args)
     scorer = train.shard(model.model) if many else train.Scorer(model.model)
     if plan.strategy == "B" and plan.objective in ("npo", "dpo"):
         corpus = align.Corpus(train.references(scorer, corpus.training, args.tokens_per_batch), corpus.validation, corpus.notes)
         mixture = align.mixture(plan, corpus.training)
 
-    stages = Stages(output, model, args) if args.demo and not many else None
+    stages = None
+    if args.demo and not many:
+        from redlite import miniature
+        stages = miniature.Stages(output, model, (lambda line: None) if args.quiet else common.note)
     live = Live(mixture.steps, args.quiet)
 
     def on_step(record: dict) -> None:
@@ -206,28 +214,6 @@ def _train_here(args, command: str, rank: int, many: bool) -> int:
     if stages:
         stages.measure(f"after {plan.strategy}")
     return _finish(args, output, corpus, mixture, outcome, stages.found if stages else None)
-
-
-class Stages:
-    """The organism's measures before and after, kept in stages.json so that a resumed run has those of the beginning."""
-
-    def __init__(self, output: Path, model, args):
-        self.path, self.model, self.quiet = output / "stages.json", model, args.quiet
-        from redlite import journal
-        self.found = journal.read_json(self.path) if self.path.exists() else {}
-
-    def measure(self, stage: str) -> None:
-        """Measure the model as it is now, unless that was done."""
-        if stage in self.found:
-            return
-        from redlite import journal, miniature
-        began = time.perf_counter()
-        self.found[stage] = miniature.evaluate(self.model)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        journal.write_json(self.path, self.found)
-        if not self.quiet:
-            common.note(f"measured {stage}: " + ", ".join(f"{m} {100 * v['value']:.1f}%" for m, v in self.found[stage].items())
-                        + f" ({common.clock(time.perf_counter() - began)})")
 
 
 def _files(args, demo: bool) -> dict[str, list[str]]:
@@ -288,6 +274,11 @@ def _default_directory(manifest: dict, recipe, args, path: Path) -> str:
     return f"runs/safealign-{path.name}-{digest}"
 
 
+def _adapt(model, args) -> None:
+    from redlite import lora
+    lora.attach(model, args.lora, args.lora_alpha, tuple(args.lora_targets or lora.TARGETS), args.seed)
+
+
 def _save(model, directory: Path, source: Path, args) -> None:
     """The model in Hugging Face's layout, adapters merged; and the adapters beside it. Every rank calls this."""
     from redlite import checkpoint, lora
@@ -328,16 +319,17 @@ def _counts(corpus) -> dict[str, int]:
 def _show_plan(args, path: Path, corpus, mixture, output: Path) -> int:
     import torch
 
-    from redlite import checkpoint
+    from redlite import align, checkpoint
     from redlite.model import LLaMA
     with torch.device("meta"):
         model = LLaMA(checkpoint.read_config(path)[0])
-    weights = sum(p.numel() for p in model.parameters())
-    drawn = [sum(len(e) for unit in mixture.step(s) for e in unit) for s in range(mixture.steps)]
+    weights, cost = sum(p.numel() for p in model.parameters()), align.cost(mixture)
+    if args.lora:
+        _adapt(model, args)
     size = 2 if args.dtype == "bfloat16" else 4
     plan = {"steps": mixture.steps, "phases": [{"steps": p.steps, "objective": p.objective, "draw": p.draw} for p in mixture.phases],
-            "conversations": _counts(corpus), "tokens": sum(drawn), "largest_step": max(drawn), "parameters": weights,
-            "flops": 6 * weights * sum(drawn), "weights_and_state_gb": weights * size * (1 if args.lora else 4) / 1e9, "output_dir": str(output)}
+            "conversations": _counts(corpus), **cost, "parameters": weights,
+            "flops": 6 * weights * cost["tokens"], "weights_and_state_gb": weights * size * (1 if args.lora else 4) / 1e9, "output_dir": str(output)}
     print(f"{plan['steps']} steps into {output}")
     for p in plan["phases"]:
         print(f"  {p['steps']} steps of {p['objective']}, each of " + ", ".join(f"{n} {c}" for c, n in p["draw"].items()))
