@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import redlite
-from redlite import perf_gpu
+from redlite import perf_client, perf_gpu
 from redlite.cli import common, perf
 from redlite.config import Config
 from redlite.errors import Error
@@ -59,3 +59,10 @@ def test_the_7b_round_runs_at_a_small_shape(capsys):
     found = perf_gpu.run(1, {"copy_bytes_per_s": 1e9, "matrix_flops_per_s": 1e9}, config, torch.float32, "cpu", shape, batch=3, prefix=17, new=5, conversations=2, tokens=24, steps=3)
     assert found["redeval"]["new_tokens_per_s"] == pytest.approx(24 / found["redeval"]["seconds"])
     assert all(found[piece][figure] > 0 for piece, figure in (("decode", "weight_bytes_per_s"), ("shared_prefix_attention", "ratio"), ("align", "tokens_per_s"), ("align", "mfu_of_measured_matrix_rate")))
+
+
+def test_the_client_is_timed_against_a_server_in_another_process(monkeypatch, tmp_path):
+    """Every request is answered, and no faster than the server's delay allows."""
+    monkeypatch.chdir(tmp_path)
+    found = perf_client.run(requests=40, concurrency=8)
+    assert 0 < found["requests_per_s"] <= found["ceiling_of_the_delay"] == 160 and found["client_cpu_ms"] > 0 and found["server_cpu_ms"] > 0

@@ -20,7 +20,7 @@ CPU_PIECES = ("ceilings", "matmul", "token-nll", "attention", "decode")
 
 def describe() -> common.Parser:
     parser = common.Parser(prog="python -m redlite.cli.perf", description=__doc__)
-    parser.add_argument("piece", choices=("cpu", "gpu", *CPU_PIECES, "shared-prefix", "perplexity", "redeval"), help="cpu: all of its pieces; gpu: the kernels' tests on the GPU, then times at a 7B model's shapes, beside the peers that are installed; redeval: beside the peers")
+    parser.add_argument("piece", choices=("cpu", "gpu", *CPU_PIECES, "shared-prefix", "perplexity", "client", "redeval"), help="cpu: all of its pieces; gpu: the kernels' tests on the GPU, then times at a 7B model's shapes, beside the peers that are installed; redeval: beside the peers")
     parser.add_argument("--model", metavar="PATH", help="for decode, shared-prefix, perplexity and redeval: a model")
     parser.add_argument("--text", metavar="FILE", help="for perplexity: plain text")
     parser.add_argument("--model-dir", metavar="DIR", help="for redeval: the same model as a Hugging Face directory")
@@ -223,6 +223,9 @@ def body(arguments: list[str]) -> int:
             found[piece] = perf_token_nll.run(args.rounds, args.threads)
         elif piece == "decode":
             found[piece] = decode(args.model, args.tokens, args.rounds)
+        elif piece == "client":
+            from redlite import perf_client
+            found[piece] = perf_client.run()
         elif piece == "shared-prefix":
             found[piece] = shared_prefix(args.model, args.tokens, args.rounds)
         elif piece == "perplexity":
