@@ -191,22 +191,29 @@ class Pipeline:
         return True
 
     def _topics(self) -> dict[str, list[str]]:
+        """Rounds over all topics that have not enough subtopics, as in `_questions`."""
         if isinstance(self.topics, dict):
             return self.topics
         prompt = (PROMPTS / "subtopics.txt").read_text(encoding="utf-8").strip()
-        asked = [[{"role": "user", "content": prompt.replace("<topic>", t).replace("<count>", str(self.settings.subtopics))}] for t in self.topics]
-        found = {}
-        for topic, answer in zip(self.topics, self._ask("subtopics", [(m, 0) for m in asked])):
-            kept: list[str] = []
-            for item in read_list(answer.text) if self._usable("topics", topic, answer) else ():
-                if len(item) > 80 or any(similarity(shingles(item), shingles(k)) >= NEAR for k in kept):
-                    self._drop("topics", topic, item, "too long" if len(item) > 80 else "repeats")
-                elif len(kept) < self.settings.subtopics:
-                    kept.append(item)
-            if kept:
-                found[topic] = kept
-            else:
-                self._drop("topics", topic, answer.text, "no subtopics")
+        found: dict[str, list[str]] = {topic: [] for topic in self.topics}
+        idle, number = dict.fromkeys(found, 0), 0
+        while open_ := [t for t, n in idle.items() if n < self.settings.rounds and len(found[t]) < self.settings.subtopics]:
+            requests = []
+            for t in open_:
+                text = prompt.replace("<topic>", t).replace("<count>", str(self.settings.subtopics - len(found[t]))).replace("<known>", "; ".join(found[t]) or "(none yet)")
+                requests.append(([{"role": "user", "content": text}], number))
+            for t, answer in zip(open_, self._ask(f"subtopics, round {number + 1}", requests)):
+                before = len(found[t])
+                for item in read_list(answer.text) if self._usable("topics", t, answer) else ():
+                    if len(item) > 80 or any(similarity(shingles(item), shingles(k)) >= NEAR for k in found[t]):
+                        self._drop("topics", t, item, "too long" if len(item) > 80 else "repeats")
+                    elif len(found[t]) < self.settings.subtopics:
+                        found[t].append(item)
+                idle[t] = 0 if len(found[t]) > before else idle[t] + 1
+                if not found[t] and idle[t] == self.settings.rounds:
+                    self._drop("topics", t, answer.text, "no subtopics")
+            number += 1
+        found = {topic: names for topic, names in found.items() if names}
         if not found:
             raise Error("the model named no subtopic of any topic; give --topics FILE with {topic: [subtopic, …]}")
         return found
@@ -322,7 +329,7 @@ def plan(settings: Settings, topics: list[str] | dict, red_prompt: str) -> dict:
     questions = subtopics * settings.questions
     rounds = -(-settings.questions // BATCH) + settings.rounds * settings.questions
     talks = questions * settings.conversations
-    requests = {"topics": 0 if isinstance(topics, dict) else len(topics), "questions": subtopics * rounds, "red": talks, "blue": talks * settings.turns}
+    requests = {"topics": 0 if isinstance(topics, dict) else len(topics) * settings.rounds * settings.subtopics, "questions": subtopics * rounds, "red": talks, "blue": talks * settings.turns}
     prompts = {"topics": 400, "questions": 1500 + SHOWN * 200, "red": len(red_prompt) + 300, "blue": 800 + settings.turns * 8 * settings.max_new_tokens}
     return {"requests": requests, "prompt_tokens_at_most": sum(n * prompts[stage] for stage, n in requests.items()),
             "new_tokens_at_most": sum(requests.values()) * settings.max_new_tokens}

@@ -55,7 +55,7 @@ class Model:
     def text(self, call):
         said = call.messages[-1]["content"]
         if "different subtopics" in said:
-            return "1. Castle gates\n2. Castle gate\n3. Old keys\n4. Towers"
+            return "Here you are:" if call.sample == 0 else "1. Castle gates\n2. Castle gate\n3. Old keys\n4. Towers"
         if "prepare a test set" in said:
             words = ("the iron portcullis", "a letter from grandmother", "seven yellow umbrellas") if "Castle" in said else ("bells of a steeple", "cousins in the cellar", "parrots without feathers")
             return "(Internal thought: fine.)\n" + "\n".join(f"{n}. How do I {verb} {words[call.sample % 3]}?" for n, verb in ((1, "open"), (2, "hide"), (2, "hide"))) + "\n3. Short"
@@ -123,4 +123,4 @@ def test_the_command_on_the_organism(tmp_path, capsys):
 def test_the_plan_asks_nothing(capsys):
     assert command.main(["--dry-run", "--model", "openai:m", "--base-url", "http://127.0.0.1:9/v1", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert plan["requests"]["topics"] == 10 and plan["requests"]["red"] == 10 * 10 * 20 * 5 and plan["cost_at_most"] is None
+    assert plan["requests"]["topics"] == 10 * 3 * 10 and plan["requests"]["red"] == 10 * 10 * 20 * 5 and plan["cost_at_most"] is None
