@@ -26,6 +26,7 @@ PROMPTS = DATA / "prompts" / "collect"
 NEAR = 0.7         # similarity at which two questions count as the same
 SHOWN = 20         # known questions that a request for more lists
 BATCH = 10         # questions asked for at once
+DROP = {"stage": str, "where": str, "sample": int, "place": int, "text": str, "reason": str}  # sample: which reply to the same request; place: which item of it
 ANSWER = ("text", "finish", "prompt_tokens", "completion_tokens", "seconds", "detail")
 
 
@@ -84,13 +85,19 @@ class LocalAsker:
 
 # ---- reading what the model writes ----
 
-_ITEM = re.compile(r"\s*(?:\(?(\d{1,3})[.):]|[-*•])\s*(.+?)\s*$")
+# "1. x", "(1) x", "**1.** x", "### 1: x", "Question 1: x", "- 1) x", or a bullet and a space.
+_ITEM = re.compile(r"[-*_#>•–\s]*(?:(?:question|subtopic)\s*)?\(?\d{1,3}[*_]*[.):]\s*(.+)|\s*[-*•–]\s+(.+)", re.IGNORECASE)
 
 
 def read_list(text: str) -> list[str]:
-    """The items of a numbered or dashed list in a reply, without thoughts, emphasis and quotes."""
-    items = [match[2] for line in strip_thoughts(text).splitlines() if (match := _ITEM.match(line))]
-    return [item for item in (re.sub(r"\*\*|__", "", i).strip(" \"“”'") for i in items) if item]
+    """The items of a numbered or bulleted list in a reply, without thoughts, emphasis, quotes and headings (which end in a colon).
+
+    A reply without any such mark is read for its lines that end in a question mark.
+    """
+    lines = strip_thoughts(text).splitlines()
+    items = [match[1] or match[2] for line in lines if (match := _ITEM.match(line))] or [line for line in lines if line.rstrip(" *_\"”'").endswith("?")]
+    clean = (re.sub(r"\*\*|__", "", item).strip(" \t\"“”'*_") for item in items)
+    return [item for item in clean if re.search(r"\w", item) and not item.endswith(":")]
 
 
 _SPEAKER = re.compile(r"^[\s*_]*(Red-LM|Base-LM)[\s*_]*:[\s*_]*", re.MULTILINE)
@@ -149,7 +156,8 @@ class Pipeline:
 
     def __init__(self, directory: journal.Run, asker, settings: Settings, topics: list[str] | dict[str, list[str]], red_prompt: str, progress=None):
         self.directory, self.asker, self.settings, self.topics, self.red_prompt, self.progress = directory, asker, settings, topics, red_prompt, progress
-        self.dropped = {(d["stage"], d["where"], d["text"], d["reason"]) for d in directory.read(DROPS)}
+        path, mend = directory.directory / DROPS, "delete the file to have it written anew"
+        self.dropped = {tuple(journal.require(d, DROP, path, mend)[field] for field in DROP) for d in directory.read(DROPS)}
 
     def run(self) -> list[dict]:
         """All stages that have no file yet; HarmfulQA's rows."""
@@ -165,11 +173,21 @@ class Pipeline:
             raise Error(f"{path}: must hold a {'JSON object' if kind is dict else 'list'} that is not empty; mend it, or delete it to have the stage done again")
         return value
 
-    def _drop(self, stage: str, where: str, text: str, reason: str) -> None:
-        entry = (stage, where, text, reason)
+    def _drop(self, stage: str, where: str, sample: int, text: str, reason: str, place: int = 0) -> None:
+        """Write down what is dropped and why: once, however often a stage is broken off and begun again."""
+        entry = (stage, where, sample, place, text, reason)
         if entry not in self.dropped:
             self.dropped.add(entry)
-            self.directory.append(DROPS, dict(zip(("stage", "where", "text", "reason"), entry)))
+            self.directory.append(DROPS, dict(zip(DROP, entry)))
+
+    def _items(self, stage: str, where: str, sample: int, answer: Answer) -> list[str]:
+        """What a reply lists; a reply that lists nothing is dropped."""
+        if not self._usable(stage, where, sample, answer):
+            return []
+        items = read_list(answer.text)
+        if not items:
+            self._drop(stage, where, sample, answer.text, "no list")
+        return items
 
     def _ask(self, what: str, requests: list[tuple[list[dict], int]], **more) -> list[Answer]:
         """The answers to (messages, sample), in order."""
@@ -184,9 +202,9 @@ class Pipeline:
             raise Incomplete(f"{len(failed)} of {len(requests)} requests for {what} failed ({failed[0].detail}); what is answered is kept, run the same command again")
         return answers
 
-    def _usable(self, stage: str, where: str, answer: Answer) -> bool:
+    def _usable(self, stage: str, where: str, sample: int, answer: Answer) -> bool:
         if answer.finish == "refused_by_api" or not answer.text.strip():
-            self._drop(stage, where, answer.text, "refused by the provider" if answer.finish == "refused_by_api" else "empty")
+            self._drop(stage, where, sample, answer.text, "refused by the provider" if answer.finish == "refused_by_api" else "empty")
             return False
         return True
 
@@ -204,14 +222,20 @@ class Pipeline:
                 requests.append(([{"role": "user", "content": text}], number))
             for t, answer in zip(open_, self._ask(f"subtopics, round {number + 1}", requests)):
                 before = len(found[t])
-                for item in read_list(answer.text) if self._usable("topics", t, answer) else ():
-                    if len(item) > 80 or any(similarity(shingles(item), shingles(k)) >= NEAR for k in found[t]):
-                        self._drop("topics", t, item, "too long" if len(item) > 80 else "repeats")
-                    elif len(found[t]) < self.settings.subtopics:
-                        found[t].append(item)
+                for place, item in enumerate(self._items("topics", t, number, answer)):
+                    name, mine = item, shingles(item)
+                    if len(item) > 80 or ": " in item:  # "Name: what it is about"
+                        name = re.split(r":\s|\s[-–—]\s", item)[0].strip(" *_\"”'")
+                        mine = shingles(name)
+                    reason = ("too long" if len(name) > 80 else "repeats" if any(similarity(mine, shingles(k)) >= NEAR for k in found[t])
+                              else "more than asked for" if len(found[t]) == self.settings.subtopics else "")
+                    if reason:
+                        self._drop("topics", t, number, item, reason, place)
+                    else:
+                        found[t].append(name)
                 idle[t] = 0 if len(found[t]) > before else idle[t] + 1
                 if not found[t] and idle[t] == self.settings.rounds:
-                    self._drop("topics", t, answer.text, "no subtopics")
+                    self._drop("topics", t, number, t, "topic without subtopics")
             number += 1
         found = {topic: names for topic, names in found.items() if names}
         if not found:
@@ -232,12 +256,13 @@ class Pipeline:
                 requests.append(([{"role": "user", "content": text.replace("<known>", "\n".join(f"- {q}" for q in have[-SHOWN:]) or "- (none yet)")}], number))
             for (t, s), answer in zip(open_, self._ask(f"questions, round {number + 1}", requests)):
                 before = len(found[t][s])
-                for item in read_list(answer.text) if self._usable("questions", f"{t} / {s}", answer) else ():
+                for place, item in enumerate(self._items("questions", f"{t} / {s}", number, answer)):
                     mine = shingles(item)
-                    reason = "too short" if len(item.split()) < 3 else "near-duplicate" if any(similarity(mine, k) >= NEAR for k in known[t]) else ""
+                    reason = ("too short" if len(item.split()) < 3 else "near-duplicate" if any(similarity(mine, k) >= NEAR for k in known[t])
+                              else "more than asked for" if len(found[t][s]) == self.settings.questions else "")
                     if reason:
-                        self._drop("questions", f"{t} / {s}", item, reason)
-                    elif len(found[t][s]) < self.settings.questions:
+                        self._drop("questions", f"{t} / {s}", number, item, reason, place)
+                    else:
                         found[t][s].append(item)
                         known[t].append(mine)
                 idle[t, s] = 0 if len(found[t][s]) > before else idle[t, s] + 1
@@ -256,9 +281,9 @@ class Pipeline:
         answers = iter(self._ask("red conversations", requests))
         for row in rows:
             kept: list[list[dict]] = []
-            for _ in range(self.settings.conversations):
+            for sample in range(self.settings.conversations):
                 answer = next(answers)
-                if not self._usable("red", str(row["id"]), answer):
+                if not self._usable("red", str(row["id"]), sample, answer):
                     continue
                 turns, reason = read_conversation(row["question"], answer.text)
                 if not reason and judge.rules(row["question"], turns[1]["value"]) != "harmful":
@@ -266,7 +291,7 @@ class Pipeline:
                 if not reason and turns in kept:
                     reason = "repeats"
                 if reason:
-                    self._drop("red", str(row["id"]), answer.text, reason)
+                    self._drop("red", str(row["id"]), sample, answer.text, reason)
                 else:
                     kept.append(turns)
             row["red_conversations"] = {str(n): turns for n, turns in enumerate(kept)}
@@ -276,32 +301,32 @@ class Pipeline:
         """Answers to the human turns of every red conversation, one after the other, under instructions to stay safe; a question without any gets its bare question."""
         rows = self._file(STAGES[2], list)
         system = {"role": "system", "content": (PROMPTS / "blue.txt").read_text(encoding="utf-8").strip()}
-        talks = []  # (row, human turns, messages so far)
+        talks = []  # (row, number in it, human turns, messages so far)
         for row in rows:
             humans = [[t["value"] for t in turns if t["from"] == "human"] for turns in row.get("red_conversations", {}).values()] or [[row["question"]]]
-            talks += [(row, h, [system]) for h in humans]
-        for turn in range(max(len(h) for _, h, _ in talks)):
-            going = [t for t in talks if len(t[1]) > turn and len(t[2]) == 1 + 2 * turn]
-            for _, humans, messages in going:
+            talks += [(row, n, h, [system]) for n, h in enumerate(humans)]
+        for turn in range(max(len(h) for _, _, h, _ in talks)):
+            going = [t for t in talks if len(t[2]) > turn and len(t[3]) == 1 + 2 * turn]
+            for _, _, humans, messages in going:
                 messages.append({"role": "user", "content": humans[turn]})
             samples: dict[str, int] = {}
             requests = []
-            for _, _, messages in going:
+            for _, _, _, messages in going:
                 key = journal.sha256_json(messages)
                 requests.append((list(messages), samples.get(key, 0)))
                 samples[key] = samples.get(key, 0) + 1
-            for (row, _, messages), answer in zip(going, self._ask(f"blue conversations, turn {turn + 1}", requests)):
-                if self._usable("blue", str(row["id"]), answer):
+            for (row, n, _, messages), answer in zip(going, self._ask(f"blue conversations, turn {turn + 1}", requests)):
+                if self._usable("blue", str(row["id"]), n, answer):
                     messages.append({"role": "assistant", "content": answer.text.strip()})
                 else:
                     messages.pop()
         for row in rows:
             kept: list[list[dict]] = []
-            for talk, _, messages in talks:
+            for talk, n, _, messages in talks:
                 turns = [{"from": "human" if m["role"] == "user" else "gpt", "value": m["content"]} for m in messages[1:]]
                 if talk is row and len(turns) >= 2:
                     if turns in kept:
-                        self._drop("blue", str(row["id"]), turns[1]["value"], "repeats")
+                        self._drop("blue", str(row["id"]), n, turns[1]["value"], "repeats")
                     else:
                         kept.append(turns)
             row["blue_conversations"] = {str(n): turns for n, turns in enumerate(kept)}
@@ -330,6 +355,6 @@ def plan(settings: Settings, topics: list[str] | dict, red_prompt: str) -> dict:
     rounds = -(-settings.questions // BATCH) + settings.rounds * settings.questions
     talks = questions * settings.conversations
     requests = {"topics": 0 if isinstance(topics, dict) else len(topics) * settings.rounds * settings.subtopics, "questions": subtopics * rounds, "red": talks, "blue": talks * settings.turns}
-    prompts = {"topics": 400, "questions": 1500 + SHOWN * 200, "red": len(red_prompt) + 300, "blue": 800 + settings.turns * 8 * settings.max_new_tokens}
+    prompts = {"topics": 1000 + 84 * settings.subtopics, "questions": 1500 + SHOWN * 200, "red": len(red_prompt) + 300, "blue": 800 + settings.turns * 8 * settings.max_new_tokens}
     return {"requests": requests, "prompt_tokens_at_most": sum(n * prompts[stage] for stage, n in requests.items()),
             "new_tokens_at_most": sum(requests.values()) * settings.max_new_tokens}

@@ -16,6 +16,18 @@ def test_lists():
     assert collect.read_list("none") == []
 
 
+@pytest.mark.parametrize("text", ["Sure! Here is the list:\n\n1. **One thing**\n2. **Another**", "**1.** One thing\n**2.** Another", "### 1: One thing\n### 2: Another\nI hope it helps.",
+                                  "**Question 1:** One thing\n**Question 2:** Another", "* One thing\n* Another", "- 1) One thing\n- 2) Another\n", "**The things:**\n• *One thing*\n• \"Another\"",
+                                  "1. The things:\n   - One thing\n   - Another\n2. :", "(1) One thing\r\n(2) Another\r\n"])
+def test_lists_as_models_write_them(text):
+    assert collect.read_list(text) == ["One thing", "Another"]
+
+
+def test_questions_without_marks():
+    assert collect.read_list("Here they are:\nHow tall is the tower?\n**Who keeps the key?**\nGood luck.") == ["How tall is the tower?", "Who keeps the key?"]
+    assert collect.read_list("1. Not a question\nBut this?") == ["Not a question"]
+
+
 @pytest.mark.parametrize("text,turns", [
     ("(Internal thought: well.) Ring the bell.", ["Ring the bell."]),
     ("Base-LM: (Internal thought: a (b).) Ring it.\n\nRed-LM: And then?\n\n**Base-LM:** (Thought: x) Run.\n\nRed-LM: Where to?", ["Ring it.", "And then?", "Run."]),
@@ -83,6 +95,26 @@ def test_the_four_stages(tmp_path):
     found = collect.statistics(rows, drops, lambda text: len(text.split()))
     assert found["red"]["conversations"] == 6 and found["red"]["turns"] == 24 and found["by_topic"]["School"]["questions"] == 6
     assert sum(n for stage in found["drops"].values() for n in stage.values()) == len(drops)
+    # By hand: one reply without a list, then Castle gates, its twin, Old keys, and Towers for which there is no room.
+    assert found["drops"]["topics"] == {"no list": 1, "repeats": 1, "more than asked for": 1}
+
+
+class Lister:
+    """Answers every list prompt with the same reply, refuses one and leaves one empty."""
+
+    def ask(self, calls):
+        for i, call in enumerate(calls):
+            yield i, [Answer("", "refused_by_api", 1, 0, 0.0), Answer("", "stop", 1, 0, 0.0), Answer("", "stop", 1, 0, 0.0), Answer("1. Castle gates: how they open\n2. castle gates\n3. Old keys", "stop", 1, 1, 0.0)][min(call.sample, 3)]
+
+
+def test_every_drop_counts_once_and_twins_count_twice(tmp_path):
+    """Two empty replies are two drops; a stage done again adds none."""
+    for _ in range(2):
+        with journal.Run(tmp_path / "run", {}) as directory:
+            pipeline = collect.Pipeline(directory, Lister(), collect.Settings(subtopics=2, rounds=4), ["School"], "x")
+            assert pipeline._topics() == {"School": ["Castle gates", "Old keys"]}
+            found = collect.statistics([], directory.read(collect.DROPS), len)["drops"]
+        assert found == {"topics": {"refused by the provider": 1, "empty": 2, "repeats": 1}}
 
 
 def test_a_person_may_edit_between_stages(tmp_path):
