@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 import requests
 
 from redlite import __version__, pacing
+from redlite.completion import Answer, completion, filtered
 from redlite.errors import Error, Incomplete
 from redlite.journal import Run, read_json, sha256_json
 
@@ -29,8 +30,6 @@ VENDOR = "https://api.openai.com/v1"
 JOURNAL = "api.jsonl"
 RETRIED = {408, 409, 429}
 LARGEST_BODY = 64 << 20
-# What providers say when their filter refuses, in code, type or innererror.code; their messages are not looked at.
-FILTERED = {"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation", "moderation_blocked", "data_inspection_failed"}
 
 
 @dataclass(frozen=True)
@@ -39,17 +38,6 @@ class Call:
     messages: list[dict]
     parameters: dict = field(default_factory=dict)
     sample: int = 0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """finish: "stop", "length", "refused_by_api" or "error"; detail: why, or what came instead of text; tokens None where the endpoint does not say."""
-    text: str
-    finish: str
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    seconds: float
-    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -360,14 +348,14 @@ class Client:
             value = None
         took = round(time.monotonic() - started, 3)
         if status == 200:
-            answer = self._completion(value, took)
+            answer = completion(value, took, self.redact)
             if answer is None:
                 raise _Retry("invalid body: no chat completion in JSON")
             return answer
         failure = value.get("error") if isinstance(value, dict) else None
         failure = failure if isinstance(failure, dict) else {"message": str(failure or "")}
         detail = self.redact(f"status {status}: {failure.get('message') or data[:200].decode('utf-8', 'replace')}")[:500]
-        if _filtered(failure):
+        if filtered(failure):
             return Answer("", "refused_by_api", None, None, took, detail)
         if status in RETRIED or status >= 500:
             if failure.get("code") == "insufficient_quota":
@@ -386,27 +374,6 @@ class Client:
         with self._lock:
             self._note({"key": key, "unpaid": f"status {status}"})
 
-    def _completion(self, value, took: float) -> Answer | None:
-        """The answer in a 200 body; None if there is none. Missing and null text is "", and `detail` says what came instead."""
-        try:
-            choice = value["choices"][0]
-            message = choice["message"]
-            content, finish = message.get("content"), choice.get("finish_reason")
-        except (TypeError, KeyError, IndexError, AttributeError):
-            return None
-        if isinstance(content, list):
-            content = "".join(p["text"] for p in content if isinstance(p, dict) and isinstance(p.get("text"), str))
-        if content is not None and not isinstance(content, str):
-            return None
-        usage = value.get("usage") if isinstance(value.get("usage"), dict) else {}
-        used = [usage.get(k) if isinstance(usage.get(k), int) and usage[k] >= 0 else None for k in ("prompt_tokens", "completion_tokens")]
-        refusal, detail = message.get("refusal"), ""
-        if finish == "content_filter" or (refusal and not content):
-            return Answer(self.redact(content or ""), "refused_by_api", *used, took, self.redact(refusal or "finish_reason content_filter")[:500])
-        if not content:
-            detail = "tool calls" if message.get("tool_calls") or message.get("function_call") else "no text"
-        return Answer(self.redact(content or ""), "length" if finish == "length" else "stop", *used, took, detail)
-
     def redact(self, text) -> str:
         """A text without the API key and without the passwords of proxies."""
         text = str(text)
@@ -423,9 +390,3 @@ def _secrets() -> list[str]:
         found += [password, urllib.parse.unquote(password)] if password else []
     found += [urllib.parse.quote(s, safe="") for s in found if s]
     return sorted({s for s in found if len(s) >= 4}, key=len, reverse=True)
-
-
-def _filtered(failure: dict) -> bool:
-    inner, metadata = failure.get("innererror"), failure.get("metadata")
-    codes = [failure.get("code"), failure.get("type"), inner.get("code") if isinstance(inner, dict) else None]
-    return any(isinstance(c, str) and c in FILTERED for c in codes) or (isinstance(metadata, dict) and "flagged_input" in metadata)

@@ -1,0 +1,46 @@
+"""What an endpoint's reply says: the answer in a chat completion, and whether an error is a refusal by the provider's filter. Opens nothing."""
+from collections.abc import Callable
+from dataclasses import dataclass
+
+# What providers say when their filter refuses, in code, type or innererror.code; their messages are not looked at.
+FILTERED = {"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation", "moderation_blocked", "data_inspection_failed"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """finish: "stop", "length", "refused_by_api" or "error"; detail: why, or what came instead of text; tokens None where the endpoint does not say."""
+    text: str
+    finish: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    seconds: float
+    detail: str = ""
+
+
+def completion(value, took: float, redact: Callable[[str], str]) -> Answer | None:
+    """The answer in a 200 body; None if there is none. Missing and null text is "", and `detail` says what came instead."""
+    try:
+        choice = value["choices"][0]
+        message = choice["message"]
+        content, finish = message.get("content"), choice.get("finish_reason")
+    except (TypeError, KeyError, IndexError, AttributeError):
+        return None
+    if isinstance(content, list):
+        content = "".join(p["text"] for p in content if isinstance(p, dict) and isinstance(p.get("text"), str))
+    if content is not None and not isinstance(content, str):
+        return None
+    usage = value.get("usage") if isinstance(value.get("usage"), dict) else {}
+    used = [usage.get(k) if isinstance(usage.get(k), int) and usage[k] >= 0 else None for k in ("prompt_tokens", "completion_tokens")]
+    refusal, detail = message.get("refusal"), ""
+    if finish == "content_filter" or (refusal and not content):
+        return Answer(redact(content or ""), "refused_by_api", *used, took, redact(refusal or "finish_reason content_filter")[:500])
+    if not content:
+        detail = "tool calls" if message.get("tool_calls") or message.get("function_call") else "no text"
+    return Answer(redact(content or ""), "length" if finish == "length" else "stop", *used, took, detail)
+
+
+def filtered(failure: dict) -> bool:
+    """Whether an error's code or type, as providers write them, says that their content filter refused."""
+    inner, metadata = failure.get("innererror"), failure.get("metadata")
+    codes = [failure.get("code"), failure.get("type"), inner.get("code") if isinstance(inner, dict) else None]
+    return any(isinstance(c, str) and c in FILTERED for c in codes) or (isinstance(metadata, dict) and "flagged_input" in metadata)
