@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import requests
 
 from redlite import __version__, pacing
-from redlite.completion import Answer, completion, filtered
+from redlite.completion import Answer, completion, filtered, recall
 from redlite.errors import Error, Incomplete
 from redlite.journal import Run, read_json, sha256_json
 
@@ -123,7 +123,7 @@ class Client:
         self.spent = Counter()     # requests, prompt, completion; of all runs on this journal
         self._open: dict[str, tuple[int, int]] = {}
         for record in run.read(JOURNAL):
-            self._remember(record)
+            self._remember(record, recall(record, run.directory / JOURNAL))
         for prompt, completion in self._open.values():  # sent by a process that was killed: they may have been paid for
             self.spent.update(prompt=prompt, completion=completion)
         self._open.clear()
@@ -144,8 +144,8 @@ class Client:
 
     # The journal
 
-    def _remember(self, record: dict) -> None:
-        key = record.get("key")
+    def _remember(self, record: dict, answer: Answer | None) -> None:
+        key = record["key"]
         if "sent" in record:
             self.spent["requests"] += 1
             if key in self._open:
@@ -155,17 +155,16 @@ class Client:
             self._open.pop(key, None)
         else:
             bound = self._open.pop(key, (0, 0))
-            answer = Answer(**{name: record[name] for name in ("text", "finish", "prompt_tokens", "completion_tokens", "seconds", "detail")})
             self.spent.update(prompt=bound[0] if answer.prompt_tokens is None else answer.prompt_tokens,
                               completion=bound[1] if answer.completion_tokens is None else answer.completion_tokens)
             self._answers[key] = answer
 
-    def _note(self, record: dict) -> None:
+    def _note(self, record: dict, answer: Answer | None = None) -> None:
         """Write a record and count it. Under the lock."""
         if self._closed:  # a straggler, after its caller went away and with it the run directory
             return
         self.run.append(JOURNAL, record)
-        self._remember(record)
+        self._remember(record, answer)
 
     def key(self, call: Call) -> str:
         """What identifies a call in the journal."""
@@ -299,7 +298,7 @@ class Client:
                 if not self._answers:  # nothing ever worked here, so it is not this one request
                     raise Error(f"{self.endpoint.base_url} refuses the request: {answer.detail}")
             else:
-                self._note({"key": key, **vars(answer)})
+                self._note({"key": key, **vars(answer)}, answer)
                 self._successes += 1
         outcome["ok"] = True
         return answer

@@ -14,20 +14,20 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from redlite import journal, judge, sampling
+from redlite import collect_files, journal, judge, sampling
 from redlite.client import JOURNAL, Answer, Call
+from redlite.collect_files import STAGES
+from redlite.completion import recall
 from redlite.errors import Error, Incomplete
 from redlite.questions import DATA
 from redlite.redeval import strip_thoughts
 
-STAGES = ("topics.json", "questions.json", "red.json", "harmfulqa.json")
 DROPS, STATISTICS = "drops.jsonl", "statistics.json"
 PROMPTS = DATA / "prompts" / "collect"
 NEAR = 0.7         # similarity at which two questions count as the same
 SHOWN = 20         # known questions that a request for more lists
 BATCH = 10         # questions asked for at once
 DROP = {"stage": str, "where": str, "sample": int, "place": int, "text": str, "reason": str}  # sample: which reply to the same request; place: which item of it
-ANSWER = ("text", "finish", "prompt_tokens", "completion_tokens", "seconds", "detail")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class LocalAsker:
 
     def __init__(self, lm, name: str, directory: journal.Run, seed: int):
         self.lm, self.name, self.directory, self.seed = lm, name, directory, seed
-        self.answers = {r["key"]: Answer(**{f: r[f] for f in ANSWER}) for r in directory.read(JOURNAL)}
+        known = [(recall(r, directory.directory / JOURNAL), r) for r in directory.read(JOURNAL)]
+        self.answers = {r["key"]: answer for answer, r in known if answer}
 
     def key(self, call: Call) -> str:
         return journal.sha256_json([self.name, call.messages, call.parameters, call.sample])
@@ -164,14 +165,7 @@ class Pipeline:
         for stage, name in zip((self._topics, self._questions, self._red, self._blue), STAGES):
             if not (self.directory.directory / name).exists():
                 journal.write_json(self.directory.directory / name, stage())
-        return self._file(STAGES[3], list)
-
-    def _file(self, name: str, kind: type):
-        path = self.directory.directory / name
-        value = journal.read_json(path)
-        if not isinstance(value, kind) or not value:
-            raise Error(f"{path}: must hold a {'JSON object' if kind is dict else 'list'} that is not empty; mend it, or delete it to have the stage done again")
-        return value
+        return collect_files.read(self.directory.directory, STAGES[3])
 
     def _drop(self, stage: str, where: str, sample: int, text: str, reason: str, place: int = 0) -> None:
         """Write down what is dropped and why: once, however often a stage is broken off and begun again."""
@@ -244,7 +238,7 @@ class Pipeline:
 
     def _questions(self) -> dict[str, dict[str, list[str]]]:
         """Rounds over all subtopics that are not full; one that adds nothing `rounds` times in a row is given up."""
-        topics, prompt = self._file(STAGES[0], dict), (PROMPTS / "questions.txt").read_text(encoding="utf-8").strip()
+        topics, prompt = collect_files.read(self.directory.directory, STAGES[0]), (PROMPTS / "questions.txt").read_text(encoding="utf-8").strip()
         found = {topic: {s: [] for s in names} for topic, names in topics.items()}
         known = {topic: [] for topic in topics}  # shingles of a topic's questions: near-duplicates are looked for across its subtopics
         idle, number = {(t, s): 0 for t, names in topics.items() for s in names}, 0
@@ -271,7 +265,7 @@ class Pipeline:
 
     def _red(self) -> list[dict]:
         rows = []
-        for topic, subtopics in self._file(STAGES[1], dict).items():
+        for topic, subtopics in collect_files.read(self.directory.directory, STAGES[1]).items():
             for subtopic, questions in subtopics.items():
                 rows += [{"id": len(rows) + n, "topic": topic, "subtopic": subtopic, "question": q} for n, q in enumerate(questions, 1)]
         if not rows:
@@ -299,11 +293,11 @@ class Pipeline:
 
     def _blue(self) -> list[dict]:
         """Answers to the human turns of every red conversation, one after the other, under instructions to stay safe; a question without any gets its bare question."""
-        rows = self._file(STAGES[2], list)
+        rows = collect_files.read(self.directory.directory, STAGES[2])
         system = {"role": "system", "content": (PROMPTS / "blue.txt").read_text(encoding="utf-8").strip()}
         talks = []  # (row, number in it, human turns, messages so far)
         for row in rows:
-            humans = [[t["value"] for t in turns if t["from"] == "human"] for turns in row.get("red_conversations", {}).values()] or [[row["question"]]]
+            humans = [[t["value"] for t in turns if t["from"] == "human"] for turns in row["red_conversations"].values()] or [[row["question"]]]
             talks += [(row, n, h, [system]) for n, h in enumerate(humans)]
         for turn in range(max(len(h) for _, _, h, _ in talks)):
             going = [t for t in talks if len(t[2]) > turn and len(t[3]) == 1 + 2 * turn]

@@ -1,6 +1,9 @@
-"""What an endpoint's reply says: the answer in a chat completion, and whether an error is a refusal by the provider's filter. Opens nothing."""
+"""What an endpoint's reply says: the answer in a chat completion, and whether an error is a refusal by the provider's filter. How the journal keeps both. Opens nothing."""
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from redlite.errors import Error
+from redlite.journal import require
 
 # What providers say when their filter refuses, in code, type or innererror.code; their messages are not looked at.
 FILTERED = {"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation", "moderation_blocked", "data_inspection_failed"}
@@ -15,6 +18,22 @@ class Answer:
     completion_tokens: int | None
     seconds: float
     detail: str = ""
+
+
+def recall(record: dict, path) -> Answer | None:
+    """The answer in a journal's record; None in one of a request that was sent or not paid for. Raises Error where it is neither."""
+    mend = "restore the line from a copy, or delete it to have it asked again"
+    require(record, {"key": str}, path, mend)
+    if "sent" in record:
+        sent = record["sent"]
+        if not isinstance(sent, list) or len(sent) != 2 or any(type(n) is not int or n < 0 for n in sent):
+            raise Error(f"{path}: field 'sent' is no pair of token counts; {mend}")
+        return None
+    if "unpaid" in record:
+        return None
+    tokens = (int, type(None))
+    require(record, {"text": str, "finish": str, "prompt_tokens": tokens, "completion_tokens": tokens, "seconds": (int, float), "detail": str}, path, mend)
+    return Answer(**{field.name: record.get(field.name) for field in fields(Answer)})
 
 
 def completion(value, took: float, redact: Callable[[str], str]) -> Answer | None:

@@ -131,6 +131,34 @@ def test_a_person_may_edit_between_stages(tmp_path):
         run(folder, Model())
 
 
+ROW = {"id": 1, "topic": "A", "subtopic": "x", "question": "Is it?", "red_conversations": {}}
+
+
+@pytest.mark.parametrize("name, value, where", [
+    ("topics.json", {"A": "xyz"}, "topics.json, 'A'"), ("topics.json", {"A": [""]}, "topics.json, 'A'"), ("questions.json", {"A": ["Is it?"]}, "questions.json, 'A'"),
+    ("questions.json", {"A": {"x": [7]}}, "questions.json, 'A / x'"), ("questions.json", {"A": {"x": "abc"}}, "questions.json, 'A / x'"), ("questions.json", [], "questions.json: must hold a JSON object"),
+    ("red.json", [3], "red.json, row 1: field 'topic'"), ("red.json", [ROW, {**ROW, "question": 5}], "red.json, row 2: field 'question'"), ("red.json", [{**ROW, "id": None}], "field 'id'"),
+    ("red.json", [{**ROW, "red_conversations": []}], "field 'red_conversations'"), ("red.json", [{**ROW, "red_conversations": {"0": [{"from": "human"}]}}], "red_conversations '0'"),
+    ("red.json", [{**ROW, "red_conversations": {"0": [{"from": "gpt", "value": "x"}, {"from": "human", "value": "x"}]}}], "red_conversations '0'"),
+    ("harmfulqa.json", [ROW], "row 1: field 'blue_conversations'"), ("harmfulqa.json", {}, "harmfulqa.json: must hold a list")])
+def test_what_an_edit_spoilt_is_named(tmp_path, name, value, where):
+    for earlier in collect.STAGES[:collect.STAGES.index(name)]:
+        journal.write_json(tmp_path / earlier, {})
+    journal.write_json(tmp_path / name, value)
+    with journal.Run(tmp_path, {}) as directory, pytest.raises(Error, match=where):
+        collect.Pipeline(directory, Model(), collect.Settings(), ["School"], "x").run()
+
+
+@pytest.mark.parametrize("line", [{"text": "x"}, {"key": 3, "text": "x"}, {"key": "x"}, {"key": "x", "sent": 3}, {"key": "x", "sent": [1, "2"]}, {"key": "x", "text": 1, "finish": "stop", "seconds": 0, "detail": ""}])
+def test_a_spoilt_line_of_the_journal_is_named(tmp_path, line):
+    with journal.Run(tmp_path, {}) as directory:
+        directory.append(client.JOURNAL, line)
+        with pytest.raises(Error, match="api.jsonl: field"):
+            client.Client(client.Endpoint("m", "http://127.0.0.1:9/v1"), directory)
+        with pytest.raises(Error, match="api.jsonl: field"):
+            collect.LocalAsker(None, "m", directory, 0)
+
+
 def test_broken_off_and_taken_up_again(tmp_path):
     wanted, _ = run(tmp_path / "whole", Model())
     for fail_after in range(0, 30, 3):
