@@ -157,5 +157,7 @@ def parameters(objective: str, preset: str | None, settings: list[str]) -> dict:
             number = math.nan
         if name not in known or not abs(number) <= 1e30:   # NaN neither
             raise Error(f"--parameter {text!r}: must be NAME=NUMBER with a name of {', '.join(known)}")
+        if number < 0 and name != "delta" or number == 0 and name in ("beta", "floor", "tau"):   # β divides, log(floor) is taken; a negative weight turns an objective round
+            raise Error(f"--parameter {text!r}: {name} must be {'at least 0' if name in ('blue', 'red', 'low', 'high') else 'above 0'}")
         found[name] = number
     return found

@@ -14,6 +14,7 @@ import torch
 
 from redlite import dataset, journal, loss, report, train
 from redlite.conversations import Conversation
+from redlite.errors import Error
 
 LEDGER, PAGE = "ledger.jsonl", "audit.html"
 SHADES = 5                 # of each direction on the page
@@ -88,9 +89,11 @@ def write(directory: journal.Run, scorer: train.Scorer, found: list[Conversation
           recipe: train.Recipe, max_tokens: int, lead: str) -> dict:
     """Write LEDGER (one line a token) and PAGE into a run directory; the totals: tokens, trained, raised, lowered, capped, by colour.
 
-    Raises Error for a conversation that does not fit a micro-batch.
+    Raises Error for a conversation that does not fit a micro-batch, and where none is left.
     """
     pairs = [(c, e) for c in found if (e := dataset.encode(c, template, max_tokens)) is not None and e.responses]
+    if not pairs:
+        raise Error(f"none of the {len(found)} conversations has an answer within {max_tokens} tokens, so there is nothing to show; raise --max-tokens")
     examples = [e for _, e in pairs]
     if phase.objective in loss.NEED_REFERENCE:
         examples = train.references(scorer, examples, recipe.tokens_per_batch)
@@ -105,6 +108,8 @@ def write(directory: journal.Run, scorer: train.Scorer, found: list[Conversation
             _count(totals.setdefault(e.colour, dict.fromkeys(("conversations", "tokens", "trained", "raised", "lowered", "capped"), 0)), entries)
             if len(articles) < SHOWN:
                 articles.append((e, entries))
+        if not totals:
+            raise Error(f"the objective {phase.objective} takes blue and red conversations that ask the same question, and there is no such pair; give both --blue and --red")
     journal.write_atomic(directory.directory / PAGE, page(totals, articles, lead))
     return totals
 

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from redlite import audit, dataset, kernels, loss, train
 from redlite.conversations import Conversation
+from redlite.errors import Error
 from redlite.model import Packed, packed_attention
 
 RECIPE = train.Recipe(tokens_per_batch=60)
@@ -114,3 +115,13 @@ def test_files(tmp_path):
     text = (tmp_path / audit.PAGE).read_text()
     assert "<&>" not in text and "&lt;&amp;&gt;" in text and "a test &lt;b&gt;" in text and text.count("<article>") == 3
     assert np.isfinite([x["nll"] for x in lines if x["position"]]).all() and torch.is_grad_enabled()
+
+
+def test_nothing_to_show_is_said(tmp_path):
+    """Answers that are all cut off, and a pairwise objective without a pair."""
+    from redlite import journal
+    red = [Conversation("1", "q", "red", ({"role": "user", "content": "q"}, {"role": "assistant", "content": "reply"}))]
+    for objective, tokens, message in (("B", 3, "--max-tokens"), ("dpo", 100, "no such pair")):
+        with journal.Run(tmp_path / objective, {}) as directory, pytest.raises(Error, match=message):
+            audit.write(directory, train.Scorer(worker.model()), red, Letters(), Letters(), dataset.Phase(1, {}, objective), train.Recipe(tokens_per_batch=200), tokens, "")
+        assert not (tmp_path / objective / audit.LEDGER).exists()
