@@ -64,35 +64,43 @@ INLINE_AVX2 void tile_f32(const Product *p, int64_t row, int64_t column, float *
 
 INLINE_AVX2 __m256 halves8(const uint8_t *at) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)at)); }
 
+INLINE_AVX2 __m256i nibbles(__m256i words, const int which) /* nibble `which` of each 16-bit word */
+{
+    __m256i shifted = which ? _mm256_srli_epi16(words, which * 4) : words;
+    return which == 3 ? shifted : _mm256_and_si256(shifted, _mm256_set1_epi16(15));
+}
+
 INLINE_AVX2 void tile_quantised(const Product *p, int64_t row, int64_t column, float *out, const int count, const int four)
 {
     const uint8_t *at = block_at(p->packed, p->format, p->blocks, column, 0);
     const int16_t *q = p->quantised + row * p->blocks * BLOCK;
     const float *sums = p->sums + row * p->blocks;
-    const __m256i low4 = _mm256_set1_epi16(15);
     __m256 total[ROWS_AVX2][2];
     EACH_ROW total[r][0] = total[r][1] = _mm256_setzero_ps();
     for (int64_t b = 0; b < p->blocks; b++, at += QUANT_BYTES[four ? Q4 : Q8], sums += count) {
         __m256i sum[ROWS_AVX2][2];
         EACH_ROW sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-        _Pragma("GCC unroll 4") for (int pair = 0; pair < BLOCK / 2; pair++, q += 2 * count) {
-            __m256i w0, w1;
-            if (four) {
-                const __m256i *words = (const __m256i *)(at + PANEL * 4) + pair / 4 * 2;
-                w0 = _mm256_and_si256(_mm256_srli_epi16(_mm256_loadu_si256(words), pair % 4 * 4), low4);
-                w1 = _mm256_and_si256(_mm256_srli_epi16(_mm256_loadu_si256(words + 1), pair % 4 * 4), low4);
-            } else {
-                const __m128i *bytes = (const __m128i *)(at + PANEL * 2) + pair * 2;
-                w0 = _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes));
-                w1 = _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes + 1));
-            }
-            EACH_ROW {
-                int32_t two;
-                memcpy(&two, q + r * 2, sizeof two);
-                __m256i a = _mm256_set1_epi32(two);
-                sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(w0, a));
-                sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(w1, a));
-                if (count > 2) {
+        for (int run = 0; run < 4; run++) { /* of four pairs of inputs */
+            const __m256i *words = (const __m256i *)(at + PANEL * 4) + run * 2;
+            const __m128i *bytes = (const __m128i *)(at + PANEL * 2) + run * 8;
+            __m256i words0 = _mm256_setzero_si256(), words1 = words0;
+            if (four)
+                words0 = _mm256_loadu_si256(words), words1 = _mm256_loadu_si256(words + 1);
+            _Pragma("GCC unroll 4") for (int pair = 0; pair < 4; pair++, q += 2 * count) {
+                __m256i w0, w1;
+                if (four) {
+                    w0 = nibbles(words0, pair);
+                    w1 = nibbles(words1, pair);
+                } else {
+                    w0 = _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes + pair * 2));
+                    w1 = _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes + pair * 2 + 1));
+                }
+                EACH_ROW {
+                    int32_t two;
+                    memcpy(&two, q + r * 2, sizeof two);
+                    __m256i a = _mm256_set1_epi32(two);
+                    sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(w0, a));
+                    sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(w1, a));
                     KEEP(sum[r][0]);
                     KEEP(sum[r][1]);
                 }
