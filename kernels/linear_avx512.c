@@ -38,13 +38,16 @@ INLINE_AVX512 void tile_quantised(const Product *p, int64_t row, int64_t column,
     for (int64_t b = 0; b < p->blocks; b++, at += QUANT_BYTES[four ? Q4 : Q8], sums += count) {
         __m512i sum[ROWS_AVX512];
         EACH_ROW sum[r] = _mm512_setzero_si512();
-        _Pragma("GCC unroll 4") for (int pair = 0; pair < BLOCK / 2; pair++, q += 2 * count) {
-            __m512i w = four ? _mm512_and_si512(_mm512_srli_epi16(_mm512_loadu_si512(at + PANEL * 4 + pair / 4 * 64), pair % 4 * 4), low4)
-                             : _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(at + PANEL * 2 + pair * 32)));
-            EACH_ROW {
-                int32_t two;
-                memcpy(&two, q + r * 2, sizeof two);
-                sum[r] = _mm512_dpwssd_epi32(sum[r], w, _mm512_set1_epi32(two));
+        for (int run = 0; run < 4; run++) { /* of four pairs of inputs */
+            __m512i words = four ? _mm512_loadu_si512(at + PANEL * 4 + run * 64) : low4;
+            _Pragma("GCC unroll 4") for (int pair = 0; pair < 4; pair++, q += 2 * count) {
+                __m512i w = four ? _mm512_and_si512(_mm512_srli_epi16(words, pair * 4), low4)
+                                 : _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(at + PANEL * 2 + run * 128 + pair * 32)));
+                EACH_ROW {
+                    int32_t two;
+                    memcpy(&two, q + r * 2, sizeof two);
+                    sum[r] = _mm512_dpwssd_epi32(sum[r], w, _mm512_set1_epi32(two));
+                }
             }
         }
         __m512 scale = halves16(at), low = four ? halves16(at + PANEL * 2) : scale;
