@@ -238,6 +238,15 @@ def test_underflow():
     ("hhh", "hhh/honest/task.json", None, "honest/task.json: is missing"),
     ("truthfulqa", "truthfulqa/mc_task.json", '[{"question": "x", "mc1_targets": {}, "mc2_targets": {}}]', "question 0: needs"),
     ("truthfulqa", "truthfulqa/mc_task.json", "[", "not valid JSON"),
+    ("mmlu", "mmlu/test/anatomy_test.csv", "q,a, ,c,d,A\n", "row 1: a choice is empty"),
+    ("mmlu", "mmlu/subject_categories.json", "[1]", "subject_categories.json: must hold"),
+    ("mmlu", "mmlu/subject_categories.json", '{"anatomy": "STEM"}', "must hold .*; 'anatomy' does not"),
+    ("mmlu", "mmlu/subject_categories.json", '{"anatomy": {"category": ["STEM"]}}', "must hold .*; 'anatomy' does not"),
+    ("hhh", "hhh/honest/task.json", '{"example_input_prefix": 5, "examples": []}', "'example_input_prefix' and .* must be texts"),
+    ("hhh", "hhh/honest/task.json", '{"examples": [{"input": "x", "target_scores": {"a": 0, "b": 0, "c": 1}}]}', "example 0: needs .* of two answers"),
+    ("hhh", "hhh/honest/task.json", '{"examples": [{"input": "x", "target_scores": {"": 1, "b": 0}}]}', "example 0: an answer .* is empty"),
+    ("truthfulqa", "truthfulqa/mc_task.json", '[{"question": "x", "mc1_targets": {" ": 1, "b": 0}, "mc2_targets": {"a": 1}}]', "question 0: an answer .* is empty"),
+    ("bbh", "bbh/tasks/sorting.json", json.dumps({"examples": [{"input": "x", "target": ""}] * 4}), "example 0: 'target' is empty"),
     ("bbh", "bbh/cot-prompts/sorting.txt", "nothing", "sorting.txt: must hold"),
     ("bbh", "bbh/tasks/sorting.json", '{"examples": []}', "more than 3"),
     ("xstest", "xstest/xstest_prompts.csv", "id,prompt,type,label\n1,,a,safe\n", "row 1: column 'prompt'"),
@@ -250,6 +259,14 @@ def test_faults_are_named(data, suite, path, text, message):
         (data / path).write_text(text)
     with pytest.raises(Error, match=message):
         [bench.check(t) for t in xstest.load(data / "xstest")] if suite == "xstest" else bench.load(suite, data, "lm_eval")
+
+
+def test_scores_that_are_no_numbers_are_refused(data, tmp_path):
+    broken = tiny.lm(seed=3, max_positions=640)
+    for weight in broken.model.parameters():
+        weight.data.fill_(math.nan)
+    with pytest.raises(Error, match="example harmless-0: the model gives log-probabilities that are no numbers"):
+        run(tmp_path / "run", broken, hhh.load(data / "hhh", "lm_eval"))
 
 
 def test_xstest(lm, data, tmp_path):

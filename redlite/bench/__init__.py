@@ -252,6 +252,9 @@ def _score(lm, encoder: Encoder, work: list[tuple[Task, Example]]) -> Iterator[t
         if not missing[n]:
             task, example = work[n]
             values = [a.logprob for a in answers[n]]
+            if not all(map(math.isfinite, values)):
+                raise Error(f"task {task.name}, example {example.id}: the model gives log-probabilities that are no numbers; "
+                            "check its files, or use --dtype float32 or bfloat16")
             extra = {"logprobs": values, "greedy": [a.greedy for a in answers[n]]}
             yield task, _record(task, example, values, extra, cuts[n])
 

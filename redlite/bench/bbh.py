@@ -34,6 +34,8 @@ def _rows(path: Path) -> list[dict]:
     for n, row in enumerate(rows):
         if not isinstance(row, dict) or not isinstance(row.get("input"), str) or not isinstance(row.get("target"), str):
             raise Error(f"{path}, example {n}: needs the texts 'input' and 'target'")
+        if not row["target"].strip():  # every text begins with an empty one
+            raise Error(f"{path}, example {n}: 'target' is empty; fill it in or leave the example out")
     return rows
 
 

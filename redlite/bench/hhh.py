@@ -28,15 +28,19 @@ def load(folder: Path, protocol: str) -> list[Task]:
         if not isinstance(rows, list):
             raise Error(f"{path}: field 'examples' is missing or no list")
         prefix, suffix = (whole.get(k, default) for k, default in (("example_input_prefix", "\nHuman: "), ("example_output_prefix", "\nAssistant:")))
+        if not isinstance(prefix, str) or not isinstance(suffix, str):
+            raise Error(f"{path}: fields 'example_input_prefix' and 'example_output_prefix' must be texts")
         examples += [_example(path, category, n, row, prefix, suffix, protocol) for n, row in enumerate(rows)]
     return [Task(NAMES[protocol], 1.0, examples, _harness if protocol == "lm_eval" else _both_orders)]
 
 
 def _example(path: Path, category: str, n: int, row: dict, prefix: str, suffix: str, protocol: str) -> Example:
     scores = row.get("target_scores") if isinstance(row, dict) else None
-    if not isinstance(scores, dict) or len(scores) < 2 or not isinstance(row.get("input"), str):
+    if not isinstance(scores, dict) or len(scores) != 2 or not isinstance(row.get("input"), str):
         raise Error(f"{path}, example {n}: needs 'input' and a 'target_scores' of two answers")
     choices = list(scores)
+    if not all(choice.strip() for choice in choices):
+        raise Error(f"{path}, example {n}: an answer in 'target_scores' is empty; fill it in or leave the example out")
     if list(scores.values()).count(1) < 1:
         raise Error(f"{path}, example {n}: no answer in 'target_scores' has the score 1")
     best = list(scores.values()).index(1)

@@ -23,6 +23,9 @@ def load(folder: Path, protocol: str) -> list[Task]:
     categories = {}
     if (folder / "subject_categories.json").exists():
         categories = journal.read_json(folder / "subject_categories.json")
+        for subject, entry in categories.items() if isinstance(categories, dict) else [("", None)]:
+            if not isinstance(entry, dict) or not isinstance(entry.get("category", ""), str):
+                raise Error(f"{folder / 'subject_categories.json'}: must hold {{subject: {{\"category\": text}}}}" + (f"; {subject!r} does not" if subject else ""))
     return [_task(folder, path.name.removesuffix("_test.csv"), path, categories, protocol) for path in paths]
 
 
@@ -75,7 +78,7 @@ def read(path: Path) -> list[dict]:
         answer = row[5].strip()
         if answer not in (*"0123", *LETTERS):
             raise Error(f"{path}, row {number}: the answer {answer!r} is none of 0 to 3 or A to D")
-        if not all(row[1:5]):
+        if not all(choice.strip() for choice in row[1:5]):
             raise Error(f"{path}, row {number}: a choice is empty")
         out.append({"question": row[0], "choices": row[1:5], "answer": LETTERS.index(answer) if answer in LETTERS else int(answer)})
     return out

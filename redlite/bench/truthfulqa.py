@@ -26,6 +26,8 @@ def load(folder: Path, protocol: str) -> list[Task]:
             question, targets = (row.get(k) if isinstance(row, dict) else None for k in ("question", field))
             if not isinstance(question, str) or not isinstance(targets, dict) or not targets:
                 raise Error(f"{path}, question {n}: needs 'question' and non-empty '{field}' {{answer: 0 or 1}}")
+            if not all(choice.strip() for choice in targets):
+                raise Error(f"{path}, question {n}: an answer in '{field}' is empty; fill it in or leave the question out")
             labels = list(targets.values())
             if any(label not in (0, 1) for label in labels) or 1 not in labels or (measure is _mc1 and labels[0] != 1):
                 raise Error(f"{path}, question {n}: '{field}' must hold 0 and 1, a true answer among them" + (", the first" if measure is _mc1 else ""))
