@@ -28,6 +28,9 @@ def outcomes(folder: Path) -> dict[str, dict[str, Outcome]]:
     if "prompts" in made:
         return _of_redeval(folder)
     if "tasks" in made:
+        mend = "the file was edited; restore it from a copy, or make the run again"
+        for task in journal.require(made, {"tasks": dict}, folder / "manifest.json", mend)["tasks"]:
+            journal.require(made["tasks"][task], {"metrics": list}, f"{folder / 'manifest.json'}: task {task}", mend)
         return _of_bench(folder, made)
     if (parts := [folder / name for name in ("redeval", "bench") if (folder / name / "manifest.json").exists()]):
         return {name: found for part in parts for name, found in outcomes(part).items()}

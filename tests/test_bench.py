@@ -312,6 +312,14 @@ def test_compare(tmp_path):
         compare.compare(a, fake_run(tmp_path / "d", {"0": 1.0}, ("t", "u")))
 
 
+@pytest.mark.parametrize("tasks", ([], ["t"], {"t": 5}, {"t": {"metrics": "acc"}}))
+def test_compare_names_a_manifest_that_was_edited(tmp_path, tasks):
+    folder = fake_run(tmp_path / "a", {"0": 1.0})
+    journal.write_json(folder / "manifest.json", {"tasks": tasks})
+    with pytest.raises(Error, match="manifest.json.*field '(tasks|metrics)' is missing or not of its kind"):
+        compare.compare(folder, folder)
+
+
 def test_bootstrap_against_theory():
     """For n independent differences the interval is about mean ± 1.96 sd / √n; whole units widen it by √(size) when all of a unit agree."""
     values = [((i * 37) % 101) / 100 for i in range(400)]
