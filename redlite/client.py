@@ -140,6 +140,9 @@ class Client:
             self._prepared.headers["Authorization"] = f"Bearer {key}"
         session = requests.Session()
         self._settings = {k: v for k, v in session.merge_environment_settings(self._prepared.url, {}, None, None, None).items() if k in ("proxies", "verify", "cert")}
+        bundle = self._settings["verify"]
+        if isinstance(bundle, str) and not os.path.exists(bundle):
+            raise Error(f"REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names {bundle}, which does not exist; name your CA file, or unset it")
         self._adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=self._concurrency, max_retries=0)
 
     # The journal

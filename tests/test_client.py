@@ -98,6 +98,12 @@ def test_netrc_is_not_read(tmp_path, monkeypatch):
     assert counts["authorizations"] == {"": 1}
 
 
+def test_a_ca_file_that_is_not_there_is_named_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "absent.pem"))
+    with journal.Run(tmp_path / "run", {}) as run, pytest.raises(Error, match="absent.pem, which does not exist"):
+        client.Client(client.Endpoint("m", "https://127.0.0.1:9/v1"), run)
+
+
 def test_key_in_an_answer_does_not_reach_the_disk(tmp_path):
     body = {"choices": [{"message": {"content": f"your key is {KEY}"}, "finish_reason": "stop"}]}
     answer, _, _ = one(tmp_path, [{"status": 200, "body": body}])
