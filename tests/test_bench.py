@@ -320,6 +320,12 @@ def test_compare_names_a_manifest_that_was_edited(tmp_path, tasks):
         compare.compare(folder, folder)
 
 
+def test_a_gate_against_a_baseline_is_refused_before_the_work(data, tmp_path, capsys):
+    from redlite.cli.redeval import main
+    code = main(["bench", "--model", "organism", "--tasks", "hhh", "--data", str(data), "--output-dir", str(tmp_path / "run"), "--gate", "hhh.acc>=baseline"])
+    assert code == 2 and "a bench has no baseline" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_bootstrap_against_theory():
     """For n independent differences the interval is about mean ± 1.96 sd / √n; whole units widen it by √(size) when all of a unit agree."""
     values = [((i * 37) % 101) / 100 for i in range(400)]

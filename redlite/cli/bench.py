@@ -82,6 +82,8 @@ def bench_command(args, command: str) -> int:
     suites = _suites(args.tasks)
     from redlite import bench, scorecard
     gates = [scorecard.parse_gate(g) for g in args.gate]
+    if any(g.relative for g in gates):
+        raise Error("--gate … baseline …: a bench has no baseline; use scorecard --baseline, or a number")
     if args.model.startswith(network.PREFIX) and suites != ["xstest"]:
         raise Error(f"--model {args.model}: an API gives no log-probabilities of given answers; with it only --tasks xstest can be run")
     reach = network.network(args, args.model, args.judge)
