@@ -17,6 +17,7 @@ import asyncio
 import json
 import random
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -217,9 +218,13 @@ def running(**options):
 
 
 async def main(options: dict) -> None:
+    context = None
+    if certificate := options.pop("certificate", None):  # a PEM file with the key: the server speaks TLS
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(certificate)
     faults = Faults(**options)
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(faults), sock=listener)
+    server = await asyncio.get_running_loop().create_server(lambda: Connection(faults), sock=listener, ssl=context)
     print(listener.getsockname()[1], flush=True)
     await server.serve_forever()
 

@@ -1,4 +1,7 @@
 """The API client over real HTTP, against a server that misbehaves on purpose."""
+import base64
+import shutil
+import subprocess
 import time
 from collections import Counter
 
@@ -102,6 +105,31 @@ def test_a_ca_file_that_is_not_there_is_named_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "absent.pem"))
     with journal.Run(tmp_path / "run", {}) as run, pytest.raises(Error, match="absent.pem, which does not exist"):
         client.Client(client.Endpoint("m", "https://127.0.0.1:9/v1"), run)
+
+
+def test_the_proxy_of_the_environment_is_used(tmp_path, monkeypatch):
+    with fault_server.running() as proxy, journal.Run(tmp_path / "run", {}) as run:
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1").replace("//", "//someone:pass%40word@"))
+        [(_, answer)] = client.Client(client.Endpoint("m", "http://api.example/v1"), run).ask(calls(1))
+        [headers] = proxy.counts()["headers"]
+    assert answer.text == "echo: q0" and headers[":path"] == "http://api.example/v1/chat/completions" and headers["host"] == "api.example"
+    assert headers["proxy-authorization"] == "Basic " + base64.b64encode(b"someone:pass@word").decode()
+    assert all(b"word" not in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl command to make a certificate with")
+def test_the_ca_file_of_the_environment_is_used(tmp_path, monkeypatch):
+    pem = tmp_path / "ca.pem"
+    made_it = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=here", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(tmp_path / "key"), "-out", str(pem)]
+    subprocess.run(made_it, check=True, capture_output=True)
+    both = tmp_path / "both.pem"
+    both.write_text((tmp_path / "key").read_text() + pem.read_text())
+    with fault_server.running(certificate=str(both)) as server, journal.Run(tmp_path / "run", {}) as run:
+        endpoint = client.Endpoint("m", server.url.replace("http:", "https:"))
+        with pytest.raises(Error, match="no secure connection .* REQUESTS_CA_BUNDLE"):
+            list(client.Client(endpoint, run).ask(calls(1)))
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(pem))
+        assert [a.text for _, a in client.Client(endpoint, run).ask(calls(1))] == ["echo: q0"]
 
 
 def test_key_in_an_answer_does_not_reach_the_disk(tmp_path):
