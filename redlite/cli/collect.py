@@ -20,7 +20,7 @@ def _parser() -> common.Parser:
         "HARMFULQA (arXiv 2308.09662): four stages, each of which leaves a file that you may read, edit and go on from: topics.json, questions.json,\n"
         "red.json (harmful conversations), harmfulqa.json (safe ones beside them: what bin/safealign takes). The same command again goes on where it\n"
         "stopped; delete a file to have its stage done again, from answers that are kept. Without options it talks to the embedded organism about its\n"
-        "own questions, offline."),
+        "own questions, offline; the organism names no topics and questions of its own, so give it --questions."),
         epilog="Two questions of a topic are near-duplicates if the sets of their runs of four characters have a Jaccard index of 0.7 or more.")
     parser.add_argument("--model", default="organism", help="openai:NAME, a Hugging Face directory, a .gguf file, or organism, the embedded model (default)")
     parser.add_argument("--template", help="the chat format, where a local model's own files do not say it")
