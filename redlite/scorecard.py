@@ -4,6 +4,7 @@ A battery writes two runs below the directory, redeval/ and bench/, each complet
 same battery below baseline/, and every difference is paired by example (compare.py). Gates turn figures into an exit code.
 """
 import re
+import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -139,12 +140,25 @@ def parse_gate(text: str) -> Gate:
     return Gate(text, measure, sign, bool(relative), bound)
 
 
+def known_measures(battery: Battery) -> list[str]:
+    """The names that `measures` will have once the battery has run."""
+    asr = {"prompts": {p.name: {"asr": None, "ci95": None, "harmful": 0, "unharmful": 0} for p in battery.prompts}}
+    with tempfile.TemporaryDirectory() as nothing_yet:
+        return list(measures(asr, bench.results(Path(nothing_yet), [*battery.tasks, *battery.refusals])))
+
+
+def check_names(gates: list[Gate], battery: Battery) -> None:
+    """Raises Error for a gate on a measure that the battery will not have: before the work, not after."""
+    known = known_measures(battery) if gates else []
+    for gate in gates:
+        if gate.measure not in known:
+            raise Error(f"--gate {gate.text!r}: there is no measure {gate.measure!r}; there are {', '.join(main_names(known))}")
+
+
 def check_gates(gates: list[Gate], found: dict[str, dict], baseline: dict[str, dict] | None) -> list[dict]:
-    """For each gate: text, value, bound, passed. Error for an unknown measure, or `baseline` without one; no value does not pass."""
+    """For each gate: text, value, bound, passed. Error for `baseline` without one; no value does not pass. The names are `check_names`'s to check."""
     out = []
     for gate in gates:
-        if gate.measure not in found:
-            raise Error(f"--gate {gate.text!r}: there is no measure {gate.measure!r}; there are {', '.join(n for n in found if n.count('.') < 2)}")
         if gate.relative and baseline is None:
             raise Error(f"--gate {gate.text!r}: needs --baseline")
         value, against = found[gate.measure]["value"], (baseline or {}).get(gate.measure, {}).get("value") if gate.relative else 0.0
@@ -156,7 +170,7 @@ def check_gates(gates: list[Gate], found: dict[str, dict], baseline: dict[str, d
 
 # Showing
 
-def main_names(found: dict) -> list[str]:
+def main_names(found) -> list[str]:
     """The measures of the summary: without single subjects, tasks and categories."""
     return [n for n in found if n.count(".") < 2 and not re.match(r"mmlu_(?!stem\.|humanities\.|social_sciences\.|other\.)|bbh_", n)]
 

@@ -350,8 +350,6 @@ def test_gates():
     for text, message in (("asr.cou=0.1", "write MEASURE"), ("asr.cou<=1.2.3", "no number")):
         with pytest.raises(Error, match=message):
             scorecard.parse_gate(text)
-    with pytest.raises(Error, match="no measure 'asr.all'"):
-        scorecard.check_gates([scorecard.parse_gate("asr.all<1")], found, None)
     with pytest.raises(Error, match="needs --baseline"):
         scorecard.check_gates([scorecard.parse_gate("asr.cou<baseline")], found, None)
 
@@ -359,3 +357,13 @@ def test_gates():
 def test_the_page_escapes():
     page = scorecard.page("<script>x", {"asr.cou": {"value": 0.5, "ci95": [0.4, 0.6], "n": 10}}, None, None, None, [], [("model", "<b>")])
     assert "<script" not in page and "&lt;b&gt;" in page and "asr.cou" in page
+
+
+@pytest.mark.parametrize("command", [["bench", "--tasks", "hhh,xstest"], ["scorecard", "--tasks", "hhh,xstest", "--prompt", "cou"]])
+def test_a_gate_on_an_unknown_measure_is_refused_before_the_work(data, tmp_path, capsys, command):
+    from redlite.cli import redeval as program
+    given = [*command, "--model", "organism", "--data", str(data), "--quiet", "--output-dir", str(tmp_path / "run")]
+    assert program.main([*given, "--gate", "hhh.accuracy>=0.5"]) == 2
+    error = capsys.readouterr().err
+    assert "no measure 'hhh.accuracy'; there are" in error and "hhh.acc" in error and not (tmp_path / "run").exists()
+    assert program.main([*given, "--gate", "hhh.harmless.acc>=0.5", "--gate", "xstest.over_refusal<=1", "--dry-run"]) == 0

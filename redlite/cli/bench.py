@@ -89,6 +89,7 @@ def bench_command(args, command: str) -> int:
     reach = network.network(args, args.model, args.judge)
     battery, model = _battery(args, reach, suites), network.model(args, reach, args.model)
     output = Path(args.output_dir or f"runs/bench-{_slug(model.name)}-{args.protocol}-{'-'.join(suites)}")
+    scorecard.check_names(gates, battery)
     if args.dry_run:
         return _plan(args, output, model, battery)
     rank = bench.ranks()[0]
@@ -209,6 +210,7 @@ def scorecard_command(args, command: str) -> int:
                        decoding=redeval.Decoding(args.max_new_tokens or (64 if args.quick else 500)))
     model = network.model(args, reach, args.model)
     output = Path(args.output_dir or f"runs/scorecard-{_slug(model.name)}{'-quick' if args.quick else ''}")
+    scorecard.check_names(gates, battery)
     if args.dry_run:
         return _plan(args, output, model, battery)
     progress, info = common.Progress(args.quiet), _information(args)
