@@ -119,6 +119,12 @@ def mixture(plan: Plan, examples: list[dataset.Example]) -> dataset.Mixture:
     return dataset.Mixture(streams, phases(plan, {name: len(units) for name, units in streams.items()}), plan.seed)
 
 
+def require_fit(corpus: Corpus, mixture: dataset.Mixture, tokens_per_batch: int) -> None:
+    """Raises Error for a conversation, or a pair, that is drawn or held out and is larger than a micro-batch."""
+    drawn = {name for phase in mixture.phases for name, count in phase.draw.items() if count}
+    dataset.require_fit([unit for name in sorted(drawn) for unit in mixture.streams[name]] + [(e,) for e in corpus.validation], tokens_per_batch)
+
+
 def cost(mixture: dataset.Mixture) -> dict[str, int]:
     """The tokens of all steps, exactly, and the most that one step can have."""
     drawn, most = Counter(), 0
@@ -151,6 +157,8 @@ def parameters(objective: str, preset: str | None, settings: list[str]) -> dict:
     found = dict(loss.PRESETS[preset or "capped"]) if objective == "B" else {}
     for text in settings:
         name, _, value = text.partition("=")
+        if sum(name == t.partition("=")[0] for t in settings) > 1:
+            raise Error(f"--parameter names {name!r} twice; keep one")
         try:
             number = float(value)
         except ValueError:

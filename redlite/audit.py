@@ -85,15 +85,21 @@ def roles(conversation: Conversation, example: dataset.Example, template) -> lis
     return ["assistant" if trained else "system" if i < start else "user" for i, trained in enumerate(example.trained)]
 
 
-def write(directory: journal.Run, scorer: train.Scorer, found: list[Conversation], template, tokenizer, phase: dataset.Phase,
-          recipe: train.Recipe, max_tokens: int, lead: str) -> dict:
-    """Write LEDGER (one line a token) and PAGE into a run directory; the totals: tokens, trained, raised, lowered, capped, by colour.
-
-    Raises Error for a conversation that does not fit a micro-batch, and where none is left.
-    """
+def encoded(found: list[Conversation], template, objective: str, max_tokens: int, tokens_per_batch: int) -> list[tuple[Conversation, dataset.Example]]:
+    """What `write` takes: the conversations that have an answer within `max_tokens`. Raises Error where none is left, or one does not fit a micro-batch."""
     pairs = [(c, e) for c in found if (e := dataset.encode(c, template, max_tokens)) is not None and e.responses]
     if not pairs:
         raise Error(f"none of the {len(found)} conversations has an answer within {max_tokens} tokens, so there is nothing to show; raise --max-tokens")
+    drawn = units([e for _, e in pairs], objective)
+    if not drawn:
+        raise Error(f"the objective {objective} takes blue and red conversations that ask the same question, and there is no such pair; give both --blue and --red")
+    dataset.require_fit(drawn, tokens_per_batch)
+    return pairs
+
+
+def write(directory: journal.Run, scorer: train.Scorer, pairs: list[tuple[Conversation, dataset.Example]], template, tokenizer, phase: dataset.Phase,
+          recipe: train.Recipe, lead: str) -> dict:
+    """Write LEDGER (one line a token) and PAGE into a run directory; the totals: tokens, trained, raised, lowered, capped, by colour. pairs: of `encoded`."""
     examples = [e for _, e in pairs]
     if phase.objective in loss.NEED_REFERENCE:
         examples = train.references(scorer, examples, recipe.tokens_per_batch)
@@ -108,8 +114,6 @@ def write(directory: journal.Run, scorer: train.Scorer, found: list[Conversation
             _count(totals.setdefault(e.colour, dict.fromkeys(("conversations", "tokens", "trained", "raised", "lowered", "capped"), 0)), entries)
             if len(articles) < SHOWN:
                 articles.append((e, entries))
-        if not totals:
-            raise Error(f"the objective {phase.objective} takes blue and red conversations that ask the same question, and there is no such pair; give both --blue and --red")
     journal.write_atomic(directory.directory / PAGE, page(totals, articles, lead))
     return totals
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from redlite.errors import Error
+from redlite.journal import half_surrogate, loads
 
 ROLES = {"human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 HH_TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -43,8 +44,8 @@ def read(path: str | Path, colour: str) -> tuple[list[Conversation], Counter]:
                 dropped[messages] += 1
                 continue
             first = next(m["content"] for m in messages if m["role"] == "user")
-            identity = str(record.get("id", record.get("message_tree_id", number)))
-            conversations.append(Conversation(identity + suffix, question or first, colour, messages, str(record.get("topic", ""))))
+            identity = _text(record, "id", where) or _text(record, "message_tree_id", where) or str(number)
+            conversations.append(Conversation(identity + suffix, question or first, colour, messages, _text(record, "topic", where)))
     if not conversations:
         reasons = ", ".join(f"{n} {why}" for why, n in dropped.items()) or "none has that colour"
         raise Error(f"{path}: no {colour} conversation can be used ({reasons})")
@@ -56,25 +57,23 @@ def _records(path: Path) -> Iterator[tuple[int, dict]]:
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise Error(f"{path}: no such file") from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise Error(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:    # gzip's own OSError has no strerror
+        raise Error(f"{path}: cannot be read as UTF-8 text ({getattr(error, 'strerror', None) or error})") from None
     try:
-        whole = json.loads(text)
+        whole = loads(text)
         records = whole if isinstance(whole, list) else [whole]
     except json.JSONDecodeError as whole_error:
         records, lines = [], text.split("\n")
         for number, line in enumerate(lines, 1):
             try:
-                records += [json.loads(line)] if line.strip() else []
+                records += [loads(line)] if line.strip() else []
             except json.JSONDecodeError as error:
                 first = whole_error if number == 1 else error
                 raise Error(f"{path}: line {first.lineno if number == 1 else number} is no JSON ({first.msg})") from None
-            except (ValueError, RecursionError) as error:
-                raise Error(f"{path}: line {number} is no JSON that can be read ({str(error).partition(';')[0]})") from None
-    except (ValueError, RecursionError) as error:   # numbers of thousands of digits, or nested too deeply
-        raise Error(f"{path}: is no JSON that can be read ({str(error).partition(';')[0]})") from None
+            except ValueError as error:
+                raise Error(f"{path}: line {number} is no JSON that can be read ({error})") from None
+    except ValueError as error:
+        raise Error(f"{path}: is no JSON that can be read ({error})") from None
     for number, record in enumerate(records, 1):
         if not isinstance(record, dict):
             raise Error(f"{path}: record {number} must be a JSON object, not {type(record).__name__}")
@@ -89,20 +88,30 @@ def _shapes(record: dict, colour: str, where: str) -> list[tuple[str, str, list]
         held = record.get(f"{colour}_conversations") or {}
         if not isinstance(held, dict):
             raise Error(f"{where}: {colour}_conversations must be an object of conversations, not {type(held).__name__}")
-        return [(f"/{colour}/{k}", str(record.get("question") or ""), turns) for k, turns in held.items()]
+        return [(f"/{colour}/{k}", _text(record, "question", where), turns) for k, turns in held.items()]
     if "chosen" in record or "rejected" in record:
         return [("", "", _chosen(record, "rejected" if colour == "red" else "chosen", where))]
     if isinstance(record.get("label"), bool) and record["label"] == (colour == "red"):
         return []
     for field in ("messages", "conversations"):
         if field in record:
-            return [("", str(record.get("question") or ""), record[field])]
+            return [("", _text(record, "question", where), record[field])]
     if "instruction" in record and "output" in record:
-        ask = "\n\n".join(str(record[k]) for k in ("instruction", "input") if record.get(k))
+        ask = "\n\n".join(text for k in ("instruction", "input") if (text := _text(record, k, where)))
         return [("", "", [{"role": "user", "content": ask}, {"role": "assistant", "content": record["output"]}])]
     if isinstance(record.get("prompt"), dict) and "replies" in record["prompt"]:
         return [("", "", _best_thread(record["prompt"], where))]
     raise Error(f"{where}: unknown shape with fields {', '.join(list(record)[:6]) or '(none)'}; known: {KNOWN}")
+
+
+def _text(record: dict, field: str, where: str) -> str:
+    """A field's text, a number's digits; "" where there is none."""
+    value = record.get(field)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str | None) or half_surrogate(value or ""):
+        raise Error(f"{where}: field {field!r} must be a text{' without halves of surrogate pairs' if isinstance(value, str) else f', not {type(value).__name__}'}")
+    return value or ""
 
 
 def _chosen(record: dict, side: str, where: str) -> list:
@@ -144,10 +153,8 @@ def _clean(turns, where: str) -> tuple[dict, ...] | str:
         content = turn.get("content", turn.get("value")) if isinstance(turn, dict) else None
         if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
             raise Error(f"{where}: a turn needs role (or from) among {', '.join(ROLES)} and a text in content (or value)")
-        try:
-            content.encode()
-        except UnicodeEncodeError as error:
-            raise Error(f"{where}: a turn's text holds {content[error.start]!r}, half of a surrogate pair, which is no character; mend or remove it") from None
+        if half_surrogate(content):
+            raise Error(f"{where}: a turn's text holds half of a surrogate pair (\\ud800 to \\udfff), which is no character; mend or remove it")
         messages.append({"role": ROLES[role], "content": content})
     system = [m for m in messages[:1] if m["role"] == "system" and m["content"].strip()]
     messages = [m for i, m in enumerate(messages) if i or m["role"] != "system"]

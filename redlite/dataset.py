@@ -168,17 +168,22 @@ def pairs(examples: Iterable[Example]) -> list[Unit]:
     return [(blue, waiting[blue.question].pop(0)) for blue in examples if blue.colour == "blue" and waiting.get(blue.question)]
 
 
+def require_fit(units: Iterable[Unit], tokens_per_batch: int) -> None:
+    """Raises Error for a unit that is larger than a micro-batch."""
+    worst = max(units, key=lambda unit: sum(map(len, unit)), default=())
+    if (size := sum(map(len, worst))) > tokens_per_batch:
+        raise Error(f"conversation {worst[0].id!r} has {size} tokens{' with its pair' if len(worst) > 1 else ''}, more than a micro-batch of {tokens_per_batch}; "
+                    "raise --tokens-per-batch or lower --max-tokens")
+
+
 def pack(units: list[Unit], tokens_per_batch: int, ranks: int = 1) -> list[list[Unit]]:
     """Share units out over micro-batches of at most `tokens_per_batch` tokens, as few and as even as their sizes allow.
 
     The number of micro-batches is a multiple of `ranks` (every rank takes part in every one); with fewer
     units than that some are empty. Raises Error for a unit that is larger than a micro-batch.
     """
+    require_fit(units, tokens_per_batch)
     sizes = [sum(len(e) for e in unit) for unit in units]
-    if units and max(sizes) > tokens_per_batch:
-        worst = units[sizes.index(max(sizes))]
-        raise Error(f"conversation {worst[0].id!r} has {max(sizes)} tokens, more than a micro-batch of {tokens_per_batch}; "
-                    "raise --tokens-per-batch or lower --max-tokens")
     bins = max(1, -(-sum(sizes) // (tokens_per_batch * ranks))) * ranks
     while True:
         heap = [(0, i) for i in range(bins)]

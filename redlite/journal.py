@@ -79,19 +79,40 @@ def write_json(path, value) -> None:
 def read_json(path, where: str = ""):
     """The value in a JSON file. Raises Error naming file and place if it is missing or malformed, or names a field twice; where: for "--config FILE"."""
     where = where or str(path)
+    try:
+        return loads(Path(path).read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise Error(f"{where}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise Error(f"{where}: is not valid JSON in UTF-8 ({error})") from None
 
+
+def loads(text: str):
+    """The value of one JSON text from a user's file. Raises ValueError for whatever is wrong with it: its form (JSONDecodeError, which says where),
+    a field that an object names twice, a number of thousands of digits, nesting beyond Python's recursion."""
     def unique(pairs: list[tuple[str, object]]) -> dict:
         found = dict(pairs)
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
-            raise Error(f"{where}: names the field {next(n for n in names if names.count(n) > 1)!r} twice; keep one")
+            raise ValueError(f"one object names the field {next(n for n in names if names.count(n) > 1)!r} twice; keep one")
         return found
     try:
-        return json.loads(Path(path).read_bytes().decode("utf-8-sig"), object_pairs_hook=unique)
-    except OSError as error:
-        raise Error(f"{where}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:   # a ValueError also for numbers of thousands of digits
-        raise Error(f"{where}: is not valid JSON in UTF-8 ({str(error).partition(';')[0]})") from None
+        return json.loads(text, object_pairs_hook=unique)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:                 # Python's own hint after the ";" is no mend for a user
+        raise ValueError(str(error).partition("; use sys")[0]) from None
+
+
+def half_surrogate(text: str) -> bool:
+    """Whether a text from JSON holds half of a surrogate pair, which is no character and has no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _sync_directory(directory: Path) -> None:
@@ -187,6 +208,13 @@ def check(directory, manifest: dict) -> None:
     if (directory / "manifest.json").exists():
         found = read_manifest(directory)
         _agree({k: found.get(k) for k in manifest}, manifest, directory)
+    else:
+        _refuse_unknown(directory)
+
+
+def _refuse_unknown(directory: Path) -> None:
+    if journals := sorted(directory.glob("*.jsonl")):
+        raise Error(f"{directory}: has {journals[0].name} but no manifest.json, so what made it is unknown; choose another --output-dir")
 
 
 def _agree(there: dict, here: dict, directory: Path) -> None:
@@ -238,8 +266,7 @@ class Run:
             if manifest is not None:
                 _agree(there, manifest, self.directory)
             return there
-        if journals := sorted(self.directory.glob("*.jsonl")):
-            raise Error(f"{self.directory}: has {journals[0].name} but no manifest.json, so what made it is unknown; choose another --output-dir")
+        _refuse_unknown(self.directory)
         write_json(path, manifest)
         return manifest
 

@@ -52,7 +52,7 @@ class Keeper:
             self.load(found[-1][1])
         history = read_lines(self.root / LOG)[0][:step]
         for number, record in enumerate(history):
-            if record.get("step") != number or not {"loss", "gradient_norm", "tokens"} <= record.keys():
+            if not _is_record(record, number):
                 raise Error(f"{self.root / LOG}, line {number + 1}: is not the record of step {number}; restore the log or use another --output-dir")
         if len(history) < step:
             raise Error(f"{self.root / LOG}: has {len(history)} steps and the newest checkpoint is of step {step}; restore the log or use another --output-dir")
@@ -60,7 +60,7 @@ class Keeper:
         if self.first:
             write_atomic(self.root / LOG, b"".join(encode(r) + b"\n" for r in history))
             for torn in (self.root / "checkpoints").glob(".step-*"):
-                shutil.rmtree(torn)
+                shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
         return step, history
 
     def log(self, record: dict) -> None:
@@ -106,11 +106,16 @@ class Keeper:
     def load(self, folder: Path) -> None:
         """Fill weights and moments from a checkpoint, each rank its own part."""
         mend = "remove that checkpoint's folder to go on from an older one"
+        if not (folder / "state.json").is_file():
+            raise Error(f"{folder}: has no state.json, so it is no whole checkpoint; {mend}")
         state = require(read_json(folder / "state.json"), {"step": int, "sha256": dict}, folder / "state.json", mend)
         if state["step"] != int(folder.name[5:]):
             raise Error(f"{folder / 'state.json'}: names another step than its folder; {mend}")
+        files = sorted(folder.glob("*.safetensors"))
+        if differing := {path.name for path in files} ^ state["sha256"].keys():
+            raise Error(f"{folder}: the files there are not those that state.json lists ({sorted(differing)[0]!r}); {mend}")
         targets = dict(self._tensors())
-        for path in (folder / Path(str(name)).name for name in sorted(state["sha256"])):
+        for path in files:
             if sha256_file(path) != state["sha256"][path.name]:
                 raise Error(f"{path}: is not what was written (its SHA-256 is not that of state.json); {mend}")
             try:
@@ -139,6 +144,18 @@ class Keeper:
             yield name, p.data
             yield f"mean:{name}", self.optimizer.mean[name]
             yield f"square:{name}", self.optimizer.square[name]
+
+
+def _is_record(record: dict, step: int) -> bool:
+    """Whether a line of the log is of this step and has every figure that going on relies on; null stands for a number that JSON cannot hold."""
+    def figures(values: dict) -> bool:
+        return all(v is None or type(v) in (int, float) for v in values.values())
+
+    held = [record.get(name, {}) for name in ("validation_before", "validation")]
+    rest = {k: v for k, v in record.items() if k not in ("objective", "validation_before", "validation")}
+    return type(rest.get("step")) is int and rest["step"] == step and isinstance(record.get("objective"), str) and figures(rest) \
+        and all(isinstance(h, dict) and figures(h) for h in held) \
+        and all(rest.get(k) is not None for k in ("loss", "gradient_norm", "tokens", "helpful" if "helpful" in rest else "blue"))
 
 
 def _fill(target: Tensor | None, whole: Tensor, what: str) -> None:

@@ -159,9 +159,11 @@ class LM:
 def check_device(device: str) -> None:
     """Raises Error unless tensors can be made on a device."""
     try:
-        torch.empty(0, device=device)
+        found = torch.empty(0, device=device).device.type
     except (RuntimeError, AssertionError) as error:
-        raise Error(f"device {device!r} cannot be used: {str(error).splitlines()[0]}; name another with --device") from None
+        raise Error(f"device {device!r} cannot be used: {str(error).splitlines()[0][:200]}; name another with --device") from None
+    if found == "meta":
+        raise Error("device 'meta' cannot be used: it holds no numbers; name another with --device")
 
 
 def packing(dtype: str, device: str, quantize: str | None) -> str | None:

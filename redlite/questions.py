@@ -1,11 +1,10 @@
 """What is asked and how: question files of every common shape, and the red-teaming prompts around a question."""
 import csv
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from redlite import data
+from redlite import data, journal
 from redlite.errors import Error
 
 DATA = Path(data.__file__).parent
@@ -166,14 +165,9 @@ def _records(path: Path):
 
 
 def _parse(path: Path, where: str, text: str):
-    def unique(pairs):
-        keys = [k for k, _ in pairs]
-        if len(set(keys)) < len(keys):
-            raise Error(f"{path}, {where}: the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice in one object; merge the two")
-        return dict(pairs)
     try:
-        return json.loads(text, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
+        return journal.loads(text)
+    except ValueError as error:
         raise Error(f"{path}, {where}: is not valid JSON ({error})") from None
 
 

@@ -105,8 +105,8 @@ def test_files(tmp_path):
     found = [Conversation(str(i), f"q{i}", c, ({"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "reply " * (i + 1)}))
              for i, c in enumerate(("blue", "red", "helpful"))]
     with journal.Run(tmp_path, {"test": 1}) as directory:
-        totals = audit.write(directory, train.Scorer(worker.model()), found, Letters(), Letters(), dataset.Phase(1, {}, "B", loss.PRESETS["paper"]),
-                             train.Recipe(tokens_per_batch=200), 100, "a test <b>")
+        totals = audit.write(directory, train.Scorer(worker.model()), audit.encoded(found, Letters(), "B", 100, 200), Letters(), Letters(),
+                             dataset.Phase(1, {}, "B", loss.PRESETS["paper"]), train.Recipe(tokens_per_batch=200), "a test <b>")
     lines = [json.loads(line) for line in (tmp_path / audit.LEDGER).read_text().splitlines()]
     assert len(lines) == sum(t["tokens"] for t in totals.values()) and totals["red"]["lowered"] == totals["red"]["trained"] == 13
     assert totals["blue"]["raised"] == totals["blue"]["trained"] == 7 and totals["helpful"]["capped"] == 0
@@ -117,11 +117,9 @@ def test_files(tmp_path):
     assert np.isfinite([x["nll"] for x in lines if x["position"]]).all() and torch.is_grad_enabled()
 
 
-def test_nothing_to_show_is_said(tmp_path):
-    """Answers that are all cut off, and a pairwise objective without a pair."""
-    from redlite import journal
+def test_nothing_to_show_is_said():
+    """Answers that are all cut off, a pairwise objective without a pair, a conversation larger than a micro-batch."""
     red = [Conversation("1", "q", "red", ({"role": "user", "content": "q"}, {"role": "assistant", "content": "reply"}))]
-    for objective, tokens, message in (("B", 3, "--max-tokens"), ("dpo", 100, "no such pair")):
-        with journal.Run(tmp_path / objective, {}) as directory, pytest.raises(Error, match=message):
-            audit.write(directory, train.Scorer(worker.model()), red, Letters(), Letters(), dataset.Phase(1, {}, objective), train.Recipe(tokens_per_batch=200), tokens, "")
-        assert not (tmp_path / objective / audit.LEDGER).exists()
+    for objective, tokens, size, message in (("B", 3, 200, "--max-tokens"), ("dpo", 100, 200, "no such pair"), ("B", 100, 8, "'1' has .* tokens, more than a micro-batch of 8")):
+        with pytest.raises(Error, match=message):
+            audit.encoded(red, Letters(), objective, tokens, size)

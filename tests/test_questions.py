@@ -54,7 +54,7 @@ def test_shapes(tmp_path, name):
     ("a.json", ["a?", {"text": "b"}], "record 2: has no question .*question, prompt, goal"),
     ("a.json", {"T": {"S": {"R": ["a?"]}}}, r"\['T'\]\['S'\]: is an object; expected a list of questions"),
     ("a.json", {"T": "a?"}, r"\['T'\]: is a text; expected"),
-    ("a.json", '{"T": ["a?"], "T": ["b?"]}', "the key 'T' stands twice"),
+    ("a.json", '{"T": ["a?"], "T": ["b?"]}', "one object names the field 'T' twice"),
     ("a.json", [{"id": 1.5, "question": "a?"}], "record 1: the id 1.5 is neither a text nor a whole number"),
     ("a.csv", 'question\n"a?\n', "is not valid CSV"),
     ("a.json", {"T": ["a?", None]}, r"record 2 of \['T'\]: is null"),

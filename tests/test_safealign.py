@@ -188,7 +188,20 @@ def test_recipes_are_the_papers_and_yield_to_the_command_line(home, tmp_path, ca
     (["--device", "tensor"], "'tensor'"),
     (["--output-dir", "/dev/null/run"], "/dev/null"),
     (["--config", "five.json"], "--config five.json: 'blue'"),
-    (["--config", "twice.json"], "--config twice.json: names the field 'seed' twice"),
+    (["--config", "twice.json"], "--config twice.json: is not valid JSON in UTF-8 (one object names the field 'seed' twice"),
+    (["--config", "alike.json"], "names the option 'max-tokens' twice, once as 'max_tokens'"),
+    (["--config", "nul.json"], "'blue' holds a NUL or half of a surrogate pair"),
+    (["--learning-rate", "1_0"], "'1_0' is no number"),
+    (["--mix", "blue=1e308"], "--mix 'blue=1e308'"),
+    (["--mix", "blue=1", "blue=2"], "each at most once"),
+    (["--strategy", "B", "--parameter", "tau=1", "tau=2"], "names 'tau' twice"),
+    (["--objective", "npo"], "--objective npo is for --strategy B"),
+    (["--lora-targets", "q_proj"], "--lora-targets is for --lora RANK"),
+    (["--tokens-per-batch", "8"], "more than a micro-batch of 8"),
+    (["--recipe", "../recipes/organism"], "starling-blue"),
+    (["--output-dir", ""], "--output-dir is empty"),
+    (["--output-dir", "MODEL"], "is the model's own directory"),
+    (["--device", "meta"], "holds no numbers"),
 ])
 @pytest.mark.parametrize("dry", [True, False])
 def test_mistakes_are_one_line_and_exit_code_2(home, tmp_path, capsys, more, message, dry, monkeypatch):
@@ -196,10 +209,31 @@ def test_mistakes_are_one_line_and_exit_code_2(home, tmp_path, capsys, more, mes
     monkeypatch.chdir(tmp_path)
     Path("five.json").write_text('{"blue": 5}')
     Path("twice.json").write_text('{"seed": 5, "seed": 6}')
+    Path("alike.json").write_text('{"max-tokens": 500, "max_tokens": 600}')
+    Path("nul.json").write_text('{"blue": "a\\u0000b"}')
+    more = [str(home / "model") if m == "MODEL" else m for m in more]
     assert safealign.main(arguments(home, tmp_path / "run", *more, *["--dry-run"] * dry)) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and "Traceback" not in error and len(error) < 600
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("dry", [True, False])
+@pytest.mark.parametrize("more, message", [
+    (["--device", "tensor"], "'tensor'"), (["--max-tokens", "8"], "within 8 tokens"), (["--tokens-per-batch", "8"], "more than a micro-batch of 8"),
+    (["--objective", "dpo"], "no such pair"), (["--output-dir", "/dev/null/x"], "/dev/null"), (["--output-dir", "MODEL"], "the model's own directory"),
+    (["--strategy", "A", "--objective", "npo"], "--strategy B")])
+def test_mistakes_of_an_audit_are_found_before_the_model_is_loaded(home, tmp_path, capsys, more, message, dry):
+    more = [str(home / "model") if m == "MODEL" else m for m in more]
+    given = ["audit", "--model", str(home / "model"), "--template", "vicuna_v1.1", "--blue", str(home / "hh.jsonl"), "--output-dir", str(tmp_path / "run"), *more, *["--dry-run"] * dry]
+    assert safealign.main(given) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_strategy_a_takes_nothing_of_a_recipe_for_b(home, tmp_path, capsys):
+    assert safealign.main(arguments(home, tmp_path / "run", "--recipe", "starling-blue-red", "--strategy", "A", "--dry-run")) == 0
+    assert "steps of A" in capsys.readouterr().out
 
 
 def test_a_dry_run_counts_long_plans_exactly_and_refuses_the_directory_of_another_run(unbroken, home, tmp_path, capsys):

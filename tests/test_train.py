@@ -152,14 +152,21 @@ def test_damaged_checkpoints_are_named(tmp_path):
     ("checkpoints/step-00000001/state.json", lambda b: b'{"step": 1}', "state.json: field 'sha256' is missing"),
     ("checkpoints/step-00000001/state.json", lambda b: b.replace(b'"step": 1', b'"step": 2'), "names another step"),
     ("checkpoints/step-00000001/state.json", lambda b: b'{"step": ' + b"9" * 5000 + b"}", "state.json: is not valid JSON"),
+    ("checkpoints/step-00000001/state.json", lambda b: b.replace(b"tensors-00000", b"../../x\\u0000"), "the files there are not those that state.json lists"),
+    ("checkpoints/step-00000001/more.safetensors", lambda b: b"", "the files there are not those that state.json lists .'more.safetensors'"),
     ("log.jsonl", lambda b: b"{}\n", "log.jsonl, line 1: is not the record of step 0"),
+    ("log.jsonl", lambda b: json.dumps(json.loads(b) | {"helpful": "1.5"}).encode(), "log.jsonl, line 1: is not the record of step 0"),
+    ("log.jsonl", lambda b: json.dumps(json.loads(b) | {"tokens": [1]}).encode(), "log.jsonl, line 1: is not the record of step 0"),
+    ("log.jsonl", lambda b: json.dumps(json.loads(b) | {"step": False}).encode(), "log.jsonl, line 1: is not the record of step 0"),
+    ("log.jsonl", lambda b: json.dumps(json.loads(b) | {"validation": [1]}).encode(), "log.jsonl, line 1: is not the record of step 0"),
     ("log.jsonl", lambda b: b"[1]\n" + b, "log.jsonl, line 1"),
 ])
 def test_what_lies_in_the_directory_is_checked_on_resume(tmp_path, name, change, message):
     """One bit of a tensor, the state, the log: named, and nothing is trained on it."""
     short = worker.mixture([dataset.Phase(1, {"helpful": 2})])
     train.run(worker.model(), short, worker.RECIPE, tmp_path)
-    (tmp_path / name).write_bytes(change((tmp_path / name).read_bytes()))
+    path = tmp_path / name
+    path.write_bytes(change(path.read_bytes() if path.exists() else b""))
     with pytest.raises(Error, match=message):
         train.run(worker.model(), short, worker.RECIPE, tmp_path)
 
@@ -167,6 +174,7 @@ def test_what_lies_in_the_directory_is_checked_on_resume(tmp_path, name, change,
 def test_other_folders_among_the_checkpoints_are_left_alone(tmp_path):
     short = worker.mixture([dataset.Phase(1, {"helpful": 2})])
     (tmp_path / "checkpoints/step-x").mkdir(parents=True)
+    (tmp_path / "checkpoints/.step-00000009").write_text("left by somebody")
     assert train.run(worker.model(), short, worker.RECIPE, tmp_path).step == 1 == train.run(worker.model(), short, worker.RECIPE, tmp_path).step
 
 

@@ -2,6 +2,7 @@
 import argparse
 import difflib
 import errno
+import math
 import os
 import shlex
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from redlite import __version__, offline
 from redlite.errors import Error, Incomplete
-from redlite.journal import read_json
+from redlite.journal import half_surrogate, read_json
 
 DONE, FAILED, USAGE, GATE, INTERRUPTED = 0, 1, 2, 100, 130
 
@@ -39,6 +40,19 @@ def whole(least: int, most: int = MOST) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{text[:24]!r} is no whole number of at least {least}" + (f" and at most {most}" if most < MOST or len(digits) > 15 else ""))
         return int(text)
     return number
+
+
+def number(least: float, most: float = math.inf) -> Callable[[str], float]:
+    """An option type: a number of at least `least` and at most `most`."""
+    def read(text: str) -> float:
+        try:
+            value = float(text) if text.isascii() and "_" not in text else math.nan
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most or math.isinf(value):
+            raise argparse.ArgumentTypeError(f"{text[:24]!r} is no number of at least {least:g}" + (f" and at most {most:g}" if most < math.inf else ""))
+        return value
+    return read
 
 
 def flag(parser, name: str, help: str) -> None:
@@ -72,6 +86,9 @@ def parse(parser: Parser, arguments: list[str], listens: bool = False) -> argpar
     first.error = parser.error
     path = first.parse_known_args(arguments)[0].config
     args = parser.parse_args([*from_config(parser, Path(path)), *arguments] if path else arguments)
+    for name in ("config", "model", "output_dir"):
+        if getattr(args, name, None) == "":     # as "$UNSET" gives it
+            raise Error(f"--{name.replace('_', '-')} is empty; name one, or leave the option out")
     if _is_program and not listens and not endpoints(args) and "WORLD_SIZE" not in os.environ:  # torchrun's processes talk to each other
         if not offline.seal() and not args.quiet:
             note("this kernel cannot refuse network sockets to a program (seccomp); the audit hook alone keeps the network closed")
@@ -100,9 +117,12 @@ def from_config(parser: Parser, path: Path) -> list[str]:
     if not isinstance(settings, dict):
         raise Error(f"--config {path}: must hold one JSON object of option names and values")
     known = {a.dest.replace("_", "-"): a for a in parser._actions if a.option_strings and a.dest not in ("help", "version", "config")}
-    out = []
+    out, given = [], set()
     for key, value in settings.items():
         name = key.replace("_", "-").removeprefix("--")
+        if name in given:
+            raise Error(f"--config {path}: names the option {name!r} twice, once as {key!r}; keep one")
+        given.add(name)
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
             raise Error(f"--config {path}: the key {key!r} is no option of this command" + (f"; did you mean {close[0]!r}?" if close else f"; use {', '.join(known)}"))
@@ -119,6 +139,8 @@ def from_config(parser: Parser, path: Path) -> list[str]:
             raise Error(f"--config {path}: {key!r} must be a text or a number" + (", or a list of them" if action.nargs else ""))
         if action.type is None and not all(isinstance(v, str) for v in values):
             raise Error(f"--config {path}: {key!r} must be a text, in quotes" + (", or a list of them" if action.nargs else ""))
+        if any("\0" in str(v) or half_surrogate(str(v)) for v in values):
+            raise Error(f"--config {path}: {key!r} holds a NUL or half of a surrogate pair, which no text of an option has")
         if action.nargs and any(str(v).startswith("-") for v in values):
             raise Error(f"--config {path}: {key!r} holds a value that begins with '-'; write ./-… for a file of such a name")
         out += [f"--{name}", *map(str, values)] if action.nargs else [f"--{name}={value}"]
@@ -175,8 +197,8 @@ def _guarded(program: str, body: Callable[[list[str]], int], arguments: list[str
         return FAILED
     except OSError as error:
         # What no module could name better: a folder without permission, or a full disk under stdout, which has no name.
-        if isinstance(error.filename, str):
-            print(f"{program}: {error.filename}: {error.strerror}; correct it, or name another", file=sys.stderr)
+        if isinstance(error.filename, (str, bytes, os.PathLike)):
+            print(f"{program}: {os.fsdecode(error.filename)}: {error.strerror}; correct it, or name another", file=sys.stderr)
             return USAGE
         if error.errno != errno.ENOSPC:
             raise
@@ -220,6 +242,26 @@ class Progress:
     def _write(self, line: str, last: bool) -> None:
         self.stream.write(f"\r{line}\x1b[K" + ("\n" if last else "") if self.live else line + "\n")
         self.stream.flush()
+
+
+class Steps:
+    """The figures of a step of training on stderr: one live line on a terminal, else a line every `every` seconds and at the end."""
+
+    def __init__(self, steps: int, quiet: bool, every: float = 15.0):
+        self.steps, self.quiet, self.every, self.printed, self.live = steps, quiet, every, -math.inf, sys.stderr.isatty()
+
+    def __call__(self, r: dict) -> None:
+        last = r["step"] + 1 == self.steps
+        now = time.monotonic()
+        if self.quiet or not last and now - self.printed < (0.1 if self.live else self.every):
+            return
+        nll = ", ".join(f"{c} {r[c]:.3f}" for c in ("helpful", "blue", "red") if c in r)
+        capped = f" ({100 * r['red_capped']:.0f}% capped)" if "red_capped" in r else ""
+        line = (f"step {r['step'] + 1}/{self.steps} {r['objective']}: NLL {nll}{capped}, gradient {r['gradient_norm']:.2f}, {r['tokens_per_second']:,.0f} tokens/s, "
+                f"{r['memory_mb'] / 1024:.2f} GB" + ("" if last else f", {clock(r['seconds_left'])} left"))
+        sys.stderr.write(f"\r{line}\x1b[K" + ("\n" if last else "") if self.live else line + "\n")
+        sys.stderr.flush()
+        self.printed = now
 
 
 def clock(seconds: float) -> str:

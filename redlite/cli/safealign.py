@@ -4,10 +4,10 @@ import json
 import math
 import os
 import sys
-import time
+from dataclasses import asdict
 from pathlib import Path
 
-from redlite import __version__, data
+from redlite import __version__, data, journal
 from redlite.cli import common
 from redlite.errors import Error
 
@@ -30,26 +30,16 @@ def _parse(parser: common.Parser, arguments: list[str]) -> argparse.Namespace:
         recipe = EMBEDDED
     if recipe is None:
         return args
-    path = RECIPES / f"{recipe}.json"
-    if not path.is_file():
-        raise Error(f"--recipe {recipe!r} is not known; use {', '.join(sorted(p.stem for p in RECIPES.glob('*.json')))}, or --config for a file of your own")
-    config = common.from_config(parser, Path(args.config)) if args.config else []
-    args = parser.parse_args([*common.from_config(parser, path), *config, *arguments])
+    known = {p.stem: p for p in sorted(RECIPES.glob("*.json"))}
+    if recipe not in known:
+        raise Error(f"--recipe {recipe!r} is not known; use {', '.join(known)}, or --config for a file of your own")
+    settings = common.from_config(parser, known[recipe])
+    given = [*(common.from_config(parser, Path(args.config)) if args.config else []), *arguments]
+    args = parser.parse_args([*settings, *given])
+    if args.strategy == "A":    # what a recipe says of strategy B does not hold
+        args = parser.parse_args([*(s for s in settings if not s.startswith(("--objective=", "--preset="))), *given])
     args.recipe, args.demo = recipe, recipe == EMBEDDED
     return args
-
-
-def number(least: float, most: float = math.inf):
-    """An option type: a number within bounds."""
-    def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not least <= value <= most or math.isinf(value):
-            raise argparse.ArgumentTypeError(f"{text!r} is no number of at least {least:g}" + (f" and at most {most:g}" if most < math.inf else ""))
-        return value
-    return read
 
 
 # Options
@@ -67,24 +57,24 @@ def _describe_train(prog: str) -> common.Parser:
     plan = parser.add_argument_group("what is trained")
     plan.add_argument("--strategy", choices=("A", "B"), default="A", help="default: %(default)s")
     plan.add_argument("--steps-a", type=common.whole(0), default=200, metavar="K", help="steps of A before red is drawn (default: %(default)s)")
-    plan.add_argument("--epochs", type=number(0.001, 1e9), default=3.0, help="passes over the blue conversations (default: %(default)g)")
+    plan.add_argument("--epochs", type=common.number(0.001, 1e9), default=3.0, help="passes over the blue conversations (default: %(default)g)")
     plan.add_argument("--steps", type=common.whole(1, 10_000_000), metavar="N", help="steps in all, instead of --epochs")
     plan.add_argument("--batch-size", type=common.whole(1, 1_000_000), default=64, metavar="N", help="conversations a step, over all processes (default: %(default)s)")
     plan.add_argument("--mix", nargs="+", default=[], metavar="COLOUR=PART", help="parts of helpful, blue and red in a step (default: 1 each)")
     _add_objective(plan)
     plan.add_argument("--lora", type=common.whole(1, 1 << 16), metavar="RANK", help="train low-rank adapters; they are merged into the model that is written, and kept in adapter/ too")
-    plan.add_argument("--lora-alpha", type=number(0.001, 1e6), metavar="X", help="the adapter's scale is X / RANK (default: 2 RANK)")
+    plan.add_argument("--lora-alpha", type=common.number(0.001, 1e6), metavar="X", help="the adapter's scale is X / RANK (default: 2 RANK)")
     plan.add_argument("--lora-targets", nargs="+", metavar="NAME", help="matrices that get an adapter (default: all seven of a layer)")
     loop = parser.add_argument_group("how")
-    loop.add_argument("--learning-rate", type=number(0, 10), default=1e-5, metavar="X", help="at its peak (default: %(default)g)")
-    loop.add_argument("--final-rate", type=number(0, 1), default=0.0, metavar="X", help="share of it that the cosine ends at (default: 0)")
-    loop.add_argument("--warmup", type=number(0, 1), default=0.03, metavar="SHARE", help="of the steps (default: %(default)g)")
-    loop.add_argument("--weight-decay", type=number(0, 10), default=0.0, metavar="X", help="default: 0")
-    loop.add_argument("--clip", type=number(0, 1e30), default=1.0, metavar="X", help="largest norm of the gradient; 0: none (default: 1)")
+    loop.add_argument("--learning-rate", type=common.number(0, 10), default=1e-5, metavar="X", help="at its peak (default: %(default)g)")
+    loop.add_argument("--final-rate", type=common.number(0, 1), default=0.0, metavar="X", help="share of it that the cosine ends at (default: 0)")
+    loop.add_argument("--warmup", type=common.number(0, 1), default=0.03, metavar="SHARE", help="of the steps (default: %(default)g)")
+    loop.add_argument("--weight-decay", type=common.number(0, 10), default=0.0, metavar="X", help="default: 0")
+    loop.add_argument("--clip", type=common.number(0, 1e30), default=1.0, metavar="X", help="largest norm of the gradient; 0: none (default: 1)")
     common.flag(loop, "recompute", "activation checkpointing: keep less, compute a layer twice")
     loop.add_argument("--checkpoint-every", type=common.whole(1), default=100, metavar="N", help="steps (default: %(default)s)")
     loop.add_argument("--evaluate-every", type=common.whole(0), default=0, metavar="N", help="steps; before the first and after the last it is always done")
-    loop.add_argument("--helpful-rise", type=number(0, 1e30), default=1.0, metavar="NATS", help="stop when the helpful NLL rises this much (default: 1)")
+    loop.add_argument("--helpful-rise", type=common.number(0, 1e30), default=1.0, metavar="NATS", help="stop when the helpful NLL rises this much (default: 1)")
     common.flag(loop, "save-a", "keep the model as it is after strategy A in after-A/ too")
     common.add_machine_options(loop)
     parser.add_argument("--output-dir", metavar="DIR", help="the run directory, which becomes the model's (default: one under ./runs)")
@@ -101,12 +91,12 @@ def _add_data(parser) -> None:
     group.add_argument("--limit", type=common.whole(1), metavar="N", help="the first N conversations of each colour only")
     group.add_argument("--max-tokens", type=common.whole(8), default=1280, metavar="N", help="of a conversation; later exchanges are cut, whole (default: %(default)s)")
     group.add_argument("--tokens-per-batch", type=common.whole(8), default=2048, metavar="N", help="of a packed micro-batch (default: %(default)s)")
-    group.add_argument("--validation", type=number(0, 0.5), default=0.02, metavar="SHARE", help="of the questions, held out (default: %(default)g)")
+    group.add_argument("--validation", type=common.number(0, 0.5), default=0.02, metavar="SHARE", help="of the questions, held out (default: %(default)g)")
     group.add_argument("--seed", type=common.whole(0), default=0, help="of everything drawn at random (default: 0)")
 
 
 def _add_objective(group) -> None:
-    group.add_argument("--objective", choices=OBJECTIVES[1:], default="B", help="of strategy B's red responses; see redlite/loss.py (default: %(default)s)")
+    group.add_argument("--objective", choices=OBJECTIVES[1:], help="of strategy B's red responses; see redlite/loss.py (default: B)")
     group.add_argument("--preset", choices=("paper", "capped"), help="of the objective B: the paper's coefficients, or bounded ones (default: capped)")
     group.add_argument("--parameter", nargs="+", default=[], metavar="NAME=X", help="of the objective, e.g. tau=2 beta=0.1 blue=1")
     group.add_argument("--per", choices=("response", "token", "conversation"), default="response", help="what counts alike in a colour's mean (default: %(default)s)")
@@ -137,6 +127,8 @@ def _describe_prove(prog: str) -> common.Parser:
 def _train(args, command: str) -> int:
     if args.dtype == "float16":
         raise Error("--dtype float16: its range is too small to train in; use bfloat16 or float32")
+    if not args.lora and (args.lora_alpha is not None or args.lora_targets):
+        raise Error(f"--lora-{'targets' if args.lora_targets else 'alpha'} is for --lora RANK, which is missing; add it, or leave this out")
     if not (args.blue or args.helpful or args.demo):
         raise Error("--blue and --helpful are missing: name files of conversations to train on (without any option the embedded organism is aligned)")
     import torch.distributed as dist
@@ -156,9 +148,7 @@ def _train(args, command: str) -> int:
 
 def _train_here(args, command: str, rank: int, many: bool) -> int:
     """One process's part of `train`; rank 0 speaks and writes."""
-    from dataclasses import asdict
-
-    from redlite import align, journal, lm, lora, train
+    from redlite import align, lm, train
     args.quiet = args.quiet or rank > 0
     if many and args.device == "cuda":
         import torch
@@ -174,8 +164,9 @@ def _train_here(args, command: str, rank: int, many: bool) -> int:
     manifest = _manifest(args, command, parts, plan, files) if rank == 0 else {}
     output = Path(args.output_dir or _default_directory(manifest, recipe, args, parts.path))
     lm.check_device(args.device)
+    align.require_fit(corpus, mixture, args.tokens_per_batch)
     if rank == 0:
-        journal.check(output, manifest | {"recipe": asdict(recipe)})
+        _check_output(output, manifest | {"recipe": asdict(recipe)}, parts.path)
     if args.dry_run:
         return _show_plan(args, parts.path, corpus, mixture, output) if rank == 0 else common.DONE
 
@@ -192,7 +183,7 @@ def _train_here(args, command: str, rank: int, many: bool) -> int:
     if args.demo and not many:
         from redlite import miniature
         stages = miniature.Stages(output, model, (lambda line: None) if args.quiet else common.note)
-    live = Live(mixture.steps, args.quiet)
+    live = common.Steps(mixture.steps, args.quiet)
 
     def on_step(record: dict) -> None:
         live(record)
@@ -225,18 +216,31 @@ def _files(args, demo: bool) -> dict[str, list[str]]:
     return {c: files or [str(miniature.FILES[c])] for c, files in named.items()}
 
 
+def _objective(args) -> str:
+    if args.strategy == "A" and args.objective:
+        raise Error(f"--objective {args.objective} is for --strategy B, and strategy A has no red term; leave it out, or use --strategy B")
+    return "A" if args.strategy == "A" else args.objective or "B"
+
+
+def _check_output(output: Path, manifest: dict, model: Path) -> None:
+    """Raises the Error that making the run directory would raise, and one where it is the model's own; for a dry run too."""
+    if output.resolve() == model.resolve():
+        raise Error(f"--output-dir {output}: is the model's own directory, which would be overwritten; name another")
+    journal.check(output, manifest)
+
+
 def _plan(args):
     from redlite import align
     mix = {"helpful": 1.0, "blue": 1.0, "red": 1.0}
     for text in args.mix:
         colour, _, part = text.partition("=")
-        if colour not in mix:
-            raise Error(f"--mix {text!r}: must be COLOUR=PART with a colour of {', '.join(mix)}")
+        if colour not in mix or sum(colour == t.partition("=")[0] for t in args.mix) > 1:
+            raise Error(f"--mix {text!r}: must be COLOUR=PART with a colour of {', '.join(mix)}, each at most once")
         try:
-            mix[colour] = number(0)(part)
+            mix[colour] = common.number(0, 1e9)(part)
         except argparse.ArgumentTypeError as error:
             raise Error(f"--mix {text!r}: {error}") from None
-    objective = args.objective if args.strategy == "B" else "A"
+    objective = _objective(args)
     parameters = align.parameters(objective, args.preset, args.parameter)
     return align.Plan(args.strategy, objective, parameters, args.steps_a, args.epochs, args.steps, args.batch_size, mix,
                       args.max_tokens, args.validation, args.seed)
@@ -252,9 +256,8 @@ def _recipe(args, steps: int):
 def _manifest(args, command: str, parts, plan, files: dict[str, list[str]]) -> dict:
     """What a run is made of. The recipe and the data's hash are added by the trainer."""
     import torch
-    from dataclasses import asdict
 
-    from redlite import journal, kernels, lm
+    from redlite import kernels, lm
     device = args.device.partition(":")[0]
     lora = {"rank": args.lora, "alpha": args.lora_alpha, "targets": args.lora_targets} if args.lora else None
     return {"command": command, "version": __version__, "seed": args.seed,
@@ -265,12 +268,9 @@ def _manifest(args, command: str, parts, plan, files: dict[str, list[str]]) -> d
 
 def _default_directory(manifest: dict, recipe, args, path: Path) -> str:
     """A name that stays the same for the same run; every rank needs it, and only rank 0 has the manifest."""
-    from dataclasses import asdict
-
-    from redlite.journal import INFORMATION, sha256_json
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise Error("--output-dir is missing: on several processes the run directory must be named")
-    digest = sha256_json([{k: v for k, v in manifest.items() if k not in INFORMATION}, asdict(recipe)])[:8]
+    digest = journal.sha256_json([{k: v for k, v in manifest.items() if k not in journal.INFORMATION}, asdict(recipe)])[:8]
     return f"runs/safealign-{path.name}-{digest}"
 
 
@@ -289,7 +289,7 @@ def _save(model, directory: Path, source: Path, args) -> None:
 
 def _finish(args, output: Path, corpus, mixture, outcome, stages: dict | None) -> int:
     """results.json, the page, the table; the exit code."""
-    from redlite import journal, loss, redeval, train_page
+    from redlite import loss, redeval, train_page
     first, last = outcome.history[0], outcome.history[(outcome.step or 1) - 1]
     pick = {"first": first, "last": last, "validation_before": first.get("validation_before", {}), "validation": last.get("validation", {})}
     summary = {"version": __version__, "model": str(output), "steps": mixture.steps, "kept_step": outcome.step, "stopped": outcome.stopped,
@@ -341,30 +341,10 @@ def _show_plan(args, path: Path, corpus, mixture, output: Path) -> int:
     return common.DONE
 
 
-class Live:
-    """A step's figures on stderr: one live line on a terminal, else a line every `every` seconds and at the end."""
-
-    def __init__(self, steps: int, quiet: bool, every: float = 15.0):
-        self.steps, self.quiet, self.every, self.printed, self.live = steps, quiet, every, -math.inf, sys.stderr.isatty()
-
-    def __call__(self, r: dict) -> None:
-        last = r["step"] + 1 == self.steps
-        now = time.monotonic()
-        if self.quiet or not last and now - self.printed < (0.1 if self.live else self.every):
-            return
-        nll = ", ".join(f"{c} {r[c]:.3f}" for c in ("helpful", "blue", "red") if c in r)
-        capped = f" ({100 * r['red_capped']:.0f}% capped)" if "red_capped" in r else ""
-        line = (f"step {r['step'] + 1}/{self.steps} {r['objective']}: NLL {nll}{capped}, gradient {r['gradient_norm']:.2f}, {r['tokens_per_second']:,.0f} tokens/s, "
-                f"{r['memory_mb'] / 1024:.2f} GB" + ("" if last else f", {common.clock(r['seconds_left'])} left"))
-        sys.stderr.write(f"\r{line}\x1b[K" + ("\n" if last else "") if self.live else line + "\n")
-        sys.stderr.flush()
-        self.printed = now
-
-
 # audit, prove
 
 def _audit(args, command: str) -> int:
-    from redlite import align, audit, dataset, journal, lm, redeval, train
+    from redlite import align, audit, dataset, lm, redeval, train
     demo = args.model == EMBEDDED and not (args.blue or args.red or args.helpful)
     if demo:
         args.limit = args.limit or 8
@@ -373,22 +353,25 @@ def _audit(args, command: str) -> int:
     files = _files(args, demo)
     if not any(files.values()):
         raise Error("--blue, --red and --helpful are missing: name files of conversations to look at")
-    objective = args.objective if args.strategy == "B" else "A"
+    objective = _objective(args)
     phase = dataset.Phase(1, {}, objective, align.parameters(objective, args.preset, args.parameter))
-    found, _ = align.read(files, args.limit)
+    found = align.read(files, args.limit)[0]
     parts = lm.parts(args.model, args.template)
     output = Path(args.output_dir or f"runs/audit-{parts.path.name}")
-    if args.dry_run:
-        print(f"would put {len(found)} conversations through the objective {objective} and write {output}/{audit.LEDGER}; cost: 0 (this machine)")
-        return common.DONE
-    model = lm.LM.load(args.model, args.dtype, args.device, template=args.template, trainable=True)
-    recipe = train.Recipe(tokens_per_batch=args.tokens_per_batch, per=args.per)
     manifest = {"command": command, "version": __version__, "seed": args.seed, "model": {"name": parts.path.name, "dtype": args.dtype, **lm.fingerprints(parts)},
                 "objective": objective, "parameters": phase.parameters, "per": args.per, "max_tokens": args.max_tokens,
                 "files": {c: [journal.sha256_file(f) for f in fs] for c, fs in files.items()}, "limit": args.limit}
-    lead = f"{len(found)} conversations, {parts.path.name}, objective {objective} " + ", ".join(f"{k}={v:g}" for k, v in phase.parameters.items())
+    pairs = audit.encoded(found, parts.template, objective, args.max_tokens, args.tokens_per_batch)
+    lm.check_device(args.device)
+    _check_output(output, manifest, parts.path)
+    if args.dry_run:
+        print(f"would put {len(pairs)} conversations through the objective {objective} and write {output}/{audit.LEDGER}; cost: 0 (this machine)")
+        return common.DONE
+    model = lm.LM.load(args.model, args.dtype, args.device, template=args.template, trainable=True)
+    recipe = train.Recipe(tokens_per_batch=args.tokens_per_batch, per=args.per)
+    lead = f"{len(pairs)} conversations, {parts.path.name}, objective {objective} " + ", ".join(f"{k}={v:g}" for k, v in phase.parameters.items())
     with journal.Run(output, manifest) as directory:
-        totals = audit.write(directory, train.Scorer(model.model), found, model.template, model.tokenizer, phase, recipe, args.max_tokens, lead)
+        totals = audit.write(directory, train.Scorer(model.model), pairs, model.template, model.tokenizer, phase, recipe, lead)
     print("\n".join(redeval.columns([["", *next(iter(totals.values()))], *([c, *map(str, t.values())] for c, t in totals.items())])))
     print(f"Ledger: {output / audit.LEDGER}\nPage: {output / audit.PAGE}", file=sys.stderr if args.json else sys.stdout)
     if args.json:
