@@ -189,6 +189,8 @@ def test_mixture_goes_through_every_stream_evenly_and_by_the_seed_alone():
     assert [other.step(i) for i in (8, 0, 4)] == [steps[i] for i in (8, 0, 4)]       # any order of asking
     assert dataset.Mixture(streams, phases, seed=2).step(0) != steps[0]
     assert mixture.fingerprint() == other.fingerprint() != dataset.Mixture(streams, phases, seed=2).fingerprint()
+    scored = {k: [tuple(dataset.with_references(list(u), [(1.0,)] * len(u))) for u in units] for k, units in streams.items()}
+    assert dataset.Mixture(scored, phases, seed=1).fingerprint() == mixture.fingerprint()   # their last digits depend on the number of ranks
     with pytest.raises(Error, match="--red"):
         dataset.Mixture({k: streams[k] for k in ("blue", "helpful")}, phases, 0)
 
