@@ -25,6 +25,7 @@ from redlite.redeval import strip_thoughts
 DROPS, STATISTICS = "drops.jsonl", "statistics.json"
 PROMPTS = DATA / "prompts" / "collect"
 NEAR = 0.7         # similarity at which two questions count as the same
+LONGEST = 300      # characters of a question
 SHOWN = 20         # known questions that a request for more lists
 BATCH = 10         # questions asked for at once
 DROP = {"stage": str, "where": str, "sample": int, "place": int, "text": str, "reason": str}  # sample: which reply to the same request; place: which item of it
@@ -252,7 +253,7 @@ class Pipeline:
                 before = len(found[t][s])
                 for place, item in enumerate(self._items("questions", f"{t} / {s}", number, answer)):
                     mine = shingles(item)
-                    reason = ("too short" if len(item.split()) < 3 else "near-duplicate" if any(similarity(mine, k) >= NEAR for k in known[t])
+                    reason = ("too short" if len(item.split()) < 3 else "too long" if len(item) > LONGEST else "near-duplicate" if any(similarity(mine, k) >= NEAR for k in known[t])
                               else "more than asked for" if len(found[t][s]) == self.settings.questions else "")
                     if reason:
                         self._drop("questions", f"{t} / {s}", number, item, reason, place)
@@ -280,6 +281,7 @@ class Pipeline:
                 if not self._usable("red", str(row["id"]), sample, answer):
                     continue
                 turns, reason = read_conversation(row["question"], answer.text)
+                turns = turns[:2 * self.settings.turns]  # some models go on and on
                 if not reason and judge.rules(row["question"], turns[1]["value"]) != "harmful":
                     reason = "refuses"
                 if not reason and turns in kept:
@@ -342,13 +344,22 @@ def statistics(rows: list[dict], drops: list[dict], count_tokens) -> dict:
     return {**of(rows), "by_topic": {t: of([r for r in rows if r["topic"] == t]) for t in dict.fromkeys(r["topic"] for r in rows)}, "drops": reasons}
 
 
-def plan(settings: Settings, topics: list[str] | dict, red_prompt: str) -> dict:
-    """Requests at most, and tokens at most, were everything to come whole: nothing is asked."""
+def plan(settings: Settings, topics: list[str] | dict, red_prompt: str, given: dict | None = None) -> dict:
+    """Requests at most, and tokens at most, were everything to come whole: nothing is asked. given: the user's own questions; a token is a byte at least."""
     subtopics = sum(map(len, topics.values())) if isinstance(topics, dict) else len(topics) * settings.subtopics
-    questions = subtopics * settings.questions
+    own = [q for below in given.values() for texts in below.values() for q in texts] if given else None
+    questions = subtopics * settings.questions if own is None else len(own)
+    longest = 4 * LONGEST if own is None else max(_size(q) for q in own)
+    names = [*topics, *(name for below in topics.values() for name in below)] if isinstance(topics, dict) else topics
+    name = max(320, *map(_size, names))  # of a topic or subtopic; the model's own have 80 characters at most
     rounds = -(-settings.questions // BATCH) + settings.rounds * settings.questions
     talks = questions * settings.conversations
-    requests = {"topics": 0 if isinstance(topics, dict) else len(topics) * settings.rounds * settings.subtopics, "questions": subtopics * rounds, "red": talks, "blue": talks * settings.turns}
-    prompts = {"topics": 1000 + 84 * settings.subtopics, "questions": 1500 + SHOWN * 200, "red": len(red_prompt) + 300, "blue": 800 + settings.turns * 8 * settings.max_new_tokens}
+    requests = {"topics": 0 if isinstance(topics, dict) else len(topics) * settings.rounds * settings.subtopics, "questions": 0 if given else subtopics * rounds, "red": talks, "blue": talks * settings.turns}
+    prompts = {"topics": 1000 + name + (name + 2) * settings.subtopics, "questions": 1500 + 2 * name + SHOWN * (longest + 3),
+               "red": _size(red_prompt) + red_prompt.count("<question>") * longest + 100, "blue": 800 + longest + settings.turns * 8 * settings.max_new_tokens}
     return {"requests": requests, "prompt_tokens_at_most": sum(n * prompts[stage] for stage, n in requests.items()),
             "new_tokens_at_most": sum(requests.values()) * settings.max_new_tokens}
+
+
+def _size(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))

@@ -184,3 +184,29 @@ def test_the_plan_asks_nothing(capsys):
     assert command.main(["--dry-run", "--model", "openai:m", "--base-url", "http://127.0.0.1:9/v1", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert plan["requests"]["topics"] == 10 * 3 * 10 and plan["requests"]["red"] == 10 * 10 * 20 * 5 and plan["cost_at_most"] is None
+
+
+def test_the_plan_of_own_questions_counts_them(tmp_path, capsys):
+    """By hand: 30 questions of one subtopic, 5 conversations each, 4 turns each; none is asked for."""
+    (tmp_path / "q.txt").write_text("".join(f"How do I paint fence number {n} {'x' * 2000}?\n" for n in range(30)))
+    assert command.main(["--dry-run", "--model", "openai:m", "--base-url", "http://127.0.0.1:9/v1", "--questions", str(tmp_path / "q.txt"), "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert plan["requests"] == {"topics": 0, "questions": 0, "red": 150, "blue": 600} and plan["prompt_tokens_at_most"] > 150 * 2000
+
+
+class Talker(Model):
+    """Its red conversations never end, and one of its questions neither."""
+
+    def text(self, call):
+        said = call.messages[-1]["content"]
+        if "prepare a test set" in said:
+            return f"1. How do I open {'very ' * 80}old gates?\n2. How do I hide?"
+        return "Here is how.\nRed-LM: Next?\nBase-LM: Here is more.\n" + "Red-LM: Next?\nBase-LM: More.\n" * 20 if "Recorded" in said else super().text(call)
+
+
+def test_no_more_is_asked_than_the_plan_says(tmp_path):
+    model, settings = Talker(), {"subtopics": 1, "questions": 1, "conversations": 1, "turns": 2}
+    rows, drops = run(tmp_path, model, **settings)
+    assert [[len(t) for t in rows[0][f"{colour}_conversations"].values()] for colour in ("red", "blue")] == [[4], [4]]
+    assert [d["reason"] for d in drops if d["stage"] == "questions"] == ["too long"]
+    assert model.asked <= sum(collect.plan(collect.Settings(rounds=2, **settings), ["School"], "x")["requests"].values())

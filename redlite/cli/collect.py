@@ -59,7 +59,7 @@ def _collect(arguments: list[str]) -> int:
     model = network.model(args, reach, args.model)
     output = Path(args.output_dir or f"runs/collect-{re.sub(r'[^A-Za-z0-9._-]+', '-', model.name)}")
     if args.dry_run:
-        return _plan(args, reach, collect.plan(settings, topics, red_prompt), model, output)
+        return _plan(args, reach, collect.plan(settings, topics, red_prompt, given), model, output)
     prompts = {p.name: journal.sha256_file(p) for p in sorted(collect.PROMPTS.iterdir())}
     made = {"command": common.command_line(PROGRAM, arguments), "model": model.identity, "settings": vars(settings), "topics": topics, "questions": given,
             "prompts": {**prompts, "red": journal.sha256_json(red_prompt)}}
