@@ -49,8 +49,9 @@ class Endpoint:
     def __post_init__(self):
         try:
             parts = urllib.parse.urlsplit(self.base_url)
-            fine = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
-        except ValueError:
+            fine = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0) and self.base_url.isprintable() and " " not in self.base_url
+            fine = fine and bool(self.reached)
+        except ValueError:  # requests' own InvalidURL is one too
             fine = False
         if not fine:
             raise Error(f"--base-url {self.base_url[:80]!r}: is no address such as https://host/v1")
@@ -63,6 +64,11 @@ class Endpoint:
     def url(self) -> str:
         parts = urllib.parse.urlsplit(self.base_url)
         return urllib.parse.urlunsplit(parts._replace(path=parts.path.rstrip("/") + "/chat/completions"))
+
+    @property
+    def reached(self) -> str:
+        """`url` as it is sent: a host's name in ASCII."""
+        return requests.Request("POST", self.url).prepare().url
 
 
 @dataclass
@@ -323,6 +329,8 @@ class Client:
             finally:
                 response.close()
         except requests.exceptions.SSLError as error:
+            if "EOF" in str(error):  # the other side hung up; a certificate or a version that does not fit says so
+                raise _Retry(f"SSLError: {self.redact(error)}") from None
             raise Error(f"{self.endpoint.base_url}: no secure connection ({self.redact(error)}); name your CA file in REQUESTS_CA_BUNDLE") from None
         except (requests.exceptions.RequestException, requests.packages.urllib3.exceptions.HTTPError, OSError) as error:
             raise _Retry(f"{type(error).__name__}: {self.redact(error)}") from None
@@ -330,7 +338,8 @@ class Client:
 
     def _read(self, response, started: float) -> bytes:
         pieces, size = [], 0
-        for piece in response.iter_content(1 << 16):
+        read = getattr(response.raw, "read1", response.raw.read)  # whatever came, so that drops of it do not pass for progress (urllib3 2)
+        while piece := read(1 << 16, decode_content=True):
             pieces.append(piece)
             size += len(piece)
             if size > LARGEST_BODY or time.monotonic() - started > 2 * self.timeouts[1]:
@@ -356,7 +365,7 @@ class Client:
             return answer
         failure = value.get("error") if isinstance(value, dict) else None
         failure = failure if isinstance(failure, dict) else {"message": str(failure or "")}
-        detail = self.redact(f"status {status}: {failure.get('message') or data[:200].decode('utf-8', 'replace')}")[:500]
+        detail = self.redact(f"status {status}: {failure.get('message') or self.redact(data.decode('utf-8', 'replace'))[:200]}")[:500]
         if filtered(failure):
             return Answer("", "refused_by_api", None, None, took, detail)
         if status in RETRIED or status >= 500:
@@ -388,7 +397,10 @@ def _secrets() -> list[str]:
     """What must never be written: the API key, and the passwords in proxy addresses, also as they stand in URLs."""
     found = [os.environ.get("OPENAI_API_KEY", "").strip()]
     for address in requests.utils.getproxies().values():
-        password = urllib.parse.urlsplit(address if "://" in address else f"http://{address}").password
+        try:
+            password = urllib.parse.urlsplit(address if "://" in address else f"http://{address}").password
+        except ValueError:  # no address, but perhaps a password
+            password = address
         found += [password, urllib.parse.unquote(password)] if password else []
     found += [urllib.parse.quote(s, safe="") for s in found if s]
     return sorted({s for s in found if len(s) >= 4}, key=len, reverse=True)

@@ -8,6 +8,8 @@ from redlite.journal import require
 # What providers say when their filter refuses, in code, type or innererror.code; their messages are not looked at.
 FILTERED = {"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation", "moderation_blocked", "data_inspection_failed"}
 
+MOST_TOKENS = 1 << 40   # no answer has more; a server that says so says nothing
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -38,9 +40,11 @@ def recall(record: dict, path) -> Answer | None:
 
 def completion(value, took: float, redact: Callable[[str], str]) -> Answer | None:
     """The answer in a 200 body; None if there is none. Missing and null text is "", and `detail` says what came instead."""
+    if isinstance(value, dict) and isinstance(value.get("error"), dict) and filtered(value["error"]):  # some providers say it with status 200
+        return Answer("", "refused_by_api", None, None, took, redact(value["error"].get("message") or "content filter")[:500])
     try:
         choice = value["choices"][0]
-        message = choice["message"]
+        message = choice["message"] if choice.get("finish_reason") != "content_filter" else choice.get("message") or {}
         content, finish = message.get("content"), choice.get("finish_reason")
     except (TypeError, KeyError, IndexError, AttributeError):
         return None
@@ -49,7 +53,7 @@ def completion(value, took: float, redact: Callable[[str], str]) -> Answer | Non
     if content is not None and not isinstance(content, str):
         return None
     usage = value.get("usage") if isinstance(value.get("usage"), dict) else {}
-    used = [usage.get(k) if isinstance(usage.get(k), int) and usage[k] >= 0 else None for k in ("prompt_tokens", "completion_tokens")]
+    used = [usage.get(k) if type(usage.get(k)) is int and 0 <= usage[k] < MOST_TOKENS else None for k in ("prompt_tokens", "completion_tokens")]
     refusal, detail = message.get("refusal"), ""
     if finish == "content_filter" or (refusal and not content):
         return Answer(redact(content or ""), "refused_by_api", *used, took, redact(refusal or "finish_reason content_filter")[:500])

@@ -20,6 +20,8 @@ import urllib.parse
 import urllib.request
 from contextlib import contextmanager
 
+from redlite.errors import Error
+
 EXIT = 1
 _LOOK_UPS = ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr")
 _SENDING = ("socket.connect", "socket.sendto", "socket.sendmsg", "socket.bind")
@@ -65,7 +67,10 @@ def allow(url: str) -> None:
     proxies = urllib.request.getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     if proxy and not urllib.request.proxy_bypass(parts.hostname):
-        _allow_place(urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}"))
+        try:
+            _allow_place(urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}"))
+        except (ValueError, AttributeError):  # no port, or no host; its password is not shown
+            raise Error(f"the environment's proxy for {parts.scheme} addresses ({parts.scheme}_proxy or all_proxy) is no address such as http://host:3128; correct it, or unset it") from None
 
 
 def _allow_place(parts) -> None:

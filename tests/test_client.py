@@ -1,7 +1,9 @@
 """The API client over real HTTP, against a server that misbehaves on purpose."""
 import base64
 import shutil
+import socket
 import subprocess
+import threading
 import time
 from collections import Counter
 
@@ -10,6 +12,7 @@ import pytest
 import fault_server
 import kill_client
 from redlite import client, journal, pacing
+from redlite.cli import collect as command
 from redlite.errors import Error, Incomplete
 
 KEY = "sk-test-not-a-real-key-0123456789"
@@ -61,6 +64,77 @@ def test_every_fault_is_survived_and_nothing_made_twice(tmp_path):
 def test_unusual_answers_are_answers(tmp_path, fault, text, finish, detail):
     answer, counts, _ = one(tmp_path, [fault])
     assert (answer.text, answer.finish, answer.detail) == (text, finish, detail) and counts["requests"] == 1
+
+
+@pytest.mark.parametrize("body", [
+    {"choices": [{"index": 0, "finish_reason": "content_filter"}], "usage": {"prompt_tokens": 7, "completion_tokens": 0}}, {"choices": [{"message": None, "finish_reason": "content_filter"}]},
+    {"error": {"message": "flagged", "code": "content_filter"}}, {"error": {"message": "flagged", "code": 403, "metadata": {"flagged_input": "x"}}}])
+def test_a_refusal_with_status_200_and_no_message_is_one(tmp_path, body):
+    answer, counts, _ = one(tmp_path, [{"status": 200, "body": body}])
+    assert (answer.text, answer.finish) == ("", "refused_by_api") and counts["requests"] == 1
+
+
+@pytest.mark.parametrize("tokens", [10 ** 400, True, -1, "7", 1.5], ids=["huge", "true", "negative", "text", "fraction"])
+def test_usage_that_cannot_be_is_none(tmp_path, tokens):
+    body = {"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": tokens, "completion_tokens": tokens}}
+    answer, _, c = one(tmp_path, [{"status": 200, "body": body}], limits=client.Limits(cost=1, prices=(1.0, 1.0)))
+    assert answer.prompt_tokens is None and answer.completion_tokens is None and c.cost == pytest.approx(39e-6)
+
+
+def test_half_of_the_key_at_the_end_of_an_excerpt_does_not_reach_the_disk(tmp_path):
+    with pytest.raises(Error, match="status 400") as caught:
+        one(tmp_path, [{"status": 400, "body": "x" * 180 + KEY + "x" * 99}])
+    kept = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()) + str(caught.value).encode()
+    assert KEY[:8].encode() not in kept
+
+
+def listening(talk):
+    """A server on loopback that has `talk(connection)` with each client; (its port, the connections so far)."""
+    server, seen = socket.create_server(("127.0.0.1", 0)), []
+
+    def serve():
+        while True:
+            connection, _ = server.accept()
+            seen.append(connection)
+            threading.Thread(target=talk, args=(connection,), daemon=True).start()
+    threading.Thread(target=serve, daemon=True).start()
+    return server.getsockname()[1], seen
+
+
+def test_a_secure_connection_that_breaks_is_tried_again(tmp_path):
+    def hang_up(connection):
+        connection.recv(4096)
+        connection.shutdown(socket.SHUT_RDWR)
+    port, seen = listening(hang_up)
+    with journal.Run(tmp_path, {}) as run, pytest.raises(Incomplete, match="could not be used, 3 times in a row"):
+        list(client.Client(client.Endpoint("m", f"https://127.0.0.1:{port}/v1"), run, concurrency=1, tries=3, first_delay=0.01).ask(calls(1)))
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("head", ["Content-Length: 9999", "Transfer-Encoding: chunked"])
+def test_a_body_in_drops_has_an_end(tmp_path, head):
+    def drip(connection):
+        connection.recv(1 << 16)
+        connection.sendall(f"HTTP/1.1 200 OK\r\n{head}\r\n\r\n".encode())
+        try:
+            for _ in range(100):
+                connection.sendall(b" " if "9999" in head else b"1\r\n \r\n")
+                time.sleep(0.1)
+        except OSError:
+            pass
+    port, _ = listening(drip)
+    began = time.monotonic()
+    with journal.Run(tmp_path, {}) as run, pytest.raises(Incomplete, match="too long"):
+        list(client.Client(client.Endpoint("m", f"http://127.0.0.1:{port}/v1"), run, tries=1, timeouts=(2, 0.3)).ask(calls(1)))
+    assert time.monotonic() - began < 5
+
+
+def test_connections_are_kept(tmp_path):
+    with fault_server.running() as server, journal.Run(tmp_path, {}) as run:
+        c = made(run, server, concurrency=1)
+        list(c.ask(calls(20)))
+        pools = c._adapter.poolmanager.pools
+        assert [pools.get(key).num_connections for key in pools.keys()] == [1]
 
 
 def test_policy_in_a_message_is_no_refusal(tmp_path):
@@ -224,12 +298,23 @@ def test_equal_calls_are_asked_once_and_samples_apart(tmp_path):
         assert server.counts()["requests"] == 2
 
 
-@pytest.mark.parametrize("url", ["ftp://host/v1", "http://", "https://user:hunter2@host/v1", "https://host/v1?key=abc", "http://host:x/v1", "", "https://host/#a"])
+@pytest.mark.parametrize("url", ["ftp://host/v1", "http://", "https://user:hunter2@host/v1", "https://host/v1?key=abc", "http://host:x/v1", "", "https://host/#a", "http://.example/v1", "http://*.x/v1", "http://a b/v1", " http://h/v1", "http://h/v1 x", "http://h\n/v1"])
 def test_bad_addresses_are_refused(url):
     with pytest.raises(Error) as caught:
         client.Endpoint("m", url)
     assert "hunter2" not in str(caught.value) and "abc" not in str(caught.value)
 
+
+def test_a_name_of_other_letters_is_reached_as_it_is_sent():
+    assert client.Endpoint("m", "http://b\u00fccher.example/v1").reached == "http://xn--bcher-kva.example/v1/chat/completions"
+
+
+@pytest.mark.parametrize("proxy", ["http://", "http://u:hunter2@", "http://host:x", "http://["])
+def test_a_proxy_that_is_no_address_is_named(tmp_path, monkeypatch, capsys, proxy):
+    monkeypatch.setenv("http_proxy", proxy)
+    assert command.main(["--model", "openai:m", "--base-url", "http://127.0.0.1:9/v1", "--max-requests", "1", "--quiet", "--output-dir", str(tmp_path / "r")]) == 2
+    said = capsys.readouterr().err
+    assert "http_proxy" in said and "hunter2" not in said and said.count("\n") == 1
 
 def test_address_is_built_as_servers_expect():
     assert client.Endpoint("m", "http://h:1/v1/").url == "http://h:1/v1/chat/completions"

@@ -42,7 +42,7 @@ def network(args, *specs: str | None):
     reach = api.Network(args.base_url or os.environ.get("OPENAI_BASE_URL"), args.max_requests, args.max_tokens_total, args.max_cost, args.price_file, args.concurrency)
     for spec in specs:
         if spec and spec.startswith(PREFIX):
-            offline.allow(reach.endpoint(api.model_name(spec)).base_url)
+            offline.allow(reach.endpoint(api.model_name(spec)).reached)
     return reach
 
 
