@@ -1,6 +1,7 @@
 """What is asked and how: question files of every common shape, and the red-teaming prompts around a question."""
 import csv
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ PLACEHOLDER = "<question>"
 # Field names that are understood, in any case; of several that a record has, the first here counts.
 FIELDS = {"question": ("question", "prompt", "goal"), "topic": ("topic", "category", "type"), "subtopic": ("subtopic", "subcategory"), "id": ("id",)}
 COLUMNS = {"instructions", "inputs", "tags"}  # of a JSON object that holds lists side by side, as safety-tuned-llamas has them
+ASKED = "asked.json"
 ALIASES = {"xstest": "xstest_prompts"}        # a set's name where its authors' file has another
 
 
@@ -120,6 +122,28 @@ def load_questions(name_or_path, data_dir=None) -> list[Question]:
         seen[question.id] = where
         questions.append(question)
     return questions
+
+
+def write_asked(folder: Path, questions: list[Question]) -> None:
+    """Keep in a run directory what is asked there, so that what answers say of their questions can be held against it."""
+    journal.write_json(folder / ASKED, {q.id: [q.question, q.topic, q.subtopic] for q in questions})
+
+
+def read_asked(folder: Path) -> dict[str, list[str]] | None:
+    """id → [question, topic, subtopic]; None for a run that was made before this was kept."""
+    path = folder / ASKED
+    found = journal.read_json(path) if path.exists() else None
+    if path.exists() and not (isinstance(found, dict) and all(isinstance(q, list) and len(q) == 3 and all(isinstance(t, str) for t in q) for q in found.values())):
+        raise Error(f"{path}: must hold an object of ids, each with its question, topic and subtopic; restore it, or delete it and run the same command again")
+    return found
+
+
+def natural(id: str) -> tuple:
+    """A sort key that puts "10" behind "9"."""
+    def key(part: str) -> tuple:
+        digits = part.lstrip("0")     # compared as texts: an id may have more digits than Python makes a number of
+        return (0, len(digits), digits) if part[0] in "0123456789" else (1, 0, part)
+    return tuple(map(key, re.findall(r"[0-9]+|[^0-9]+", id)))
 
 
 def _value(record: dict, field: str):

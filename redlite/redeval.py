@@ -16,7 +16,7 @@ from pathlib import Path
 
 from redlite import __version__, journal, judge as judges, stats
 from redlite.errors import Error
-from redlite.questions import DATA, PROMPTS, Prompt, Question, find_questions, load_prompt, load_questions, set_name
+from redlite.questions import ASKED, DATA, PROMPTS, Prompt, Question, find_questions, load_prompt, load_questions, natural, read_asked, set_name, write_asked
 from redlite.thoughts import strip_thoughts
 
 __all__ = ["Choice", "Decoding", "LocalAnswerer", "Prompt", "Question", "Reply", "find_questions", "judge", "load_prompt",
@@ -158,6 +158,7 @@ def run(directory: journal.Run, model: Choice, questions: list[Question], prompt
     answer does not depend on what else is asked, nor on where an earlier process stopped.
     """
     done = responses(directory)
+    write_asked(directory.directory, questions)
     wanted = {(q.id, p.name, s): (q, p) for p in prompts for s in range(decoding.samples) for q in questions}
     pending = [key for key in wanted if key not in done or done[key]["finish"] == "error"]
     fresh, answerer = len(wanted) - len(pending), model.load() if pending else None
@@ -187,8 +188,8 @@ def run(directory: journal.Run, model: Choice, questions: list[Question], prompt
 def read_made(folder) -> dict:
     """The manifest of a RED-EVAL run. Raises Error naming the field that is missing or of another kind."""
     made = journal.read_manifest(folder)
-    fields = MADE | ({"info.kernels": dict} if "kernels" in (made.get("info") or {}) else {})
-    return journal.require(made, fields, Path(folder) / "manifest.json", "restore it from a copy, or start a run in another --output-dir")
+    kernels = {"info.kernels": dict} if isinstance(info := made.get("info"), dict) and "kernels" in info else {}
+    return journal.require(made, MADE | kernels, Path(folder) / "manifest.json", "restore it from a copy, or start a run in another --output-dir")
 
 
 def read_judges(folder) -> dict[str, dict]:
@@ -210,11 +211,13 @@ def last_judge(folder) -> str:
 
 def responses(directory: journal.Run | Path) -> dict[tuple, dict]:
     """The responses of a run by (id, prompt, sample); one that ended in "error" gives way to a later one."""
-    asked: dict[str, str] = {}
+    kept = read_asked(directory.directory if isinstance(directory, journal.Run) else Path(directory))
+    asked = dict(kept or {})
 
     def key_of(record: dict) -> tuple:
-        if asked.setdefault(record["id"], record["question"]) != record["question"]:
-            raise Error(f"the id {record['id']!r} has another question in a line before; restore the line or delete it")
+        question = [record[field] for field in ("question", "topic", "subtopic")]
+        if kept is not None and record["id"] not in kept or asked.setdefault(record["id"], question) != question:
+            raise Error(f"the id {record['id']!r} belongs to another question, or to none, in {'a line before' if kept is None else ASKED}; restore the line or delete it")
         return record["id"], record["prompt"], record["sample"]
     return _by_key(directory, RESPONSES, {"id": str, "question": str, "prompt": str, "sample": int, "topic": str, "subtopic": str,
                                          "text": str, "answer": str, "finish": FINISHES}, key_of, lambda r: r["finish"] == "error")
@@ -343,8 +346,8 @@ def results(directory: journal.Run | Path, judge_name: str) -> dict:
     made, answers = read_made(folder), responses(directory)
     wanted = made["questions"]["n"] * len(made["prompts"]) * made["decoding"]["samples"]
     rank = {name: i for i, name in enumerate(made["prompts"])}
-    if strange := next((key for key in answers if key[1] not in rank), None):
-        raise Error(f"{folder / RESPONSES}: holds an answer to the prompt {strange[1]!r}, which the manifest does not know; delete its lines")
+    if strange := next((key for key in answers if key[1] not in rank or not 0 <= key[2] < made["decoding"]["samples"]), None):
+        raise Error(f"{folder / RESPONSES}: holds sample {strange[2]} of an answer to the prompt {strange[1]!r}, which the manifest does not know; delete its lines")
     answers = {key: answers[key] for key in sorted(answers, key=lambda k: (rank[k[1]], k[2], natural(k[0])))}
     summary = summarize(answers, judgments(directory, judge_name))
     return {
@@ -352,11 +355,6 @@ def results(directory: journal.Run | Path, judge_name: str) -> dict:
         "complete": len(answers) == wanted and all(r["finish"] != "error" for r in answers.values()), "answers": len(answers), "answers_wanted": wanted,
         "prompts": summary, "published": published(made["model"]["name"], made["questions"]["sha256"], made["prompts"]),
     }
-
-
-def natural(text: str) -> tuple:
-    """A sort key that puts "10" behind "9"."""
-    return tuple((0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in re.findall(r"[0-9]+|[^0-9]+", text))
 
 
 def published(model_name: str, questions_sha256: str, prompts: dict[str, str]) -> dict | None:

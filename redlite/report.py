@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 
 from redlite import journal, judge as judges, redeval
-from redlite.questions import DATA, PROMPTS
+from redlite.questions import DATA, PROMPTS, natural
 
 PAGE = "report.html"
 ASSETS = Path(__file__).parent / "assets"
@@ -235,7 +235,7 @@ def _rows(summary: dict, answers: dict[tuple, dict], labelled: dict[tuple, dict]
             lists[name].append(value)
         return index[name][value]
     rows = []
-    for key in sorted(answers, key=lambda k: (redeval.natural(k[0]), k[2], index["prompt"][k[1]])):
+    for key in sorted(answers, key=lambda k: (natural(k[0]), k[2], index["prompt"][k[1]])):
         r, verdict = answers[key], labelled.get(key, {"label": "not_judged", "raw": ""})
         topic = " / ".join(filter(None, (r.get("topic"), r.get("subtopic"))))
         text = r["text"].strip()

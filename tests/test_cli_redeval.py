@@ -299,18 +299,31 @@ def test_durations(seconds, text):
     assert common.clock(seconds) == text
 
 
-def test_what_was_edited_in_a_run_is_noticed(fake, capsys):
-    """An id that now stands for two questions, and a manifest whose information is of another kind."""
+@pytest.mark.parametrize("with_asked", [True, False])
+@pytest.mark.parametrize("command", ["report", "judge"])
+def test_an_edited_id_is_noticed(fake, capsys, command, with_asked):
+    """An id that now stands for two questions, and, by what the run keeps of its questions, one that no question has, and another question text."""
     call(capsys, *RUN)
-    path, manifest = Path("run/responses.jsonl"), Path("run/manifest.json")
+    path = Path("run/responses.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     other = next(i for i, r in enumerate(lines) if r["id"] != lines[0]["id"])
-    lines[other]["id"] = lines[0]["id"]
-    path.write_text("".join(json.dumps(r) + "\n" for r in lines))
+    if not with_asked:
+        Path("run/asked.json").unlink()     # a run of an earlier version
+    for field, value in (("id", lines[0]["id"]), *([("id", "banana"), ("question", "z?"), ("topic", "Z")] if with_asked else [])):
+        edited = [r | {field: value} if i == other else r for i, r in enumerate(lines)]
+        path.write_text("".join(json.dumps(r) + "\n" for r in edited))
+        code, _, err = call(capsys, command, "run")
+        assert code == 2 and f"responses.jsonl, line {other + 1}: the id {edited[other]['id']!r} belongs to another question, or to none" in err
+
+
+@pytest.mark.parametrize("name, change, message", [
+    ("manifest.json", lambda made: made["info"].update(kernels=["c"]), "field 'info.kernels'"), ("manifest.json", lambda made: made.update(info=5), "field 'info'"),
+    ("asked.json", lambda asked: asked.update({"1": ["a?"]}), "asked.json: must hold an object of ids")])
+def test_what_was_edited_in_a_run_is_noticed(fake, capsys, name, change, message):
+    call(capsys, *RUN)
+    path = Path("run") / name
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
     code, _, err = call(capsys, "report", "run")
-    assert code == 2 and f"responses.jsonl, line {other + 1}: the id {lines[0]['id']!r} has another question" in err
-    made = json.loads(manifest.read_text())
-    made["info"]["kernels"] = ["c"]
-    manifest.write_text(json.dumps(made))
-    code, _, err = call(capsys, "report", "run")
-    assert code == 2 and "field 'info.kernels'" in err and "Traceback" not in err
+    assert code == 2 and message in err and "Traceback" not in err

@@ -148,3 +148,8 @@ def test_a_set_is_called_by_its_file_or_folder(tmp_path):
     assert questions.set_name(Path("a/dangerousqa.json")) == "dangerousqa"
     assert questions.set_name(find_questions("organism")) == "organism"
     assert questions.set_name(tmp_path / "mine" / "questions.csv") == "mine"
+
+
+def test_ids_sort_as_people_count():
+    ids = ["10", "9", "a2", "a10", "b", "009", "8" * 5000, "7" * 5000]
+    assert sorted(ids, key=questions.natural) == ["9", "009", "10", "7" * 5000, "8" * 5000, "a2", "a10", "b"]

@@ -169,6 +169,7 @@ def test_rates_intervals_and_bounds():
     ("responses.jsonl", {"topic": ["T"]}, "line 15: field 'topic' is missing or not a text"),
     ("responses.jsonl", {"sample": True}, "line 15: field 'sample' is missing or not a number"),
     ("responses.jsonl", {}, r"line 15: holds \('1', 'cou', 0\) a second time"),
+    ("responses.jsonl", {"sample": 7}, "sample 7 of an answer to the prompt 'cou', which the manifest does not know"),
     ("responses.jsonl", {"prompt": "x"}, "the prompt 'x', which the manifest does not know"),
     ("judgments.jsonl", {"label": "bad"}, "line 15: field 'label' is missing or not harmful or unharmful or unparsed or not_judged"),
     ("judgments.jsonl", {}, "line 15: holds"),
