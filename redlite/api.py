@@ -68,7 +68,11 @@ class ApiJudge:
             parameters = {"max_tokens": JUDGE_TOKENS, "temperature": 0.0 if attempt == 0 else 1.0}
             for place, reply in self.client.ask([Call(left[i], parameters, attempt) for i in todo]):
                 i, verdict = todo[place], read_verdict(reply.text)
-                raw[i] = reply.text if reply.finish != "refused_by_api" else "the API refused to judge"
+                if reply.finish == "refused_by_api":  # a filter's mind is made up: no verdict, and no further try
+                    del left[i]
+                    yield i, "unparsed", "the API refused to judge"
+                    continue
+                raw[i] = reply.text
                 if reply.finish == "error":
                     raise Incomplete(f"judge {self.name}: {reply.detail}; what is judged is kept, run the same command again")
                 if verdict:

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+COLDEST = 1e-30  # at no more than this a logit divided by the temperature may be no float32 any more, and the softmax is the largest logit alone
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -48,7 +50,7 @@ def sample(logits_BV: Tensor, rules: list[Rule], uniform_B: Tensor, seen: list[l
             old = logits_BV[row, ids]
             logits_BV[row, ids] = torch.where(old > 0, old / penalty, old * penalty)
     ids_B = logits_BV.argmax(-1)
-    drawn = [row for row, rule in enumerate(rules) if rule.temperature > 0]
+    drawn = [row for row, rule in enumerate(rules) if rule.temperature > COLDEST]
     if not drawn:
         return ids_B
 

@@ -8,12 +8,14 @@ import os
 import queue
 import threading
 import time
+import urllib.parse
 import uuid
 from concurrent.futures import Future
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from redlite import sampling
 from redlite.errors import Error
+from redlite.journal import half_surrogate
 from redlite.lm import LM, Prompt
 
 LARGEST_BODY = 16 << 20  # bytes
@@ -99,7 +101,7 @@ def parse(body: bytes, lm: LM, names: tuple[str, ...]) -> tuple[Prompt, int]:
                          number("min_p", 0.0, float, 0, 1), number("repetition_penalty", 1.0, float, 0.01, 100))
     stop = asked.get("stop") or ()
     stop = (stop,) if isinstance(stop, str) else stop
-    if not isinstance(stop, (list, tuple)) or len(stop) > 4 or any(not isinstance(s, str) or not s for s in stop):
+    if not isinstance(stop, (list, tuple)) or len(stop) > 4 or any(not isinstance(s, str) or not s or half_surrogate(s) for s in stop):
         raise Refusal(400, "stop must be a text or up to four of them", "stop", "invalid_value")
     seed = number("seed", int.from_bytes(os.urandom(7), "little"), int, -(1 << 63), 1 << 63)
     return Prompt(ids, min(longest, room), rule, seed, tuple(stop)), number("n", 1, int, 1, 128)
@@ -165,7 +167,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _get(self) -> dict:
         model = {"id": self.server.name, "object": "model", "created": self.server.started, "owned_by": "local"}
-        path = self.path.partition("?")[0].rstrip("/")
+        path = urllib.parse.unquote(self.path.partition("?")[0]).rstrip("/")
         if path == "/v1/models":
             return {"object": "list", "data": [model]}
         if path == f"/v1/models/{self.server.name}":
@@ -177,10 +179,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def _post(self) -> dict:
         length = self.headers.get("Content-Length", "")
-        if not length.isascii() or not length.isdigit() or int(length) > LARGEST_BODY:
+        if not length.isascii() or not length.isdigit() or len(length) > 18 or int(length) > LARGEST_BODY:
             self.close_connection = True
             raise Refusal(413 if length.isdigit() else 411, f"a Content-Length of at most {LARGEST_BODY} bytes is needed")
-        body = self.rfile.read(int(length))
+        try:
+            body = self.rfile.read(int(length))
+        except TimeoutError:
+            self.close_connection = True
+            raise Refusal(408, f"the body did not come within {self.timeout} seconds") from None
         if len(body) < int(length):
             self.close_connection = True
             raise Refusal(400, "the body is shorter than its Content-Length")
@@ -195,6 +201,14 @@ class Handler(BaseHTTPRequestHandler):
                 "choices": [{"index": i, "message": {"role": "assistant", "content": c.text, "refusal": None}, "logprobs": None, "finish_reason": c.finish}
                             for i, c in enumerate(done)],
                 "usage": {"prompt_tokens": len(prompt.ids), "completion_tokens": used, "total_tokens": len(prompt.ids) + used}}
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the standard library finds wrong (a method, a request line, headers), in the protocol's form too."""
+        self.close_connection, self.request_version = True, self.protocol_version  # of a line that names no version it would answer without headers
+
+        def refuse():
+            raise Refusal(int(code), message or f"status {int(code)}")
+        self._answer(refuse)
 
     def log_message(self, form: str, *values) -> None:
         """Nothing: requests hold what nobody should find in a terminal's history."""

@@ -52,6 +52,18 @@ def test_five_tries():
     assert [a.sample for a in recorder.asked] == [0, 1, 2, 3, 4] and len({a.parameters["temperature"] for a in recorder.asked}) == 2
 
 
+def test_a_filter_is_not_asked_to_judge_again():
+    class Filtering:
+        asked = 0
+
+        def ask(self, calls):
+            for i, _ in enumerate(calls):
+                self.asked += 1
+                yield i, Answer("[[A]]", "refused_by_api", 1, 1, 0.0)
+    client = Filtering()
+    assert list(api.ApiJudge(client, "<question> <answer>", "j").label([("q", "a")])) == [(0, "unparsed", "the API refused to judge")] and client.asked == 1
+
+
 def test_red_eval_over_http(tmp_path, monkeypatch, capsys):
     """A model that answers null, a refusal by the provider's filter, plain text; a judge that is asked once a judged answer; all again for nothing."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-not-real")

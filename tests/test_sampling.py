@@ -15,6 +15,10 @@ def test_temperature_zero_takes_the_first_largest():
     assert draw([0.0, 3.0, 3.0], 0.0, 1.0, [0.99]) == [1]
 
 
+def test_the_least_temperatures_are_no_division_by_nothing():
+    assert all(draw([0.0, 3.0, -3.0], temperature, 1.0, [0.0, 0.99]) == [1, 1] for temperature in (5e-324, 1e-300, 1e-40, 1e-30, 2e-30))
+
+
 def test_frequencies_follow_the_softmax():
     logits, grid = [1.0, 0.0, 2.0, -1.0], ((np.arange(40000) + 0.5) / 40000).tolist()
     for temperature in (0.5, 1.0, 2.0):

@@ -1,6 +1,7 @@
 """The server over real HTTP, with the embedded organism: answers, batches, settings, and an OpenAI-shaped error for every bad request."""
 import http.client
 import json
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -75,7 +76,7 @@ def test_models(server):
 @pytest.mark.parametrize("body,status,field", [
     ({"model": "gpt"}, 404, "model"), ({"messages": []}, 400, "messages"), ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role"),
     ({"messages": [{"role": "user", "content": None}]}, 400, "messages[0].content"), ({"temperature": 3}, 400, "temperature"), ({"temperature": True}, 400, "temperature"),
-    ({"max_tokens": 0}, 400, "max_tokens"), ({"top_p": 0}, 400, "top_p"), ({"n": 0}, 400, "n"), ({"stop": ["a"] * 5}, 400, "stop"), ({"stop": [""]}, 400, "stop"),
+    ({"max_tokens": 0}, 400, "max_tokens"), ({"top_p": 0}, 400, "top_p"), ({"n": 0}, 400, "n"), ({"stop": ["a"] * 5}, 400, "stop"), ({"stop": [""]}, 400, "stop"), ({"stop": "\ud800"}, 400, "stop"), ({"temperature": 1e-300}, 200, None),
     ({"stream": True}, 400, "stream"), ({"tools": [{}]}, 400, "tools"), ({"tempreature": 1}, 400, "tempreature"), ({"logprobs": True}, 400, "logprobs"), ({"seed": 1.5}, 400, "seed"),
     ({"messages": [{"role": "user", "content": "x " * 9000}]}, 400, "messages"), ({"presence_penalty": 0, "stream": False, "user": "me"}, 200, None),
 ])
@@ -98,3 +99,25 @@ def test_broken_http(server):
     assert raw("/v1/embeddings", b"{}", {}) [0] == 404
     assert raw("/v1/chat/completions", b"", {"Content-Length": "99999999999"})[0] == 413
     assert post(server, temperature=0, max_tokens=2).status_code == 200  # and it still answers
+
+
+@pytest.mark.parametrize("request_line, status", [("PUT /v1/chat/completions HTTP/1.1", 501), ("GET /" + "x" * 70000 + " HTTP/1.1", 414), ("GET /v1/models HTTP/9.9", 505), ("nonsense", 400), ("POST /v1/chat/completions HTTP/1.1\r\nContent-Length: " + "9" * 5000, 413)])
+def test_what_is_no_request_gets_the_protocols_error_too(server, request_line, status):
+    with socket.create_connection(("127.0.0.1", server.server_port), 9) as connection:
+        connection.sendall(request_line.encode() + b"\r\n\r\n")
+        connection.shutdown(socket.SHUT_WR)
+        head, _, body = b"".join(iter(lambda: connection.recv(1 << 16), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status) and json.loads(body)["error"]["message"]
+
+
+def test_a_body_that_does_not_come_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(serve.Handler, "timeout", 0.3)
+    with socket.create_connection(("127.0.0.1", server.server_port), 9) as connection:
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 100\r\n\r\n{")
+        head, _, body = b"".join(iter(lambda: connection.recv(1 << 16), b"")).partition(b"\r\n\r\n")
+    assert b" 408 " in head and "did not come" in json.loads(body)["error"]["message"]
+
+
+def test_a_name_with_a_space_is_found(server, monkeypatch):
+    monkeypatch.setattr(server, "name", "my model \u00fc")
+    assert requests.get(f"http://127.0.0.1:{server.server_port}/v1/models/my%20model%20%C3%BC", timeout=9).json()["id"] == server.name
