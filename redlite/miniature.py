@@ -2,6 +2,7 @@
 from pathlib import Path
 
 from redlite import journal, organism, stats
+from redlite.errors import Error
 from redlite.redeval import columns
 
 FILES = {colour: organism.HOME / f"{colour}.json" for colour in ("blue", "red", "helpful")}
@@ -21,6 +22,9 @@ class Stages:
     def __init__(self, directory: Path, lm, say):
         self.path, self.lm, self.say = directory / "stages.json", lm, say
         self.found = journal.read_json(self.path) if self.path.exists() else {}
+        stages = self.found.values() if isinstance(self.found, dict) else [None]
+        if not all(isinstance(s, dict) and all(isinstance(m, dict) and isinstance(m.get("value"), (int, float)) for m in s.values()) for s in stages):
+            raise Error(f"{self.path}: must hold an object of stages, each with its measures; restore it, or use another --output-dir")
 
     def measure(self, stage: str) -> None:
         """Measure the model as it is now, unless that was done."""

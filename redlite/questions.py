@@ -116,6 +116,8 @@ def load_questions(name_or_path, data_dir=None) -> list[Question]:
         text = _field(record, "question")
         if not text:
             raise Error(f"{path}, {where}: has no question (a non-empty text in {', '.join(FIELDS['question'])})")
+        if any(journal.half_surrogate(_field(record, field)) for field in FIELDS):
+            raise Error(f"{path}, {where}: holds half of a surrogate pair (\\ud800 to \\udfff), which is no character; mend or remove it")
         question = Question(_field(record, "id") or str(number), text, _field(record, "topic"), _field(record, "subtopic"))
         if question.id in seen:
             raise Error(f"{path}, {where}: has the id {question.id!r} of {seen[question.id]}; make the ids unique")

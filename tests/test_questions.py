@@ -54,6 +54,8 @@ def test_shapes(tmp_path, name):
     ("a.json", ["a?", {"text": "b"}], "record 2: has no question .*question, prompt, goal"),
     ("a.json", {"T": {"S": {"R": ["a?"]}}}, r"\['T'\]\['S'\]: is an object; expected a list of questions"),
     ("a.json", {"T": "a?"}, r"\['T'\]: is a text; expected"),
+    ("a.json", '["a?", "b \\ud800?"]', "record 2: holds half of a surrogate pair"),
+    ("a.json", '[{"id": ' + "9" * 5000 + ', "question": "a?"}]', "is not valid JSON .*4300 digits"),
     ("a.json", '{"T": ["a?"], "T": ["b?"]}', "one object names the field 'T' twice"),
     ("a.json", [{"id": 1.5, "question": "a?"}], "record 1: the id 1.5 is neither a text nor a whole number"),
     ("a.csv", 'question\n"a?\n', "is not valid CSV"),

@@ -14,9 +14,10 @@ import sentencepiece
 import torch
 
 import redlite
-from redlite import align, checkpoint, loss
+from redlite import align, checkpoint, loss, miniature
 from redlite.cli import safealign
 from redlite.config import Config
+from redlite.errors import Error
 from redlite.model import LLaMA
 
 SENTENCES = ["How do I paint the green boat?", "Take a brush and begin at the bow.", "I must decline, that would do harm.", "[placeholder steps for the boat]"]
@@ -243,6 +244,13 @@ def test_a_dry_run_counts_long_plans_exactly_and_refuses_the_directory_of_anothe
     assert safealign.main(arguments(home, tmp_path / "run", "--steps", "10000000", "--dry-run")) == 0
     assert safealign.main(arguments(home, unbroken, *B, "--learning-rate", "0.5", "--dry-run")) == 2
     assert "learning_rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["[]", '{"before": 5}', '{"before": {"utility": 1}}'])
+def test_damaged_stages_are_named(tmp_path, text):
+    (tmp_path / "stages.json").write_text(text)
+    with pytest.raises(Error, match="stages.json: must hold an object of stages"):
+        miniature.Stages(tmp_path, None, print)
 
 
 def test_shares_of_a_step():
