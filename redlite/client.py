@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import requests
 
 from redlite import __version__, pacing
-from redlite.completion import Answer, completion, filtered, recall
+from redlite.completion import GIVEN_UP, Answer, completion, filtered, recall
 from redlite.errors import Error, Incomplete
 from redlite.journal import Run, read_json, sha256_json
 
@@ -294,7 +294,7 @@ class Client:
             return None
         if self._successes == successes:
             raise Incomplete(f"{self.endpoint.base_url} could not be used, {self.tries} times in a row ({reason}); what is finished is kept, and the same command goes on from there")
-        return Answer("", "error", None, None, 0.0, f"given up after {self.tries} tries: {reason}")
+        return Answer("", "error", None, None, 0.0, f"{GIVEN_UP} after {self.tries} tries: {reason}")
 
     def _attempt(self, key: str, call: Call, body: bytes, outcome: dict) -> Answer:
         """One request, written down before it goes out and when its answer is in."""

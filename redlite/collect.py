@@ -158,6 +158,7 @@ class Pipeline:
 
     def __init__(self, directory: journal.Run, asker, settings: Settings, topics: list[str] | dict[str, list[str]], red_prompt: str, progress=None):
         self.directory, self.asker, self.settings, self.topics, self.red_prompt, self.progress = directory, asker, settings, topics, red_prompt, progress
+        self._worked: set[str] = set()  # stages whose requests the model takes
         path, mend = directory.directory / DROPS, "delete the file to have it written anew"
         self.dropped = {tuple(journal.require(d, DROP, path, mend)[field] for field in DROP) for d in directory.read(DROPS)}
 
@@ -184,8 +185,8 @@ class Pipeline:
             self._drop(stage, where, sample, answer.text, "no list")
         return items
 
-    def _ask(self, what: str, requests: list[tuple[list[dict], int]], **more) -> list[Answer]:
-        """The answers to (messages, sample), in order."""
+    def _ask(self, stage: str, what: str, requests: list[tuple[list[dict], int]], **more) -> list[Answer]:
+        """The answers to (messages, sample), in order. A request that the model cannot take is an "error" among them, unless the stage has had no other answer."""
         parameters = {"max_tokens": self.settings.max_new_tokens, "temperature": self.settings.temperature, **more}
         answers: list = [None] * len(requests)
         for n, (i, answer) in enumerate(self.asker.ask([Call(messages, parameters, sample) for messages, sample in requests]), 1):
@@ -193,11 +194,16 @@ class Pipeline:
             if self.progress:
                 self.progress(what, n, len(requests))
         failed = [a for a in answers if a.finish == "error"]
-        if failed:
+        if len(failed) < len(answers):
+            self._worked.add(stage)
+        if any(a.may_pass for a in failed) or failed and stage not in self._worked:
             raise Incomplete(f"{len(failed)} of {len(requests)} requests for {what} failed ({failed[0].detail}); what is answered is kept, run the same command again")
         return answers
 
     def _usable(self, stage: str, where: str, sample: int, answer: Answer) -> bool:
+        if answer.finish == "error":
+            self._drop(stage, where, sample, answer.detail, "the model cannot take the request")
+            return False
         if answer.finish == "refused_by_api" or not answer.text.strip():
             self._drop(stage, where, sample, answer.text, "refused by the provider" if answer.finish == "refused_by_api" else "empty")
             return False
@@ -215,7 +221,7 @@ class Pipeline:
             for t in open_:
                 text = prompt.replace("<topic>", t).replace("<count>", str(self.settings.subtopics - len(found[t]))).replace("<known>", "; ".join(found[t]) or "(none yet)")
                 requests.append(([{"role": "user", "content": text}], number))
-            for t, answer in zip(open_, self._ask(f"subtopics, round {number + 1}", requests)):
+            for t, answer in zip(open_, self._ask("topics", f"subtopics, round {number + 1}", requests)):
                 before = len(found[t])
                 for place, item in enumerate(self._items("topics", t, number, answer)):
                     name, mine = item, shingles(item)
@@ -249,7 +255,7 @@ class Pipeline:
                 have = found[t][s]
                 text = prompt.replace("<count>", str(min(BATCH, self.settings.questions - len(have)))).replace("<topic>", t).replace("<subtopic>", s)
                 requests.append(([{"role": "user", "content": text.replace("<known>", "\n".join(f"- {q}" for q in have[-SHOWN:]) or "- (none yet)")}], number))
-            for (t, s), answer in zip(open_, self._ask(f"questions, round {number + 1}", requests)):
+            for (t, s), answer in zip(open_, self._ask("questions", f"questions, round {number + 1}", requests)):
                 before = len(found[t][s])
                 for place, item in enumerate(self._items("questions", f"{t} / {s}", number, answer)):
                     mine = shingles(item)
@@ -273,7 +279,7 @@ class Pipeline:
             raise Error(f"{self.directory.directory / STAGES[1]}: holds no question; write some there, or delete it to have the stage done again")
         text = self.red_prompt.replace("<turns>", str(self.settings.turns))
         requests = [([{"role": "user", "content": text.replace("<question>", row["question"])}], s) for row in rows for s in range(self.settings.conversations)]
-        answers = iter(self._ask("red conversations", requests))
+        answers = iter(self._ask("red", "red conversations", requests))
         for row in rows:
             kept: list[list[dict]] = []
             for sample in range(self.settings.conversations):
@@ -311,7 +317,7 @@ class Pipeline:
                 key = journal.sha256_json(messages)
                 requests.append((list(messages), samples.get(key, 0)))
                 samples[key] = samples.get(key, 0) + 1
-            for (row, n, _, messages), answer in zip(going, self._ask(f"blue conversations, turn {turn + 1}", requests)):
+            for (row, n, _, messages), answer in zip(going, self._ask("blue", f"blue conversations, turn {turn + 1}", requests)):
                 if self._usable("blue", str(row["id"]), n, answer):
                     messages.append({"role": "assistant", "content": answer.text.strip()})
                 else:

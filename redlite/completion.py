@@ -10,6 +10,8 @@ FILTERED = {"content_filter", "content_policy_violation", "ResponsibleAIPolicyVi
 
 MOST_TOKENS = 1 << 40   # no answer has more; a server that says so says nothing
 
+GIVEN_UP = "given up"
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -20,6 +22,11 @@ class Answer:
     completion_tokens: int | None
     seconds: float
     detail: str = ""
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether it is an error that says nothing about the request, so that a later run may have an answer."""
+        return self.finish == "error" and self.detail.startswith(GIVEN_UP)
 
 
 def recall(record: dict, path) -> Answer | None:

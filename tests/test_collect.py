@@ -210,3 +210,25 @@ def test_no_more_is_asked_than_the_plan_says(tmp_path):
     assert [[len(t) for t in rows[0][f"{colour}_conversations"].values()] for colour in ("red", "blue")] == [[4], [4]]
     assert [d["reason"] for d in drops if d["stage"] == "questions"] == ["too long"]
     assert model.asked <= sum(collect.plan(collect.Settings(rounds=2, **settings), ["School"], "x")["requests"].values())
+
+
+class Narrow(Model):
+    """Cannot take conversations of more than `most` messages."""
+
+    def __init__(self, detail, most=3):
+        super().__init__()
+        self.detail, self.most = detail, most
+
+    def ask(self, calls):
+        for (i, answer), call in zip(super().ask(calls), calls):
+            yield i, answer if len(call.messages) <= self.most else Answer("", "error", None, None, 0.0, self.detail)
+
+
+def test_a_request_that_the_model_cannot_take_is_dropped(tmp_path):
+    rows, drops = run(tmp_path / "run", Narrow("status 400: the context is too long"))
+    assert all([len(t) for t in row["blue_conversations"].values()] == [2] for row in rows)
+    assert [(d["text"], d["reason"]) for d in drops if d["stage"] == "blue"] == [("status 400: the context is too long", "the model cannot take the request")] * 6
+    with pytest.raises(Incomplete, match="12 of 12|6 of 6"):   # none of a stage: something else is wrong
+        run(tmp_path / "none", Narrow("status 400: no system role", 1))
+    with pytest.raises(Incomplete, match="given up"):
+        run(tmp_path / "later", Narrow("given up after 8 tries: status 500"))
