@@ -115,7 +115,7 @@ class Network:
         """The client of a model."""
         if name not in self._made:
             prices = client.prices(self.price_file, name) if self.price_file else None
-            self._made[name] = Client(self.endpoint(name), self.run, self.concurrency, client.Limits(self.requests, self.tokens, self.cost, prices))
+            self._made[name] = Client(self.endpoint(name), self.run, self.concurrency, client.Limits(self.requests, self.tokens, self.cost, prices, lambda model: client.prices(self.price_file, model)))
         return self._made[name]
 
     def model(self, spec: str) -> Choice:

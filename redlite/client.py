@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.parse
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import requests
@@ -73,11 +73,12 @@ class Endpoint:
 
 @dataclass
 class Limits:
-    """What may be spent in all runs that share the journal; None is no limit. prices: dollars a million tokens, (prompt, completion)."""
+    """What may be spent in all runs that share the journal; None is no limit. prices: dollars a million tokens, (prompt, completion); prices_of: those of another model in the journal."""
     requests: int | None = None
     tokens: int | None = None
     cost: float | None = None
     prices: tuple[float, float] | None = None
+    prices_of: Callable[[str], tuple[float, float]] | None = None
 
     def __post_init__(self):
         if self.cost is not None and self.prices is None:
@@ -127,11 +128,12 @@ class Client:
         self._prepare()
         self._answers: dict[str, Answer] = {}
         self.spent = Counter()     # requests, prompt, completion; of all runs on this journal
-        self._open: dict[str, tuple[int, int]] = {}
+        self._dollars, self._prices = 0.0, {endpoint.model: self.limits.prices}
+        self._open: dict[str, tuple[int, int, str]] = {}  # what is under way: tokens at most, and the model
         for record in run.read(JOURNAL):
             self._remember(record, recall(record, run.directory / JOURNAL))
-        for prompt, completion in self._open.values():  # sent by a process that was killed: they may have been paid for
-            self.spent.update(prompt=prompt, completion=completion)
+        for bound in self._open.values():  # sent by a process that was killed: they may have been paid for
+            self._pay(*bound)
         self._open.clear()
 
     def _prepare(self) -> None:
@@ -158,15 +160,26 @@ class Client:
         if "sent" in record:
             self.spent["requests"] += 1
             if key in self._open:
-                self.spent.update(prompt=self._open[key][0], completion=self._open[key][1])
-            self._open[key] = tuple(record["sent"])
+                self._pay(*self._open[key])
+            self._open[key] = (*record["sent"], record.get("model", self.endpoint.model))
         elif "unpaid" in record:
             self._open.pop(key, None)
         else:
-            bound = self._open.pop(key, (0, 0))
-            self.spent.update(prompt=bound[0] if answer.prompt_tokens is None else answer.prompt_tokens,
-                              completion=bound[1] if answer.completion_tokens is None else answer.completion_tokens)
+            prompt, completion, model = self._open.pop(key, (0, 0, self.endpoint.model))
+            self._pay(prompt if answer.prompt_tokens is None else answer.prompt_tokens, completion if answer.completion_tokens is None else answer.completion_tokens, model)
             self._answers[key] = answer
+
+    def _pay(self, prompt: int, completion: int, model: str) -> None:
+        self.spent.update(prompt=prompt, completion=completion)
+        self._dollars += self._price(prompt, completion, model)
+
+    def _price(self, prompt: int, completion: int, model: str) -> float:
+        """Dollars of these tokens of a model; 0 without a price file."""
+        if self.limits.prices is None:
+            return 0.0
+        if model not in self._prices:
+            self._prices[model] = self.limits.prices_of(model) if self.limits.prices_of else self.limits.prices
+        return sum(n * p for n, p in zip((prompt, completion), self._prices[model])) / 1e6
 
     def _note(self, record: dict, answer: Answer | None = None) -> None:
         """Write a record and count it. Under the lock."""
@@ -182,7 +195,7 @@ class Client:
     @property
     def cost(self) -> float | None:
         """Dollars spent, by the price file."""
-        return None if self.limits.prices is None else sum(self.spent[k] * p for k, p in zip(("prompt", "completion"), self.limits.prices)) / 1e6
+        return None if self.limits.prices is None else self._dollars
 
     def _reserve(self, key: str, call: Call) -> None:
         """Write down that a request goes out; raises Incomplete where it could pass a limit. Under the lock."""
@@ -197,11 +210,11 @@ class Client:
             passed = f"--max-requests {limits.requests}"
         elif limits.tokens is not None and sum(total) > limits.tokens:
             passed = f"--max-tokens-total {limits.tokens}"
-        elif limits.cost is not None and sum(t * p for t, p in zip(total, limits.prices)) / 1e6 > limits.cost:
+        elif limits.cost is not None and self._dollars + sum(self._price(*bound) for bound in [*self._open.values(), (prompt, completion, self.endpoint.model)]) > limits.cost:
             passed = f"--max-cost {limits.cost:g}"
         if passed:
             raise Incomplete(f"{passed} could be passed by the next request; what is finished is kept: the same command with a higher limit goes on")
-        self._note({"key": key, "sent": [prompt, completion or 0]})
+        self._note({"key": key, "sent": [prompt, completion or 0], "model": self.endpoint.model})
 
     # Asking
 

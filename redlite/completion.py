@@ -35,8 +35,8 @@ def recall(record: dict, path) -> Answer | None:
     require(record, {"key": str}, path, mend)
     if "sent" in record:
         sent = record["sent"]
-        if not isinstance(sent, list) or len(sent) != 2 or any(type(n) is not int or n < 0 for n in sent):
-            raise Error(f"{path}: field 'sent' is no pair of token counts; {mend}")
+        if not isinstance(sent, list) or len(sent) != 2 or any(type(n) is not int or n < 0 for n in sent) or not isinstance(record.get("model", ""), str):
+            raise Error(f"{path}: field 'sent' is no pair of token counts, or 'model' no text; {mend}")
         return None
     if "unpaid" in record:
         return None

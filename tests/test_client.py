@@ -283,6 +283,19 @@ def test_budgets_of_tokens_and_cost_are_never_passed(tmp_path):
         client.Limits(cost=1)
 
 
+def test_each_models_tokens_cost_what_that_model_costs(tmp_path):
+    """By hand: three answers of 10 tokens at 1 dollar each, then a request of at most 39 tokens at a thousandth: 30.039."""
+    of = {"dear": (1e6, 1e6), "cheap": (1e3, 1e3)}
+    with fault_server.running() as server, journal.Run(tmp_path, {}) as run:
+        def asker(model, cost):
+            return client.Client(client.Endpoint(model, server.url), run, limits=client.Limits(cost=cost, prices=of[model], prices_of=of.get))
+        list(asker("dear", 1000).ask(calls(3)))
+        with pytest.raises(Incomplete, match="--max-cost"):
+            list(asker("cheap", 30.0).ask(calls(1)))
+        cheap = asker("cheap", 30.1)
+        assert len(list(cheap.ask(calls(1)))) == 1 and cheap.cost == pytest.approx(30.01) == asker("dear", 1000).cost
+
+
 def test_lost_answers_stay_on_the_bill(tmp_path):
     with fault_server.running(script=["cut", "ok"]) as server, journal.Run(tmp_path, {}) as run:
         c = made(run, server)
