@@ -5,6 +5,7 @@ Notation as in loss.py: a response has the NLLs ℓ₁ … ℓₙ of its tokens,
 and (log(1 + e^x))' = σ(x). Every derivative is ∂/∂ℓᵢ, the number that multiplies (p − onehot) of token i in training.
 """
 from dataclasses import dataclass
+from inspect import signature
 from math import exp, expm1, log, log1p
 
 
@@ -86,10 +87,26 @@ def dpo_pair(chosen: list[Response], rejected: list[Response], red=1.0, beta=0.1
 RED = {"A": red_A, "B": red_B, "hinge": red_hinge, "unlikelihood": red_unlikelihood, "weighted": red_weighted, "npo": red_npo, "simnpo": red_simnpo}
 
 
+# The paper's strategy B, and the bounded one. Both leave the blue term as in A.
+PRESETS = {"paper": {"blue": 1.0, "low": 1.0, "high": 0.1, "tau": 1.0}, "capped": {"blue": 1.0, "low": 0.1, "high": 0.0, "tau": 1.0}}
+
+
+def defaults(objective: str) -> dict[str, float]:
+    """The parameters of an objective where none is given: those of the functions above, and `blue`."""
+    own = signature(dpo_pair if objective == "dpo" else RED[objective]).parameters.values()
+    return {"blue": 0.0 if objective == "dpo" else 1.0} | {p.name: p.default for p in own if p.default is not p.empty}
+
+
+def past_cap(objective: str, batch: list[Response], tau: float = 1.0, **others: float) -> list[bool]:
+    """Which tokens an objective with a cap holds to be past it: red ones of a response with m > τ (B), or with ℓ > τ themselves (hinge)."""
+    if objective not in ("B", "hinge"):
+        return [False for r in batch for _ in r.nll]
+    return [r.colour == "red" and (sum(r.nll) / len(r.nll) if objective == "B" else x) > tau for r in batch for x in r.nll]
+
+
 def evaluate(objective: str, batch: list[Response], blue: float | None = None, **parameters: float) -> tuple[float, list[float]]:
     """(L, ∂L/∂ℓ of every token in order) of a batch: descent on helpful (weight 1) and blue (weight `blue`), and the red term."""
-    if blue is None:
-        blue = 0.0 if objective == "dpo" else 1.0
+    blue = defaults(objective)["blue"] if blue is None else blue
     value, slopes = 0.0, []
     for r in batch:
         n = len(r.nll)

@@ -1,12 +1,14 @@
 """Proves the loss on the user's own machine: every objective and every implementation of token_nll against float64.
 
 Three claims are checked. (1) `loss.py` is what the papers say: value and ∂L/∂ℓ of every objective against `formulas.py`, which
-writes both down a second time, differentiated by hand; and no blue or helpful token is pushed down, no red one up. (2)
+writes both down a second time, differentiated by hand; so are the default parameters, the presets and the marks of tokens past a
+cap; and no blue or helpful token is pushed down, no red one up. (2)
 `loss.coefficients` gives ∂L/∂ℓ of what loss.py says: against central differences, in float64. (3) The gradients that training applies, of L through token_nll to the hidden rows and to the
 output weights, are as near to those of the plain formula in float64 as the plain formula in the same
 precision is, times LIMIT. Inputs are random, half the targets likely ones, with masked rows between.
 """
 import argparse
+import inspect
 import json
 import math
 import os
@@ -28,6 +30,7 @@ from .loss import BLUE, COLOURS, HELPFUL, RED, Responses
 LIMIT = 2.0            # times the plain formula's own error
 DIFFERENCES = 1e-6     # relative error allowed to central differences, which are good to about 1e-9
 FORMULAS = 1e-12       # relative error allowed to formulas.py, in float64
+FLAGS = "signs", "settings", "caps"    # what is right or wrong of an objective, rather than near or far
 SHAPES = (47, 31, 123), (96, 40, 300)  # rows, width, vocabulary
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -149,14 +152,17 @@ ALTERED = {"A": {"blue": 0.7}, "B": {"blue": 0.7, "low": 0.6, "high": 0.23, "tau
 
 
 def check_objectives(loss=loss) -> list[dict]:
-    """Each objective in float64: its worst errors to formulas.py and to central differences, and whether every coefficient has the sign of its colour.
+    """Each objective in float64: its worst errors to formulas.py and to central differences, and whether every coefficient has the sign of its
+    colour, the default parameters (and presets) are those of formulas.py, and the same tokens are past the cap.
 
     `loss`: the module that is checked. Worst of five random batches, each with the default parameters and with ALTERED; B with its presets too. An error is
     relative: of the value to itself, of the coefficients to the largest one.
     """
     rows = []
     for name in loss.OBJECTIVES:
-        row = {"objective": name, "formulas": 0.0, "differences": 0.0, "signs": True}
+        row = {"objective": name, "formulas": 0.0, "differences": 0.0, "signs": True, "caps": True}
+        own = {p.name: p.default for p in inspect.signature(loss.OBJECTIVES[name]).parameters.values() if p.kind == p.KEYWORD_ONLY}
+        row["settings"] = own == formulas.defaults(name) and (name != "B" or loss.PRESETS == formulas.PRESETS)
         for parameters in ({}, ALTERED[name], *(loss.PRESETS.values() if name == "B" else ())):
             for seed in range(5):
                 c = case(SHAPES[0], torch.float32, seed)
@@ -168,8 +174,9 @@ def check_objectives(loss=loss) -> list[dict]:
                 differences = _central_differences(loss, name, nll, r, parameters)
                 row["differences"] = max(row["differences"], _largest(coefficient - differences, differences))
                 red = (r.colour == RED).repeat_interleave(r.length)
+                row["caps"] &= loss.capped(name, nll, r, parameters).tolist() == formulas.past_cap(name, _listed(nll, r), **parameters)
                 row["signs"] &= bool((torch.where(red, -coefficient, coefficient) >= 0).all())
-        rows.append(row | {"ok": row["formulas"] <= FORMULAS and row["differences"] <= DIFFERENCES and row["signs"]})
+        rows.append(row | {"ok": row["formulas"] <= FORMULAS and row["differences"] <= DIFFERENCES and all(row[k] for k in FLAGS)})
     return rows
 
 
@@ -222,11 +229,12 @@ def prove() -> dict:
     """Run all checks and print their tables. Returns the tables' rows and `ok`; takes some seconds and no network."""
     implementations, missing = available()
     print(f"redlite prove: torch {torch.__version__}, {platform.machine()}; token_nll on CPUs here: {kernels.implementation('token_nll')}")
-    print(f"\nObjectives of loss.py, float64: value and ∂L/∂ℓ against formulas.py, ∂L/∂ℓ against central differences, and signs by colour\n"
-          f"  {'objective':15s}formulas (at most {FORMULAS:.0e})   differences (at most {DIFFERENCES:.0e})   signs")
+    print(f"\nObjectives of loss.py, float64: value and ∂L/∂ℓ against formulas.py, ∂L/∂ℓ against central differences; signs by colour; default parameters, presets and caps of formulas.py\n"
+          f"  {'objective':15s}formulas (at most {FORMULAS:.0e})   differences (at most {DIFFERENCES:.0e})   {'   '.join(FLAGS)}")
     objectives = check_objectives()
     for row in objectives:
-        print(f"  {row['objective']:15s}{row['formulas']:<26.1e}{row['differences']:<29.1e}{'right' if row['signs'] else 'WRONG'}   {_word(row)}")
+        flags = "   ".join(("right" if row[k] else "WRONG").ljust(len(k)) for k in FLAGS)
+        print(f"  {row['objective']:15s}{row['formulas']:<26.1e}{row['differences']:<29.1e}{flags}   {_word(row)}")
     print(f"\ntoken_nll: ‖gradient − float64‖ / ‖float64‖, the worst of {len(loss.OBJECTIVES)} objectives x {len(SHAPES)} shapes; in brackets the plain formula's\n"
           f"  {'implementation':24s}{'precision':11s}{'hidden':21s}{'weight':21s}worst ratio (at most {LIMIT:g})")
     table = []

@@ -83,6 +83,12 @@ MUTATIONS = [  # in loss.py: what stands there, what a slip would put in its pla
     ("dpo", "r.colour == RED, 1.0, -1.0", "r.colour == RED, -1.0, 1.0"),
     ("dpo", "r.sum(nll) - r.reference", "r.sum(nll) + r.reference"),
     ("dpo", "softplus(-beta * h)", "softplus(beta * h)"),
+    ("B", '"paper": {"blue": 1.0, "low": 1.0, "high": 0.1', '"paper": {"blue": 1.0, "low": 1.0, "high": 0.0'),
+    ("B", '"high": 0.0, "tau": 1.0}', '"high": 0.0, "tau": 1.01}'),
+    ("B", "high: float = 0.1, tau: float = 1.0", "high: float = 0.1, tau: float = 1.01"),
+    ("B", "r.mean(nll).repeat_interleave(r.length) > tau if", "r.sum(nll).repeat_interleave(r.length) > tau if"),
+    ("hinge", 'objective == "B" else nll > tau', 'objective == "B" else nll > 2 * tau'),
+    ("hinge", "return past & (r.colour == RED)", "return past & (r.colour != RED)"),
 ]
 
 
