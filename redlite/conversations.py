@@ -199,11 +199,31 @@ def deduplicate(conversations: Iterable[Conversation]) -> tuple[list[Conversatio
 def split(conversations: list[Conversation], share: float, seed: int) -> tuple[list[Conversation], list[Conversation]]:
     """(training, validation): `share` of the questions, with every conversation of any colour that asks them, are held out.
 
-    A question's place depends on the seed and its own text only, never on the order of files.
+    A conversation asks its record's question and its first user turn; what shares either, over however many steps, is one
+    group, and groups are held out whole. One that holds over a quarter of all (a greeting as first turn makes such) stays in
+    training. A group's place depends on the seed and its texts only, never on the order of files.
     """
     def place(question: str) -> bytes:
         return hashlib.sha256(f"{seed}\n{question}".encode()).digest()
 
-    questions = sorted({question_key(c.question) for c in conversations}, key=place)
-    held = set(questions[:round(share * len(questions))])
-    return ([c for c in conversations if question_key(c.question) not in held], [c for c in conversations if question_key(c.question) in held])
+    first: dict[str, str] = {}          # question → another of its group, nearer to the one that stands for it
+
+    def group(question: str) -> str:
+        while first[question] != question:
+            first[question] = first[first[question]]
+            question = first[question]
+        return question
+    keys = [{question_key(c.question), question_key(next(m["content"] for m in c.messages if m["role"] == "user"))} for c in conversations]
+    for own in keys:
+        one, *others = sorted(own)
+        first.setdefault(one, one)
+        for other in others:
+            first[group(first.setdefault(other, other))] = group(one)
+    groups = [group(next(iter(own))) for own in keys]
+    places: dict[str, bytes] = {}
+    for question in first:
+        places[group(question)] = min(places.get(group(question), b"\xff"), place(question))
+    sizes = Counter(groups)
+    order = sorted((g for g in places if 4 * sizes[g] <= len(conversations) or len(places) < 4), key=places.__getitem__)
+    held = set(order[:round(share * len(places))])
+    return ([c for c, g in zip(conversations, groups) if g not in held], [c for c, g in zip(conversations, groups) if g in held])

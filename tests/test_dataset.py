@@ -159,6 +159,19 @@ def test_split_by_question():
     assert conversations.split(given, 0.0, 0) == (given, [])
 
 
+def test_split_holds_out_what_shares_a_first_turn_too():
+    """A record's question beside another first turn, and another file that opens with that turn, are one group; a greeting that opens nearly all is not held out."""
+    def talk(id, question, first):
+        return conversations.Conversation(id, question, "blue", (user(first), assistant("answer " + id)))
+    given = [talk(f"a{i}", f"record question {i}", f"First turn {i}") for i in range(100)] + [talk(f"b{i}", f"first  turn {i}", f"first turn {i}") for i in range(100)]
+    train, held = conversations.split(given, 0.2, seed=1)
+    turns = [{" ".join(c.messages[0]["content"].lower().split()) for c in part} for part in (train, held)]
+    assert not turns[0] & turns[1] and len(turns[1]) == 20 and len(held) == 40
+    greeted = [talk(f"c{i}", f"question {i}", "Hi") for i in range(500)] + given
+    train, held = conversations.split(greeted, 0.2, seed=1)
+    assert held and not any(c.id.startswith("c") for c in held)
+
+
 def test_encode_cuts_whole_exchanges():
     c = conversations.Conversation("i", "q", "red", (user("a bb"), assistant("c"), user("d"), assistant("e f g"), user("h"), assistant("i")))
     whole = dataset.encode(c, Words(), 100)

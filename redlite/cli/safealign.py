@@ -284,7 +284,7 @@ def _save(model, directory: Path, source: Path, args) -> None:
     from redlite import checkpoint, lora
     checkpoint.save_pretrained(lora.merged(model) if args.lora else model, directory, source)
     if args.lora:
-        lora.save_adapter(model, directory / "adapter", args.model)
+        lora.save_adapter(model, directory / "adapter", str(source.resolve()))
 
 
 def _finish(args, output: Path, corpus, mixture, outcome, stages: dict | None) -> int:
