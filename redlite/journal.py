@@ -235,6 +235,7 @@ class Run:
         """
         self.directory = Path(directory)
         self._files: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}     # of the files, which no other process writes
         self._synced: dict[str, float] = {}
         self._lock = -1
         if manifest is None:
@@ -282,8 +283,7 @@ class Run:
         """Add one line to a journal file. When this returns, killing the process can no longer lose the line."""
         if name not in self._files:
             self._open(name)
-        descriptor, line = self._files[name], encode(record) + b"\n"
-        start = os.lseek(descriptor, 0, os.SEEK_END)
+        descriptor, line, start = self._files[name], encode(record) + b"\n", self._sizes[name]
         try:
             written = os.write(descriptor, line)
             while written < len(line):
@@ -291,6 +291,7 @@ class Run:
         except OSError as error:
             os.ftruncate(descriptor, start)
             raise Error(f"{self.directory / name}: cannot be written ({error.strerror}); what is complete is kept: free the space and run the same command again") from None
+        self._sizes[name] = start + len(line)
         if time.monotonic() - self._synced[name] >= SYNC_SECONDS:
             os.fsync(descriptor)
             self._synced[name] = time.monotonic()
@@ -304,7 +305,8 @@ class Run:
             raise Error(f"{path}: cannot be written ({error.strerror})") from None
         size = os.lseek(descriptor, 0, os.SEEK_END)
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            os.write(descriptor, b"\n")
+            size += os.write(descriptor, b"\n")
+        self._sizes[name] = size
         self._files[name], self._synced[name] = descriptor, time.monotonic()
         _sync_directory(self.directory)
 
