@@ -63,7 +63,7 @@ class Task:
     measure  (example, answers) → {metric: value}; an answer is a log-probability (nats) or a text
     groups   names of the groups whose size-weighted mean the task goes into
     mean     "size": groups weigh examples alike; "task": groups weigh tasks alike
-    batch    tasks of the same non-empty batch are put to the model together, since they share contexts
+    batch    tasks of the same non-empty batch are put to the model together, since they share contexts, or are few and long in answering
     """
     name: str
     version: float

@@ -53,14 +53,14 @@ def _chain_of_thought(folder: Path, path: Path, rows: list[dict]) -> Task:
     lead = f"{description}\n\n" + "".join(f"Q: {question}\n{STEP_BY_STEP}{answer.strip()}\n\n" for question, _, answer in parts)
     examples = [Example(f"{path.stem}-{n}", row, (Continued(f"Q: {row['input']}\n{STEP_BY_STEP}", 1024, STOP, lead=lead),), row["target"])
                 for n, row in enumerate(rows)]
-    return Task(f"bbh_cot_fewshot_{path.stem}", 4.0, examples, _extracted, ("exact_match",), "get-answer", SHOTS, ("bbh",))
+    return Task(f"bbh_cot_fewshot_{path.stem}", 4.0, examples, _extracted, ("exact_match",), "get-answer", SHOTS, ("bbh",), batch="bbh")
 
 
 def _direct(folder: Path, path: Path, rows: list[dict]) -> Task:
     shots = tuple(f"{row['input']}\nAnswer: {row['target']}\n\n" for row in rows[:SHOTS])
     examples = [Example(f"{path.stem}-{n}", row, (Continued(f"{row['input']}\nAnswer:", 32, shots=shots, limit=PAPER_TOKENS),), row["target"])
                 for n, row in enumerate(rows[SHOTS:], SHOTS)]
-    return Task(f"bbh_{path.stem}", 1.0, examples, _begins, ("acc",), "none", SHOTS, ("bbh",), mean="task")
+    return Task(f"bbh_{path.stem}", 1.0, examples, _begins, ("acc",), "none", SHOTS, ("bbh",), mean="task", batch="bbh")
 
 
 def extract(text: str) -> str:
