@@ -164,7 +164,8 @@ def prefix_groups(prompts: list[list[int]]) -> list[list[int]]:
     """Indices of the prompts in groups, so chosen that computing each group's common prefix once saves the most.
 
     In lexical order, prompts that share a prefix are neighbours, so groups are runs. Runs are joined from
-    the longest shared prefix to the shortest; a run stays cut where its parts save more apart.
+    the longest shared prefix to the shortest; a run stays cut where its parts save more apart. Prompts that are left
+    alone, with nothing to save, make one group: together they decode as a batch.
     """
     order = sorted(range(len(prompts)), key=lambda i: prompts[i])
     if len(order) < 2:
@@ -179,11 +180,13 @@ def prefix_groups(prompts: list[list[int]]) -> list[list[int]]:
         apart = saved_apart > saved_whole + GROUP_COST
         runs[left[0]] = (left[0], right[1], max(saved_apart, saved_whole) if apart else saved_whole, (left, right) if apart else None)
         ends[right[1]] = left[0]
-    stack, groups = list(runs.values()), []
+    stack, groups, alone = list(runs.values()), [], []
     while stack:
         first, end, _, parts = stack.pop()
         if parts:
             stack += reversed(parts)
+        elif end - first == 1:
+            alone.append(order[first])
         else:
             groups.append(sorted(order[first:end]))
-    return sorted(groups)
+    return sorted([*groups, sorted(alone)] if alone else groups)

@@ -121,3 +121,11 @@ def test_prefix_groups_separate_what_shares_nothing_and_join_what_does():
 def test_prefix_groups_take_one_group_where_parts_save_little():
     wanted = [[1] * 50 + [i, i] for i in range(40)]
     assert prefix_groups(wanted) == [list(range(40))]
+
+
+def test_prompts_that_share_nothing_decode_together():
+    """Between groups that share long prefixes, as BBH's single examples between those of one task."""
+    shared = [[1000 + n] * 400 for n in range(3)]
+    prompts = [[*shared[i % 3], i] if i < 6 else [10 * i] * 300 for i in range(20)]
+    groups = prefix_groups(prompts)
+    assert sorted(map(sorted, groups)) == [[0, 3], [1, 4], [2, 5], list(range(6, 20))]
