@@ -15,10 +15,14 @@ LOWER_IS_BETTER = ("asr", "over_refusal", "compliance")
 
 @dataclass(frozen=True)
 class Outcome:
-    """One example's result. value: None where a judge gave no label. same: what must be equal for the example to be the same."""
+    """One example's result. value: None where a judge gave no label. same: what must be equal for the example to be the same.
+
+    weight  of the example in the mean
+    """
     unit: str
     value: float | None
     same: str
+    weight: float = 1.0
 
 
 def outcomes(folder: Path) -> dict[str, dict[str, Outcome]]:
@@ -28,9 +32,9 @@ def outcomes(folder: Path) -> dict[str, dict[str, Outcome]]:
     if "prompts" in made:
         return _of_redeval(folder)
     if "tasks" in made:
-        mend = "the file was edited; restore it from a copy, or make the run again"
+        mend = "the file was edited, or is of an older redlite; restore it from a copy, or make the run again"
         for task in journal.require(made, {"tasks": dict}, folder / "manifest.json", mend)["tasks"]:
-            journal.require(made["tasks"][task], {"metrics": list}, f"{folder / 'manifest.json'}: task {task}", mend)
+            journal.require(made["tasks"][task], {"metrics": list, "groups": list, "mean": str}, f"{folder / 'manifest.json'}: task {task}", mend)
         return _of_bench(folder, made)
     if (parts := [folder / name for name in ("redeval", "bench") if (folder / name / "manifest.json").exists()]):
         return {name: found for part in parts for name, found in outcomes(part).items()}
@@ -47,12 +51,18 @@ def _of_redeval(folder: Path) -> dict:
 
 
 def _of_bench(folder: Path, made: dict) -> dict:
+    """Every task, its categories, and its groups: there an example's name begins with its task's, and with the mean over tasks it weighs 1 / task's size."""
     found: dict[str, dict[str, Outcome]] = {}
-    for task in made["tasks"]:
-        for id, record in bench.records(folder, task).items():
-            for metric in made["tasks"][task]["metrics"]:
-                outcome = Outcome(id, record["metrics"].get(metric), record["doc_hash"])
-                found.setdefault(f"{task}.{metric}", {})[id] = outcome
+    for task, entry in made["tasks"].items():
+        records = bench.records(folder, task)
+        for id, record in records.items():
+            for metric in entry["metrics"]:
+                value, same = record["metrics"].get(metric), record["doc_hash"]
+                for name in (task, f"{task}.{record['category']}") if record.get("category") else (task,):
+                    found.setdefault(f"{name}.{metric}", {})[id] = Outcome(id, value, same)
+                weight = 1 / len(records) if entry["mean"] == "task" else 1.0
+                for group in entry["groups"]:
+                    found.setdefault(f"{group}.{metric}", {})[f"{task}/{id}"] = Outcome(f"{task}/{id}", value, same, weight)
     return found
 
 
@@ -80,12 +90,12 @@ def _paired(name: str, a: dict[str, Outcome], b: dict[str, Outcome], seed: int, 
     out = {"n": len(keys), "unlabelled": len(a) - len(keys)}
     if not keys:
         return {**out, "a": None, "b": None, "difference": None, "ci95": None, "mcnemar": None, "wins": [], "losses": []}
-    pairs = [(a[k].unit, a[k].value, b[k].value) for k in keys]
-    mean_a, mean_b = (sum(column) / len(keys) for column in ([p[1] for p in pairs], [p[2] for p in pairs]))
+    pairs, weights = [(a[k].unit, a[k].value, b[k].value) for k in keys], [a[k].weight for k in keys]
+    mean_a, mean_b = (sum(w * p[side] for w, p in zip(weights, pairs)) / sum(weights) for side in (1, 2))
     up, down = [k for k in keys if b[k].value > a[k].value], [k for k in keys if b[k].value < a[k].value]
     binary = all(value in (0, 1) for _, *values in pairs for value in values)
     wins, losses = (down, up) if any(part in LOWER_IS_BETTER for part in name.split(".")) else (up, down)
-    return {**out, "a": mean_a, "b": mean_b, "difference": mean_b - mean_a, "ci95": list(stats.bootstrap_difference(pairs, seed)),
+    return {**out, "a": mean_a, "b": mean_b, "difference": mean_b - mean_a, "ci95": list(stats.bootstrap_difference(pairs, seed, weights=weights)),
             "mcnemar": stats.mcnemar(len(up), len(down)) if binary else None, "wins": wins, "losses": losses}
 
 

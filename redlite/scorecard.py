@@ -16,6 +16,7 @@ from redlite.errors import Error
 RESULTS = "results.json"
 QUICK = {"questions": 20, "hhh": 48, "truthfulqa": 24, "mmlu": 1, "bbh": 1, "xstest": 30}  # examples a task; MMLU and BBH a subject
 QUICK_SEED = 20230818
+SHORT = {"bigbench_hhh_alignment_multiple_choice": "hhh", "xstest_safe": "xstest", "xstest_unsafe": "xstest"}  # task → its measures' first part
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Battery:
 
 def bench_manifest(command: str, model: redeval.Choice, battery: Battery, info: dict | None = None) -> dict:
     """What decides the results of a bench run, in the form that `journal.Run` guards."""
-    tasks = {t.name: {"sha256": t.fingerprint(), "metrics": list(t.metrics), "n": len(t.examples)} for t in (*battery.tasks, *battery.refusals)}
+    tasks = {t.name: {"sha256": t.fingerprint(), "metrics": list(t.metrics), "n": len(t.examples), "groups": list(t.groups), "mean": t.mean} for t in (*battery.tasks, *battery.refusals)}
     judge = None if not battery.refusals else {"name": battery.refusal_judge.name, **battery.refusal_judge.identity}
     return {"command": command, "version": __version__, "seed": battery.seed, "model": model.identity, "protocol": battery.protocol, "chat": battery.chat,
             "tasks": tasks, "judge": judge, "refusal_tokens": battery.refusal_tokens if battery.refusals else None, "info": info or {}}
@@ -100,13 +101,12 @@ def measures(asr: dict | None, found: dict | None) -> dict[str, dict]:
     out = {}
     for prompt, r in (asr or {"prompts": {}})["prompts"].items():
         out[f"asr.{prompt}"] = {"value": r["asr"], "ci95": r["ci95"], "n": r["harmful"] + r["unharmful"]}
-    short = {"bigbench_hhh_alignment_multiple_choice": "hhh", "xstest_safe": "xstest", "xstest_unsafe": "xstest"}
     for task, r in (found or {"results": {}})["results"].items():
         for key, value in r.items():
             name, _, kind = key.partition(",")
             if kind and not name.endswith(("_stderr", "_ci95")):
-                lead = short.get(task, task)
-                out[f"{lead}.{name}"] = {"value": value, "ci95": r[f"{name}_ci95,{kind}"], "n": found["n-samples"][task]["effective"]}
+                lead = SHORT.get(task, task)
+                out[f"{lead}.{name}"] = {"value": value, "ci95": r[f"{name}_ci95,{kind}"], "n": found["n-samples"][task]["effective"] - r.get("unlabelled", 0)}
                 for category, c in r.get("by_category", {}).items():
                     out[f"{lead}.{category}.{name}"] = {"value": c[key], "ci95": c[f"{name}_ci95,{kind}"], "n": c["n"]}
     return out
@@ -210,10 +210,9 @@ def page(model: str, found: dict, baseline_name: str | None, baseline: dict | No
 
 
 def paired_differences(folder: Path, baseline: Path, seed: int) -> dict[str, dict]:
-    """compare.compare of a scorecard and its baseline, under the names of `measures` where one measure is one task."""
-    short = {"bigbench_hhh_alignment_multiple_choice.acc": "hhh.acc", "xstest_safe.over_refusal": "xstest.over_refusal", "xstest_unsafe.compliance": "xstest.compliance"}
+    """compare.compare of a scorecard and its baseline, under the names of `measures`."""
     found = {}
     for part in ("redeval", "bench"):
         if (folder / part / "manifest.json").exists():
             found |= compare.compare(baseline / part, folder / part, seed)
-    return {short.get(name, name): r for name, r in found.items()}
+    return {".".join((SHORT.get(first, first), *rest)): r for (first, *rest), r in ((name.split("."), r) for name, r in found.items())}

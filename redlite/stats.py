@@ -1,4 +1,5 @@
 """Intervals and tests for proportions and paired outcomes, pure arithmetic."""
+from itertools import repeat
 from math import comb, fsum, sqrt
 from statistics import NormalDist
 
@@ -37,18 +38,19 @@ def mean_stderr(values: list[float]) -> tuple[float, float | None]:
     return mean, sqrt(fsum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else None
 
 
-def bootstrap_difference(pairs: list[tuple[str, float, float]], seed: int = 0, resamples: int = 10_000, confidence: float = 0.95) -> tuple[float, float]:
-    """The percentile bootstrap interval of mean(b) − mean(a) over (unit, a, b).
+def bootstrap_difference(pairs: list[tuple[str, float, float]], seed: int = 0, resamples: int = 10_000, confidence: float = 0.95,
+                         weights: list[float] | None = None) -> tuple[float, float]:
+    """The percentile bootstrap interval of mean(b) − mean(a) over (unit, a, b); weights: of the pairs in both means, alike unless given.
 
     Units are resampled whole (a question with all its prompts or samples), so answers to one question need not be
     independent. Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
     import numpy as np
     units: dict[str, list[float]] = {}
-    for unit, a, b in pairs:
-        total = units.setdefault(unit, [0.0, 0])
-        total[0] += b - a
-        total[1] += 1
+    for (unit, a, b), weight in zip(pairs, weights or repeat(1.0)):
+        total = units.setdefault(unit, [0.0, 0.0])
+        total[0] += weight * (b - a)
+        total[1] += weight
     sums, sizes = (np.array(column, dtype=np.float64) for column in zip(*units.values()))
     generator, means = np.random.default_rng(seed), []
     for start in range(0, resamples, 500):  # in blocks, to bound the memory

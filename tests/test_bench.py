@@ -15,7 +15,7 @@ import pytest
 import tiny
 import torch
 
-from redlite import bench, compare, journal, redeval, scorecard, stats
+from redlite import bench, journal, redeval, scorecard, stats
 from redlite.bench import Continued, Encoder, Example, Scored, Task, bbh, hhh, mmlu, truthfulqa, xstest
 from redlite.errors import Error
 
@@ -250,6 +250,10 @@ def test_underflow():
     ("bbh", "bbh/cot-prompts/sorting.txt", "nothing", "sorting.txt: must hold"),
     ("bbh", "bbh/tasks/sorting.json", '{"examples": []}', "more than 3"),
     ("xstest", "xstest/xstest_prompts.csv", "id,prompt,type,label\n1,,a,safe\n", "row 1: column 'prompt'"),
+    ("xstest", "xstest/xstest_prompts.csv", "id;prompt;type;label\n1;x;a;safe\n", "column 'id' is missing; .*columns id, prompt, type, label, and names 'id;prompt;type;label'"),
+    ("xstest", "xstest/xstest_prompts.csv", "id,question,type,label\n1,x,a,safe\n", "column 'prompt' is missing; .* names 'id', 'question', 'type', 'label'"),
+    ("xstest", "xstest/xstest_prompts.csv", "", "column 'id' is missing; .* names none"),
+    ("xstest", "xstest/xstest_prompts.csv", "id,prompt,type,label\n", "holds no prompt"),
     ("xstest", "xstest/xstest_prompts.csv", "id,prompt,type,label\n1,x,a,safe\n1,y,a,safe\n", "occurs twice"),
 ])
 def test_faults_are_named(data, suite, path, text, message):
@@ -258,7 +262,7 @@ def test_faults_are_named(data, suite, path, text, message):
     else:
         (data / path).write_text(text)
     with pytest.raises(Error, match=message):
-        [bench.check(t) for t in xstest.load(data / "xstest")] if suite == "xstest" else bench.load(suite, data, "lm_eval")
+        xstest.load(data / "xstest") if suite == "xstest" else bench.load(suite, data, "lm_eval")
 
 
 def test_scores_that_are_no_numbers_are_refused(data, tmp_path):
@@ -283,63 +287,36 @@ def test_xstest(lm, data, tmp_path):
     found = bench.results(tmp_path / "run", tasks)
     safe, unsafe = found["results"]["xstest_safe"], found["results"]["xstest_unsafe"]
     assert safe["over_refusal,none"] == 0.5 and safe["over_refusal_ci95,none"] == pytest.approx(stats.wilson(1, 2))  # the empty answer counts in neither
+    assert safe["unlabelled"] == 1 and scorecard.measures(None, found)["xstest.over_refusal"]["n"] == 2
     assert unsafe["compliance,none"] == 0.5 and unsafe["by_category"]["contrast_homonyms"]["n"] == 2
     assert not xstest.can_judge(redeval.Choice("gpt4:x", {"format": "gpt4"}, None)) and xstest.can_judge(redeval.Choice("refusal:x", {"format": "refusal"}, None))
 
 
-# Pairs, bootstrap, gates
-
-def fake_run(folder, values, tasks=("t",)):
-    with journal.Run(folder, {"tasks": {t: {"metrics": ["acc"]} for t in tasks}}) as directory:
-        for task in tasks:
-            for id, value in values.items():
-                directory.append(bench.sample_file(task), {"id": id, "doc_hash": "d" + id, "metrics": {} if value is None else {"acc": value}})
-    return folder
+def test_an_answer_to_xstest_that_was_edited_is_named(data, tmp_path):
+    tasks = xstest.load(data / "xstest")
+    with journal.Run(tmp_path / "run", {}) as directory:
+        directory.append(xstest.ANSWERS, {"task": "xstest_safe", "id": "0", "finish": "stop"})
+        with pytest.raises(Error, match="answers_xstest.jsonl, line 1: field 'text' is missing"):
+            xstest.run(directory, tmp_path / "run", None, None, tasks, 16)
 
 
-def test_compare(tmp_path):
-    a = fake_run(tmp_path / "a", {str(i): float(i % 2) for i in range(40)} | {"x": None})
-    b = fake_run(tmp_path / "b", {str(i): float(i % 2 or i < 12) for i in range(40)} | {"x": 1.0})
-    r = compare.compare(a, b)["t.acc"]
-    assert (r["n"], r["unlabelled"], r["a"], r["b"]) == (40, 1, 0.5, 0.65) and r["difference"] == pytest.approx(0.15)
-    assert r["wins"] == ["0", "2", "4", "6", "8", "10"] and r["losses"] == []
-    assert r["mcnemar"] == pytest.approx(2 / 2 ** 6) and r["ci95"][0] < 0.15 < r["ci95"][1]
-    assert compare.compare(a, b)["t.acc"] == r
-    assert "wins: 0, 2, 4" in compare.table({"t.acc": r}, ("a", "b"), 3)
-    with pytest.raises(Error, match="do not hold the same examples: 1 are in one only, such as 'y'"):
-        compare.compare(a, fake_run(tmp_path / "c", {str(i): 1.0 for i in range(40)} | {"x": None, "y": 1.0}))
-    with pytest.raises(Error, match="different measures: only one has u.acc"):
-        compare.compare(a, fake_run(tmp_path / "d", {"0": 1.0}, ("t", "u")))
+def test_intervals_never_claim_more_than_is_known():
+    assert bench.measures("acc", "none", [0.4])["acc_ci95,none"] == [0.0, 1.0]  # one value has no spread to judge by
+    assert bench.measures("acc", "none", [])["acc_ci95,none"] == [0.0, 1.0]
+    for mean in ("size", "task"):  # all wrong in every task
+        tasks = [Task(f"t{n}", 1.0, [Example(str(i), {}, ()) for i in range(2)], lambda e, a: {}, groups=("g",), mean=mean) for n in range(3)]
+        members = [(t, bench.summarize(t, {str(i): {"metrics": {"acc": 0.0}} for i in range(2)})) for t in tasks]
+        group = bench._group("g", members, [2, 2, 2])
+        assert group["acc,none"] == 0 and group["acc_ci95,none"] == pytest.approx(stats.wilson(0, 6))
+        assert bench._group("g", [(t, bench.summarize(t, {})) for t in tasks], [0, 0, 0])["acc_ci95,none"] == [0.0, 1.0]
 
 
-@pytest.mark.parametrize("tasks", ([], ["t"], {"t": 5}, {"t": {"metrics": "acc"}}))
-def test_compare_names_a_manifest_that_was_edited(tmp_path, tasks):
-    folder = fake_run(tmp_path / "a", {"0": 1.0})
-    journal.write_json(folder / "manifest.json", {"tasks": tasks})
-    with pytest.raises(Error, match="manifest.json.*field '(tasks|metrics)' is missing or not of its kind"):
-        compare.compare(folder, folder)
-
+# Gates
 
 def test_a_gate_against_a_baseline_is_refused_before_the_work(data, tmp_path, capsys):
     from redlite.cli.redeval import main
     code = main(["bench", "--model", "organism", "--tasks", "hhh", "--data", str(data), "--output-dir", str(tmp_path / "run"), "--gate", "hhh.acc>=baseline"])
     assert code == 2 and "a bench has no baseline" in capsys.readouterr().err and not (tmp_path / "run").exists()
-
-
-def test_bootstrap_against_theory():
-    """For n independent differences the interval is about mean ± 1.96 sd / √n; whole units widen it by √(size) when all of a unit agree."""
-    values = [((i * 37) % 101) / 100 for i in range(400)]
-    lo, hi = stats.bootstrap_difference([(str(i), 0.0, v) for i, v in enumerate(values)])
-    mean, half = statistics.mean(values), 1.96 * statistics.pstdev(values) / 20
-    assert lo == pytest.approx(mean - half, abs=0.004) and hi == pytest.approx(mean + half, abs=0.004)
-    lo4, hi4 = stats.bootstrap_difference([(str(i), 0.0, v) for i, v in enumerate(values) for _ in range(4)])
-    assert hi4 - lo4 == pytest.approx(hi - lo, rel=0.05)
-
-
-@pytest.mark.parametrize("wins,losses,p", [(0, 0, 1.0), (10, 0, 2 / 1024), (8, 2, 0.109375), (5, 5, 1.0), (21, 9, 0.0427739)])
-def test_mcnemar(wins, losses, p):
-    """Two-sided binomial tail probabilities from tables: 2 · Σ_{i ≤ min} C(n, i) / 2ⁿ."""
-    assert stats.mcnemar(wins, losses) == pytest.approx(p, rel=1e-5)
 
 
 def test_gates():
@@ -359,11 +336,11 @@ def test_the_page_escapes():
     assert "<script" not in page and "&lt;b&gt;" in page and "asr.cou" in page
 
 
-@pytest.mark.parametrize("command", [["bench", "--tasks", "hhh,xstest"], ["scorecard", "--tasks", "hhh,xstest", "--prompt", "cou"]])
+@pytest.mark.parametrize("command", [["bench", "--tasks", "hhh,mmlu,bbh,xstest"], ["scorecard", "--tasks", "hhh,mmlu,bbh,xstest", "--prompt", "cou"]])
 def test_a_gate_on_an_unknown_measure_is_refused_before_the_work(data, tmp_path, capsys, command):
     from redlite.cli import redeval as program
     given = [*command, "--model", "organism", "--data", str(data), "--quiet", "--output-dir", str(tmp_path / "run")]
     assert program.main([*given, "--gate", "hhh.accuracy>=0.5"]) == 2
     error = capsys.readouterr().err
     assert "no measure 'hhh.accuracy'; there are" in error and "hhh.acc" in error and not (tmp_path / "run").exists()
-    assert program.main([*given, "--gate", "hhh.harmless.acc>=0.5", "--gate", "xstest.over_refusal<=1", "--dry-run"]) == 0
+    assert program.main([*given, "--gate", "hhh.harmless.acc>=0.5", "--gate", "mmlu.acc>=0.1", "--gate", "bbh.exact_match>=0", "--gate", "xstest.over_refusal<=1", "--dry-run"]) == 0

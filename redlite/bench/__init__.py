@@ -2,10 +2,6 @@
 
 A task module (hhh, truthfulqa, mmlu, bbh, xstest) loads files into `Task`s; `run` puts every request to the
 model, keeps each example's record as it finishes, and `results` counts, under lm-evaluation-harness's keys.
-
-A request is a context with a continuation to be scored, or a context to be continued. Encoding follows the harness:
-trailing spaces of a context move to its continuation; context and continuation are encoded together and split at the
-length of the context's own encoding; too long a context loses its beginning.
 """
 import math
 import os
@@ -15,32 +11,12 @@ from itertools import groupby
 from pathlib import Path
 
 from redlite import journal, stats
+from redlite.bench.requests import Continued, Encoder, Scored
 from redlite.errors import Error
 
 SUITES = ("hhh", "truthfulqa", "mmlu", "bbh", "xstest")
 PROTOCOLS = ("lm_eval", "paper")
 GENERATION_BATCH = 512  # prompts given to the engine at once: their ids are held together
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Ask for the log-probability of `continuation` after `context`."""
-    context: str
-    continuation: str
-
-
-@dataclass(frozen=True)
-class Continued:
-    """Ask for a greedy continuation of lead + shots + context, cut before the first of `stop`.
-
-    limit  shots are dropped from the last one on while the prompt has more tokens; 0 keeps them all
-    """
-    context: str
-    max_new_tokens: int
-    stop: tuple[str, ...] = ()
-    lead: str = ""
-    shots: tuple[str, ...] = ()
-    limit: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,72 +80,6 @@ def check(task: Task) -> Task:
     return task
 
 
-# Encoding
-
-class Encoder:
-    """Requests to token ids, by the harness's rules; or, with `chat`, the context as a user's message in the model's own format."""
-
-    def __init__(self, lm, chat: bool = False):
-        self.lm, self.chat = lm, chat
-        self.window = lm.engine.context_limit()
-        self.bos = [lm.tokenizer.bos_id] if lm.tokenizer.add_bos and lm.tokenizer.bos_id is not None else []
-        self._last: tuple[str, list[int]] = ("", [])
-
-    def _context(self, text: str) -> list[int]:
-        if self._last[0] != text or not self._last[1]:
-            if self.chat:
-                ids = self.lm.template.encode([{"role": "user", "content": text}], add_generation_prompt=True).ids
-            else:
-                ids = self.bos + self.lm.tokenizer.encode(text)
-            self._last = text, ids
-        return self._last[1]
-
-    def scored(self, request: Scored) -> tuple[list[int], list[int], int]:
-        """(context ids, continuation ids, tokens cut from the context's beginning)."""
-        context, continuation = request.context, request.continuation
-        if self.chat:
-            # The harness joins chat format and answer without a space between.
-            messages = [{"role": "user", "content": context}, {"role": "assistant", "content": continuation.lstrip(" ")}]
-            encoded = self.lm.template.encode(messages)
-            start = encoded.trained.index(True)
-            before, after = encoded.ids[:start], [i for i, t in zip(encoded.ids[start:], encoded.trained[start:]) if t]
-            while after and after[-1] in self.lm.stop_ids:
-                after.pop()
-        else:
-            kept = context.rstrip()
-            context, continuation = kept, context[len(kept):] + continuation
-            before = self._context(context)
-            after = (self.bos + self.lm.tokenizer.encode(context + continuation))[len(before):]
-        if not before:
-            before = [self._prefix_token()]
-        return self._fit(before, after)
-
-    def _prefix_token(self) -> int:
-        for token in (self.lm.tokenizer.bos_id, self.lm.tokenizer.eos_id):
-            if token is not None:
-                return token
-        raise Error("an empty context needs a BOS or EOS token, and the model has neither")
-
-    def _fit(self, before: list[int], after: list[int]) -> tuple[list[int], list[int], int]:
-        if len(after) > self.window:
-            raise Error(f"an answer of {len(after)} tokens does not fit the model's window of {self.window}; leave the example out")
-        cut = max(0, len(before) + len(after) - 1 - self.window)
-        return before[cut:], after, cut
-
-    def continued(self, request: Continued) -> tuple[list[int], int, int]:
-        """(prompt ids, tokens cut from its beginning, shots dropped); room is kept for all new tokens."""
-        shots = list(request.shots)
-        ids = self._context(request.lead + "".join(shots) + request.context)
-        while request.limit and shots and len(ids) > request.limit:
-            shots.pop()
-            ids = self._context(request.lead + "".join(shots) + request.context)
-        room = self.window - request.max_new_tokens
-        if room < 1:
-            raise Error(f"{request.max_new_tokens} new tokens leave no room for a prompt in the model's window of {self.window}")
-        cut = max(0, len(ids) - room)
-        return ids[cut:], cut, len(request.shots) - len(shots)
-
-
 # Running
 
 def ranks() -> tuple[int, int]:
@@ -182,13 +92,23 @@ def sample_file(task_name: str) -> str:
     return f"samples_{task_name}.jsonl"
 
 
+_RECORD = {  # what is read of a record again, and whether a value is of its kind
+    "id": lambda v: isinstance(v, str),
+    "doc_hash": lambda v: isinstance(v, str),
+    "category": lambda v: v is None or isinstance(v, str),
+    "truncated_tokens": lambda v: type(v) is int,
+    "shots_dropped": lambda v: v is None or type(v) is int,
+    "metrics": lambda v: isinstance(v, dict) and all(type(x) in (int, float) and math.isfinite(x) for x in v.values()),
+}
+
+
 def records(folder: Path, task_name: str) -> dict[str, dict]:
     """The records of a task in a run directory by example id; those that other ranks left in its rank-N folders too."""
     name, found = sample_file(task_name), {}
     for path in (folder / name, *(other / name for other in sorted(folder.glob("rank-*")))):
         for number, record in enumerate(journal.read_lines(path)[0], 1):
-            if not isinstance(record.get("id"), str) or not isinstance(record.get("metrics"), dict):
-                raise Error(f"{path}, line {number}: has no id or no metrics; delete the line to have it done again")
+            if field := next((f for f, sound in _RECORD.items() if not sound(record.get(f))), None):
+                raise Error(f"{path}, line {number}: field {field!r} is missing or not of its kind; delete the line to have it done again")
             found.setdefault(record["id"], record)
     return found
 
@@ -278,7 +198,12 @@ def _continue(lm, encoder: Encoder, work: list[tuple[Task, Example]]) -> Iterato
 
 def _record(task: Task, example: Example, answers: list, extra: dict, cut: int) -> dict:
     return {"id": example.id, "doc_hash": journal.sha256_json(example.document), "prompt_hash": journal.sha256_json([vars(r) for r in example.requests]),
-            **extra, "truncated_tokens": cut, "metrics": task.measure(example, answers)}
+            **category(example), **extra, "truncated_tokens": cut, "metrics": task.measure(example, answers)}
+
+
+def category(example: Example) -> dict:
+    """The record's field `category`, where the example has one."""
+    return {"category": example.category} if example.category else {}
 
 
 # Counting
@@ -289,11 +214,13 @@ def summarize(task: Task, found: dict[str, dict]) -> dict:
         there = [found[e.id]["metrics"] for e in examples if e.id in found]
         return {k: v for metric in task.metrics for k, v in measures(metric, task.filter, [m[metric] for m in there if metric in m]).items()}
     out = {"alias": task.name, **over(task.examples)}
+    if unlabelled := sum(not found[e.id]["metrics"] for e in task.examples if e.id in found):
+        out["unlabelled"] = unlabelled
     if categories := sorted({e.category for e in task.examples} - {""}):
         out["by_category"] = {}
         for name in categories:
             own = [e for e in task.examples if e.category == name]
-            out["by_category"][name] = {"n": sum(e.id in found for e in own), **over(own)}
+            out["by_category"][name] = {"n": sum(bool(found.get(e.id, {}).get("metrics")) for e in own), **over(own)}
     return out
 
 
@@ -305,8 +232,12 @@ def measures(metric: str, filter: str, values: list[float]) -> dict:
     if all(v in (0, 1) for v in values):
         interval = list(stats.wilson(int(sum(values)), len(values)))
     else:
-        interval = [max(0.0, mean - 1.96 * (error or 0)), min(1.0, mean + 1.96 * (error or 0))]
+        interval = _normal(mean, error)
     return {f"{metric},{filter}": mean, f"{metric}_stderr,{filter}": error, f"{metric}_ci95,{filter}": interval}
+
+
+def _normal(mean: float, error: float | None) -> list[float]:
+    return [0.0, 1.0] if error is None else [max(0.0, mean - 1.96 * error), min(1.0, mean + 1.96 * error)]
 
 
 def _group(name: str, members: list[tuple[Task, dict]], sizes: list[int]) -> dict:
@@ -315,7 +246,7 @@ def _group(name: str, members: list[tuple[Task, dict]], sizes: list[int]) -> dic
     for metric in first.metrics:
         key, filter = f"{metric},{first.filter}", first.filter
         if any(result[key] is None for _, result in members):
-            out |= {key: None, f"{metric}_stderr,{filter}": None}
+            out |= measures(metric, filter, [])
             continue
         weights = sizes if first.mean == "size" else [1] * len(sizes)
         errors = [result[f"{metric}_stderr,{filter}"] for _, result in members]
@@ -327,10 +258,9 @@ def _group(name: str, members: list[tuple[Task, dict]], sizes: list[int]) -> dic
         if first.mean == "task" and all(e is not None for e in errors):
             pooled = math.sqrt(sum(e * e for e in errors)) / len(errors)
         right = mean * sum(sizes)
-        if first.mean == "size" and abs(right - round(right)) < 1e-6:  # a count of right answers
-            interval = list(stats.wilson(round(right), sum(sizes)))
-        else:
-            interval = [0.0, 1.0] if pooled is None else [max(0.0, mean - 1.96 * pooled), min(1.0, mean + 1.96 * pooled)]
+        counted = first.mean == "size" and abs(right - round(right)) < 1e-6  # a count of right answers
+        # Tasks of which each is all right or all wrong have no spread, which is not the same as no doubt.
+        interval = list(stats.wilson(round(right), sum(sizes))) if counted or pooled == 0 else _normal(mean, pooled)
         out |= {key: mean, f"{metric}_stderr,{filter}": pooled, f"{metric}_ci95,{filter}": interval}
     return out
 

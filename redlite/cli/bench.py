@@ -96,7 +96,9 @@ def bench_command(args, command: str) -> int:
     found = scorecard.run_bench(output, command, scorecard.once_loaded(model), battery, common.Progress(args.quiet or rank > 0), _information(args), reach)
     if rank:
         return common.DONE
-    return _show(args, output, model.name, scorecard.measures(None, found), found["complete"], gates, found)
+    code = _show(args, output, model.name, scorecard.measures(None, found), found["complete"], gates, found)
+    print(f"Results: {output / scorecard.RESULTS}", file=sys.stderr if args.json else sys.stdout)
+    return code
 
 
 def _show(args, output: Path, name: str, found: dict, complete: bool, gates: list, summary: dict, baseline=None, paired=None) -> int:

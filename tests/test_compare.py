@@ -1,0 +1,84 @@
+"""Pairs of runs: differences, intervals and tests against formulas and tables; runs that do not pair; edited files."""
+import json
+import statistics
+
+import pytest
+
+from redlite import bench, compare, journal, stats
+from redlite.errors import Error
+
+
+def fake_run(folder, values, tasks=("t",), mean="size"):
+    with journal.Run(folder, {"tasks": {t: {"metrics": ["acc"], "groups": ["all"], "mean": mean} for t in tasks}}) as directory:
+        for task in tasks:
+            for id, value in values.items():
+                directory.append(bench.sample_file(task), {"id": id, "doc_hash": "d" + id, "truncated_tokens": 0, "metrics": {} if value is None else {"acc": value}})
+    return folder
+
+
+def test_compare(tmp_path):
+    a = fake_run(tmp_path / "a", {str(i): float(i % 2) for i in range(40)} | {"x": None})
+    b = fake_run(tmp_path / "b", {str(i): float(i % 2 or i < 12) for i in range(40)} | {"x": 1.0})
+    r = compare.compare(a, b)["t.acc"]
+    assert (r["n"], r["unlabelled"], r["a"], r["b"]) == (40, 1, 0.5, 0.65) and r["difference"] == pytest.approx(0.15)
+    assert r["wins"] == ["0", "2", "4", "6", "8", "10"] and r["losses"] == []
+    assert r["mcnemar"] == pytest.approx(2 / 2 ** 6) and r["ci95"][0] < 0.15 < r["ci95"][1]
+    assert compare.compare(a, b)["t.acc"] == r
+    assert "wins: 0, 2, 4" in compare.table({"t.acc": r}, ("a", "b"), 3)
+    with pytest.raises(Error, match="do not hold the same examples: 1 are in one only, such as 'y'"):
+        compare.compare(a, fake_run(tmp_path / "c", {str(i): 1.0 for i in range(40)} | {"x": None, "y": 1.0}))
+    with pytest.raises(Error, match="different measures: only one has u.acc"):
+        compare.compare(a, fake_run(tmp_path / "d", {"0": 1.0}, ("t", "u")))
+
+
+def test_groups_and_categories_are_compared_too(tmp_path):
+    """Two tasks of 30 and 10 examples: by size the group's difference is that of all 40, by task the mean of the two differences."""
+    def write(folder, mean, right):
+        with journal.Run(folder, {"tasks": {t: {"metrics": ["acc"], "groups": ["all"], "mean": mean} for t in right}}) as directory:
+            for task, values in right.items():
+                for i, value in enumerate(values):
+                    directory.append(bench.sample_file(task), {"id": str(i), "doc_hash": f"{task}{i}", "category": "odd" if i % 2 else "even", "truncated_tokens": 0, "metrics": {"acc": value}})
+        return folder
+    before = {"t": [0.0] * 30, "u": [0.0] * 10}
+    after = {"t": [float(i < 6) for i in range(30)], "u": [float(i < 8) for i in range(10)]}
+    for mean, difference in (("size", 14 / 40), ("task", (6 / 30 + 8 / 10) / 2)):
+        found = compare.compare(write(tmp_path / f"{mean}-a", mean, before), write(tmp_path / f"{mean}-b", mean, after))
+        whole = found["all.acc"]
+        assert whole["n"] == 40 and whole["difference"] == pytest.approx(difference) and whole["ci95"][0] < difference < whole["ci95"][1]
+        assert whole["wins"][0] == "t/0" and len(whole["wins"]) == 14 and whole["mcnemar"] == pytest.approx(2 / 2 ** 14)
+        assert set(found) == {"all.acc"} | {f"{t}{c}.acc" for t in "tu" for c in ("", ".odd", ".even")} and found["t.odd.acc"]["n"] == 15
+
+
+@pytest.mark.parametrize("change,field", [({"doc_hash": None}, "doc_hash"), ({"metrics": {"acc": "1"}}, "metrics"), ({"metrics": [1]}, "metrics"), ({"id": 5}, "id"),
+                                          ({"metrics": {"acc": True}}, "metrics"), ({"truncated_tokens": "0"}, "truncated_tokens"), ({"category": 1}, "category")])
+def test_a_record_that_was_edited_is_named(tmp_path, change, field):
+    folder = fake_run(tmp_path / "a", {"0": 1.0, "1": 0.0})
+    path = folder / bench.sample_file("t")
+    first, second = path.read_text().splitlines()
+    path.write_text(first + "\n" + json.dumps({k: v for k, v in {**json.loads(second), **change}.items() if v is not None}) + "\n")
+    with pytest.raises(Error, match=f"samples_t.jsonl, line 2: field '{field}' is missing or not of its kind; delete the line"):
+        compare.compare(folder, folder)
+
+
+@pytest.mark.parametrize("tasks", ([], ["t"], {"t": 5}, {"t": {"metrics": "acc"}}))
+def test_compare_names_a_manifest_that_was_edited(tmp_path, tasks):
+    folder = fake_run(tmp_path / "a", {"0": 1.0})
+    journal.write_json(folder / "manifest.json", {"tasks": tasks})
+    with pytest.raises(Error, match="manifest.json.*field '(tasks|metrics)' is missing or not of its kind"):
+        compare.compare(folder, folder)
+
+
+def test_bootstrap_against_theory():
+    """For n independent differences the interval is about mean ± 1.96 sd / √n; whole units widen it by √(size) when all of a unit agree."""
+    values = [((i * 37) % 101) / 100 for i in range(400)]
+    lo, hi = stats.bootstrap_difference([(str(i), 0.0, v) for i, v in enumerate(values)])
+    mean, half = statistics.mean(values), 1.96 * statistics.pstdev(values) / 20
+    assert lo == pytest.approx(mean - half, abs=0.004) and hi == pytest.approx(mean + half, abs=0.004)
+    lo4, hi4 = stats.bootstrap_difference([(str(i), 0.0, v) for i, v in enumerate(values) for _ in range(4)])
+    assert hi4 - lo4 == pytest.approx(hi - lo, rel=0.05)
+
+
+@pytest.mark.parametrize("wins,losses,p", [(0, 0, 1.0), (10, 0, 2 / 1024), (8, 2, 0.109375), (5, 5, 1.0), (21, 9, 0.0427739)])
+def test_mcnemar(wins, losses, p):
+    """Two-sided binomial tail probabilities from tables: 2 · Σ_{i ≤ min} C(n, i) / 2ⁿ."""
+    assert stats.mcnemar(wins, losses) == pytest.approx(p, rel=1e-5)
