@@ -170,6 +170,12 @@ def check_gates(gates: list[Gate], found: dict[str, dict], baseline: dict[str, d
 
 # Showing
 
+READING = ("Better is lower for asr, over_refusal and compliance, higher for acc and exact_match. n counts the examples that a judge could label; "
+           "those it could not are in the run's own results.json.")
+PAIRED = ("A difference is this model's value less the baseline's, over the examples that have a label in both; its interval is a bootstrap by question. "
+          "An interval without width, such as +0.0 to +0.0, says that all examples changed alike or none did: with few examples that is little evidence.")
+
+
 def main_names(found) -> list[str]:
     """The measures of the summary: without single subjects, tasks and categories."""
     return [n for n in found if n.count(".") < 2 and not re.match(r"mmlu_(?!stem\.|humanities\.|social_sciences\.|other\.)|bbh_", n)]
@@ -182,9 +188,8 @@ def table(name: str, found: dict[str, dict], baseline: dict[str, dict] | None = 
         r = found[measure]
         row = [measure, report.percent(r["value"]), f"{100 * r['ci95'][0]:.1f}–{100 * r['ci95'][1]:.1f}%", str(r["n"])]
         if baseline:
-            there = baseline.get(measure, {}).get("value")
-            difference = None if there is None or r["value"] is None else r["value"] - there
-            span = (paired or {}).get(measure, {}).get("ci95")
+            there, pair = baseline.get(measure, {}).get("value"), (paired or {}).get(measure, {})
+            difference, span = pair.get("difference"), pair.get("ci95")  # of the examples that have a label in both
             row += [report.percent(there), "–" if difference is None else f"{100 * difference:+.1f}", "–" if not span else f"{100 * span[0]:+.1f} to {100 * span[1]:+.1f}"]
         rows.append(row)
     return rows
@@ -196,7 +201,7 @@ def page(model: str, found: dict, baseline_name: str | None, baseline: dict | No
     bars = [{"label": n, "colour": i % report.COLOURS, "value": found[n]["value"], "ci": found[n]["ci95"], "bounds": [0, 0], "mark": (baseline or {}).get(n, {}).get("value"),
              "remark": f"{report.percent(found[n]['value'])} of {found[n]['n']}"} for i, n in enumerate(names)]
     head, *rows = table(model, found, baseline, paired)
-    body = report.section("Summary", report.interval_chart("All measures", bars, 720) + report.grid(head, rows))
+    body = report.section("Summary", report.interval_chart("All measures", bars, 720) + report.grid(head, rows) + f"<p>{READING}</p>\n" + (f"<p>{PAIRED}</p>\n" if baseline else ""))
     if gates:
         body += report.section("Gates", report.grid(["gate", "value", "bound", "result"], [
             [g["gate"], report.percent(g["value"]), report.percent(g["bound"]), "passed" if g["passed"] else "FAILED"] for g in gates]))

@@ -105,9 +105,8 @@ def _show(args, output: Path, name: str, found: dict, complete: bool, gates: lis
     """Print the table and what the gates say; the exit code."""
     from redlite import redeval, scorecard
     print("\n".join(redeval.columns(scorecard.table(name, found, baseline, paired))))
-    cut = {t: n for t, n in summary.get("truncated", {}).items() if n}
-    if cut:
-        print("Contexts cut on the left to fit the window: " + ", ".join(f"{t} {n}" for t, n in cut.items()))
+    if cuts := _cuts(summary["truncated"]):
+        print(f"Contexts cut on the left to fit the window: {cuts}")
     checked = scorecard.check_gates(gates, found, baseline)
     for g in checked:
         print(f"gate {g['gate']}: {'passed' if g['passed'] else 'FAILED'} ({g['value']} against {g['bound']})")
@@ -229,15 +228,31 @@ def scorecard_command(args, command: str) -> int:
             baseline = scorecard.run(output / "baseline", command, other, battery, progress, info)
             paired = scorecard.paired_differences(output, output / "baseline", args.seed)
         checked = scorecard.check_gates(gates, found, baseline)
-        summary = {"model": model.name, "baseline": name, "protocol": args.protocol, "quick": args.quick, "measures": found, "baseline_measures": baseline, "paired": paired}
+        parts = [journal.read_json(path) for top in (output, output / "baseline")[:2 if name else 1] for path in sorted(top.glob(f"*/{scorecard.RESULTS}"))]
+        summary = {"model": model.name, "baseline": name, "protocol": args.protocol, "quick": args.quick, "measures": found, "baseline_measures": baseline, "paired": paired,
+                   "truncated": parts[0].get("truncated", {})}
         journal.write_json(output / scorecard.RESULTS, summary)
-        how = [("command", command), ("model", model.name), ("questions", f"{len(asked)} of {len(questions)} of {path.stem}"), ("protocol", args.protocol),
-               ("chat format", "yes" if args.apply_chat_template else "no"), ("judge", battery.judge.name if battery.judge else "none"), ("seed", str(args.seed))]
+        how = _how(args, command, battery, model.name, name, summary["truncated"])
         journal.write_atomic(output / "report.html", scorecard.page(model.name, found, name, baseline, paired, checked, how))
-    complete = all(journal.read_json(part / "results.json")["complete"] for part in (output / "redeval", output / "bench") if (part / "results.json").exists())
+    complete = all(part["complete"] for part in parts)
     code = _show(args, output, model.name, found, complete, gates, summary, baseline, paired)
     print(f"Report: {output / 'report.html'}", file=sys.stderr if args.json else sys.stdout)
     return code
+
+
+def _how(args, command: str, battery, model: str, baseline: str | None, truncated: dict) -> list[tuple[str, str]]:
+    """The rows of the page's last table."""
+    from redlite import scorecard
+    return [("command", command), ("model", model), *([("baseline", f"{baseline} ({args.baseline})")] if baseline else []),
+            ("extent", f"quick: fixed subsets, sampled with seed {scorecard.QUICK_SEED}" if args.quick else "everything"),
+            ("questions", f"{len(battery.asked)} of {len(battery.questions)} of {battery.question_path.stem}"), ("protocol", args.protocol),
+            ("chat format", "yes" if args.apply_chat_template else "no"), ("judge of harm", battery.judge.name if battery.judge else "none"),
+            ("judge of refusal", battery.refusal_judge.name if battery.refusals else "none"), ("seed", str(args.seed)),
+            ("contexts cut on the left to fit the window", _cuts(truncated) or "none")]
+
+
+def _cuts(truncated: dict) -> str:
+    return ", ".join(f"{task} {n}" for task, n in truncated.items() if n)
 
 
 COMMANDS = {"bench": (describe_bench, bench_command), "compare": (describe_compare, compare_command), "scorecard": (describe_scorecard, scorecard_command)}

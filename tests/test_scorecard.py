@@ -1,0 +1,121 @@
+"""The scorecard: gates, the page, the whole command on a small battery, killed and gone on with."""
+import html
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import bench_files
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from redlite import data as embedded
+from redlite import journal, scorecard
+from redlite.errors import Error
+
+
+@pytest.fixture
+def data(tmp_path):
+    return bench_files.write(tmp_path)
+
+
+def test_a_gate_against_a_baseline_is_refused_before_the_work(data, tmp_path, capsys):
+    from redlite.cli.redeval import main
+    code = main(["bench", "--model", "organism", "--tasks", "hhh", "--data", str(data), "--output-dir", str(tmp_path / "run"), "--gate", "hhh.acc>=baseline"])
+    assert code == 2 and "a bench has no baseline" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_gates():
+    found = {"asr.cou": {"value": 0.08}, "mmlu.acc": {"value": 0.45}, "bbh.exact_match": {"value": None}}
+    baseline = {"mmlu.acc": {"value": 0.46}}
+    gates = [scorecard.parse_gate(t) for t in ("asr.cou<=0.1", "mmlu.acc >= baseline - 0.02", "mmlu.acc>baseline", "bbh.exact_match>=0", "asr.cou<8e-2")]
+    assert [g["passed"] for g in scorecard.check_gates(gates, found, baseline)] == [True, True, False, False, False]
+    for text, message in (("asr.cou=0.1", "write MEASURE"), ("asr.cou<=1.2.3", "no number")):
+        with pytest.raises(Error, match=message):
+            scorecard.parse_gate(text)
+    with pytest.raises(Error, match="needs --baseline"):
+        scorecard.check_gates([scorecard.parse_gate("asr.cou<baseline")], found, None)
+
+
+def test_the_page_escapes():
+    page = scorecard.page("<script>x", {"asr.cou": {"value": 0.5, "ci95": [0.4, 0.6], "n": 10}}, None, None, None, [], [("model", "<b>")])
+    assert "<script" not in page and "&lt;b&gt;" in page and "asr.cou" in page
+
+
+@pytest.mark.parametrize("command", [["bench", "--tasks", "hhh,mmlu,bbh,xstest"], ["scorecard", "--tasks", "hhh,mmlu,bbh,xstest", "--prompt", "cou"]])
+def test_a_gate_on_an_unknown_measure_is_refused_before_the_work(data, tmp_path, capsys, command):
+    from redlite.cli import redeval as program
+    given = [*command, "--model", "organism", "--data", str(data), "--quiet", "--output-dir", str(tmp_path / "run")]
+    assert program.main([*given, "--gate", "hhh.accuracy>=0.5"]) == 2
+    error = capsys.readouterr().err
+    assert "no measure 'hhh.accuracy'; there are" in error and "hhh.acc" in error and not (tmp_path / "run").exists()
+    assert program.main([*given, "--gate", "hhh.harmless.acc>=0.5", "--gate", "mmlu.acc>=0.1", "--gate", "bbh.exact_match>=0", "--gate", "xstest.over_refusal<=1", "--dry-run"]) == 0
+
+
+# The command
+
+@pytest.fixture
+def disturbed(tmp_path):
+    """The organism with noise on its weights: a baseline that answers differently."""
+    folder = tmp_path / "disturbed"
+    shutil.copytree(Path(embedded.__file__).parent / "organism", folder)
+    weights, generator = load_file(folder / "model.safetensors"), torch.Generator().manual_seed(0)
+    save_file({k: w + 0.2 * w.std() * torch.randn(w.shape, generator=generator) if w.ndim > 1 else w for k, w in weights.items()}, folder / "model.safetensors")
+    return folder
+
+
+def given(data, output, *more):
+    return ["scorecard", "--model", "organism", "--data", str(data), "--questions", "organism", "--prompt", "standard", "cou", "--quick", "--quiet",
+            "--max-new-tokens", "24", "--xstest-tokens", "16", "--output-dir", str(output), *more]
+
+
+def test_the_page_shows_what_results_json_holds(data, disturbed, tmp_path, capsys):
+    """Every measure stands on the page with its interval, the baseline's value, and the paired difference with its interval."""
+    from redlite.cli.redeval import main
+    options = given(data, tmp_path / "run", "--baseline", str(disturbed), "--gate", "asr.cou<=0.1", "--gate", "mmlu.acc>=baseline-1")
+    assert main(options) == 100
+    shown = capsys.readouterr().out
+    assert "gate asr.cou<=0.1: FAILED" in shown and "gate mmlu.acc>=baseline-1: passed" in shown
+    found = journal.read_json(tmp_path / "run" / "results.json")
+    measures, paired = found["measures"], found["paired"]
+    assert set(measures) == set(paired) == set(found["baseline_measures"])
+    assert {"asr.standard", "asr.cou", "hhh.acc", "hhh.honest.acc", "truthfulqa_mc1.acc", "truthfulqa_mc2.acc", "mmlu.acc", "mmlu_stem.acc", "mmlu_anatomy.acc",
+            "bbh.exact_match", "xstest.over_refusal", "xstest.homonyms.over_refusal", "xstest.compliance"} < set(measures)
+    page = (tmp_path / "run" / "report.html").read_text()
+    rows = [[html.unescape(re.sub("<.*?>", "", cell)) for cell in re.findall("<td.*?</td>", row, re.S)] for row in re.findall("<tr>.*?</tr>", page, re.S)]
+    there = {row[0]: row for row in rows if row and row[0] in measures}
+    assert set(there) == set(measures)
+    for name, row in there.items():
+        m, b, p = measures[name], found["baseline_measures"][name], paired[name]
+        assert row == [name, f"{100 * m['value']:.1f}%", f"{100 * m['ci95'][0]:.1f}–{100 * m['ci95'][1]:.1f}%", str(m["n"]), f"{100 * b['value']:.1f}%",
+                       f"{100 * p['difference']:+.1f}", f"{100 * p['ci95'][0]:+.1f} to {100 * p['ci95'][1]:+.1f}"]
+        if m["n"] == b["n"] == p["n"]:
+            assert p["difference"] == pytest.approx(m["value"] - b["value"], abs=1e-9)
+    assert paired["mmlu.acc"]["n"] == paired["mmlu_stem.acc"]["n"] + paired["mmlu_humanities.acc"]["n"] == 2
+    assert main([*options, "--seed", "1"]) == 2
+    assert "made differently: seed is 0 there and 1 now" in capsys.readouterr().err
+
+
+def test_killed_and_gone_on_with(data, tmp_path, capsys):
+    """SIGKILL in the middle of the benches; the same command again then gives what a run in one go gives."""
+    from redlite.cli.redeval import main
+    assert main(given(data, tmp_path / "whole")) == 0
+    output = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-m", "redlite.cli.redeval", *given(data, output)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    first, last = output / "bench/samples_truthfulqa_mc1.jsonl", output / "bench/results.json"
+    deadline = time.monotonic() + 100
+    while not first.exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and first.exists() and not last.exists()
+    kept = first.read_bytes()
+    assert main(given(data, output)) == 0
+    whole, resumed = (journal.read_json(tmp_path / name / "results.json") for name in ("whole", "killed"))
+    assert resumed["measures"].keys() == whole["measures"].keys() and first.read_bytes().startswith(kept[:kept.rfind(b"\n") + 1])
+    for name, m in whole["measures"].items():
+        assert resumed["measures"][name] == pytest.approx({**m, "ci95": pytest.approx(m["ci95"], abs=1e-6)}, abs=1e-6), name
