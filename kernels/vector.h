@@ -46,14 +46,57 @@ INLINE void store_some(float *to, Floats x, int64_t count)
         to[i] = x[i];
 }
 
+/* The lanes of two vectors, by number: 0 to LANES − 1 are a's, from LANES on b's. */
+#if defined(__clang__)
+#define LANES_OF(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define LANES_OF(a, b, ...) __builtin_shuffle(a, b, (Ints){__VA_ARGS__})
+#endif
+
+#if defined(__aarch64__)
+INLINE Floats in_pairs(Floats a, Floats b) { return LANES_OF(a, b, 0, 2, 4, 6) + LANES_OF(a, b, 1, 3, 5, 7); }
+
 INLINE float total(Floats x)
 {
-#if defined(__aarch64__)
-    return (x[0] + x[2]) + (x[1] + x[3]);
-#else
-    return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
-#endif
+    x += LANES_OF(x, x, 2, 3, 0, 1);
+    return x[0] + x[1];
 }
+
+INLINE void totals(const Floats x[4], float sums[4]) { store(sums, in_pairs(in_pairs(x[0], x[1]), in_pairs(x[2], x[3]))); }
+
+INLINE float greatest(Floats x) /* NaN is not looked for */
+{
+    Floats other = LANES_OF(x, x, 2, 3, 0, 1);
+    x = choose(other > x, other, x);
+    return x[1] > x[0] ? x[1] : x[0];
+}
+#else
+INLINE Floats in_pairs(Floats a, Floats b) { return LANES_OF(a, b, 0, 2, 8, 10, 4, 6, 12, 14) + LANES_OF(a, b, 1, 3, 9, 11, 5, 7, 13, 15); }
+
+INLINE float total(Floats x)
+{
+    x += LANES_OF(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
+    x += LANES_OF(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
+    return x[0] + x[1];
+}
+
+/* The sum of each of four vectors, all by the same tree of additions. */
+INLINE void totals(const Floats x[4], float sums[4])
+{
+    Floats halves = in_pairs(in_pairs(x[0], x[1]), in_pairs(x[2], x[3]));
+    halves += LANES_OF(halves, halves, 4, 5, 6, 7, 0, 1, 2, 3);
+    memcpy(sums, &halves, 4 * sizeof(float));
+}
+
+INLINE float greatest(Floats x) /* NaN is not looked for */
+{
+    Floats other = LANES_OF(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
+    x = choose(other > x, other, x);
+    other = LANES_OF(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
+    x = choose(other > x, other, x);
+    return x[1] > x[0] ? x[1] : x[0];
+}
+#endif
 
 /* e^x for x up to 88, within 2 units in the last place; below −87.3, where float32 loses its digits, 0; NaN stays NaN.
  * e^x = 2^n · e^r with n = x / ln 2 rounded, |r| ≤ ln 2 / 2, and e^r by its series to r⁷ / 7! (the rest is below 6e-9). */

@@ -26,7 +26,7 @@ def expected(q, keys, values, places, k, v, pk, pv, window, scale):
 
 @pytest.mark.parametrize("name", ["reference", *native.isas()])
 @pytest.mark.parametrize("B,G,R,K,S,P,window", [(1, 1, 1, 8, 5, 0, None), (3, 2, 3, 64, 40, 47, None), (5, 3, 5, 10, 33, 1, None), (2, 1, 7, 80, 70, 130, None),
-                                                (4, 2, 2, 16, 30, 0, 6), (33, 1, 4, 32, 9, 20, None)])
+                                                (4, 2, 2, 16, 30, 0, 6), (33, 1, 4, 32, 9, 20, None), (3, 2, 50, 24, 12, 37, None), (2, 2, 8, 40, 19, 33, None)])
 def test_against_float64(name, B, G, R, K, S, P, window):
     torch.manual_seed(B * 100 + P)
     q, k, v = torch.randn(B, G * R, K) * 2, torch.randn(B, G, K), torch.randn(B, G, K)
@@ -44,15 +44,19 @@ def test_against_float64(name, B, G, R, K, S, P, window):
 
 
 @pytest.mark.skipif(bool(packed.usable()), reason=packed.usable())
-def test_a_request_does_not_depend_on_its_batch():
+def test_a_request_does_not_depend_on_its_batch_or_the_threads():
     torch.manual_seed(0)
     B, G, R, K, S, P = 13, 2, 3, 64, 50, 90
     q, k, v, keys, values = (torch.randn(*s) for s in ((B, G * R, K), (B, G, K), (B, G, K), (B, G, S, K), (B, G, S, K)))
     places, prefix = torch.randint(0, S, (B,)), decode_cpu.SharedPrefix(torch.randn(P, G, K), torch.randn(P, G, K))
-    whole = decode_cpu.cached_attention(q, k, v, keys, values, places, prefix)
-    for first, last in ((0, 1), (4, 9), (12, 13)):
-        part = slice(first, last)
-        assert torch.equal(decode_cpu.cached_attention(q[part], k[part], v[part], keys[part], values[part], places[part], prefix), whole[part])
+    whole, before = decode_cpu.cached_attention(q, k, v, keys, values, places, prefix), torch.get_num_threads()
+    try:
+        for threads, first, last in ((1, 0, 1), (1, 4, 9), (2, 4, 9), (3, 12, 13), (2, 0, 13), (5, 0, 13)):
+            torch.set_num_threads(threads)
+            part = slice(first, last)
+            assert torch.equal(decode_cpu.cached_attention(q[part], k[part], v[part], keys[part], values[part], places[part], prefix), whole[part])
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.skipif(bool(packed.usable()), reason=packed.usable())
