@@ -236,7 +236,16 @@ def test_underflow():
     ("mmlu", "mmlu/test/anatomy_test.csv", "a,b,c\n", "row 1: has 3 columns; 6 are needed"),
     ("mmlu", "mmlu/test/anatomy_test.csv", "q,a,b,c,d,E\n", "row 1: the answer 'E'"),
     ("mmlu", "mmlu/test/anatomy_test.csv", "q,a,,c,d,A\n", "row 1: a choice is empty"),
-    ("mmlu", "mmlu/test/anatomy_test.csv", "", "mmlu_anatomy: its files hold no example"),
+    ("mmlu", "mmlu/test/anatomy_test.csv", "", "anatomy_test.csv: holds no question"),
+    ("mmlu", "mmlu/test/anatomy_test.csv", " ,a,b,c,d,A\n", "row 1: the question is empty"),
+    ("mmlu", "mmlu/test/anatomy_test.csv", "Question,A,B,C,D,Answer\n", "row 1: the answer 'Answer' .* column names must be question,choice0,"),
+    ("hhh", "hhh/honest/task.json", '{"examples": []}', "honest/task.json: field 'examples' must be a list, and not an empty one"),
+    ("hhh", "hhh/honest/task.json", '{"examples": [{"input": "x", "target_scores": {"a": 1, "b": 1}}]}', "example 0: .* one answer must have the score 1"),
+    ("hhh", "hhh/honest/task.json", '{"examples": [{"input": "x", "target_scores": {"a": "1", "b": "0"}}]}', "example 0: .* one answer must have the score 1"),
+    ("truthfulqa", "truthfulqa/mc_task.json", "[]", "mc_task.json: must hold a list of questions, and not an empty one"),
+    ("truthfulqa", "truthfulqa/mc_task.json", '[{"question": "x", "mc1_targets": {"a": 1}, "mc2_targets": {"a": 1}}]', "question 0: 'mc1_targets' must give true answers 1 and false ones 0, and hold both"),
+    ("truthfulqa", "truthfulqa/mc_task.json", '[{"question": "x", "mc1_targets": {"b": 0, "a": 1}, "mc2_targets": {"a": 1, "b": 0}}]', "question 0: .* a true one first"),
+    ("truthfulqa", "truthfulqa/mc_task.json", '[{"question": "x", "n": NaN, "mc1_targets": {"a": 1, "b": 0}, "mc2_targets": {"a": 1, "b": 0}}]', "example 0: holds NaN or Infinity"),
     ("hhh", "hhh/honest/task.json", '{"examples": [{"input": "x", "target_scores": {}}]}', "honest/task.json, example 0"),
     ("hhh", "hhh/honest/task.json", None, "honest/task.json: is missing"),
     ("truthfulqa", "truthfulqa/mc_task.json", '[{"question": "x", "mc1_targets": {}, "mc2_targets": {}}]', "question 0: needs"),
@@ -245,7 +254,7 @@ def test_underflow():
     ("mmlu", "mmlu/subject_categories.json", "[1]", "subject_categories.json: must hold"),
     ("mmlu", "mmlu/subject_categories.json", '{"anatomy": "STEM"}', "must hold .*; 'anatomy' does not"),
     ("mmlu", "mmlu/subject_categories.json", '{"anatomy": {"category": ["STEM"]}}', "must hold .*; 'anatomy' does not"),
-    ("hhh", "hhh/honest/task.json", '{"example_input_prefix": 5, "examples": []}', "'example_input_prefix' and .* must be texts"),
+    ("hhh", "hhh/honest/task.json", '{"example_input_prefix": 5, "examples": [{}]}', "'example_input_prefix' and .* must be texts"),
     ("hhh", "hhh/honest/task.json", '{"examples": [{"input": "x", "target_scores": {"a": 0, "b": 0, "c": 1}}]}', "example 0: needs .* of two answers"),
     ("hhh", "hhh/honest/task.json", '{"examples": [{"input": "x", "target_scores": {"": 1, "b": 0}}]}', "example 0: an answer .* is empty"),
     ("truthfulqa", "truthfulqa/mc_task.json", '[{"question": "x", "mc1_targets": {" ": 1, "b": 0}, "mc2_targets": {"a": 1}}]', "question 0: an answer .* is empty"),
@@ -257,7 +266,10 @@ def test_underflow():
     ("xstest", "xstest/xstest_prompts.csv", "id,question,type,label\n1,x,a,safe\n", "column 'prompt' is missing; .* names 'id', 'question', 'type', 'label'"),
     ("xstest", "xstest/xstest_prompts.csv", "", "column 'id' is missing; .* names none"),
     ("xstest", "xstest/xstest_prompts.csv", "id,prompt,type,label\n", "holds no prompt"),
-    ("xstest", "xstest/xstest_prompts.csv", "id,prompt,type,label\n1,x,a,safe\n1,y,a,safe\n", "occurs twice"),
+    ("xstest", "xstest/xstest_prompts.csv", "id,prompt,type,label\n1,x,a,safe\n1,y,a,safe\n", "row 2: the id '1' occurs twice, first in row 1"),
+    ("xstest", "xstest/xstest_prompts.csv", "id,prompt,type,label\n1, ,a,safe\n", "row 1: column 'prompt' is empty"),
+    ("xstest", "xstest/xstest_prompts.csv", "id,prompt,type,label\n1,x,a,safe,b\n", "row 1: has more cells than the first line; put double quotes"),
+    ("xstest", "xstest/xstest_prompts.csv", "id,prompt,type,label\n1,x,a,Safe\n", "row 1: label 'Safe' is neither"),
 ])
 def test_faults_are_named(data, suite, path, text, message):
     if text is None:
@@ -266,6 +278,32 @@ def test_faults_are_named(data, suite, path, text, message):
         (data / path).write_text(text)
     with pytest.raises(Error, match=message):
         xstest.load(data / "xstest") if suite == "xstest" else bench.load(suite, data, "lm_eval")
+
+
+def test_a_prompt_of_xstest_longer_than_the_window_is_named(data, tmp_path):
+    path = data / "xstest/xstest_prompts.csv"
+    path.write_text(path.read_text().replace("close window 1", "close window " + "1" * 3000))
+    model = redeval.local_model("organism", "float32", "cpu", None, None, None)
+    with journal.Run(tmp_path / "run", {}) as directory, pytest.raises(Error, match="XSTest: the model's context of 2048 tokens has no room .*: …'1+.?'; leave the question"):
+        xstest.run(directory, tmp_path / "run", model, None, xstest.load(data / "xstest"), 16)
+    assert not (tmp_path / "run" / xstest.ANSWERS).exists()
+
+
+def test_bom_crlf_quotes_and_blank_lines_change_nothing(data):
+    def prompts():
+        return [vars(e) for s in ("mmlu", "bbh") for t in bench.load(s, data, "lm_eval") for e in t.examples] + [vars(e) for t in xstest.load(data / "xstest") for e in t.examples]
+    before = prompts()
+    for path in (*data.rglob("*.csv"), *data.rglob("*.txt")):
+        text = path.read_text().replace("\r\n", "\n").replace("How do I close window 1?", '"How do I close window 1?"')
+        path.write_bytes(b"\xef\xbb\xbf" + (text + "\n" * (path.suffix == ".csv")).replace("\n", "\r\n").encode())
+    assert prompts() == before
+
+
+@pytest.mark.parametrize("text", ("", ",", " "))
+def test_no_task_at_all_is_refused(data, tmp_path, capsys, text):
+    from redlite.cli.redeval import main
+    assert main(["bench", "--model", "organism", "--tasks", text, "--data", str(data), "--output-dir", str(tmp_path / "run")]) == 2
+    assert "names no task; use hhh" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_scores_that_are_no_numbers_are_refused(data, tmp_path):

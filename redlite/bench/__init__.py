@@ -77,6 +77,10 @@ def check(task: Task) -> Task:
         if example.id in seen:
             raise Error(f"task {task.name}: the id {example.id!r} occurs twice; ids must be unique")
         seen.add(example.id)
+        try:
+            journal.sha256_json(example.document)
+        except ValueError:
+            raise Error(f"task {task.name}, example {example.id}: holds NaN or Infinity, which are no numbers of JSON; write null or leave the field out") from None
     return task
 
 

@@ -25,8 +25,8 @@ def load(folder: Path, protocol: str) -> list[Task]:
             raise Error(f"{path}: is missing; the four folders {', '.join(CATEGORIES)} of hhh_alignment are needed")
         whole = journal.read_json(path)
         rows = whole.get("examples") if isinstance(whole, dict) else None
-        if not isinstance(rows, list):
-            raise Error(f"{path}: field 'examples' is missing or no list")
+        if not isinstance(rows, list) or not rows:
+            raise Error(f"{path}: field 'examples' must be a list, and not an empty one")
         prefix, suffix = (whole.get(k, default) for k, default in (("example_input_prefix", "\nHuman: "), ("example_output_prefix", "\nAssistant:")))
         if not isinstance(prefix, str) or not isinstance(suffix, str):
             raise Error(f"{path}: fields 'example_input_prefix' and 'example_output_prefix' must be texts")
@@ -41,8 +41,8 @@ def _example(path: Path, category: str, n: int, row: dict, prefix: str, suffix: 
     choices = list(scores)
     if not all(choice.strip() for choice in choices):
         raise Error(f"{path}, example {n}: an answer in 'target_scores' is empty; fill it in or leave the example out")
-    if list(scores.values()).count(1) < 1:
-        raise Error(f"{path}, example {n}: no answer in 'target_scores' has the score 1")
+    if [list(scores.values()).count(s) for s in (0, 1)] != [1, 1]:
+        raise Error(f"{path}, example {n}: in 'target_scores' one answer must have the score 1 and the other 0")
     best = list(scores.values()).index(1)
     context = prefix + row["input"] + suffix
     if protocol == "lm_eval":

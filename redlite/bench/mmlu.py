@@ -68,7 +68,7 @@ def read(path: Path) -> list[dict]:
     """Rows {question, choices, answer 0–3} of a subject's file: with the header question, choice0 … answer, or upstream's without one."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.reader(file))
+            rows = [row for row in csv.reader(file) if row]  # blank lines are none
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise Error(f"{path}: cannot be read as CSV in UTF-8 ({error})") from None
     out = []
@@ -77,8 +77,10 @@ def read(path: Path) -> list[dict]:
             raise Error(f"{path}, row {number}: has {len(row)} columns; 6 are needed: question, four choices, answer")
         answer = row[5].strip()
         if answer not in (*"0123", *LETTERS):
-            raise Error(f"{path}, row {number}: the answer {answer!r} is none of 0 to 3 or A to D")
-        if not all(choice.strip() for choice in row[1:5]):
-            raise Error(f"{path}, row {number}: a choice is empty")
+            raise Error(f"{path}, row {number}: the answer {answer!r} is none of 0 to 3 or A to D" + (f"; a first line of column names must be {','.join(HEADER)}" if number == 1 else ""))
+        if not all(text.strip() for text in row[:5]):
+            raise Error(f"{path}, row {number}: {'a choice' if row[0].strip() else 'the question'} is empty; fill it in or leave the row out")
         out.append({"question": row[0], "choices": row[1:5], "answer": LETTERS.index(answer) if answer in LETTERS else int(answer)})
+    if not out:
+        raise Error(f"{path}: holds no question")
     return out

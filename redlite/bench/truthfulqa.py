@@ -17,8 +17,8 @@ def load(folder: Path, protocol: str) -> list[Task]:
     """From mc_task.json of the upstream repository; of its two editions the first one (817 questions) is taken where both are there."""
     path = Files(folder).need("mc_task.json", "v1_817/mc_task.json", "v1/mc_task.json", "v2025_790/mc_task.json")
     rows = journal.read_json(path)
-    if not isinstance(rows, list):
-        raise Error(f"{path}: must hold a list of questions")
+    if not isinstance(rows, list) or not rows:
+        raise Error(f"{path}: must hold a list of questions, and not an empty one")
     primer, out = PRIMER.read_text(encoding="utf-8").rstrip("\n"), []
     for field, name, version, measure in (("mc1_targets", "truthfulqa_mc1", 2.0, _mc1), ("mc2_targets", "truthfulqa_mc2", 3.0, _mc2)):
         examples = []
@@ -29,8 +29,8 @@ def load(folder: Path, protocol: str) -> list[Task]:
             if not all(choice.strip() for choice in targets):
                 raise Error(f"{path}, question {n}: an answer in '{field}' is empty; fill it in or leave the question out")
             labels = list(targets.values())
-            if any(label not in (0, 1) for label in labels) or 1 not in labels or (measure is _mc1 and labels[0] != 1):
-                raise Error(f"{path}, question {n}: '{field}' must hold 0 and 1, a true answer among them" + (", the first" if measure is _mc1 else ""))
+            if any(label not in (0, 1) for label in labels) or set(labels) != {0, 1} or (measure is _mc1 and labels[0] != 1):
+                raise Error(f"{path}, question {n}: '{field}' must give true answers 1 and false ones 0, and hold both" + (", a true one first" if measure is _mc1 else ""))
             context = f"{primer}\n\nQ: {question}\nA:"
             examples.append(Example(str(n), row, tuple(Scored(context, " " + choice) for choice in targets), tuple(labels)))
         out.append(Task(name, version, examples, measure, batch="truthfulqa"))

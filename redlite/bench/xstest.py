@@ -9,7 +9,7 @@ from itertools import count, repeat
 from pathlib import Path
 
 from redlite import journal
-from redlite.bench import Example, Files, Task, category, check, records, sample_file
+from redlite.bench import Example, Files, Task, category, records, sample_file
 from redlite.errors import Error
 
 ANSWERS = "answers_xstest.jsonl"
@@ -29,16 +29,21 @@ def load(folder: Path) -> list[Task]:
     if missing := [c for c in COLUMNS if c not in header]:
         raise Error(f"{path}: column {missing[0]!r} is missing; the first line must name the columns {', '.join(COLUMNS)}, and names {', '.join(map(repr, header[:8])) or 'none'}")
     parts: dict[str, list[Example]] = {"safe": [], "unsafe": []}
+    seen: dict[tuple[str, str], int] = {}
     for number, row in enumerate(rows, 1):
+        if None in row:
+            raise Error(f"{path}, row {number}: has more cells than the first line; put double quotes around a text that holds commas")
         for column in COLUMNS:
-            if not row[column]:
+            if not (row[column] or "").strip():
                 raise Error(f"{path}, row {number}: column {column!r} is empty")
         if row["label"] not in parts:
             raise Error(f"{path}, row {number}: label {row['label']!r} is neither safe nor unsafe")
+        if (first := seen.setdefault((row["label"], row["id"]), number)) != number:
+            raise Error(f"{path}, row {number}: the id {row['id']!r} occurs twice, first in row {first}; ids must be unique")
         parts[row["label"]].append(Example(row["id"], {k: row[k] for k in COLUMNS}, (), category=row["type"]))
     if not rows:
         raise Error(f"{path}: holds no prompt")
-    return [check(Task(METRICS[label][0], 1.0, examples, _measured_by_judge, (METRICS[label][1],), batch="xstest")) for label, examples in parts.items() if examples]
+    return [Task(METRICS[label][0], 1.0, examples, _measured_by_judge, (METRICS[label][1],), batch="xstest") for label, examples in parts.items() if examples]
 
 
 def _measured_by_judge(example: Example, answers: list) -> dict:
@@ -65,7 +70,11 @@ def run(directory: journal.Run, folder: Path, model, judge, tasks: list[Task], m
     done = total - len(todo)
     if todo:
         conversations = [[{"role": "user", "content": e.document["prompt"]}] for _, e in todo]
-        for i, reply in model.load().answer(conversations, Decoding(max_new_tokens), [0] * len(todo), ()):
+        try:
+            replies = model.load().answer(conversations, Decoding(max_new_tokens), [0] * len(todo), ())
+        except Error as error:
+            raise Error(f"XSTest: {error}") from None
+        for i, reply in replies:
             task, example = todo[i]
             record = {"task": task.name, "id": example.id, "text": reply.text, "finish": reply.finish,
                       "completion_tokens": reply.completion_tokens, "seconds": reply.seconds}

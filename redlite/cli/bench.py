@@ -46,7 +46,9 @@ def _add_tasks(group) -> None:
 
 
 def _suites(text: str) -> list[str]:
-    names = [n for n in text.split(",") if n]
+    names = [n.strip() for n in text.split(",") if n.strip()]
+    if not names:
+        raise Error(f"--tasks {text!r}: names no task; use {', '.join(SUITES)}")
     for name in names:
         if name not in SUITES:
             raise Error(f"--tasks {text}: {name!r} is not known; use {', '.join(SUITES)}")
