@@ -17,13 +17,6 @@
 
 enum { CHUNK = 192 }; /* rows between two products: 192 × (D + 2F) floats */
 
-typedef struct {
-    int32_t format;
-    const void *packed;
-    const float *bias; /* or NULL */
-    int64_t columns, inputs;
-} Matrix;
-
 /* One step between products, over rows [first, end). */
 typedef enum { NORM, ROTATE, GATE, ADD } Kind;
 typedef struct {
@@ -121,11 +114,6 @@ static void elementwise(Step step, int64_t rows, int threads)
         rl_parallel(share, &work, threads);
 }
 
-static int product(const Matrix *m, const float *x, float *y, int64_t rows, int threads)
-{
-    return rl_linear(m->format, m->packed, x, m->bias, y, rows, m->columns, m->inputs, threads);
-}
-
 /* x [rows, D] → q [rows, H, K], k and v [rows, G, K]; matrices q, k, v; cos and sin [rows, K]. Returns 0, or −1 for want of memory. */
 RL_EXPORT int rl_before_attention(const float *x, const float *norm, float eps, const Matrix *matrices, const float *cos, const float *sin,
                                   float *q, float *k, float *v, int64_t rows, int64_t head_size, int threads)
@@ -136,13 +124,13 @@ RL_EXPORT int rl_before_attention(const float *x, const float *norm, float eps, 
     for (int64_t first = 0; first < rows && !failed; first += CHUNK) {
         int64_t count = rows - first < CHUNK ? rows - first : CHUNK;
         elementwise((Step){.kind = NORM, .x = x + first * inputs, .other = norm, .y = normed, .eps = eps, .width = inputs}, count, threads);
-        for (int m = 0; m < 3 && !failed; m++) {
-            float *out = outs[m] + first * matrices[m].columns;
-            failed = product(matrices + m, normed, out, count, threads);
-            if (m < 2 && !failed)
-                elementwise((Step){.kind = ROTATE, .y = out, .cos = cos + first * head_size, .sin = sin + first * head_size, .width = head_size,
-                                   .heads = matrices[m].columns / head_size}, count, threads);
-        }
+        float *to[3];
+        for (int m = 0; m < 3; m++)
+            to[m] = outs[m] + first * matrices[m].columns;
+        failed = rl_products(matrices, 3, normed, to, count, threads);
+        for (int m = 0; m < 2 && !failed; m++)
+            elementwise((Step){.kind = ROTATE, .y = to[m], .cos = cos + first * head_size, .sin = sin + first * head_size, .width = head_size,
+                               .heads = matrices[m].columns / head_size}, count, threads);
     }
     free(normed);
     return failed ? -1 : 0;
@@ -152,23 +140,23 @@ RL_EXPORT int rl_before_attention(const float *x, const float *norm, float eps, 
 RL_EXPORT int rl_after_attention(const float *x, const float *attended, const float *norm, float eps, const Matrix *matrices,
                                  float *y, int64_t rows, int threads)
 {
-    const Matrix *o = matrices, *gate = matrices + 1, *up = matrices + 2, *down = matrices + 3;
+    const Matrix *o = matrices, *gate = matrices + 1, *down = matrices + 3; /* up follows gate */
     int64_t width = o->columns, wide = gate->columns, most = rows < CHUNK ? rows : CHUNK;
     float *scratch = malloc((size_t)most * (size_t)(width + 2 * wide) * sizeof(float));
     int failed = !scratch;
     for (int64_t first = 0; first < rows && !failed; first += CHUNK) {
         int64_t count = rows - first < CHUNK ? rows - first : CHUNK;
         float *normed = scratch, *gated = scratch + most * width, *upped = gated + most * wide, *out = y + first * width;
-        failed = product(o, attended + first * o->inputs, normed, count, threads);
+        failed = rl_products(o, 1, attended + first * o->inputs, &normed, count, threads);
         if (failed)
             break;
         elementwise((Step){.kind = ADD, .x = x + first * width, .other = normed, .y = out, .width = width}, count, threads);
         elementwise((Step){.kind = NORM, .x = out, .other = norm, .y = normed, .eps = eps, .width = width}, count, threads);
-        failed = product(gate, normed, gated, count, threads) || product(up, normed, upped, count, threads);
+        failed = rl_products(gate, 2, normed, (float *[]){gated, upped}, count, threads);
         if (failed)
             break;
         elementwise((Step){.kind = GATE, .x = gated, .other = upped, .y = gated, .width = wide}, count, threads);
-        failed = product(down, gated, normed, count, threads);
+        failed = rl_products(down, 1, gated, &normed, count, threads);
         if (!failed)
             elementwise((Step){.kind = ADD, .x = out, .other = normed, .y = out, .width = width}, count, threads);
     }

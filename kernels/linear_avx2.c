@@ -5,47 +5,51 @@
 #define FOR_AVX2 __attribute__((target("avx2,fma,f16c")))
 #define INLINE_AVX2 static inline __attribute__((always_inline, target("avx2,fma,f16c")))
 
-FOR_AVX2 void rl_quantise_avx2(const float *x, int64_t n, float inverse, int16_t *out)
-{
-    const __m256 by = _mm256_set1_ps(inverse);
-    int64_t k = 0;
-    for (; k + 16 <= n; k += 16) {
-        __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + k), by));
-        __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + k + 8), by));
-        _mm256_storeu_si256((__m256i *)(out + k), _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8));
-    }
-    for (; k < n; k++)
-        out[k] = (int16_t)_mm_cvtss_si32(_mm_set_ss(x[k] * inverse));
-}
-
-FOR_AVX2 float rl_largest_avx2(const float *x, int64_t n) /* NaN where there is one */
+/* See round_block in linear.c. */
+FOR_AVX2 int rl_round_block_avx2(const float *x, int pairs, float *scale, int8_t *bytes)
 {
     const __m256 positive = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-    __m256i most = _mm256_setzero_si256(); /* as integers, magnitudes order as floats do, with NaN above all */
-    int64_t k = 0;
-    for (; k + 8 <= n; k += 8)
-        most = _mm256_max_epi32(most, _mm256_castps_si256(_mm256_and_ps(_mm256_loadu_ps(x + k), positive)));
-    int32_t lanes[8], tail;
-    _mm256_storeu_si256((__m256i *)lanes, most);
-    for (int i = 1; i < 8; i++)
-        lanes[0] = lanes[i] > lanes[0] ? lanes[i] : lanes[0];
-    for (; k < n; k++) {
-        memcpy(&tail, x + k, 4);
-        tail &= 0x7fffffff;
-        lanes[0] = tail > lanes[0] ? tail : lanes[0];
+    __m256 v[4];
+    __m256i magnitude[4]; /* as integers, magnitudes order as floats do, with infinity and NaN above all */
+    for (int i = 0; i < 4; i++) {
+        v[i] = _mm256_loadu_ps(x + i * 8);
+        magnitude[i] = _mm256_castps_si256(_mm256_and_ps(v[i], positive));
+        if (pairs) {
+            __m256 two = _mm256_add_ps(v[i], _mm256_permute_ps(v[i], 0xb1));
+            magnitude[i] = _mm256_max_epi32(magnitude[i], _mm256_castps_si256(_mm256_and_ps(two, positive)));
+        }
     }
-    float value;
-    memcpy(&value, lanes, 4);
-    return value;
+    __m256i most8 = _mm256_max_epi32(_mm256_max_epi32(magnitude[0], magnitude[1]), _mm256_max_epi32(magnitude[2], magnitude[3]));
+    __m128i most4 = _mm_max_epi32(_mm256_castsi256_si128(most8), _mm256_extracti128_si256(most8, 1));
+    most4 = _mm_max_epi32(most4, _mm_shuffle_epi32(most4, 0x4e));
+    most4 = _mm_max_epi32(most4, _mm_shuffle_epi32(most4, 0xb1));
+    float most = _mm_cvtss_f32(_mm_castsi128_ps(most4)), inverse = TOP / most;
+    *scale = !(most <= 3.4e38f) ? __builtin_nanf("") : inverse <= 3.4e38f ? most / TOP : 0;
+    if (!(*scale > 0)) {
+        _mm256_storeu_si256((__m256i *)bytes, _mm256_setzero_si256());
+        return 0;
+    }
+    const __m256 by = _mm256_set1_ps(inverse);
+    __m256i q[4];
+    for (int i = 0; i < 4; i++)
+        q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], by));
+    /* Packing works in each half apart: 32-bit word w of the result holds four of q[w % 4]. */
+    __m256i all = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+    all = _mm256_permutevar8x32_epi32(all, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256((__m256i *)bytes, all);
+    __m256i four = _mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3]));
+    __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+    return _mm_cvtsi128_si32(sum) + _mm_extract_epi32(sum, 1);
 }
 
 /* Fixes the order of the statements around it: left alone, the compiler hoists every row's load and spills the sums. */
 #define KEEP(v) __asm__ volatile("" : "+x"(v))
 
 /* `count` rows × 16 columns in registers; `count` is a constant in each copy, and the loops over it are unrolled. */
-INLINE_AVX2 void tile_f32(const Product *p, int64_t row, int64_t column, float *out, const int count)
+INLINE_AVX2 void tile_f32(const Product *p, const uint8_t *panel, int64_t row, float *out, const int count)
 {
-    const float *w = (const float *)p->packed + (size_t)column * (size_t)p->inputs, *x = p->tiled + row * p->inputs;
+    const float *w = (const float *)panel, *x = p->tiled + row * p->inputs;
     __m256 sum[ROWS_AVX2][2];
     EACH_ROW sum[r][0] = sum[r][1] = _mm256_setzero_ps();
     for (int64_t k = 0; k < p->inputs; k++, w += PANEL, x += count) {
@@ -64,54 +68,77 @@ INLINE_AVX2 void tile_f32(const Product *p, int64_t row, int64_t column, float *
 
 INLINE_AVX2 __m256 halves8(const uint8_t *at) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)at)); }
 
-INLINE_AVX2 __m256i nibbles(__m256i words, const int which) /* nibble `which` of each 16-bit word */
+INLINE_AVX2 __m256i bcast(const void *four) /* four bytes, eight times */
 {
-    __m256i shifted = which ? _mm256_srli_epi16(words, which * 4) : words;
-    return which == 3 ? shifted : _mm256_and_si256(shifted, _mm256_set1_epi16(15));
+    int32_t word;
+    memcpy(&word, four, sizeof word);
+    return _mm256_set1_epi32(word);
 }
 
-INLINE_AVX2 void tile_quantised(const Product *p, int64_t row, int64_t column, float *out, const int count, const int four)
+INLINE_AVX2 void tile_q8(const Product *p, const uint8_t *panel, int64_t row, float *out, const int count)
 {
-    const uint8_t *at = block_at(p->packed, p->format, p->blocks, column, 0);
-    const int16_t *q = p->quantised + row * p->blocks * BLOCK;
-    const float *sums = p->sums + row * p->blocks;
+    const int8_t *q = p->bytes + row * p->blocks * BLOCK;
+    const float *scales = p->scale + row * p->blocks;
+    const int32_t *starts = p->starts + row * p->blocks;
+    const __m256i ones = _mm256_set1_epi16(1);
     __m256 total[ROWS_AVX2][2];
     EACH_ROW total[r][0] = total[r][1] = _mm256_setzero_ps();
-    for (int64_t b = 0; b < p->blocks; b++, at += QUANT_BYTES[four ? Q4 : Q8], sums += count) {
+    for (int64_t b = 0; b < p->blocks; b++, panel += QUANT_BYTES[Q8], scales += count, starts += count) {
         __m256i sum[ROWS_AVX2][2];
+        EACH_ROW sum[r][0] = sum[r][1] = _mm256_set1_epi32(starts[r]);
+        const __m256i *w = (const __m256i *)(panel + PANEL * 2);
+        for (int four = 0; four < BLOCK / 4; four++, w += 2, q += 4 * count) {
+            __m256i w0 = _mm256_loadu_si256(w), w1 = _mm256_loadu_si256(w + 1);
+            EACH_ROW {
+                __m256i a = bcast(q + r * 4);
+                sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(_mm256_maddubs_epi16(w0, a), ones));
+                sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(_mm256_maddubs_epi16(w1, a), ones));
+                KEEP(sum[r][0]);
+                KEEP(sum[r][1]);
+            }
+        }
+        for (int h = 0; h < 2; h++) {
+            __m256 scale = halves8(panel + h * 16);
+            EACH_ROW total[r][h] = _mm256_fmadd_ps(scale, _mm256_mul_ps(_mm256_cvtepi32_ps(sum[r][h]), _mm256_set1_ps(scales[r])), total[r][h]);
+        }
+    }
+    EACH_ROW {
+        _mm256_storeu_ps(out + r * PANEL, total[r][0]);
+        _mm256_storeu_ps(out + r * PANEL + 8, total[r][1]);
+    }
+}
+
+INLINE_AVX2 void tile_q4(const Product *p, const uint8_t *panel, int64_t row, float *out, const int count)
+{
+    const int8_t *q = p->bytes + row * p->blocks * BLOCK;
+    const float *scales = p->scale + row * p->blocks, *sums = p->sums + row * p->blocks;
+    const __m256i ones = _mm256_set1_epi16(1), low4 = _mm256_set1_epi8(15);
+    __m256 total[ROWS_AVX2][2];
+    EACH_ROW total[r][0] = total[r][1] = _mm256_setzero_ps();
+    for (int64_t b = 0; b < p->blocks; b++, panel += QUANT_BYTES[Q4], scales += count, sums += count) {
+        __m256i sum[ROWS_AVX2][2]; /* in 16 bits, of which a block's products need no more */
         EACH_ROW sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-        for (int run = 0; run < 4; run++) { /* of four pairs of inputs */
-            const __m256i *words = (const __m256i *)(at + PANEL * 4) + run * 2;
-            const __m128i *bytes = (const __m128i *)(at + PANEL * 2) + run * 8;
-            __m256i words0 = _mm256_setzero_si256(), words1 = words0;
-            if (four)
-                words0 = _mm256_loadu_si256(words), words1 = _mm256_loadu_si256(words + 1);
-            _Pragma("GCC unroll 4") for (int pair = 0; pair < 4; pair++, q += 2 * count) {
-                __m256i w0, w1;
-                if (four) {
-                    w0 = nibbles(words0, pair);
-                    w1 = nibbles(words1, pair);
-                } else {
-                    w0 = _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes + pair * 2));
-                    w1 = _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes + pair * 2 + 1));
-                }
+        const __m256i *bytes = (const __m256i *)(panel + PANEL * 4);
+        for (int run = 0; run < BLOCK / 8; run++, bytes += 2) {
+            __m256i both0 = _mm256_loadu_si256(bytes), both1 = _mm256_loadu_si256(bytes + 1);
+            _Pragma("GCC unroll 2") for (int high = 0; high < 2; high++, q += 4 * count) {
+                __m256i w0 = _mm256_and_si256(high ? _mm256_srli_epi16(both0, 4) : both0, low4);
+                __m256i w1 = _mm256_and_si256(high ? _mm256_srli_epi16(both1, 4) : both1, low4);
                 EACH_ROW {
-                    int32_t two;
-                    memcpy(&two, q + r * 2, sizeof two);
-                    __m256i a = _mm256_set1_epi32(two);
-                    sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(w0, a));
-                    sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(w1, a));
+                    __m256i a = bcast(q + r * 4);
+                    sum[r][0] = _mm256_add_epi16(sum[r][0], _mm256_maddubs_epi16(w0, a));
+                    sum[r][1] = _mm256_add_epi16(sum[r][1], _mm256_maddubs_epi16(w1, a));
                     KEEP(sum[r][0]);
                     KEEP(sum[r][1]);
                 }
             }
         }
         for (int h = 0; h < 2; h++) {
-            __m256 scale = halves8(at + h * 16), low = four ? halves8(at + PANEL * 2 + h * 16) : scale;
+            __m256 scale = halves8(panel + h * 16), low = halves8(panel + PANEL * 2 + h * 16);
             EACH_ROW {
-                total[r][h] = _mm256_fmadd_ps(scale, _mm256_mul_ps(_mm256_cvtepi32_ps(sum[r][h]), _mm256_set1_ps(p->scale[row + r])), total[r][h]);
-                if (four)
-                    total[r][h] = _mm256_fmadd_ps(low, _mm256_set1_ps(sums[r]), total[r][h]);
+                __m256 product = _mm256_cvtepi32_ps(_mm256_madd_epi16(sum[r][h], ones));
+                total[r][h] = _mm256_fmadd_ps(scale, _mm256_mul_ps(product, _mm256_set1_ps(scales[r])), total[r][h]);
+                total[r][h] = _mm256_fmadd_ps(low, _mm256_set1_ps(sums[r]), total[r][h]);
             }
         }
     }
@@ -121,11 +148,8 @@ INLINE_AVX2 void tile_quantised(const Product *p, int64_t row, int64_t column, f
     }
 }
 
-INLINE_AVX2 void tile_q8(const Product *p, int64_t row, int64_t column, float *out, const int count) { tile_quantised(p, row, column, out, count, 0); }
-INLINE_AVX2 void tile_q4(const Product *p, int64_t row, int64_t column, float *out, const int count) { tile_quantised(p, row, column, out, count, 1); }
-
 #define BY_COUNT(name)                                                                                                 \
-    FOR_AVX2 void rl_##name##_avx2(const Product *p, int64_t row, int count, int64_t column, float *out)               \
+    FOR_AVX2 void rl_##name##_avx2(const Product *p, const uint8_t *panel, int64_t row, int count, float *out)         \
     {                                                                                                                  \
         switch (count) { COPY(name, 1) COPY(name, 2) COPY(name, 3) COPY(name, 4) COPY(name, 5) COPY(name, 6) }         \
     }

@@ -36,15 +36,13 @@ static void put_scale(uint8_t *at, int64_t column, float scale)
 static void put_int8(uint8_t *at, int64_t column, const int8_t *q)
 {
     for (int k = 0; k < BLOCK; k++)
-        at[PANEL * 2 + k / 2 * PANEL * 2 + column % PANEL * 2 + k % 2] = (uint8_t)q[k];
+        at[byte_of(Q8, column, k)] = (uint8_t)(q[k] + 128);
 }
 
 static void put_int4(uint8_t *at, int64_t column, const uint8_t *q) /* q: 0 to 15 */
 {
-    for (int k = 0; k < BLOCK; k++) {
-        int pair = k / 2, word = (pair / 4 * PANEL + (int)(column % PANEL)) * 2 + k % 2, nibble = pair % 4;
-        at[PANEL * 4 + word * 2 + nibble / 2] |= (uint8_t)(q[k] << nibble % 2 * 4);
-    }
+    for (int k = 0; k < BLOCK; k++)
+        at[byte_of(Q4, column, k)] |= (uint8_t)(q[k] << shift_of(k));
 }
 
 /* Pack rows [first, first + count) of a float32 matrix [columns, inputs], given as rows [count, inputs]; `packed` starts zeroed.
@@ -140,8 +138,7 @@ static void unpack_row(int format, const void *packed, int64_t column, int64_t i
             memcpy(&low, at + PANEL * 2 + lane * 2, 2);
         float by = half_to_float(scale), plus = half_to_float(low);
         for (int k = 0; k < BLOCK && b * BLOCK + k < inputs; k++) {
-            int pair = k / 2, word = (pair / 4 * PANEL + lane) * 2 + k % 2, nibble = pair % 4;
-            int q = format == Q8 ? (int8_t)at[PANEL * 2 + (pair * PANEL + lane) * 2 + k % 2] : at[PANEL * 4 + word * 2 + nibble / 2] >> nibble % 2 * 4 & 15;
+            int byte = at[byte_of(format, lane, k)], q = format == Q8 ? byte - 128 : byte >> shift_of(k) & 15;
             out[b * BLOCK + k] = by * (float)q + plus;
         }
     }

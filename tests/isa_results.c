@@ -12,12 +12,6 @@ const char *rl_isas(void);
 int rl_use(const char *);
 size_t rl_packed_bytes(int, int64_t, int64_t);
 void rl_pack_float(int, void *, const float *, int64_t, int64_t, int64_t);
-typedef struct {
-    int32_t format;
-    const void *packed;
-    const float *bias;
-    int64_t columns, inputs;
-} Matrix;
 int rl_before_attention(const float *, const float *, float, const Matrix *, const float *, const float *, float *, float *, float *, int64_t, int64_t, int);
 int rl_after_attention(const float *, const float *, const float *, float, const Matrix *, float *, int64_t, int);
 int rl_cached_attention(const float *, const float *, const float *, float *, float *, const int64_t *, const void *const *, const void *const *, float *,

@@ -48,7 +48,21 @@ def test_against_float64(shape, format, isa):
     with native.using(isa):
         got = run(fast, sequences)
     expected = run(plain, sequences)
-    assert got.dtype == torch.float32 and (got.double() - expected).abs().max() < (2e-5 if format == "float32" else 2e-3) * expected.abs().max()
+    assert got.dtype == torch.float32
+    if format == "float32":
+        assert (got.double() - expected).abs().max() < 2e-5 * expected.abs().max()
+        return
+    # Activations are rounded to about 8 bits. The same model, an operation at a time, rounds almost all of them alike.
+    assert rms(got.double() - expected) < 0.05 * rms(expected)
+    for block in fast.model.layers:
+        block.packed = None
+    with native.using(isa):
+        apart = run(fast, sequences)
+    assert rms(got - apart) < 0.01 * rms(apart)
+
+
+def rms(x):
+    return x.square().mean().sqrt()
 
 
 def test_rows_do_not_depend_on_the_batch_or_the_threads():

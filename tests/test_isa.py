@@ -86,7 +86,7 @@ def assert_same(found: Results, plain: Results) -> None:
     for name, arrays in found.items():
         assert [len(a) for a in arrays[:2]] == [145 * 91 * 3, 2 * 7 * 96] and all(np.isfinite(a).all() for a in arrays)
         np.testing.assert_allclose(arrays[0], expected[0], rtol=0, atol=3e-5, err_msg=name)                                # sums of up to 333 terms up to 1
-        np.testing.assert_allclose(arrays[1], expected[1], rtol=0, atol=2e-4 * abs(expected[1]).max(), err_msg=name)  # their inputs are rounded to 15 bits
+        np.testing.assert_allclose(arrays[1], expected[1], rtol=0, atol=2e-4 * abs(expected[1]).max(), err_msg=name)  # their inputs are rounded
         np.testing.assert_allclose(arrays[2], expected[2], rtol=3e-5, atol=3e-5, err_msg=name)
         if name != "portable" and native.isa() != "portable":
             assert np.array_equal(arrays[0], exact), name

@@ -38,6 +38,22 @@ def stored(weight: np.ndarray, format: str) -> np.ndarray:
     return out
 
 
+def rounded(x: np.ndarray, format: str) -> tuple[np.ndarray, np.ndarray]:
+    """The activations that the products take, float64, and half a step of their rounding: a block of 32 is whole multiples of a 127th of its largest
+    magnitude; with int8 weights of the sums of two neighbours too."""
+    out, half = x.astype(np.float64), np.zeros(x.shape)
+    for b in range(0, x.shape[1] if format != "float32" else 0, 32):
+        part = x[:, b:b + 32]
+        most = np.abs(part).max(1, keepdims=True)
+        if format == "int8":
+            even, odd = part[:, ::2].copy(), part[:, 1::2]
+            even[:, :odd.shape[1]] += odd
+            most = np.maximum(most, np.abs(even).max(1, keepdims=True))
+        out[:, b:b + 32] = np.rint(part * (np.float32(127) / most)).astype(np.float64) * (most / np.float32(127))
+        half[:, b:b + 32] = most / 254
+    return out, half
+
+
 @pytest.mark.parametrize("format", packed.FORMATS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_products_equal_float64_on_the_stored_matrix(path, format, shape):
@@ -48,10 +64,25 @@ def test_products_equal_float64_on_the_stored_matrix(path, format, shape):
     matrix = Packed.of(torch.from_numpy(weight), format)
     np.testing.assert_allclose(matrix.rows(torch.arange(N)).numpy(), kept, rtol=0, atol=1e-6)
     got = matrix.product(torch.from_numpy(x), torch.from_numpy(bias)).numpy()
-    exact = x.astype(np.float64) @ kept.T + bias
-    # The rounding of x to 15 bits and of sums to float32, against the size of the terms summed.
-    size = np.abs(x).max(1, keepdims=True) * np.abs(kept).sum(1)[None] + np.abs(bias)
-    assert (np.abs(got - exact) <= size * (3e-7 * np.sqrt(D) + (2e-5 if format != "float32" else 0))).all()
+    taken, half = rounded(x, format)
+    exact = taken @ kept.T + bias
+    size = np.abs(x).max(1, keepdims=True) * np.abs(kept).sum(1)[None] + np.abs(bias)  # of the terms that are summed in float32
+    assert (np.abs(got - exact) <= size * 3e-7 * np.sqrt(D)).all()
+    # And no further from the product of x itself than the rounding of x explains.
+    assert (np.abs(got - (x.astype(np.float64) @ kept.T + bias)) <= half @ np.abs(kept).T + size * 4e-7 * np.sqrt(D)).all()
+
+
+@pytest.mark.parametrize("format", packed.FORMATS)
+def test_the_largest_products_fit(path, format):
+    """Where 16 bits hold sums on the way, the largest of both signs: every weight and input at its end."""
+    sign = torch.where(torch.arange(64) % 2 == 0, 1.0, -1.0)
+    weight = torch.stack([torch.ones(64), -torch.ones(64), sign, -sign, torch.full((64,), 15.0)])
+    weight[4, ::32] = 0  # for int4: 0 to 15
+    matrix = Packed.of(weight, format)
+    kept = matrix.rows(torch.arange(5)).double()
+    for x in (torch.ones(64), -torch.ones(64), sign, -sign, (sign > 0).float(), -(sign < 0).float()):
+        exact = kept @ torch.from_numpy(rounded(x[None].numpy(), format)[0][0])
+        np.testing.assert_allclose(matrix.product(x[None])[0].numpy(), exact.numpy(), rtol=1e-6, atol=1e-4)
 
 
 @pytest.mark.parametrize("format", packed.FORMATS)
@@ -82,7 +113,7 @@ def test_gguf_blocks_are_kept_as_they_are(path):
     rng = np.random.default_rng(0)
     N, D = 19, 96
     scale, low = (rng.uniform(-2, 2, (N, D // 32)).astype(np.float16) for _ in range(2))
-    q8, q4 = rng.integers(-127, 128, (N, D // 32, 32)), rng.integers(0, 16, (N, D // 32, 32))
+    q8, q4 = rng.integers(-128, 128, (N, D // 32, 32)), rng.integers(0, 16, (N, D // 32, 32))
     nibbles = (q4[..., :16] | q4[..., 16:] << 4).astype(np.uint8)
     halves = [h[..., None].view(np.uint8).reshape(N, D // 32, 2) for h in (scale, low)]
     cases = {
@@ -95,9 +126,8 @@ def test_gguf_blocks_are_kept_as_they_are(path):
         meant = meant.reshape(N, D)
         matrix = Packed.of_gguf(kind, np.ascontiguousarray(raw).reshape(-1), (N, D))
         np.testing.assert_allclose(matrix.rows(torch.arange(N)).numpy(), meant, rtol=1e-3, atol=1e-6)
-        exact = x.astype(np.float64) @ meant.T
-        rounding = abs(x).max(1, keepdims=True) / 32767 / 2 * abs(meant).sum(1)  # of a row of x to int16
-        assert (abs(matrix.product(torch.from_numpy(x)).numpy() - exact) <= 1.01 * rounding + 1e-5 * abs(exact)).all()
+        exact = rounded(x, "int8" if kind == "Q8_0" else "int4")[0] @ meant.T
+        assert (abs(matrix.product(torch.from_numpy(x)).numpy() - exact) <= 1e-5 * (abs(x).max(1, keepdims=True) * abs(meant).sum(1))).all()
     with pytest.raises(ValueError, match="whole blocks"):
         Packed.of_gguf("Q8_0", np.zeros(34, np.uint8), (1, 64))
 
