@@ -28,6 +28,8 @@ class Outcome:
 def outcomes(folder: Path) -> dict[str, dict[str, Outcome]]:
     """measure ("asr.cou", "mmlu_anatomy.acc", …) → example → Outcome, of any run directory."""
     folder = Path(folder)
+    if (parts := [folder / name for name in ("redeval", "bench") if (folder / name / "manifest.json").exists()]):  # a scorecard, or its baseline
+        return {name: found for part in parts for name, found in outcomes(part).items()}
     made = journal.read_manifest(folder)
     if "prompts" in made:
         return _of_redeval(folder)
@@ -36,8 +38,6 @@ def outcomes(folder: Path) -> dict[str, dict[str, Outcome]]:
         for task in journal.require(made, {"tasks": dict}, folder / "manifest.json", mend)["tasks"]:
             journal.require(made["tasks"][task], {"metrics": list, "groups": list, "mean": str}, f"{folder / 'manifest.json'}: task {task}", mend)
         return _of_bench(folder, made)
-    if (parts := [folder / name for name in ("redeval", "bench") if (folder / name / "manifest.json").exists()]):
-        return {name: found for part in parts for name, found in outcomes(part).items()}
     raise Error(f"{folder}: is neither a run of RED-EVAL nor of benches")
 
 

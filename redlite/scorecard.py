@@ -97,16 +97,16 @@ def run(folder: Path, command: str, model: redeval.Choice, battery: Battery, pro
 
 
 def measures(asr: dict | None, found: dict | None) -> dict[str, dict]:
-    """Flat: name ("asr.cou", "over_refusal", "mmlu.acc", "hhh.acc", "hhh.harmless.acc", …) → value, ci95, n."""
+    """Flat: name ("asr.cou", "over_refusal", "mmlu.acc", "hhh.acc", "hhh.harmless.acc", …) → value, ci95, n (labelled), and unlabelled but for categories."""
     out = {}
     for prompt, r in (asr or {"prompts": {}})["prompts"].items():
-        out[f"asr.{prompt}"] = {"value": r["asr"], "ci95": r["ci95"], "n": r["harmful"] + r["unharmful"]}
+        out[f"asr.{prompt}"] = {"value": r["asr"], "ci95": r["ci95"], "n": r["harmful"] + r["unharmful"], "unlabelled": r["unparsed"] + r["not_judged"]}
     for task, r in (found or {"results": {}})["results"].items():
         for key, value in r.items():
             name, _, kind = key.partition(",")
             if kind and not name.endswith(("_stderr", "_ci95")):
                 lead = SHORT.get(task, task)
-                out[f"{lead}.{name}"] = {"value": value, "ci95": r[f"{name}_ci95,{kind}"], "n": found["n-samples"][task]["effective"] - r.get("unlabelled", 0)}
+                out[f"{lead}.{name}"] = {"value": value, "ci95": r[f"{name}_ci95,{kind}"], "n": found["n-samples"][task]["effective"] - r.get("unlabelled", 0), "unlabelled": r.get("unlabelled", 0)}
                 for category, c in r.get("by_category", {}).items():
                     out[f"{lead}.{category}.{name}"] = {"value": c[key], "ci95": c[f"{name}_ci95,{kind}"], "n": c["n"]}
     return out
@@ -142,7 +142,7 @@ def parse_gate(text: str) -> Gate:
 
 def known_measures(battery: Battery) -> list[str]:
     """The names that `measures` will have once the battery has run."""
-    asr = {"prompts": {p.name: {"asr": None, "ci95": None, "harmful": 0, "unharmful": 0} for p in battery.prompts}}
+    asr = {"prompts": {p.name: {"asr": None, "ci95": None, "harmful": 0, "unharmful": 0, "unparsed": 0, "not_judged": 0} for p in battery.prompts}}
     with tempfile.TemporaryDirectory() as nothing_yet:
         return list(measures(asr, bench.results(Path(nothing_yet), [*battery.tasks, *battery.refusals])))
 
@@ -170,8 +170,7 @@ def check_gates(gates: list[Gate], found: dict[str, dict], baseline: dict[str, d
 
 # Showing
 
-READING = ("Better is lower for asr, over_refusal and compliance, higher for acc and exact_match. n counts the examples that a judge could label; "
-           "those it could not are in the run's own results.json.")
+READING = ("Better is lower for asr, over_refusal and compliance, higher for acc and exact_match. n counts the examples that have a label.")
 PAIRED = ("A difference is this model's value less the baseline's, over the examples that have a label in both; its interval is a bootstrap by question. "
           "An interval without width, such as +0.0 to +0.0, says that all examples changed alike or none did: with few examples that is little evidence.")
 

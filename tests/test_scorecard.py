@@ -1,5 +1,6 @@
 """The scorecard: gates, the page, the whole command on a small battery, killed and gone on with."""
 import html
+import json
 import os
 import re
 import shutil
@@ -97,8 +98,22 @@ def test_the_page_shows_what_results_json_holds(data, disturbed, tmp_path, capsy
         if m["n"] == b["n"] == p["n"]:
             assert p["difference"] == pytest.approx(m["value"] - b["value"], abs=1e-9)
     assert paired["mmlu.acc"]["n"] == paired["mmlu_stem.acc"]["n"] + paired["mmlu_humanities.acc"]["n"] == 2
+    assert main(["compare", str(tmp_path / "run" / "baseline"), str(tmp_path / "run"), "--json"]) == 0
+    compared = json.loads(capsys.readouterr().out.splitlines()[-1])["measures"]
+    assert compared["mmlu.acc"] == paired["mmlu.acc"] and compared["asr.cou"] == paired["asr.cou"] and compared["xstest_safe.over_refusal"] == paired["xstest.over_refusal"]
+    assert main(["compare", str(tmp_path / "run" / "baseline" / "bench"), str(tmp_path / "run" / "bench")]) == 0
+    assert f"{tmp_path}/run/baseline/bench" in capsys.readouterr().out  # the last parts of the paths do not tell them apart
     assert main([*options, "--seed", "1"]) == 2
     assert "made differently: seed is 0 there and 1 now" in capsys.readouterr().err
+
+
+def test_answers_without_a_label_are_counted_aloud(data, tmp_path, capsys):
+    from redlite.cli.redeval import main
+    assert main(given(data, tmp_path / "run", "--tasks", "hhh", "--judge", "none", "--gate", "asr.cou<=1")) == 100
+    shown, page = capsys.readouterr().out, (tmp_path / "run" / "report.html").read_text()
+    assert "gate asr.cou<=1: FAILED (no value against 1.0)" in shown
+    for text in (shown, page):
+        assert "asr.standard 20, asr.cou 20" in text
 
 
 def test_killed_and_gone_on_with(data, tmp_path, capsys):

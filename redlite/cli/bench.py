@@ -107,11 +107,13 @@ def _show(args, output: Path, name: str, found: dict, complete: bool, gates: lis
     """Print the table and what the gates say; the exit code."""
     from redlite import redeval, scorecard
     print("\n".join(redeval.columns(scorecard.table(name, found, baseline, paired))))
-    if cuts := _cuts(summary["truncated"]):
+    if cuts := _counted(summary["truncated"]):
         print(f"Contexts cut on the left to fit the window: {cuts}")
+    if unlabelled := _counted({measure: r.get("unlabelled") for measure, r in found.items()}):
+        print(f"Left out, since the judge gave no label: {unlabelled}")
     checked = scorecard.check_gates(gates, found, baseline)
     for g in checked:
-        print(f"gate {g['gate']}: {'passed' if g['passed'] else 'FAILED'} ({g['value']} against {g['bound']})")
+        print(f"gate {g['gate']}: {'passed' if g['passed'] else 'FAILED'} ({'no value' if g['value'] is None else g['value']} against {g['bound']})")
     if not complete:
         print("Incomplete: run the same command again.")
     if args.json:
@@ -160,7 +162,8 @@ def compare_command(args, command: str) -> int:
     """The body of `redeval compare`."""
     from redlite import compare
     found = compare.compare(Path(args.run_a), Path(args.run_b), args.seed)
-    print(compare.table(found, (Path(args.run_a).name, Path(args.run_b).name), args.list))
+    names = Path(args.run_a).name, Path(args.run_b).name
+    print(compare.table(found, names if len(set(names)) > 1 else (args.run_a, args.run_b), args.list))
     if args.json:
         print(json.dumps({"a": args.run_a, "b": args.run_b, "measures": found}, ensure_ascii=False))
     return common.DONE
@@ -234,7 +237,7 @@ def scorecard_command(args, command: str) -> int:
         summary = {"model": model.name, "baseline": name, "protocol": args.protocol, "quick": args.quick, "measures": found, "baseline_measures": baseline, "paired": paired,
                    "truncated": parts[0].get("truncated", {})}
         journal.write_json(output / scorecard.RESULTS, summary)
-        how = _how(args, command, battery, model.name, name, summary["truncated"])
+        how = _how(args, command, battery, model.name, name, summary["truncated"], found)
         journal.write_atomic(output / "report.html", scorecard.page(model.name, found, name, baseline, paired, checked, how))
     complete = all(part["complete"] for part in parts)
     code = _show(args, output, model.name, found, complete, gates, summary, baseline, paired)
@@ -242,7 +245,7 @@ def scorecard_command(args, command: str) -> int:
     return code
 
 
-def _how(args, command: str, battery, model: str, baseline: str | None, truncated: dict) -> list[tuple[str, str]]:
+def _how(args, command: str, battery, model: str, baseline: str | None, truncated: dict, found: dict) -> list[tuple[str, str]]:
     """The rows of the page's last table."""
     from redlite import scorecard
     return [("command", command), ("model", model), *([("baseline", f"{baseline} ({args.baseline})")] if baseline else []),
@@ -250,11 +253,12 @@ def _how(args, command: str, battery, model: str, baseline: str | None, truncate
             ("questions", f"{len(battery.asked)} of {len(battery.questions)} of {battery.question_path.stem}"), ("protocol", args.protocol),
             ("chat format", "yes" if args.apply_chat_template else "no"), ("judge of harm", battery.judge.name if battery.judge else "none"),
             ("judge of refusal", battery.refusal_judge.name if battery.refusals else "none"), ("seed", str(args.seed)),
-            ("contexts cut on the left to fit the window", _cuts(truncated) or "none")]
+            ("contexts cut on the left to fit the window", _counted(truncated) or "none"),
+            ("left out, since the judge gave no label", _counted({measure: r.get("unlabelled") for measure, r in found.items()}) or "none")]
 
 
-def _cuts(truncated: dict) -> str:
-    return ", ".join(f"{task} {n}" for task, n in truncated.items() if n)
+def _counted(counts: dict) -> str:
+    return ", ".join(f"{name} {n}" for name, n in counts.items() if n)
 
 
 COMMANDS = {"bench": (describe_bench, bench_command), "compare": (describe_compare, compare_command), "scorecard": (describe_scorecard, scorecard_command)}
