@@ -3,11 +3,13 @@
 Shapes: N output columns (rows of the weight matrix), D inputs, T rows of activations.
 """
 import ctypes
+import mmap
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from . import native
+from . import dequantise, native
 
 FORMATS = {"float32": 0, "int8": 1, "int4": 2}
 GGUF_KINDS = {"Q8_0": (80, "int8", 34), "Q4_0": (40, "int4", 18), "Q4_1": (41, "int4", 20)}  # kind, format, bytes a block of 32
@@ -29,6 +31,15 @@ def library() -> ctypes.CDLL:
     return found
 
 
+def zeros(count: int) -> Tensor:
+    """Zeroed bytes, at a page's start. Their pages come from the system as they are written, so nothing is zeroed twice."""
+    try:
+        memory = mmap.mmap(-1, max(count, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"no memory for a packed matrix of {count} bytes ({error.strerror})") from None
+    return torch.frombuffer(memory, dtype=torch.uint8)[:count]
+
+
 def usable() -> str:
     """Why packed products cannot run here; "" if they can."""
     return native.library()[1]
@@ -41,7 +52,7 @@ class Packed:
 
     def __init__(self, format: str, shape: tuple[int, int]):
         self.format, self.shape = format, torch.Size(shape)
-        self.buffer = torch.zeros(library().rl_packed_bytes(FORMATS[format], *shape), dtype=torch.uint8)
+        self.buffer = zeros(library().rl_packed_bytes(FORMATS[format], *shape))
 
     @staticmethod
     def of(weight_ND: Tensor, format: str = "float32") -> "Packed":
@@ -61,6 +72,17 @@ class Packed:
         packed = Packed(format, shape)
         library().rl_pack_gguf(number, packed.buffer.data_ptr(), raw.ctypes.data, 0, *shape)
         return packed
+
+    def read(self, descriptor: int, offset: int, kind: str, order: np.ndarray | None = None, keep: bool = False) -> int:
+        """Pack, into this new matrix, what an open file stores from `offset` as `kind`; arguments and result as for `dequantise.fill`.
+
+        keep  take the blocks as they are, as `of_gguf`: for kinds of GGUF_KINDS in their format
+        """
+        number = GGUF_KINDS[kind][0] if keep else 0
+        if keep and (GGUF_KINDS[kind][1] != self.format or self.shape[1] % 32):
+            raise ValueError(f"{kind} blocks in rows of {self.shape[1]} are not {self.format} as they are")
+        return dequantise.library().rl_read_packed(descriptor, offset, dequantise.KINDS[kind], *self.shape, dequantise.order_address(order, self.shape[0]),
+                                                   FORMATS[self.format], number, self.buffer.data_ptr(), torch.get_num_threads())
 
     def rows(self, ids: Tensor) -> Tensor:
         """The matrix's rows at int64 ids [T], float32 [T, D]."""

@@ -13,6 +13,7 @@ import mmap
 import re
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,8 +25,9 @@ from torch import Tensor, nn
 from redlite import gguf_model, kernels, vocabulary_export
 from redlite.config import Config
 from redlite.errors import Error
-from redlite.gguf import GGUF, decode, short
+from redlite.gguf import GGUF, decode, read_error, short
 from redlite.journal import read_json, replacing, write_atomic, write_json
+from redlite.kernels import dequantise
 from redlite.kernels.packed import GGUF_KINDS
 from redlite.model import Embedding, LLaMA, Linear
 
@@ -38,11 +40,27 @@ SAFETENSORS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16
 FETCH = "the file is damaged, fetch it again"
 
 
+class Place(NamedTuple):
+    """Bytes in a file: `open` gives it, as a context, with `fileno`; `order`: for each of our rows the row there, or None."""
+    open: Callable[[], AbstractContextManager]
+    offset: int
+    kind: str
+    order: np.ndarray | None = None
+
+
 class Stored(NamedTuple):
-    """A tensor in a file. `where` names file and tensor; `fill` writes its numbers into a CPU tensor of that shape and any float dtype."""
+    """A tensor in a file. `where` names file and tensor; `fill` writes its numbers into a CPU tensor of that shape and any float dtype.
+
+    place  its bytes, unless only `fill` knows how to get at them
+    """
     shape: tuple[int, ...]
     where: str
     fill: Callable[[Tensor], None]
+    place: Place | None = None
+
+    @staticmethod
+    def at(place: Place, shape: tuple[int, ...], where: str) -> "Stored":
+        return Stored(shape, where, partial(_fill_from, place, where), place)
 
 
 # ---- what lies in a model's directory ----
@@ -151,17 +169,27 @@ def _pack(stored: Stored, blocks: tuple | None, packed: str, dtype: torch.dtype,
 
     int4 keeps Q4_0 and Q4_1, and puts whatever a GGUF file stores in other blocks into int8, since its maker gave
     such matrices more bits on purpose; int8 keeps Q8_0. Anything else is quantised anew, from its float32 value.
+    On CPUs a file's bytes become the packed matrix panel by panel; elsewhere, and from a .bin file, a whole matrix stands between.
     """
     kind = blocks[0] if blocks else None
-    if packed != "float32" and kind in GGUF_KINDS and GGUF_KINDS[kind][1] in {packed, "int8"}:
+    keep = packed != "float32" and kind in GGUF_KINDS and GGUF_KINDS[kind][1] in {packed, "int8"}
+    format = GGUF_KINDS[kind][1] if keep else "int8" if packed == "int4" and kind and kind not in ("F32", "F16", "BF16") else packed
+    if stored.place and torch.device(device).type == "cpu":
+        matrix, place = kernels.Packed(format, stored.shape), stored.place
+        with place.open() as file:
+            fault = matrix.read(file.fileno(), place.offset, place.kind, place.order, keep)
+        if fault:
+            raise read_error(fault, stored.where, torch.float32, "scales" if keep else "values")
+        return matrix
+    if keep:
         raw = np.ascontiguousarray(blocks[1]())
         halves = raw.reshape(-1, GGUF_KINDS[kind][2])[:, :4 if kind == "Q4_1" else 2]
         if not np.isfinite(np.ascontiguousarray(halves).view("<f2").astype(np.float32)).all():
-            raise Error(f"{stored.where}: NaN or infinite scales; {FETCH}")
+            raise read_error(dequantise.NOT_FINITE, stored.where, torch.float32, "scales")
         return kernels.pack_gguf(kind, raw.reshape(-1), blocks[2], dtype, device)
     filled = torch.empty(stored.shape)
     stored.fill(filled)
-    return kernels.pack(filled, "int8" if packed == "int4" and kind and kind not in ("F32", "F16", "BF16") else packed, dtype, device)
+    return kernels.pack(filled, format, dtype, device)
 
 
 def _check(stored: dict[str, Stored], wanted: dict[str, tuple], path: Path, tied: bool) -> None:
@@ -217,7 +245,7 @@ def _safetensors(path: Path) -> dict[str, Stored]:
         where = f"{path}: tensor {short(name)}"
         shape, kind, start, end = _entry(entry, where, size - 8 - length)
         spans.append((start, end, where))
-        stored[name] = Stored(shape, where, partial(_fill_from_file, path, 8 + length + start, kind, where))
+        stored[name] = Stored.at(Place(partial(open, path, "rb"), 8 + length + start, kind), shape, where)
     for (_, before, _), (start, _, where) in zip(sorted(spans), sorted(spans)[1:]):
         if start < before:
             raise Error(f"{where} overlaps another; {FETCH}")
@@ -246,9 +274,9 @@ def _entry(entry, where: str, data_bytes: int) -> tuple[tuple[int, ...], str, in
     return shape, kind, start, end
 
 
-def _fill_from_file(path: Path, offset: int, kind: str, where: str, out: Tensor) -> None:
-    with open(path, "rb") as file:
-        decode(file.fileno(), offset, kind, out, where)
+def _fill_from(place: Place, where: str, out: Tensor) -> None:
+    with place.open() as file:
+        decode(file.fileno(), place.offset, place.kind, out, where, place.order)
 
 
 def _bin_tensors(path: Path) -> dict[str, Stored]:
@@ -319,16 +347,8 @@ def _gguf_tensors(source: GGUF, config: Config) -> dict[str, Stored]:
             continue
         name, where = gguf_model.hf_name(info.name), f"{source.path}: tensor {short(info.name)}"
         order = gguf_model.row_order(config, source.metadata["general.architecture"], name) if name else None
-        stored[name or info.name] = Stored(info.shape, where, partial(_fill_from_gguf, source, info.name, order, config.head_dim))
+        stored[name or info.name] = Stored.at(Place(partial(nullcontext, source), info.offset, info.type, order), info.shape, where)
     return stored
-
-
-def _fill_from_gguf(source: GGUF, name: str, order: np.ndarray | None, head_dim: int, out: Tensor) -> None:
-    source.dequantize(name, out=out)
-    if order is not None:  # head by head, so that no second matrix is needed; each head's order is the first one's
-        inside = torch.from_numpy(order[:head_dim])
-        for head in out.view(-1, head_dim, *out.shape[1:]):
-            head.copy_(head[inside])
 
 
 # ---- saving ----

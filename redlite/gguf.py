@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from redlite import kernels
 from redlite.errors import Error
+from redlite.kernels import dequantise
 
 PIECE = 1 << 15  # elements decoded at a time: they stay in the cache, and torch starts no threads for so few
 U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
@@ -116,29 +118,54 @@ FORMATS = {"F32": Format(1, 4, _f32), "F16": Format(1, 2, _f16), "BF16": Format(
            "Q6_K": Format(256, 210, _q6_k)}
 
 
-def decode(descriptor: int, offset: int, kind: str, out: Tensor, where: str) -> None:
+def decode(descriptor: int, offset: int, kind: str, out: Tensor, where: str, order: np.ndarray | None = None) -> None:
     """Fill `out` (contiguous, on the CPU) with numbers stored as `kind` from `offset` of an open file.
 
-    The file is read, not mapped, and in small pieces: no page of it stays in this process's memory, and a file that
-    shrinks or a disk that fails meanwhile is an Error, not a dead process. Raises Error, with `where` (file and
-    tensor), also for NaN, infinity and numbers beyond the range of out's dtype: weights that hold them are damaged.
+    order  int64 [rows]: for each row of `out` (its first axis) the row in the file; None where they are the same
+    The C library does it where there is one, numpy where there is none, with the same bits. The file is read, not mapped,
+    and in small pieces: no page of it stays in this process's memory, and a file that shrinks or a disk that fails
+    meanwhile is an Error, not a dead process. Raises Error, with `where` (file and tensor), also for NaN, infinity and
+    numbers beyond the range of out's dtype: weights that hold them are damaged.
     """
-    form, flat = FORMATS[kind], out.view(-1)
-    raw, work = np.empty(PIECE // form.elements * form.size, np.uint8), np.empty(PIECE, np.float32)
+    if order is not None and out.numel() // max(1, len(out)) % FORMATS[kind].elements:  # a quantised bias: blocks of several rows
+        decode(descriptor, offset, kind, out, where)
+        out.copy_(out[torch.from_numpy(order)])
+    elif kernels.FORCED in (None, "c") and dequantise.library():
+        if fault := dequantise.fill(descriptor, offset, kind, out, order):
+            raise read_error(fault, where, out.dtype)
+    else:
+        _decode(descriptor, offset, kind, out, where, order)
+
+
+def _decode(descriptor: int, offset: int, kind: str, out: Tensor, where: str, order: np.ndarray | None) -> None:
+    """`decode` in numpy."""
+    form, flat, width = FORMATS[kind], out.view(-1), 1 if order is None else max(1, out.numel() // len(out))
+    size = PIECE if order is None else max(1, PIECE // width) * width
+    raw, work = np.empty(size // form.elements * form.size, np.uint8), np.empty(size, np.float32)
     largest = torch.finfo(out.dtype).max
-    for start in range(0, flat.numel(), PIECE):
-        values = work[:min(PIECE, flat.numel() - start)]
+    for start in range(0, flat.numel(), size):
+        values = work[:min(size, flat.numel() - start)]
         piece = raw[:len(values) // form.elements * form.size]
-        _read(descriptor, offset + start // form.elements * form.size, piece, where)
+        runs = piece[None] if order is None else piece.reshape(-1, width // form.elements * form.size)  # that lie together in the file
+        for run, first in zip(runs, [start] if order is None else order[start // width:] * width):
+            _read(descriptor, offset + int(first) // form.elements * form.size, run, where)
         with np.errstate(invalid="ignore", over="ignore"):  # what comes of damaged scales is refused below
             form.decode(piece.reshape(-1, form.size), values.reshape(-1, form.elements))
         numbers = torch.from_numpy(values)
         low, high = numbers.aminmax()
         if not max(high, -low) <= largest:  # written so that NaN fails it too
-            finite = np.isfinite(values).all()
-            raise Error(f"{where}: " + (f"values beyond the range of {str(out.dtype)[6:]}; use float32 or bfloat16" if finite
-                                        else "NaN or infinite values; the file is damaged, fetch it again"))
+            raise read_error(dequantise.OUT_OF_RANGE if np.isfinite(values).all() else dequantise.NOT_FINITE, where, out.dtype)
         flat[start:start + len(values)].copy_(numbers)
+
+
+def read_error(fault: int, where: str, dtype: torch.dtype, what: str = "values") -> Error:
+    """What `fault`, as `dequantise.fill` returns it, means for the user; what: "values" or "scales" that were looked at."""
+    if fault == dequantise.NO_MEMORY:
+        raise MemoryError(f"{where}: no memory to decode it in")
+    return Error(f"{where}: " + {dequantise.SHORTER: "the file became shorter while it was read",
+                                 dequantise.OUT_OF_RANGE: f"values beyond the range of {str(dtype)[6:]}; use float32 or bfloat16",
+                                 dequantise.NOT_FINITE: f"NaN or infinite {what}; the file is damaged, fetch it again"
+                                 }.get(fault, f"cannot be read ({os.strerror(abs(fault))})"))
 
 
 def _read(descriptor: int, offset: int, into: np.ndarray, where: str) -> None:
@@ -219,6 +246,10 @@ class GGUF:
         info = self._info(name)
         form = FORMATS[info.type]
         return self.raw(name).reshape(-1, info.shape[-1] // form.elements, form.size)
+
+    def fileno(self) -> int:
+        """The open file's descriptor."""
+        return self._file.fileno()
 
     def dequantize(self, name: str, dtype: torch.dtype = torch.float32, out: Tensor | None = None) -> Tensor:
         """A tensor as numbers: computed in float32 as llama.cpp does (each operation rounded), then rounded to `dtype`.

@@ -30,7 +30,7 @@ import numpy as np
 import test_checkpoint as made
 import torch
 
-from redlite import chat, checkpoint, data, tokenizer, vocabulary_export
+from redlite import chat, checkpoint, data, kernels, tokenizer, vocabulary_export
 from redlite.errors import Error
 from redlite.gguf import GGUF
 from redlite.model import LLaMA, Packed, packed_attention
@@ -187,9 +187,10 @@ def load(kind: str, path: Path) -> None:
         return
     config, _ = checkpoint.read_config(where)
     checkpoint.files(where)
-    with torch.device("meta"):
-        model = LLaMA(config)
-    checkpoint.load_weights(model, where)
+    for format in (*(("float32", "int8", "int4") if not kernels.unpackable("cpu") else ()), None):  # packed, and last as plain tensors
+        with torch.device("meta"):
+            model = LLaMA(config)
+        checkpoint.load_weights(model, where, packed=format)
     packed = Packed.of([[0, 1, 2]])
     model.logits(model(packed.ids, packed.positions, packed_attention(config, packed.offsets)))
 
