@@ -11,6 +11,8 @@ import re
 import unicodedata
 from functools import cache
 
+import numpy as np
+
 CACHED_WORDS = 1 << 17   # remembered words; the memory is emptied when full, and longer words never enter it
 CACHED_LENGTH = 40
 GONE = -2                # a symbol that was merged into its left neighbour
@@ -30,17 +32,10 @@ CHAR_BYTES = {c: b for b, c in enumerate(BYTE_CHARS)}
 
 
 @cache
-def char_class(major: str) -> str:
-    r"""The inside of a `[…]` for \p{L} or \p{N}. Planes above 3 hold neither."""
-    ranges, start = [], None
-    category = unicodedata.category
-    for code in range(0x40001):
-        if code < 0x40000 and category(chr(code))[0] == major:
-            start = code if start is None else start
-        elif start is not None:
-            ranges.append(f"\\U{start:08x}-\\U{code - 1:08x}")
-            start = None
-    return "".join(ranges)
+def char_classes() -> dict[str, str]:
+    r"""The insides of `[…]` for \p{L} and \p{N}, by "L" and "N". Planes above 3 hold neither."""
+    majors = "".join(map(unicodedata.category, map(chr, range(0x40000))))[::2]
+    return {major: "".join(f"\\U{run.start():08x}-\\U{run.end() - 1:08x}" for run in re.finditer(f"{major}+", majors)) for major in "LN"}
 
 
 # The splitting patterns, by the name of llama.cpp's `tokenizer.ggml.pre` for each. {L} {N} {S}: letters, numbers, white space.
@@ -55,14 +50,14 @@ PATTERNS = {"gpt-2": GPT2, "smollm": SMOLLM, "llama-bpe": LLAMA3, "qwen2": QWEN2
 
 @cache
 def compiled(pattern: str) -> re.Pattern:
-    return re.compile(PATTERNS[pattern].format(L=char_class("L"), N=char_class("N"), S=SPACE))
+    return re.compile(PATTERNS[pattern].format(**char_classes(), S=SPACE))
 
 
 class ByteLevelBPE:
     """Words to ids.
 
     vocab          token in the byte alphabet → id
-    merges         (left, right) in order of rank; both and their concatenation are in `vocab`
+    merges         int64 [merges, 3] in order of rank: the ids of left, right and what they become, all in `vocab`
     pattern        a name in PATTERNS
     ignore_merges  a word that is a token as it stands is not merged (Llama-3)
     nfc            text is put in Unicode's composed form first (Qwen2)
@@ -72,14 +67,14 @@ class ByteLevelBPE:
     still encodes, and does not decode to itself.
     """
 
-    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], pattern: str, *, ignore_merges: bool = False, nfc: bool = False):
+    def __init__(self, vocab: dict[str, int], merges: np.ndarray, pattern: str, *, ignore_merges: bool = False, nfc: bool = False):
         self.nfc, self._split = nfc, compiled(pattern)
         self._byte_ids = [vocab.get(c, -1) for c in BYTE_CHARS]
-        self._ranks: dict[tuple[int, int], tuple[int, int]] = {}  # (left id, right id) → (rank, merged id)
-        for rank, (left, right) in enumerate(merges):
-            self._ranks.setdefault((vocab[left], vocab[right]), (rank, vocab[left + right]))
-        self._bytes = {i: token_bytes(t) for t, i in vocab.items()}
-        self._whole = {data: i for i, data in self._bytes.items()} if ignore_merges else {}
+        pairs, ranks = merges[::-1, 0] << 32 | merges[::-1, 1], range(len(merges) - 1, -1, -1)  # the lowest last, so that it stays where a pair comes again
+        self._ranks: dict[int, int] = dict(zip(pairs.tolist(), ranks))  # left id << 32 | right id → rank
+        self._merged: list[int] = merges[:, 2].tolist()                 # rank → id
+        self._tokens, self._bytes = {i: t for t, i in vocab.items()}, {}  # _bytes: those that were asked for
+        self._whole = {token_bytes(t): i for t, i in vocab.items()} if ignore_merges else {}
         self._words: dict[str, list[int]] = {}
         self.missing_bytes = bytes(b for b, i in enumerate(self._byte_ids) if i < 0)
         self.size = max(vocab.values(), default=-1) + 1
@@ -94,7 +89,10 @@ class ByteLevelBPE:
         return ids
 
     def piece_bytes(self, id: int) -> bytes | None:
-        return self._bytes.get(id)
+        found = self._bytes.get(id)
+        if found is None and id in self._tokens:
+            found = self._bytes[id] = token_bytes(self._tokens[id])
+        return found
 
     def _word(self, word: str) -> list[int]:
         data = word.encode()
@@ -116,43 +114,42 @@ class ByteLevelBPE:
         while len(symbols) > 1:
             best, at = None, -1
             for i in range(len(symbols) - 1):
-                found = ranks.get((symbols[i], symbols[i + 1]))
-                if found is not None and (best is None or found[0] < best[0]):
+                found = ranks.get(symbols[i] << 32 | symbols[i + 1])
+                if found is not None and (best is None or found < best):
                     best, at = found, i
             if best is None:
                 break
-            symbols[at:at + 2] = [best[1]]
+            symbols[at:at + 2] = [self._merged[best]]
         return symbols
 
     def _merge_long(self, symbols: list[int]) -> list[int]:
         """The same merges in n·log n: a heap of rank·n + place over a linked list. An entry whose pair has another rank by now is stale."""
         ranks, n = self._ranks, len(symbols)
         left, right = list(range(-1, n - 1)), [*range(1, n), -1]
-        heap = [ranks[pair][0] * n + i for i, pair in enumerate(zip(symbols, symbols[1:])) if pair in ranks]
+        heap = [ranks[pair] * n + i for i, pair in enumerate(a << 32 | b for a, b in zip(symbols, symbols[1:])) if pair in ranks]
         heapq.heapify(heap)
         while heap:
             rank, i = divmod(heapq.heappop(heap), n)
             j = right[i]
-            found = ranks.get((symbols[i], symbols[j])) if j >= 0 else None
-            if found is None or found[0] != rank:
+            if j < 0 or ranks.get(symbols[i] << 32 | symbols[j]) != rank:
                 continue
-            after, before = right[j], left[i]
-            symbols[i], symbols[j], right[i] = found[1], GONE, after
+            after, before, merged = right[j], left[i], self._merged[rank]
+            symbols[i], symbols[j], right[i] = merged, GONE, after
             if after >= 0:
                 left[after] = i
-                pair = ranks.get((found[1], symbols[after]))
-                if pair is not None:
-                    heapq.heappush(heap, pair[0] * n + i)
+                found = ranks.get(merged << 32 | symbols[after])
+                if found is not None:
+                    heapq.heappush(heap, found * n + i)
             if before >= 0:
-                pair = ranks.get((symbols[before], found[1]))
-                if pair is not None:
-                    heapq.heappush(heap, pair[0] * n + before)
+                found = ranks.get(symbols[before] << 32 | merged)
+                if found is not None:
+                    heapq.heappush(heap, found * n + before)
         return [s for s in symbols if s != GONE]
 
 
 def token_bytes(token: str) -> bytes:
     """The bytes of a token in the byte alphabet; a token with other characters (an added one) stands for its UTF-8."""
     try:
-        return bytes(CHAR_BYTES[c] for c in token)
+        return bytes(map(CHAR_BYTES.__getitem__, token))
     except KeyError:
         return token.encode("utf-8", "replace")

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from redlite import gguf_model, kernels, vocabulary_export
 from redlite.config import Config
 from redlite.errors import Error
-from redlite.gguf import GGUF, decode, read_error, short
+from redlite.gguf import GGUF, short
+from redlite.gguf_blocks import decode, read_error
 from redlite.journal import read_json, replacing, write_atomic, write_json
 from redlite.kernels import dequantise
 from redlite.kernels.packed import GGUF_KINDS
@@ -79,7 +80,7 @@ def read_config(path) -> tuple[Config, dict]:
     """
     path = Path(path)
     if is_gguf(path):
-        with GGUF(path) as source:
+        with GGUF(path, texts=False) as source:
             return gguf_model.config_of(source)
     raw = read_json(path / "config.json")
     config = Config.from_hf(raw, str(path / "config.json"))
@@ -141,7 +142,7 @@ def load_weights(model: LLaMA, path, dtype: torch.dtype = torch.float32, device:
     has another shape or does not belong to the model, naming file and tensor; and while reading for damaged numbers.
     """
     path, parameters = Path(path), dict(model.named_parameters())
-    source = GGUF(path) if is_gguf(path) else None
+    source = GGUF(path, texts=False) if is_gguf(path) else None
     try:
         stored = _gguf_tensors(source, model.config) if source else _hf_tensors(path)
         _check(stored, {name: tuple(p.shape) for name, p in parameters.items()}, path, model.config.tied)

@@ -1,6 +1,6 @@
-"""The GGUF container (versions 2 and 3, little-endian): metadata, tensors, and the dequantisation of their blocks.
+"""The GGUF container (versions 2 and 3, little-endian): metadata and tensors.
 
-Formats: github.com/ggml-org/ggml, docs/gguf.md (container) and src/ggml-quants.c (blocks). Nothing in a file is
+Format: github.com/ggml-org/ggml, docs/gguf.md; gguf_blocks.py has the tensors' numbers. Nothing in a file is
 believed: every count, length and offset is held against the file's size before anything is allocated, so
 whatever the file says, memory stays within a small multiple of its size and the time within one pass over it.
 """
@@ -8,7 +8,6 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,11 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from redlite import kernels
 from redlite.errors import Error
-from redlite.kernels import dequantise
+from redlite.gguf_blocks import FORMATS, decode
 
-PIECE = 1 << 15  # elements decoded at a time: they stay in the cache, and torch starts no threads for so few
 U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
 SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
 BOOL, STRING, ARRAY = 7, 8, 9
@@ -28,156 +25,6 @@ TYPE_NAMES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8:
               13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S",
               22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 30: "BF16", 34: "TQ1_0",
               35: "TQ2_0", 39: "MXFP4", 40: "NVFP4", 41: "Q1_0"}
-
-
-# ---- block formats: blocks [n, bytes] uint8 → out [n, elements] float32, in float32 arithmetic ----
-
-def _half(two_bytes: np.ndarray) -> np.ndarray:
-    """[n, 2] bytes → [n, 1] float32: one little-endian half-precision number a row."""
-    return np.ascontiguousarray(two_bytes).view("<f2").astype(np.float32)
-
-
-def _nibbles(packed: np.ndarray) -> np.ndarray:
-    """[n, b] bytes → [n, 2, b] of 0 to 15: all low nibbles, then all high ones."""
-    out = np.empty((packed.shape[0], 2, packed.shape[1]), np.uint8)
-    np.bitwise_and(packed, 15, out=out[:, 0])
-    np.right_shift(packed, 4, out=out[:, 1])
-    return out
-
-
-def _f32(blocks: np.ndarray, out: np.ndarray) -> None:
-    np.copyto(out, blocks.view("<f4"))
-
-
-def _f16(blocks: np.ndarray, out: np.ndarray) -> None:
-    torch.from_numpy(out).copy_(torch.from_numpy(blocks).view(torch.float16))  # numpy's own conversion takes ten times as long
-
-
-def _bf16(blocks: np.ndarray, out: np.ndarray) -> None:
-    np.left_shift(blocks.view("<u2"), 16, out=out.view(np.uint32), dtype=np.uint32)
-
-
-def _q8_0(blocks: np.ndarray, out: np.ndarray) -> None:
-    """Half d, 32 × int8 q: d·q."""
-    np.copyto(out, blocks[:, 2:].view(np.int8))
-    out *= _half(blocks[:, :2])
-
-
-def _q4_0(blocks: np.ndarray, out: np.ndarray) -> None:
-    """Half d, 16 bytes of nibbles: d·(q − 8)."""
-    np.copyto(out, _nibbles(blocks[:, 2:]).reshape(-1, 32))
-    out -= 8
-    out *= _half(blocks[:, :2])
-
-
-def _q4_1(blocks: np.ndarray, out: np.ndarray) -> None:
-    """Half d, half m, 16 bytes of nibbles: d·q + m."""
-    np.copyto(out, _nibbles(blocks[:, 4:]).reshape(-1, 32))
-    out *= _half(blocks[:, :2])
-    out += _half(blocks[:, 2:4])
-
-
-def _q5_0(blocks: np.ndarray, out: np.ndarray) -> None:
-    """Half d, 32 fifth bits, 16 bytes of nibbles: d·(q − 16). llama.cpp puts it where a row is no multiple of Q4_K's 256."""
-    fifth = np.unpackbits(blocks[:, 2:6], axis=1, bitorder="little") << 4
-    np.copyto(out, _nibbles(blocks[:, 6:]).reshape(-1, 32) | fifth)
-    out -= 16
-    out *= _half(blocks[:, :2])
-
-
-def _q4_k(blocks: np.ndarray, out: np.ndarray) -> None:
-    """Half d, half m, 12 bytes of eight 6-bit scales s and minima t, 128 bytes of nibbles: (d·s)·q − (m·t), s and t for 32 elements each."""
-    first, second, third = (blocks[:, i:i + 4] for i in (4, 8, 12))  # the low 6 bits of s0–3 and t0–3; the nibbles of s4–7 and t4–7
-    scales = np.concatenate([first & 63, (third & 15) | (first >> 6 << 4)], axis=1)
-    minima = np.concatenate([second & 63, (third >> 4) | (second >> 6 << 4)], axis=1)
-    groups = out.reshape(-1, 8, 32)
-    np.copyto(groups, _nibbles(blocks[:, 16:].reshape(-1, 32)).reshape(-1, 8, 32))
-    groups *= (_half(blocks[:, :2]) * scales)[:, :, None]
-    groups -= (_half(blocks[:, 2:4]) * minima)[:, :, None]
-
-
-def _q6_k(blocks: np.ndarray, out: np.ndarray) -> None:
-    """128 bytes of low nibbles, 64 of high bit pairs, 16 × int8 scales s, half d: (d·s)·(q − 32), s for 16 elements each."""
-    low = _nibbles(blocks[:, :128].reshape(-1, 64)).reshape(-1, 2, 4, 32)     # [n, half, quarter, 32]
-    high = blocks[:, 128:192].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
-    groups = out.reshape(-1, 16, 16)
-    np.copyto(groups, (low | high << 4).reshape(-1, 16, 16))
-    groups -= 32
-    groups *= (_half(blocks[:, 208:210]) * blocks[:, 192:208].view(np.int8))[:, :, None]
-
-
-class Format(NamedTuple):
-    """How a tensor type is stored: blocks of `elements` numbers in `size` bytes."""
-    elements: int
-    size: int
-    decode: Callable[[np.ndarray, np.ndarray], None]
-
-
-FORMATS = {"F32": Format(1, 4, _f32), "F16": Format(1, 2, _f16), "BF16": Format(1, 2, _bf16), "Q8_0": Format(32, 34, _q8_0),
-           "Q4_0": Format(32, 18, _q4_0), "Q4_1": Format(32, 20, _q4_1), "Q5_0": Format(32, 22, _q5_0), "Q4_K": Format(256, 144, _q4_k),
-           "Q6_K": Format(256, 210, _q6_k)}
-
-
-def decode(descriptor: int, offset: int, kind: str, out: Tensor, where: str, order: np.ndarray | None = None) -> None:
-    """Fill `out` (contiguous, on the CPU) with numbers stored as `kind` from `offset` of an open file.
-
-    order  int64 [rows]: for each row of `out` (its first axis) the row in the file; None where they are the same
-    The C library does it where there is one, numpy where there is none, with the same bits. The file is read, not mapped,
-    and in small pieces: no page of it stays in this process's memory, and a file that shrinks or a disk that fails
-    meanwhile is an Error, not a dead process. Raises Error, with `where` (file and tensor), also for NaN, infinity and
-    numbers beyond the range of out's dtype: weights that hold them are damaged.
-    """
-    if order is not None and out.numel() // max(1, len(out)) % FORMATS[kind].elements:  # a quantised bias: blocks of several rows
-        decode(descriptor, offset, kind, out, where)
-        out.copy_(out[torch.from_numpy(order)])
-    elif kernels.FORCED in (None, "c") and dequantise.library():
-        if fault := dequantise.fill(descriptor, offset, kind, out, order):
-            raise read_error(fault, where, out.dtype)
-    else:
-        _decode(descriptor, offset, kind, out, where, order)
-
-
-def _decode(descriptor: int, offset: int, kind: str, out: Tensor, where: str, order: np.ndarray | None) -> None:
-    """`decode` in numpy."""
-    form, flat, width = FORMATS[kind], out.view(-1), 1 if order is None else max(1, out.numel() // len(out))
-    size = PIECE if order is None else max(1, PIECE // width) * width
-    raw, work = np.empty(size // form.elements * form.size, np.uint8), np.empty(size, np.float32)
-    largest = torch.finfo(out.dtype).max
-    for start in range(0, flat.numel(), size):
-        values = work[:min(size, flat.numel() - start)]
-        piece = raw[:len(values) // form.elements * form.size]
-        runs = piece[None] if order is None else piece.reshape(-1, width // form.elements * form.size)  # that lie together in the file
-        for run, first in zip(runs, [start] if order is None else order[start // width:] * width):
-            _read(descriptor, offset + int(first) // form.elements * form.size, run, where)
-        with np.errstate(invalid="ignore", over="ignore"):  # what comes of damaged scales is refused below
-            form.decode(piece.reshape(-1, form.size), values.reshape(-1, form.elements))
-        numbers = torch.from_numpy(values)
-        low, high = numbers.aminmax()
-        if not max(high, -low) <= largest:  # written so that NaN fails it too
-            raise read_error(dequantise.OUT_OF_RANGE if np.isfinite(values).all() else dequantise.NOT_FINITE, where, out.dtype)
-        flat[start:start + len(values)].copy_(numbers)
-
-
-def read_error(fault: int, where: str, dtype: torch.dtype, what: str = "values") -> Error:
-    """What `fault`, as `dequantise.fill` returns it, means for the user; what: "values" or "scales" that were looked at."""
-    if fault == dequantise.NO_MEMORY:
-        raise MemoryError(f"{where}: no memory to decode it in")
-    return Error(f"{where}: " + {dequantise.SHORTER: "the file became shorter while it was read",
-                                 dequantise.OUT_OF_RANGE: f"values beyond the range of {str(dtype)[6:]}; use float32 or bfloat16",
-                                 dequantise.NOT_FINITE: f"NaN or infinite {what}; the file is damaged, fetch it again"
-                                 }.get(fault, f"cannot be read ({os.strerror(abs(fault))})"))
-
-
-def _read(descriptor: int, offset: int, into: np.ndarray, where: str) -> None:
-    view = memoryview(into)
-    while len(view):
-        try:
-            count = os.preadv(descriptor, [view], offset)
-        except OSError as error:
-            raise Error(f"{where}: cannot be read ({error.strerror})") from None
-        if not count:
-            raise Error(f"{where}: the file became shorter while it was read")
-        view, offset = view[count:], offset + count
 
 
 def short(text: object) -> str:
@@ -202,10 +49,11 @@ class GGUF:
 
     metadata  key → bool, int, float, str, list of str, or numpy array of numbers
     tensors   name → TensorInfo, in the file's order
+    texts     False: pass over the metadata's arrays of texts (a vocabulary takes long), which are then not in `metadata`
     Raises Error with file and field for anything malformed, and for a tensor type that is not in FORMATS.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, texts: bool = True):
         self.path = Path(path)
         try:
             if not self.path.is_file():
@@ -218,7 +66,7 @@ class GGUF:
             if self._size < 24:
                 raise Error(f"{path}: has only {self._size} bytes; a GGUF file was expected")
             self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-            reader = _Reader(self._map, self.path)
+            reader = _Reader(self._map, self.path, texts)
             tensors, pairs = reader.start()
             self.metadata: dict[str, object] = reader.metadata(pairs)
             self.tensors: dict[str, TensorInfo] = reader.tensors(tensors, self.metadata)
@@ -273,8 +121,8 @@ class GGUF:
 class _Reader:
     """A position in the mapped file that never passes its end."""
 
-    def __init__(self, data: mmap.mmap, path: Path):
-        self.data, self.path, self.at, self.size = data, path, 0, len(data)
+    def __init__(self, data: mmap.mmap, path: Path, texts: bool):
+        self.data, self.path, self.texts, self.at, self.size = data, path, texts, 0, len(data)
 
     def fail(self, what: str) -> Error:
         return Error(f"{self.path}: {what}; the file is damaged or not a GGUF file")
@@ -322,7 +170,7 @@ class _Reader:
             if key in found:
                 raise self.fail(f"metadata key {short(key)} is there twice")
             found[key] = self.value(self.u32("a metadata type"), f"metadata {short(key)}")
-        return found
+        return {key: value for key, value in found.items() if value is not None}
 
     def value(self, kind: int, what: str):
         if kind == STRING:
@@ -346,22 +194,23 @@ class _Reader:
             raise self.fail(f"{what} has a truth value that is neither 0 nor 1")
         return np.frombuffer(self.data, dtype, count, at)
 
-    def strings(self, count: int, what: str) -> list[str]:
-        """An array of strings. Vocabularies have a hundred thousand, so this is `text` in one tight loop."""
+    def strings(self, count: int, what: str) -> list[str] | None:
+        """An array of strings, None if they are passed over. Vocabularies have a hundred thousand, so this is `text` in one tight loop."""
         if count > (self.size - self.at) // 8:
             raise self.fail(f"{what} claims {count} strings")
-        data, size, at, unpack, found = self.data, self.size, self.at, U64.unpack_from, []
+        data, size, at, unpack, texts, found = self.data, self.size, self.at, U64.unpack_from, self.texts, []
         for i in range(count):
             end = at + 8 if at + 8 > size else at + 8 + unpack(data, at)[0]
             if end > size:
                 raise self.fail(f"ends at byte {size}, inside {what}, string {i}")
-            try:
-                found.append(data[at + 8:end].decode("utf-8"))
-            except UnicodeDecodeError:
-                raise self.fail(f"{what}, string {i}, is not UTF-8") from None
+            if texts:
+                try:
+                    found.append(data[at + 8:end].decode())
+                except UnicodeDecodeError:
+                    raise self.fail(f"{what}, string {i}, is not UTF-8") from None
             at = end
         self.at = at
-        return found
+        return found if texts else None
 
     def tensors(self, count: int, metadata: dict[str, object]) -> dict[str, TensorInfo]:
         alignment = metadata.get("general.alignment", 32)

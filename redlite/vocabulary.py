@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from redlite import bpe, spm
 from redlite.errors import Error
 from redlite.gguf import short
@@ -265,7 +267,7 @@ def _from_tokenizer_json(files: _Files) -> Vocabulary:
                       chat_template=files.chat_template(), fingerprint=files.fingerprint())
 
 
-def byte_level(vocab: dict[str, int], merges: list[tuple[str, str]], added: dict[int, tuple[str, bool]], ids: list[int | None], pattern: str, *,
+def byte_level(vocab: dict[str, int], merges: np.ndarray, added: dict[int, tuple[str, bool]], ids: list[int | None], pattern: str, *,
                ignore_merges: bool, nfc: bool, add_bos: bool, chat_template: str | None, fingerprint: str) -> Vocabulary:
     """added: id → (text, is a control token). ids: of BOS, EOS and PAD, which are control tokens whatever the file calls them."""
     named = {i: t for t, i in vocab.items() if i in ids and i not in added}
@@ -273,14 +275,13 @@ def byte_level(vocab: dict[str, int], merges: list[tuple[str, str]], added: dict
     defined = {t: i for i, (t, _) in added.items() if t not in special}
     controls = set(special.values())
     plain = {t: i for t, i in vocab.items() if i not in controls}
-    core = bpe.ByteLevelBPE(plain, [m for m in merges if vocab[m[0] + m[1]] not in controls and m[0] in plain and m[1] in plain], pattern,
-                            ignore_merges=ignore_merges, nfc=nfc)
+    core = bpe.ByteLevelBPE(plain, merges[~np.isin(merges, list(controls)).any(axis=1)], pattern, ignore_merges=ignore_merges, nfc=nfc)
     return Vocabulary(core, {i: t.encode("utf-8", "replace") for i, (t, _) in added.items()}, special, defined, *ids, add_bos=add_bos, legacy=False,
                       space_prefix=False, chat_template=chat_template, fingerprint=fingerprint)
 
 
-def _vocab(files: _Files, model: dict) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """model.vocab and model.merges, checked: merges are pairs whose parts and whole are in the vocabulary."""
+def _vocab(files: _Files, model: dict) -> tuple[dict[str, int], np.ndarray]:
+    """model.vocab, checked, and model.merges by `merge_ids`."""
     name = "tokenizer.json"
     vocab = _dict(files, name, model, "vocab")
     if not vocab:
@@ -291,22 +292,25 @@ def _vocab(files: _Files, model: dict) -> tuple[dict[str, int], list[tuple[str, 
     if len(set(vocab.values())) != len(vocab):
         raise files.fail(name, "model.vocab gives two tokens one id")
     try:
-        return vocab, merge_pairs(vocab, _list(files, name, model, "merges"))
+        return vocab, merge_ids(vocab, _list(files, name, model, "merges"))
     except ValueError as error:
         raise files.fail(name, f"model.merges: {error}") from None
 
 
-def merge_pairs(vocab: dict[str, int], merges: list) -> list[tuple[str, str]]:
-    """Merges as pairs; each is "left right" or [left, right]. Raises ValueError."""
-    pairs = []
+def merge_ids(vocab: dict[str, int], merges: list) -> np.ndarray:
+    """int64 [merges, 3]: the ids of left, right and whole of merges, each "left right" or [left, right]. Raises ValueError."""
+    id_of, ids = vocab.get, []  # flat: a hundred thousand pairs would be that many containers for the collection of garbage to visit
     for i, merge in enumerate(merges):
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], str):
             raise ValueError(f"entry {i} is {short(merge)}; two tokens are needed")
-        if pair[0] not in vocab or pair[1] not in vocab or pair[0] + pair[1] not in vocab:
-            raise ValueError(f"entry {i}, {short(merge)}, has a part or a whole that is not in the vocabulary")
-        pairs.append((pair[0], pair[1]))
-    return pairs
+        left, right = pair
+        ids += id_of(left, -1), id_of(right, -1), id_of(left + right, -1)
+    found = np.array(ids, np.int64).reshape(-1, 3)
+    if found.min(initial=0) < 0:
+        i = int(np.flatnonzero((found < 0).any(axis=1))[0])
+        raise ValueError(f"entry {i}, {short(merges[i])}, has a part or a whole that is not in the vocabulary")
+    return found
 
 
 def _pattern(files: _Files, pre) -> str:
@@ -341,7 +345,7 @@ def _bos_first(core: dict, bos: int) -> bool:
     return False
 
 
-def _metaspace(files: _Files, core: dict, vocab: dict[str, int], merges: list[tuple[str, str]], added: dict[int, tuple[str, bool]]) -> Vocabulary:
+def _metaspace(files: _Files, core: dict, vocab: dict[str, int], merges: np.ndarray, added: dict[int, tuple[str, bool]]) -> Vocabulary:
     """A sentencepiece vocabulary in a tokenizer.json, given back to sentencepiece: a piece's score is minus the rank of its first merge.
 
     That undoes how transformers writes such files (its converter lists the merges of each piece in the order of the scores).
@@ -351,9 +355,9 @@ def _metaspace(files: _Files, core: dict, vocab: dict[str, int], merges: list[tu
     pieces = sorted(vocab, key=vocab.__getitem__)
     if vocab[pieces[-1]] != len(pieces) - 1:
         raise files.fail(name, "model.vocab leaves out an id")
-    rank: dict[str, int] = {}
-    for i, (left, right) in enumerate(merges):
-        rank.setdefault(left + right, i)
+    rank: dict[int, int] = {}
+    for i, whole in enumerate(merges[:, 2].tolist()):
+        rank.setdefault(whole, i)
     unknown, kinds = core["model"].get("unk_token") or "<unk>", []
     for i, piece in enumerate(pieces):
         if piece == unknown:
@@ -363,9 +367,9 @@ def _metaspace(files: _Files, core: dict, vocab: dict[str, int], merges: list[tu
         elif i in added:
             kinds.append(spm.CONTROL if added[i][1] else spm.USER_DEFINED)
         else:  # a longer piece that no merge makes can never come from text
-            kinds.append(spm.NORMAL if len(piece) == 1 or piece in rank else spm.CONTROL)
+            kinds.append(spm.NORMAL if len(piece) == 1 or i in rank else spm.CONTROL)
     try:
-        model = spm.checked(spm.Model(pieces, [-float(rank.get(p, len(merges))) for p in pieces], kinds, space_prefix=space_prefix))
+        model = spm.checked(spm.Model(pieces, [-float(rank.get(i, len(merges))) for i in range(len(pieces))], kinds, space_prefix=space_prefix))
     except ValueError as error:
         raise files.fail(name, f"model.vocab as a sentencepiece model: {error}") from None
     bos = files.token("bos_token")

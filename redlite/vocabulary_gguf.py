@@ -10,7 +10,7 @@ import numpy as np
 from redlite import spm
 from redlite.errors import Error
 from redlite.gguf import GGUF, short
-from redlite.vocabulary import CONTROL_LOOK, Vocabulary, byte_level, merge_pairs
+from redlite.vocabulary import CONTROL_LOOK, Vocabulary, byte_level, merge_ids
 
 PATTERNS = {"gpt-2": "gpt-2", "gpt2": "gpt-2", "smollm": "smollm", "starcoder": "smollm", "llama-bpe": "llama-bpe",
             "llama3": "llama-bpe", "llama-v3": "llama-bpe", "qwen2": "qwen2", "deepseek-r1-qwen": "qwen2"}
@@ -100,7 +100,7 @@ def _gpt2(table: _Table, tokens: list[str], kinds: list[int], ids: list[int | No
     if len(vocab) != len(tokens):
         raise table.fail("ggml.tokens", "holds a token twice")
     try:
-        merges = merge_pairs(vocab, table.texts("ggml.merges"))
+        merges = merge_ids(vocab, table.texts("ggml.merges"))
     except ValueError as error:
         raise table.fail("ggml.merges", str(error)) from None
     added = {i: (t, k != spm.USER_DEFINED or CONTROL_LOOK.fullmatch(t) is not None)

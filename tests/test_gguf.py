@@ -10,7 +10,8 @@ import torch
 import gguf_file
 from make_gguf_goldens import SIZES, blocks
 from redlite.errors import Error
-from redlite.gguf import FORMATS, GGUF, PIECE
+from redlite.gguf import GGUF
+from redlite.gguf_blocks import FORMATS, PIECE
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "gguf_blocks.json").read_text())["float32"]
 

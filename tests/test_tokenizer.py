@@ -159,8 +159,8 @@ def test_decoding_gives_the_text_back(tmp_path, pattern):
 
 def slow_merge(core, symbols):
     """Byte-pair encoding by its definition: rank by rank, left to right."""
-    for (left, right), (_, merged) in sorted(core._ranks.items(), key=lambda item: item[1][0]):
-        i = 0
+    for pair, rank in sorted(core._ranks.items(), key=lambda item: item[1]):
+        i, merged, left, right = 0, core._merged[rank], pair >> 32, pair & 0xffffffff
         while i < len(symbols) - 1:
             if (symbols[i], symbols[i + 1]) == (left, right):
                 symbols[i:i + 2] = [merged]
