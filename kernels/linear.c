@@ -84,8 +84,9 @@ static void lay_out(void *context, int part, int parts)
     }
 }
 
-static void tile_portable(const Product *p, const uint8_t *panel, int64_t row, int count, float *out)
+static void tile_portable(const Product *p, const uint8_t *panel, int64_t row, int count, float *out, const uint8_t *ahead)
 {
+    (void)ahead;
     memset(out, 0, sizeof(float) * PANEL * (size_t)count);
     if (p->format == F32) {
         const float *w = (const float *)panel, *x = p->tiled + row * p->inputs;
@@ -128,15 +129,17 @@ static void multiply(void *context, int part, int parts)
         for (int i = 0; i < p->count; i++) {
             const Matrix *m = p->matrices + i;
             int64_t panels = panels_of(m), last = end - before < panels ? end - before : panels;
-            for (int64_t panel = start > before ? start - before : 0; panel < last; panel++)
+            for (int64_t panel = start > before ? start - before : 0; panel < last; panel++) {
+                const uint8_t *weights = (const uint8_t *)m->packed + panel * p->panel_bytes;
                 for (int64_t tile = first; tile < first + step && tile < p->tiles; tile++) {
                     int64_t row = first_row(p, tile), column = panel * PANEL;
                     int count = (int)(first_row(p, tile + 1) - row), width = (int)(m->columns - column < PANEL ? m->columns - column : PANEL);
-                    p->tile(p, (const uint8_t *)m->packed + panel * p->panel_bytes, row, count, out);
+                    p->tile(p, weights, row, count, out, panel + 1 < last && p->share ? weights + p->panel_bytes + (tile - first) * p->blocks * p->share : NULL);
                     for (int r = 0; r < count; r++)
                         for (int j = 0; j < width; j++)
                             p->y[i][(row + r) * m->columns + column + j] = out[r * PANEL + j] + (m->bias ? m->bias[column + j] : 0.0f);
                 }
+            }
             before += panels;
         }
     }
@@ -173,6 +176,8 @@ static int products(const Matrix *matrices, int count, const float *x, float *co
     for (int i = 0; i < count; i++)
         p.panels += panels_of(matrices + i);
     choose(&p);
+    int64_t lines = (p.panel_bytes + 63) / 64, visits = p.tiles * p.blocks; /* of blocks of x to a panel */
+    p.share = p.tiles > 1 ? (lines + visits - 1) / visits * 64 : 0;
     void *scratch = NULL;
     threads = threads < 1 ? 1 : threads > 64 ? 64 : threads;
     if (p.format == F32 && rows == 1)

@@ -47,12 +47,14 @@ FOR_AVX2 int rl_round_block_avx2(const float *x, int pairs, float *scale, int8_t
 #define KEEP(v) __asm__ volatile("" : "+x"(v))
 
 /* `count` rows × 16 columns in registers; `count` is a constant in each copy, and the loops over it are unrolled. */
-INLINE_AVX2 void tile_f32(const Product *p, const uint8_t *panel, int64_t row, float *out, const int count)
+INLINE_AVX2 void tile_f32(const Product *p, const uint8_t *panel, int64_t row, float *out, const uint8_t *ahead, const int count)
 {
     const float *w = (const float *)panel, *x = p->tiled + row * p->inputs;
     __m256 sum[ROWS_AVX2][2];
     EACH_ROW sum[r][0] = sum[r][1] = _mm256_setzero_ps();
     for (int64_t k = 0; k < p->inputs; k++, w += PANEL, x += count) {
+        if (k % BLOCK == 0)
+            FETCH_AHEAD(k / BLOCK)
         __m256 w0 = _mm256_loadu_ps(w), w1 = _mm256_loadu_ps(w + 8);
         EACH_ROW {
             __m256 a = _mm256_broadcast_ss(x + r);
@@ -75,7 +77,7 @@ INLINE_AVX2 __m256i bcast(const void *four) /* four bytes, eight times */
     return _mm256_set1_epi32(word);
 }
 
-INLINE_AVX2 void tile_q8(const Product *p, const uint8_t *panel, int64_t row, float *out, const int count)
+INLINE_AVX2 void tile_q8(const Product *p, const uint8_t *panel, int64_t row, float *out, const uint8_t *ahead, const int count)
 {
     const int8_t *q = p->bytes + row * p->blocks * BLOCK;
     const float *scales = p->scale + row * p->blocks;
@@ -84,6 +86,7 @@ INLINE_AVX2 void tile_q8(const Product *p, const uint8_t *panel, int64_t row, fl
     __m256 total[ROWS_AVX2][2];
     EACH_ROW total[r][0] = total[r][1] = _mm256_setzero_ps();
     for (int64_t b = 0; b < p->blocks; b++, panel += QUANT_BYTES[Q8], scales += count, starts += count) {
+        FETCH_AHEAD(b)
         __m256i sum[ROWS_AVX2][2];
         EACH_ROW sum[r][0] = sum[r][1] = _mm256_set1_epi32(starts[r]);
         const __m256i *w = (const __m256i *)(panel + PANEL * 2);
@@ -108,7 +111,7 @@ INLINE_AVX2 void tile_q8(const Product *p, const uint8_t *panel, int64_t row, fl
     }
 }
 
-INLINE_AVX2 void tile_q4(const Product *p, const uint8_t *panel, int64_t row, float *out, const int count)
+INLINE_AVX2 void tile_q4(const Product *p, const uint8_t *panel, int64_t row, float *out, const uint8_t *ahead, const int count)
 {
     const int8_t *q = p->bytes + row * p->blocks * BLOCK;
     const float *scales = p->scale + row * p->blocks, *sums = p->sums + row * p->blocks;
@@ -116,6 +119,7 @@ INLINE_AVX2 void tile_q4(const Product *p, const uint8_t *panel, int64_t row, fl
     __m256 total[ROWS_AVX2][2];
     EACH_ROW total[r][0] = total[r][1] = _mm256_setzero_ps();
     for (int64_t b = 0; b < p->blocks; b++, panel += QUANT_BYTES[Q4], scales += count, sums += count) {
+        FETCH_AHEAD(b)
         __m256i sum[ROWS_AVX2][2]; /* in 16 bits, of which a block's products need no more */
         EACH_ROW sum[r][0] = sum[r][1] = _mm256_setzero_si256();
         const __m256i *bytes = (const __m256i *)(panel + PANEL * 4);
@@ -149,7 +153,7 @@ INLINE_AVX2 void tile_q4(const Product *p, const uint8_t *panel, int64_t row, fl
 }
 
 #define BY_COUNT(name)                                                                                                 \
-    FOR_AVX2 void rl_##name##_avx2(const Product *p, const uint8_t *panel, int64_t row, int count, float *out)         \
+    FOR_AVX2 void rl_##name##_avx2(const Product *p, const uint8_t *panel, int64_t row, int count, float *out, const uint8_t *ahead)         \
     {                                                                                                                  \
         switch (count) { COPY(name, 1) COPY(name, 2) COPY(name, 3) COPY(name, 4) COPY(name, 5) COPY(name, 6) }         \
     }

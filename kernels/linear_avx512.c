@@ -12,12 +12,14 @@
 #define FOR_AVX512 __attribute__((target("avx512f,avx512bw,avx512vnni")))
 #define INLINE_AVX512 static inline __attribute__((always_inline, target("avx512f,avx512bw,avx512vnni")))
 
-INLINE_AVX512 void tile_f32(const Product *p, const uint8_t *panel, int64_t row, float *out, const int count)
+INLINE_AVX512 void tile_f32(const Product *p, const uint8_t *panel, int64_t row, float *out, const uint8_t *ahead, const int count)
 {
     const float *w = (const float *)panel, *x = p->tiled + row * p->inputs;
     __m512 sum[ROWS_AVX512];
     EACH_ROW sum[r] = _mm512_setzero_ps();
     for (int64_t k = 0; k < p->inputs; k++, w += PANEL, x += count) {
+        if (k % BLOCK == 0)
+            FETCH_AHEAD(k / BLOCK)
         __m512 w0 = _mm512_loadu_ps(w);
         EACH_ROW sum[r] = _mm512_fmadd_ps(_mm512_set1_ps(x[r]), w0, sum[r]);
     }
@@ -26,7 +28,7 @@ INLINE_AVX512 void tile_f32(const Product *p, const uint8_t *panel, int64_t row,
 
 INLINE_AVX512 __m512 halves16(const uint8_t *at) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at)); }
 
-INLINE_AVX512 void tile_quantised(const Product *p, const uint8_t *panel, int64_t row, float *out, const int count, const int four_bits)
+INLINE_AVX512 void tile_quantised(const Product *p, const uint8_t *panel, int64_t row, float *out, const uint8_t *ahead, const int count, const int four_bits)
 {
     const int8_t *q = p->bytes + row * p->blocks * BLOCK;
     const int64_t cells = row * p->blocks;
@@ -36,6 +38,7 @@ INLINE_AVX512 void tile_quantised(const Product *p, const uint8_t *panel, int64_
     __m512 total[ROWS_AVX512];
     EACH_ROW total[r] = _mm512_setzero_ps();
     for (int64_t b = 0; b < p->blocks; b++, panel += QUANT_BYTES[four_bits ? Q4 : Q8], scales += count, sums += count, starts += count) {
+        FETCH_AHEAD(b)
         __m512i sum[ROWS_AVX512];
         EACH_ROW sum[r] = four_bits ? _mm512_setzero_si512() : _mm512_set1_epi32(starts[r]);
         const uint8_t *w = panel + (four_bits ? PANEL * 4 : PANEL * 2);
@@ -59,11 +62,11 @@ INLINE_AVX512 void tile_quantised(const Product *p, const uint8_t *panel, int64_
     EACH_ROW _mm512_storeu_ps(out + r * PANEL, total[r]);
 }
 
-INLINE_AVX512 void tile_q8(const Product *p, const uint8_t *panel, int64_t row, float *out, const int count) { tile_quantised(p, panel, row, out, count, 0); }
-INLINE_AVX512 void tile_q4(const Product *p, const uint8_t *panel, int64_t row, float *out, const int count) { tile_quantised(p, panel, row, out, count, 1); }
+INLINE_AVX512 void tile_q8(const Product *p, const uint8_t *panel, int64_t row, float *out, const uint8_t *ahead, const int count) { tile_quantised(p, panel, row, out, ahead, count, 0); }
+INLINE_AVX512 void tile_q4(const Product *p, const uint8_t *panel, int64_t row, float *out, const uint8_t *ahead, const int count) { tile_quantised(p, panel, row, out, ahead, count, 1); }
 
 #define BY_COUNT(name)                                                                                                 \
-    FOR_AVX512 void rl_##name##_avx512(const Product *p, const uint8_t *panel, int64_t row, int count, float *out)     \
+    FOR_AVX512 void rl_##name##_avx512(const Product *p, const uint8_t *panel, int64_t row, int count, float *out, const uint8_t *ahead)     \
     {                                                                                                                  \
         switch (count) {                                                                                               \
             COPY(name, 1) COPY(name, 2) COPY(name, 3) COPY(name, 4) COPY(name, 5) COPY(name, 6)                        \

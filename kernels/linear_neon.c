@@ -13,12 +13,14 @@
 #define INLINE_DOT static inline __attribute__((always_inline, target("arch=armv8.2-a+dotprod")))
 #define EACH_QUARTER _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) /* of the 16 columns */
 
-INLINE_NEON void tile_f32(const Product *p, const uint8_t *panel, int64_t row, float *out, const int count)
+INLINE_NEON void tile_f32(const Product *p, const uint8_t *panel, int64_t row, float *out, const uint8_t *ahead, const int count)
 {
     const float *w = (const float *)panel, *x = p->tiled + row * p->inputs;
     float32x4_t sum[ROWS_NEON][4];
     EACH_ROW EACH_QUARTER sum[r][i] = vdupq_n_f32(0);
     for (int64_t k = 0; k < p->inputs; k++, w += PANEL, x += count) {
+        if (k % BLOCK == 0)
+            FETCH_AHEAD(k / BLOCK)
         float32x4_t four[4];
         EACH_QUARTER four[i] = vld1q_f32(w + i * 4);
         EACH_ROW {
@@ -62,6 +64,7 @@ INLINE_DOT int32x4_t dot(int32x4_t sum, int8x16_t w, int8x16_t a) { return vdotq
     float32x4_t total[most][4];                                                                                        \
     EACH_ROW EACH_QUARTER total[r][i] = vdupq_n_f32(0);                                                                \
     for (int64_t b = 0; b < p->blocks; b++, panel += QUANT_BYTES[four_bits ? Q4 : Q8], scales += count, sums += count) { \
+        FETCH_AHEAD(b)                                                                                                 \
         int32x4_t sum[most][4];                                                                                        \
         EACH_ROW EACH_QUARTER sum[r][i] = vdupq_n_s32(0);                                                              \
         for (int four = 0; four < BLOCK / 4; four++, q += 4 * count) {                                                 \
@@ -80,19 +83,19 @@ INLINE_DOT int32x4_t dot(int32x4_t sum, int8x16_t w, int8x16_t a) { return vdotq
     }                                                                                                                  \
     EACH_ROW EACH_QUARTER vst1q_f32(out + r * PANEL + i * 4, total[r][i]);
 
-INLINE_NEON void tile_plain(const Product *p, const uint8_t *panel, int64_t row, float *out, const int count, const int four_bits) { TILE(ROWS_NEON_INT, plain_dot) }
-INLINE_DOT void tile_dot(const Product *p, const uint8_t *panel, int64_t row, float *out, const int count, const int four_bits) { TILE(ROWS_NEON, dot) }
+INLINE_NEON void tile_plain(const Product *p, const uint8_t *panel, int64_t row, float *out, const uint8_t *ahead, const int count, const int four_bits) { TILE(ROWS_NEON_INT, plain_dot) }
+INLINE_DOT void tile_dot(const Product *p, const uint8_t *panel, int64_t row, float *out, const uint8_t *ahead, const int count, const int four_bits) { TILE(ROWS_NEON, dot) }
 
-INLINE_NEON void tile_q8(const Product *p, const uint8_t *panel, int64_t row, float *out, const int count) { tile_plain(p, panel, row, out, count, 0); }
-INLINE_NEON void tile_q4(const Product *p, const uint8_t *panel, int64_t row, float *out, const int count) { tile_plain(p, panel, row, out, count, 1); }
-INLINE_DOT void dot_q8(const Product *p, const uint8_t *panel, int64_t row, float *out, const int count) { tile_dot(p, panel, row, out, count, 0); }
-INLINE_DOT void dot_q4(const Product *p, const uint8_t *panel, int64_t row, float *out, const int count) { tile_dot(p, panel, row, out, count, 1); }
+INLINE_NEON void tile_q8(const Product *p, const uint8_t *panel, int64_t row, float *out, const uint8_t *ahead, const int count) { tile_plain(p, panel, row, out, ahead, count, 0); }
+INLINE_NEON void tile_q4(const Product *p, const uint8_t *panel, int64_t row, float *out, const uint8_t *ahead, const int count) { tile_plain(p, panel, row, out, ahead, count, 1); }
+INLINE_DOT void dot_q8(const Product *p, const uint8_t *panel, int64_t row, float *out, const uint8_t *ahead, const int count) { tile_dot(p, panel, row, out, ahead, count, 0); }
+INLINE_DOT void dot_q4(const Product *p, const uint8_t *panel, int64_t row, float *out, const uint8_t *ahead, const int count) { tile_dot(p, panel, row, out, ahead, count, 1); }
 
 #define UP_TO_4(tile) switch (count) { COPY(tile, 1) COPY(tile, 2) COPY(tile, 3) COPY(tile, 4) }
 #define UP_TO_6(tile) switch (count) { COPY(tile, 1) COPY(tile, 2) COPY(tile, 3) COPY(tile, 4) COPY(tile, 5) COPY(tile, 6) }
-void rl_tile_f32_neon(const Product *p, const uint8_t *panel, int64_t row, int count, float *out) { UP_TO_6(tile_f32) }
-void rl_tile_q8_neon(const Product *p, const uint8_t *panel, int64_t row, int count, float *out) { UP_TO_4(tile_q8) }
-void rl_tile_q4_neon(const Product *p, const uint8_t *panel, int64_t row, int count, float *out) { UP_TO_4(tile_q4) }
-FOR_DOT void rl_tile_q8_dot(const Product *p, const uint8_t *panel, int64_t row, int count, float *out) { UP_TO_6(dot_q8) }
-FOR_DOT void rl_tile_q4_dot(const Product *p, const uint8_t *panel, int64_t row, int count, float *out) { UP_TO_6(dot_q4) }
+void rl_tile_f32_neon(const Product *p, const uint8_t *panel, int64_t row, int count, float *out, const uint8_t *ahead) { UP_TO_6(tile_f32) }
+void rl_tile_q8_neon(const Product *p, const uint8_t *panel, int64_t row, int count, float *out, const uint8_t *ahead) { UP_TO_4(tile_q8) }
+void rl_tile_q4_neon(const Product *p, const uint8_t *panel, int64_t row, int count, float *out, const uint8_t *ahead) { UP_TO_4(tile_q4) }
+FOR_DOT void rl_tile_q8_dot(const Product *p, const uint8_t *panel, int64_t row, int count, float *out, const uint8_t *ahead) { UP_TO_6(dot_q8) }
+FOR_DOT void rl_tile_q4_dot(const Product *p, const uint8_t *panel, int64_t row, int count, float *out, const uint8_t *ahead) { UP_TO_6(dot_q4) }
 #endif

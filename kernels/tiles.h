@@ -25,7 +25,7 @@ enum { TOP = 127 };
 /* Products of one x by one or more matrices of one format. Rows of x go in tiles, as even as can be, and each tile is laid out in the order
  * of use: float32 [inputs][rows of the tile]; quantised [blocks][8 fours][rows][4] signed bytes. */
 typedef struct Product Product;
-typedef void Tile(const Product *p, const uint8_t *panel, int64_t row, int count, float *out); /* out[count][PANEL], of rows from `row` */
+typedef void Tile(const Product *p, const uint8_t *panel, int64_t row, int count, float *out, const uint8_t *ahead); /* out[count][PANEL], of rows from `row` */
 
 struct Product {
     int format, most;           /* most: rows of a tile */
@@ -35,6 +35,7 @@ struct Product {
     int count;                  /* of matrices */
     const float *x;             /* [rows, inputs] */
     int64_t rows, inputs, blocks, tiles, panels, panel_bytes; /* panels: of all matrices */
+    int64_t share;              /* bytes of the next panel that a tile asks for ahead, with each block of its own */
     float *tiled;               /* x in tiles (float32) */
     int8_t *bytes;              /* x in tiles (quantised) */
     float *scale;               /* tiles of [blocks][rows]: x = scale · byte */
@@ -82,7 +83,11 @@ enum { ROWS_NEON = 6, ROWS_NEON_INT = 4 };
 #endif
 
 /* In a switch over the rows of a tile: the copy of `tile` for a constant number of them. */
-#define COPY(tile, rows) case rows: tile(p, panel, row, out, rows); break;
+#define COPY(tile, rows) case rows: tile(p, panel, row, out, ahead, rows); break;
+/* With block b: weights of the next panel come from memory while this one is multiplied, a few lines at a time, so that no load waits. */
+#define FETCH_AHEAD(b)                                                                                                 \
+    for (int64_t line = 0; line < (ahead ? p->share : 0); line += 64)                                                  \
+        __builtin_prefetch(ahead + (b) * p->share + line, 0, 2); /* to the second-level cache: the first holds this panel */
 #define EACH_ROW _Pragma("GCC unroll 12") for (int r = 0; r < count; r++)
 
 #endif
