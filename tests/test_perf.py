@@ -52,6 +52,17 @@ def test_perplexity_is_that_of_the_logits(tmp_path, capsys):
         perf.perplexity("organism", str(tmp_path / "absent.txt"))
 
 
+def test_whole_runs_are_timed_in_processes_of_their_own(capsys):
+    first = perf.first_token("organism", None, 1)["seconds"]
+    found = perf.growth("organism", "int8", [3], 4)["3"]
+    assert 0 < first < 60 and found["seconds_per_question"] == found["seconds"] / 3 and found["peak_bytes"] > 50e6
+    assert "3 questions, 4 new tokens" in capsys.readouterr().out
+    with pytest.raises(Error, match="exit code 2"):
+        perf.growth("no-such-model", None, [1], 1)
+    with pytest.raises(Error, match="--model"):
+        perf.first_token(None, None, 1)
+
+
 def test_the_7b_round_runs_at_a_small_shape(capsys):
     """The same code on this CPU with a tiny config: each piece generates, attends and trains what it says, and its figures are positive."""
     config = Config("llama", 300, 32, 2, 4, 2, 8, 48, max_positions=256)

@@ -20,14 +20,16 @@ CPU_PIECES = ("ceilings", "matmul", "token-nll", "attention", "decode")
 
 def describe() -> common.Parser:
     parser = common.Parser(prog="python -m redlite.cli.perf", description=__doc__)
-    parser.add_argument("piece", choices=("cpu", "gpu", *CPU_PIECES, "shared-prefix", "perplexity", "client", "redeval"), help="cpu: all of its pieces; gpu: the kernels' tests on the GPU, then times at a 7B model's shapes, beside the peers that are installed; redeval: beside the peers")
-    parser.add_argument("--model", metavar="PATH", help="for decode, shared-prefix, perplexity and redeval: a model")
+    parser.add_argument("piece", choices=("cpu", "gpu", *CPU_PIECES, "shared-prefix", "perplexity", "client", "first-token", "growth", "redeval"), help="cpu: all of its pieces; gpu: the kernels' tests on the GPU, then times at a 7B model's shapes, beside the peers that are installed; redeval: beside the peers")
+    parser.add_argument("--model", metavar="PATH", help="for decode, shared-prefix, perplexity, first-token, growth and redeval: a model")
     parser.add_argument("--text", metavar="FILE", help="for perplexity: plain text")
     parser.add_argument("--model-dir", metavar="DIR", help="for redeval: the same model as a Hugging Face directory")
     parser.add_argument("--peer-python", metavar="PYTHON", help="for redeval and gpu: a Python that has transformers and llama-cpp-python")
     parser.add_argument("--threads", type=common.whole(1), default=2, help="(default: %(default)s)")
     parser.add_argument("--rounds", type=common.whole(1), default=5, help="turns of each side (default: %(default)s)")
     parser.add_argument("--tokens", type=common.whole(2), default=64, help="that decode generates (default: %(default)s)")
+    parser.add_argument("--quantize", choices=("int8", "int4"), help="for first-token and growth: the weights' format")
+    parser.add_argument("--questions", type=common.whole(1), nargs="+", default=[50, 2000], metavar="N", help="for growth: how many, a run each (default: 50 2000)")
     parser.add_argument("--save", metavar="FILE", help="write the figures, with the machine in words, as JSON")
     return parser
 
@@ -167,6 +169,45 @@ def matmul(rounds: int) -> dict:
     return found
 
 
+def first_token(path: str | None, quantize: str | None, rounds: int) -> dict:
+    """Seconds from the start of `redeval` to the first generated token in responses.jsonl: one question, one token, in a fresh process each time."""
+    if not path:
+        raise Error("first-token needs a model; give --model PATH")
+    return {"seconds": statistics.median(_redeval_process(path, quantize, 1, 1, True)[0] for _ in range(rounds + 1))}
+
+
+def growth(path: str | None, quantize: str | None, counts: list[int], tokens: int) -> dict:
+    """Seconds a question and peak memory of whole RED-EVAL runs (CoU, --tokens new tokens) of different sizes, a fresh process each."""
+    if not path:
+        raise Error("growth needs a model; give --model PATH")
+    found = {}
+    for n in counts:
+        seconds, peak = _redeval_process(path, quantize, n, tokens)
+        found[str(n)] = {"seconds": seconds, "seconds_per_question": seconds / n, "peak_bytes": peak}
+        print(f"{n} questions, {tokens} new tokens: {seconds:.1f} s with loading, {seconds / n:.3f} s a question, at most {peak / 1e6:.0f} MB", flush=True)
+    return found
+
+
+def _redeval_process(path: str, quantize: str | None, questions: int, tokens: int, until_first: bool = False) -> tuple[float, int]:
+    """(seconds, peak bytes) of `redeval run` with CoU on invented mild questions, to its end or to its first answer."""
+    import tempfile
+    with tempfile.TemporaryDirectory() as folder:
+        listed, run = Path(folder) / "questions.json", Path(folder) / "run"
+        listed.write_text(json.dumps([f"What should a careful person know about hobby number {i}?" for i in range(questions)]))
+        command = [sys.executable, "-m", "redlite.cli.redeval", "run", "--model", path, "--questions", str(listed), "--prompt", "cou", "--judge", "none",
+                   "--max-new-tokens", str(tokens), "--output-dir", str(run), "--quiet", *(("--quantize", quantize) if quantize else ())]
+        start, answers = time.perf_counter(), run / "responses.jsonl"
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        while until_first and process.poll() is None and not (answers.exists() and answers.stat().st_size):
+            time.sleep(0.005)
+        first = time.perf_counter() - start
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise Error(f"{' '.join(command)} ended with exit code {process.returncode}")
+        return (first if until_first else time.perf_counter() - start), usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def redeval(path: str | None, directory: str | None, python: str | None) -> dict:
     """RED-EVAL's CoU prompt beside transformers and llama.cpp: tests/compare_speed.py, in the Python that has them."""
     if not (path and directory and python):
@@ -230,6 +271,10 @@ def body(arguments: list[str]) -> int:
             found[piece] = shared_prefix(args.model, args.tokens, args.rounds)
         elif piece == "perplexity":
             found[piece] = perplexity(args.model, args.text)
+        elif piece == "first-token":
+            found[piece] = first_token(args.model, args.quantize, args.rounds)
+        elif piece == "growth":
+            found[piece] = growth(args.model, args.quantize, args.questions, args.tokens)
         elif piece == "redeval":
             found[piece] = redeval(args.model, args.model_dir, args.peer_python)
         else:
