@@ -1,13 +1,16 @@
 /*
  * A pool of threads that sleep between calls.
  *
- * Workers spin for some microseconds after a task, since one operation follows another closely during
- * decoding, and then sleep on a condition, so that they never hold a core that torch's own threads want.
- * Where no thread can be made, the caller runs every part itself. A forked child starts with no workers.
+ * Parts of a task are claimed one by one, by workers and caller alike. So a worker that is asleep, or that the system
+ * runs something else in place of, costs nothing: the caller, done with its own part, takes the next. Workers spin for
+ * some microseconds after a task, since one operation follows another closely during decoding, and then sleep on a
+ * condition, so that they never hold a core that torch's own threads want. Where no thread can be made, the caller runs
+ * every part itself. A forked child starts with no workers.
  */
 #define _GNU_SOURCE
 #include "pool.h"
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 
@@ -16,12 +19,12 @@ enum { MOST = 64, SPINS = 4000 };
 static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;   /* held by the caller for a whole call */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;   /* guards sleeping and waking */
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
-static int workers;                                        /* alive, numbered from 1 */
-static atomic_uint round_number;                           /* changes when a task is there */
-static atomic_int unfinished;                              /* workers still to report on this round */
-static void (*current_task)(void *, int, int);
+static int workers;                                        /* alive */
+static atomic_int sleeping;                                /* of them, on the condition or about to be */
+static _Atomic uint64_t offer;                             /* number of the call << 32 | parts << 16 | first part that nobody has claimed */
+static atomic_int finished;                                /* parts of this call */
+static void (*current_task)(void *, int, int);             /* these two change between calls only: when every part is finished */
 static void *current_context;
-static int current_parts;
 
 static inline void relax(void)
 {
@@ -32,26 +35,37 @@ static inline void relax(void)
 #endif
 }
 
+/* Claim a part and run it; 0 where none is left. What was claimed cannot be of a call that has ended: `offer` names the call. */
+static int run_one(void)
+{
+    uint64_t seen = atomic_load(&offer);
+    do {
+        if ((seen & 0xffff) >= (seen >> 16 & 0xffff))
+            return 0;
+    } while (!atomic_compare_exchange_weak(&offer, &seen, seen + 1));
+    current_task(current_context, (int)(seen & 0xffff), (int)(seen >> 16 & 0xffff));
+    atomic_fetch_add_explicit(&finished, 1, memory_order_release);
+    return 1;
+}
+
+static int offered(void)
+{
+    uint64_t seen = atomic_load(&offer);
+    return (seen & 0xffff) < (seen >> 16 & 0xffff);
+}
+
 static void *work(void *argument)
 {
-    int number = (int)(intptr_t)argument >> 8;
-    unsigned seen = (unsigned)(intptr_t)argument & 0xff; /* the round at birth, in its last 8 bits */
+    (void)argument;
     for (;;) {
-        int spins = 0;
-        while ((atomic_load_explicit(&round_number, memory_order_acquire) & 0xff) == seen) {
-            if (++spins < SPINS) {
-                relax();
-                continue;
-            }
-            pthread_mutex_lock(&lock);
-            while ((atomic_load_explicit(&round_number, memory_order_acquire) & 0xff) == seen)
-                pthread_cond_wait(&wake, &lock);
-            pthread_mutex_unlock(&lock);
-        }
-        seen = atomic_load_explicit(&round_number, memory_order_acquire) & 0xff;
-        if (number < current_parts)
-            current_task(current_context, number, current_parts);
-        atomic_fetch_sub_explicit(&unfinished, 1, memory_order_release);
+        for (int spins = 0; spins < SPINS; spins = run_one() ? 0 : spins + 1)
+            relax();
+        pthread_mutex_lock(&lock);
+        atomic_fetch_add(&sleeping, 1); /* before the last look at the offer, as a caller makes its offer before it looks here */
+        while (!offered())
+            pthread_cond_wait(&wake, &lock);
+        atomic_fetch_sub(&sleeping, 1);
+        pthread_mutex_unlock(&lock);
     }
     return NULL;
 }
@@ -62,7 +76,8 @@ static void after_fork(void) /* in the child: the workers are gone, and no lock 
     pthread_mutex_init(&lock, NULL);
     pthread_cond_init(&wake, NULL);
     workers = 0;
-    atomic_store(&unfinished, 0);
+    atomic_store(&sleeping, 0);
+    atomic_store(&offer, 0);
 }
 
 static void hire(int wanted)
@@ -72,8 +87,7 @@ static void hire(int wanted)
         registered = !pthread_atfork(NULL, NULL, after_fork);
     while (registered && workers < wanted) {
         pthread_t thread;
-        unsigned seen = atomic_load(&round_number) & 0xff;
-        if (pthread_create(&thread, NULL, work, (void *)((intptr_t)(workers + 1) << 8 | (intptr_t)seen)))
+        if (pthread_create(&thread, NULL, work, NULL))
             return;
         pthread_detach(thread);
         workers++;
@@ -89,17 +103,20 @@ void rl_parallel(void (*task)(void *, int, int), void *context, int parts)
     }
     pthread_mutex_lock(&turn);
     hire(parts - 1);
-    int helped = workers < parts - 1 ? workers : parts - 1;
-    current_task = task, current_context = context, current_parts = parts;
-    atomic_store_explicit(&unfinished, workers, memory_order_relaxed);
-    pthread_mutex_lock(&lock);
-    atomic_fetch_add_explicit(&round_number, 1, memory_order_release);
-    pthread_cond_broadcast(&wake);
-    pthread_mutex_unlock(&lock);
-    task(context, 0, parts);
-    for (int part = helped + 1; part < parts; part++) /* no thread was to be had for these */
-        task(context, part, parts);
-    while (atomic_load_explicit(&unfinished, memory_order_acquire))
-        relax();
+    current_task = task, current_context = context;
+    atomic_store_explicit(&finished, 0, memory_order_relaxed);
+    atomic_store(&offer, ((atomic_load(&offer) >> 32) + 1) << 32 | (uint64_t)parts << 16);
+    if (atomic_load(&sleeping)) {
+        pthread_mutex_lock(&lock);
+        pthread_cond_broadcast(&wake);
+        pthread_mutex_unlock(&lock);
+    }
+    while (run_one())
+        ;
+    for (int spins = 0; atomic_load_explicit(&finished, memory_order_acquire) < parts; spins++)
+        if (spins < SPINS)
+            relax();
+        else
+            sched_yield(); /* something else may run where the worker should */
     pthread_mutex_unlock(&turn);
 }
