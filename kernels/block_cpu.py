@@ -25,15 +25,16 @@ class PackedBlock:
             self._library.rl_before_attention.argtypes = [pointer, pointer, ctypes.c_float, *[pointer] * 6, i64, i64, ctypes.c_int]
             self._library.rl_after_attention.argtypes = [pointer, pointer, pointer, ctypes.c_float, pointer, pointer, i64, ctypes.c_int]
         self._keep = norms, qkv, rest  # the addresses below point into these
-        self._norms, self._eps, self._head_size = [w.data_ptr() for w in norms], eps, head_size
-        self._qkv, self._rest = _matrices(qkv), _matrices(rest)
+        self.norms, self.eps, self._head_size = [w.data_ptr() for w in norms], eps, head_size
+        self.qkv, self.rest = _matrices(qkv), _matrices(rest)
         self._shapes = [(m.shape[0] // head_size, head_size) for m, _ in qkv]
+        self.width, self.heads = qkv[0][0].shape[1], self._shapes[0][0]
 
     def before_attention(self, x_TD: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """rms_norm, the three products, rotary: q [T, H, K], k and v [T, G, K]."""
         x_TD, rows = x_TD.contiguous(), len(x_TD)
         q, k, v = (torch.empty(rows, *shape) for shape in self._shapes)
-        _check(self._library.rl_before_attention(x_TD.data_ptr(), self._norms[0], self._eps, self._qkv, cos_TK.data_ptr(), sin_TK.data_ptr(), q.data_ptr(), k.data_ptr(),
+        _check(self._library.rl_before_attention(x_TD.data_ptr(), self.norms[0], self.eps, self.qkv, cos_TK.data_ptr(), sin_TK.data_ptr(), q.data_ptr(), k.data_ptr(),
                                                  v.data_ptr(), rows, self._head_size, torch.get_num_threads()))
         return q, k, v
 
@@ -41,7 +42,7 @@ class PackedBlock:
         """x + attended · Wo, then the MLP around its own residual: [T, D]. attended [T, H, K]."""
         x_TD, attended = x_TD.contiguous(), attended.contiguous()
         out = torch.empty_like(x_TD)
-        _check(self._library.rl_after_attention(x_TD.data_ptr(), attended.data_ptr(), self._norms[1], self._eps, self._rest, out.data_ptr(), len(x_TD),
+        _check(self._library.rl_after_attention(x_TD.data_ptr(), attended.data_ptr(), self.norms[1], self.eps, self.rest, out.data_ptr(), len(x_TD),
                                                 torch.get_num_threads()))
         return out
 

@@ -115,14 +115,19 @@ class Cache:
         self.lengths[:active] += 1
         return places_B
 
-    def attend_step(self, places_B: Tensor) -> Attend:
-        """For one new token of each of the first B slots, at these places of their suffixes; lengths stay as they are."""
+    def share_prefix(self) -> list:
+        """A layer: the prefix as generation steps take it, made at the first of them; empty without a prefix."""
         if self.prefix and not self.shared:
             self.shared = [kernels.shared_prefix(k, v) for k, v in self.prefix]
+        return self.shared
+
+    def attend_step(self, places_B: Tensor) -> Attend:
+        """For one new token of each of the first B slots, at these places of their suffixes; lengths stay as they are."""
+        shared = self.share_prefix()
 
         def attend(layer, q_BHK, k_BGK, v_BGK):
             return kernels.cached_attention(q_BHK, k_BGK, v_BGK, self.keys[layer], self.values[layer], places_B,
-                                            self.shared[layer] if self.shared else None, window=self.config.windows[layer])
+                                            shared[layer] if shared else None, window=self.config.windows[layer])
         return attend
 
     def free(self, slot: int, active: int) -> None:

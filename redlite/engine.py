@@ -16,6 +16,7 @@ from redlite import sampling
 from redlite.cache import Cache, common_prefix, shareable
 from redlite.graph import DecodeGraphs
 from redlite.model import LLaMA, Packed
+from redlite.step import PackedSteps
 
 # Common tokens from which a prefix is computed and attended to once for all. `redlite.cli.perf shared-prefix`, 32 requests on 2 cores, time apart
 # over time shared (SmolLM2-135M | organism): 4 tokens 1.05 | 0.94, 8: 0.96 | 1.06, 16: 1.16 | 1.37, 64: 1.82 | 1.64, 362 (CoU): 4.47 | 6.44.
@@ -77,7 +78,7 @@ class Engine:
         shared = shareable(self.model.config, common_prefix(prompts), longest) if len(prompts) > 1 else 0
         if shared >= SHARED_AT_LEAST:
             cache.compute_prefix(self.model, prompts[0][:shared])
-        graphs = DecodeGraphs.of(self.model, cache)
+        steps = DecodeGraphs.of(self.model, cache) or PackedSteps.of(self.model, cache)
         waiting, active = deque(requests.items()), []
         while waiting or active:
             if waiting and len(active) < slots:
@@ -86,7 +87,7 @@ class Engine:
                 self._choose(active[first:], self._prefill(active[first:], first, cache))
                 yield from self._retire(active, cache)
             if active and not (waiting and len(active) < slots):
-                self._choose(active, self._decode(active, cache, graphs))
+                self._choose(active, self._decode(active, cache, steps))
                 yield from self._retire(active, cache)
 
     def _admit(self, waiting: deque, room: int, cache: Cache) -> list[_Active]:
@@ -120,12 +121,12 @@ class Engine:
         return self.model.logits(hidden[packed.offsets[1:].long() - 1])
 
     @torch.no_grad()
-    def _decode(self, active: list[_Active], cache: Cache, graphs: DecodeGraphs | None) -> Tensor:
+    def _decode(self, active: list[_Active], cache: Cache, steps: DecodeGraphs | PackedSteps | None) -> Tensor:
         """Run the newest token of every active request; logits [B, V]."""
         cache.reserve(int(cache.lengths[:len(active)].max()) + 1)
         newest = [a.ids[-1] for a in active]
-        if graphs:
-            return graphs.logits(newest)
+        if steps:
+            return steps.logits(newest)
         positions = cache.lengths[:len(active)].to(cache.device) + cache.prefix_length
         ids = torch.tensor(newest, device=cache.device)
         return self.model.logits(self.model(ids, positions, cache.attend_decode(len(active)), positions + 1))
