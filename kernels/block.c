@@ -10,7 +10,7 @@
 #include "redlite.h"
 #include "isa.h"
 #include "pool.h"
-#include "linear.h"
+#include "block.h"
 #include "vector.h"
 #include <math.h>
 #include <stdlib.h>
@@ -114,7 +114,6 @@ static void elementwise(Step step, int64_t rows, int threads)
         rl_parallel(share, &work, threads);
 }
 
-/* x [rows, D] → q [rows, H, K], k and v [rows, G, K]; matrices q, k, v; cos and sin [rows, K]. Returns 0, or −1 for want of memory. */
 RL_EXPORT int rl_before_attention(const float *x, const float *norm, float eps, const Matrix *matrices, const float *cos, const float *sin,
                                   float *q, float *k, float *v, int64_t rows, int64_t head_size, int threads)
 {
@@ -136,7 +135,6 @@ RL_EXPORT int rl_before_attention(const float *x, const float *norm, float eps, 
     return failed ? -1 : 0;
 }
 
-/* x [rows, D], attended [rows, H·K] → y [rows, D]; matrices o, gate, up, down. Returns 0, or −1 for want of memory. */
 RL_EXPORT int rl_after_attention(const float *x, const float *attended, const float *norm, float eps, const Matrix *matrices,
                                  float *y, int64_t rows, int threads)
 {

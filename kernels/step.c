@@ -3,6 +3,7 @@
  * attention, the attention, and the half after it (block.c, decode.c), with nothing of Python between them.
  */
 #include "redlite.h"
+#include "block.h"
 #include "decode.h"
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +11,7 @@
 /* A layer's part of the arguments. */
 typedef struct {
     const float *norm_before, *norm_after;                 /* [D], [D] */
-    const void *before, *after;                            /* matrices q, k, v; matrices o, gate, up, down */
+    const Matrix *before, *after;                          /* matrices q, k, v; matrices o, gate, up, down */
     float *keys, *values;                                  /* [slots, G, S, K] */
     const void *const *prefix_keys, *const *prefix_values; /* G packed matrices each, read where there is a prefix */
     int64_t window;                                        /* 0: none */
@@ -21,10 +22,6 @@ typedef struct {
     int64_t layers, width, heads, groups, size, capacity, prefix;
     float eps, scale;
 } Shape;
-
-int rl_before_attention(const float *x, const float *norm, float eps, const void *matrices, const float *cos, const float *sin, float *q, float *k, float *v,
-                        int64_t rows, int64_t head_size, int threads);
-int rl_after_attention(const float *x, const float *attended, const float *norm, float eps, const void *matrices, float *y, int64_t rows, int threads);
 
 /* x [B, D] becomes the last layer's output; cos and sin [B, K], places [B] as in decode.c. Returns 0, or −1 for want of memory. */
 RL_EXPORT int rl_step(const Layer *layers, const Shape *shape, float *x, const float *cos, const float *sin, const int64_t *places, int64_t requests, int threads)

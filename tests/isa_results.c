@@ -2,7 +2,7 @@
  * What every instruction set of a build of the C library computes from the same inputs, on stdout: for test_isa.py, which compares builds.
  * For each set: its name in 16 bytes, three int32 counts, then as many floats: products; blocks with int8 and int4; everything else.
  */
-#include "linear.h"
+#include "block.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,8 +12,6 @@ const char *rl_isas(void);
 int rl_use(const char *);
 size_t rl_packed_bytes(int, int64_t, int64_t);
 void rl_pack_float(int, void *, const float *, int64_t, int64_t, int64_t);
-int rl_before_attention(const float *, const float *, float, const Matrix *, const float *, const float *, float *, float *, float *, int64_t, int64_t, int);
-int rl_after_attention(const float *, const float *, const float *, float, const Matrix *, float *, int64_t, int);
 int rl_cached_attention(const float *, const float *, const float *, float *, float *, const int64_t *, const void *const *, const void *const *, float *,
                         int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, float, int);
 void rl_nll_statistics(float *, int64_t, int64_t, int64_t, const int64_t *, float *, float *, float *, int);
