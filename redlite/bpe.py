@@ -35,7 +35,7 @@ CHAR_BYTES = {c: b for b, c in enumerate(BYTE_CHARS)}
 def char_classes() -> dict[str, str]:
     r"""The insides of `[…]` for \p{L} and \p{N}, by "L" and "N". Planes above 3 hold neither."""
     majors = "".join(map(unicodedata.category, map(chr, range(0x40000))))[::2]
-    return {major: "".join(f"\\U{run.start():08x}-\\U{run.end() - 1:08x}" for run in re.finditer(f"{major}+", majors)) for major in "LN"}
+    return {major: "".join(f"{chr(run.start())}-{chr(run.end() - 1)}" for run in re.finditer(f"{major}+", majors)) for major in "LN"}
 
 
 # The splitting patterns, by the name of llama.cpp's `tokenizer.ggml.pre` for each. {L} {N} {S}: letters, numbers, white space.

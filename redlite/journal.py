@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,11 +41,33 @@ def sha256_file(path) -> str:
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
-            while piece := file.read(1 << 20):
+            while piece := file.read(1 << 22):
                 digest.update(piece)
     except OSError as error:
         raise Error(f"{path}: cannot be read ({error.strerror})") from None
     return digest.hexdigest()
+
+
+class Hashing(threading.Thread):
+    """`sha256_file` in a thread beside what else there is to do; hashing leaves Python's lock to others. It ends with the program."""
+
+    def __init__(self, path):
+        super().__init__(daemon=True)
+        self._path, self._found, self._fault = path, "", None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._found = sha256_file(self._path)
+        except Exception as error:  # raised where the result is asked for
+            self._fault = error
+
+    def result(self) -> str:
+        """The hash, when it is there. Raises what `sha256_file` raised."""
+        self.join()
+        if self._fault:
+            raise self._fault
+        return self._found
 
 
 @contextmanager

@@ -192,11 +192,14 @@ def parts(path, template: str | None = None) -> Parts:
     return Parts(path, words, chat.choose(words, words.chat_template, path.name, template))
 
 
-def fingerprints(model: LM | Parts) -> dict[str, str]:
-    """SHA-256 of what decides a model's results: weights (every file, with the config), tokenizer, template."""
+def fingerprints(model: LM | Parts, hashed: str | None = None) -> dict[str, str]:
+    """SHA-256 of what decides a model's results: weights (every file, with the config), tokenizer, template.
+
+    hashed  the SHA-256 of a model's only file, where it is known already
+    """
     whole = hashlib.sha256()
     for name, file in sorted(checkpoint.files(model.path).items()):
-        whole.update(f"{name} {sha256_file(file)}\n".encode())
+        whole.update(f"{name} {hashed or sha256_file(file)}\n".encode())
     return {"weights": whole.hexdigest(), "tokenizer": model.tokenizer.fingerprint(), "template": model.template.fingerprint()}
 
 

@@ -101,11 +101,12 @@ class LocalAnswerer:
 
 def local_model(path, dtype: str, device: str, quantize: str | None = None, template: str | None = None, batch_size: int | None = None) -> Choice:
     """A model on this machine, identified by its files without loading the weights."""
+    hashing = journal.Hashing(path) if Path(path).is_file() else None  # a .gguf file, while torch is imported
     from redlite import lm
     lm.check_device(device)
     parts = lm.parts(path, template)
     settings = {"dtype": dtype, "device": device.partition(":")[0], "quantize": quantize}
-    return Choice(parts.path.name, {"name": parts.path.name, **lm.fingerprints(parts), **settings},
+    return Choice(parts.path.name, {"name": parts.path.name, **lm.fingerprints(parts, hashing and hashing.result()), **settings},
                   load=lambda: LocalAnswerer(lm.LM.load(parts, dtype, device, quantize), batch_size),
                   count=lambda messages: len(parts.template.encode(messages, add_generation_prompt=True).ids),
                   seconds=partial(_seconds_at_most, parts.path, dtype, device))

@@ -7,8 +7,6 @@ import math
 import struct
 from dataclasses import dataclass
 
-import sentencepiece
-
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 UNIGRAM, BPE = 1, 2
 SPACE = "▁"
@@ -157,6 +155,7 @@ class SentencePiece:
     """Text to ids, with and without the space that the model puts before text. Raises ValueError where the library does not take the model."""
 
     def __init__(self, model: Model):
+        import sentencepiece  # only here: byte-level models do without
         self.model, self.size = checked(model), len(model.pieces)
         content = serialized(model)
         try:

@@ -7,6 +7,8 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, replace
+from itertools import repeat
+from operator import add
 from pathlib import Path
 
 import numpy as np
@@ -299,14 +301,17 @@ def _vocab(files: _Files, model: dict) -> tuple[dict[str, int], np.ndarray]:
 
 def merge_ids(vocab: dict[str, int], merges: list) -> np.ndarray:
     """int64 [merges, 3]: the ids of left, right and whole of merges, each "left right" or [left, right]. Raises ValueError."""
-    id_of, ids = vocab.get, []  # flat: a hundred thousand pairs would be that many containers for the collection of garbage to visit
-    for i, merge in enumerate(merges):
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], str):
-            raise ValueError(f"entry {i} is {short(merge)}; two tokens are needed")
-        left, right = pair
-        ids += id_of(left, -1), id_of(right, -1), id_of(left + right, -1)
-    found = np.array(ids, np.int64).reshape(-1, 3)
+    if all(isinstance(merge, str) and merge.count(" ") == 1 for merge in merges):  # one flat list: a hundred thousand pairs take long to make
+        parts = " ".join(merges).split(" ") if merges else []
+    else:
+        parts = []
+        for i, merge in enumerate(merges):
+            pair = merge.split(" ") if isinstance(merge, str) else merge
+            if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], str):
+                raise ValueError(f"entry {i} is {short(merge)}; two tokens are needed")
+            parts += pair
+    lefts, rights = parts[::2], parts[1::2]
+    found = np.array([list(map(vocab.get, texts, repeat(-1))) for texts in (lefts, rights, map(add, lefts, rights))], np.int64).T
     if found.min(initial=0) < 0:
         i = int(np.flatnonzero((found < 0).any(axis=1))[0])
         raise ValueError(f"entry {i}, {short(merges[i])}, has a part or a whole that is not in the vocabulary")

@@ -178,8 +178,10 @@ def test_fingerprints(tmp_path):
     (tmp_path / "f").write_bytes(os.urandom(3 << 20))
     assert journal.sha256_file(tmp_path / "f") == hashlib.sha256((tmp_path / "f").read_bytes()).hexdigest()
     assert journal.sha256_json({"b": 1, "a": "é"}) == hashlib.sha256(b'{"a":"\\u00e9","b":1}').hexdigest()
-    with pytest.raises(Error, match="cannot be read"):
-        journal.sha256_file(tmp_path / "g")
+    assert journal.Hashing(tmp_path / "f").result() == journal.sha256_file(tmp_path / "f")
+    for read in (journal.sha256_file, lambda path: journal.Hashing(path).result()):
+        with pytest.raises(Error, match="cannot be read"):
+            read(tmp_path / "g")
 
 
 def test_the_first_difference():

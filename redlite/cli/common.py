@@ -2,6 +2,7 @@
 import argparse
 import difflib
 import errno
+import gc
 import math
 import os
 import shlex
@@ -16,6 +17,8 @@ from redlite import __version__, offline
 from redlite.errors import Error, Incomplete
 from redlite.journal import half_surrogate, read_json
 
+# When garbage is collected: torch alone makes 170,000 objects that stay, and Python's own 700 would have them visited again and again meanwhile.
+GARBAGE = (100_000, 10, 10)
 DONE, FAILED, USAGE, GATE, INTERRUPTED = 0, 1, 2, 100, 130
 
 
@@ -170,6 +173,7 @@ def guarded(program: str, body: Callable[[list[str]], int], arguments: list[str]
         with offline.closed():
             return _guarded(program, body, arguments)
     _is_program = True
+    gc.set_threshold(*GARBAGE)
     offline.close()
     return _guarded(program, body, sys.argv[1:])
 
