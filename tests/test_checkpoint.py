@@ -13,7 +13,7 @@ import torch
 
 import gguf_file
 from make_model_goldens import IDS, SHOWN, weights
-from redlite import checkpoint, tokenizer
+from redlite import checkpoint, kernels, tokenizer
 from redlite.config import Config
 from redlite.errors import Error
 from redlite.gguf import GGUF
@@ -489,7 +489,7 @@ import os
 import sys
 from pathlib import Path
 import torch
-from redlite import checkpoint
+from redlite import checkpoint, kernels
 from redlite.model import LLaMA
 
 def kilobytes(field):
@@ -507,9 +507,12 @@ for path, dtype in zip(sys.argv[1::2], sys.argv[2::2]):
         model = LLaMA(config)
     Path("/proc/self/clear_refs").write_text("5")        # VmHWM, the peak, starts again from here
     before = kilobytes("VmRSS")
-    checkpoint.load_weights(model, path, getattr(torch, dtype))
-    peak, weights = kilobytes("VmHWM") - before, sum(p.nbytes for p in model.parameters()) / 1024
-    assert all(bool((p == 0.5).all()) for p in model.parameters())
+    packed = dtype.partition("packed-")[2] or None
+    checkpoint.load_weights(model, path, torch.float32 if packed else getattr(torch, dtype), packed=packed)
+    peak, matrices = kilobytes("VmHWM") - before, [m.weight for m in model.modules() if isinstance(getattr(m, "weight", None), kernels.Packed)]
+    weights = (sum(p.nbytes for p in model.parameters()) + sum(m.buffer.nbytes for m in matrices)) / 1024
+    assert all(bool((p == 0.5).all()) for p in model.parameters()) and bool(matrices) == bool(packed)
+    assert all(bool(((m.rows(torch.arange(16)) - 0.5).abs() < 1e-3).all()) for m in matrices)
     print(path, dtype, weights, peak / weights)
     break
 """
@@ -532,8 +535,11 @@ def test_peak_memory_of_loading(tmp_path):
     pickled = write_directory(tmp_path / "bin", config.to_hf(), {}, none=b"")
     torch.save(state, pickled / "pytorch_model.bin")
     cases = [str(x) for path in (gguf, plain, pickled) for dtype in ("float32", "bfloat16") for x in (path, dtype)]
+    if not kernels.unpackable("cpu"):  # a .bin file is packed through a matrix in between, which here is half of the weights
+        cases += [str(x) for path in (gguf, plain) for format in ("float32", "int8", "int4") for x in (path, f"packed-{format}")]
     done = subprocess.run([sys.executable, "-c", PROGRAM, *cases], capture_output=True, text=True, check=True)
     found = [line.split() for line in done.stdout.splitlines()]
-    assert len(found) == 6
+    assert len(found) == len(cases) // 2
     for path, dtype, weights, ratio in found:
-        assert float(weights) > (80_000 if dtype == "float32" else 40_000) and 0.9 <= float(ratio) <= 1.2, (path, dtype, ratio)
+        least = {"float32": 80_000, "packed-float32": 80_000, "bfloat16": 40_000, "packed-int8": 20_000, "packed-int4": 10_000}[dtype]
+        assert float(weights) > least and 0.9 <= float(ratio) <= 1.2, (path, dtype, ratio)
