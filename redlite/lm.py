@@ -140,14 +140,17 @@ class LM:
 
     def _stop_check(self, stop: tuple[str, ...]):
         """Whether the bytes of the newest tokens end the text at a stop string; a string may span token borders."""
-        if not stop:
-            return None
         wanted = [s.encode() for s in stop if s]
+        if not wanted:
+            return None
         reach = max(map(len, wanted)) + 1  # a token that adds text adds a byte at least
 
         def stopped(ids: list[int]) -> bool:
             tail = b"".join(self.tokenizer.piece_bytes(i) for i in ids[-reach:])
-            return any(s in tail for s in wanted)
+            if not any(s in tail for s in wanted):
+                return False
+            text = self._text(ids, ())  # without sentencepiece's first space, which is among the bytes
+            return any(s in text for s in stop if s)
         return stopped
 
     def _text(self, ids: list[int], stop: tuple[str, ...]) -> str:

@@ -29,8 +29,8 @@ class Rule:
         """What is wrong with the numbers, "" if nothing."""
         if not 0 <= self.temperature < float("inf") or not 0 < self.top_p <= 1:
             return f"temperature {self.temperature} must be at least 0 and top_p {self.top_p} above 0 and at most 1"
-        if self.top_k < 0 or not 0 <= self.min_p <= 1 or not 0 < self.repetition_penalty < float("inf"):
-            return f"top_k {self.top_k} must be at least 0, min_p {self.min_p} from 0 to 1, repetition_penalty {self.repetition_penalty} above 0"
+        if self.top_k < 0 or not 0 <= self.min_p <= 1 or not 1e-6 <= self.repetition_penalty <= 1e6:  # beyond, logits might become infinite
+            return f"top_k {self.top_k} must be at least 0, min_p {self.min_p} from 0 to 1, repetition_penalty {self.repetition_penalty} from 1e-6 to 1e6"
         return ""
 
 
@@ -62,7 +62,8 @@ def sample(logits_BV: Tensor, rules: list[Rule], uniform_B: Tensor, seen: list[l
     kept = (rank < column(r.top_k or p.shape[-1] for r in mine)) & (p >= column(r.min_p for r in mine) * p[:, :1])
     p = p * (rank < column(r.top_k or p.shape[-1] for r in mine))
     total = p.double().cumsum(-1)
-    kept &= total - p < column(r.top_p for r in mine) * total[:, -1:]  # the token that reaches top_p is kept, the first always
+    kept &= total - p < column(r.top_p for r in mine) * total[:, -1:]  # the token that reaches top_p is kept
+    kept[:, 0] = True  # the first always, also where top_p is so small that it is 0 in float32
     mass = (p * kept).double().cumsum(-1)
     place = torch.searchsorted(mass, (uniform_B[drawn, None].double() * mass[:, -1:]), right=True)
     place = place.clamp(max=kept.sum(-1, keepdim=True) - 1)  # rounding may leave u · mass at the very end

@@ -36,6 +36,10 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_it():
         np.testing.assert_allclose(got, expected, atol=2e-3)
 
 
+def test_the_least_top_p_keeps_the_first():
+    assert draw([1.0, 3.0, 2.0], 1.0, 1e-300, [0.0, 0.5, 0.999]) == [1, 1, 1]
+
+
 def test_the_largest_uniform_number_stays_inside():
     assert draw([0.0, 0.0, -200.0], 1.0, 1.0, [np.nextafter(np.float32(1), np.float32(0)).item()]) == [1]
     assert draw([0.0] * 7, 1.0, 0.5, [0.9999999]) == [3]
@@ -69,7 +73,7 @@ def test_repetition_penalty():
 
 def test_rules_name_what_is_wrong():
     assert not Rule(0.7, 0.9, 40, 0.05, 1.1).fault()
-    for wrong in (Rule(-1.0), Rule(float("nan")), Rule(top_p=0), Rule(top_k=-1), Rule(min_p=2), Rule(repetition_penalty=0)):
+    for wrong in (Rule(-1.0), Rule(float("nan")), Rule(top_p=0), Rule(top_k=-1), Rule(min_p=2), Rule(repetition_penalty=0), Rule(repetition_penalty=1e-40)):
         assert "must be" in wrong.fault()
 
 

@@ -40,6 +40,19 @@ def test_an_answer_is_the_models(server):
     assert found["usage"] == {"prompt_tokens": wanted.prompt_tokens, "completion_tokens": len(wanted.ids), "total_tokens": wanted.prompt_tokens + len(wanted.ids)}
 
 
+def test_a_stop_string_stands_in_the_text_or_does_not_stop(server):
+    lm = server.lm
+    cut = 0
+    for token in range(5, 40):
+        whole = lm.generate([[token]], 6)[0]
+        first = b"".join(map(lm.tokenizer.piece_bytes, whole.ids)).decode("utf-8", "replace")[:3]  # " th", whose space sentencepiece cuts
+        found = lm.generate([[token]], 6, stop=(first,))[0]
+        ends = first in whole.text
+        cut += first.startswith(" ") and not ends
+        assert (found.text, found.finish) == ((whole.text[:whole.text.index(first)], "stop") if ends else (whole.text, whole.finish)), (token, first)
+    assert cut and lm.generate([[6]], 6, stop=("",))[0].text == lm.generate([[6]], 6)[0].text
+
+
 def test_length_stop_and_parts(server):
     text = direct(server).text
     short = post(server, temperature=0, max_completion_tokens=2).json()
