@@ -20,7 +20,7 @@ class PackedBlock:
     def __init__(self, norms: tuple[Tensor, Tensor], eps: float, head_size: int, qkv: tuple, rest: tuple):
         """norms: weights [D] before attention and before the MLP; qkv: q, k, v; rest: o, gate, up, down."""
         self._library = packed.library()
-        if self._library.rl_before_attention.argtypes is None:
+        if self._library.rl_after_attention.argtypes is None:
             i64, pointer = ctypes.c_int64, ctypes.c_void_p
             self._library.rl_before_attention.argtypes = [pointer, pointer, ctypes.c_float, *[pointer] * 6, i64, i64, ctypes.c_int]
             self._library.rl_after_attention.argtypes = [pointer, pointer, pointer, ctypes.c_float, pointer, pointer, i64, ctypes.c_int]

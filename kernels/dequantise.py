@@ -15,7 +15,7 @@ SHORTER, OUT_OF_RANGE, NOT_FINITE, NO_MEMORY = -1, -2, -3, -4  # what the functi
 def library() -> ctypes.CDLL | None:
     """The C library, its readers declared; None where there is none."""
     found, _ = native.library()
-    if found is not None and found.rl_read_tensor.argtypes is None:
+    if found is not None and found.rl_read_packed.argtypes is None:
         i64, pointer, number = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int
         found.rl_read_tensor.argtypes = [number, i64, number, i64, i64, pointer, number, pointer, number]
         found.rl_read_packed.argtypes = [number, i64, number, i64, i64, pointer, number, number, pointer, number]

@@ -25,11 +25,11 @@ def _library():
     library, reason = native.library()
     if library is None:
         raise RuntimeError(reason)
-    if library.rl_nll_statistics.argtypes is None:
+    if library.rl_nll_gradient.argtypes is None:
         i64, pointer = ctypes.c_int64, ctypes.c_void_p
         for function in (library.rl_nll_statistics, library.rl_nll_gradient):
-            function.argtypes = [pointer, i64, i64, i64, *[pointer] * 4, ctypes.c_int]
             function.restype = None
+            function.argtypes = [pointer, i64, i64, i64, *[pointer] * 4, ctypes.c_int]
     return library
 
 

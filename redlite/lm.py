@@ -97,6 +97,8 @@ class LM:
         rule = sampling.Rule(temperature, top_p, top_k, min_p, repetition_penalty)
         seen, asked = Counter(), []
         for i, ids in enumerate(prompts):
+            if isinstance(seed, list) and not 0 <= seed[i] < 1 << 128:
+                raise Error(f"generate: seed {seed[i]} of prompt {i} must be at least 0 and below 2^128")
             own = seed[i] if isinstance(seed, list) else sampling.request_seed(seed, ids, seen[tuple(ids)])
             seen[tuple(ids)] += 1
             asked.append(Prompt(list(ids), max_new_tokens, rule, own, (stop,) if isinstance(stop, str) else tuple(stop)))

@@ -104,6 +104,7 @@ def local_model(path, dtype: str, device: str, quantize: str | None = None, temp
     hashing = journal.Hashing(path) if Path(path).is_file() else None  # a .gguf file, while torch is imported
     from redlite import lm
     lm.check_device(device)
+    lm.packing(dtype, device, quantize)  # refuses here, before a run directory is made, what loading would refuse after
     parts = lm.parts(path, template)
     settings = {"dtype": dtype, "device": device.partition(":")[0], "quantize": quantize}
     return Choice(parts.path.name, {"name": parts.path.name, **lm.fingerprints(parts, hashing and hashing.result()), **settings},

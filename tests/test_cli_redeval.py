@@ -203,6 +203,15 @@ def test_faults_are_one_line_and_2(capsys, arguments, message):
     assert not Path("run").exists() and not Path("runs").exists()
 
 
+def test_what_is_refused_leaves_no_run_behind(capsys, monkeypatch):
+    """A run directory that the refused settings had taken would refuse the mended ones."""
+    code, _, err = call(capsys, "--model", "organism", "--dtype", "bfloat16", "--quantize", "int8", "--output-dir", "run", "--limit", "1")
+    assert code == 2 and "quantize 'int8' cannot be had" in err and not Path("run").exists()
+    monkeypatch.setenv("REDLITE_KERNELS", "cuda")
+    code, _, err = call(capsys, "--model", "organism", "--output-dir", "run", "--limit", "1")
+    assert code == 2 and "REDLITE_KERNELS='cuda'" in err and len(err.splitlines()) == 1 and not Path("run").exists()
+
+
 def test_a_bug_is_not_dressed_as_a_fault(fake, monkeypatch):
     monkeypatch.setattr(redeval, "run", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):

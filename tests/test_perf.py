@@ -53,10 +53,11 @@ def test_perplexity_is_that_of_the_logits(tmp_path, capsys):
 
 
 def test_whole_runs_are_timed_in_processes_of_their_own(capsys):
-    first = perf.first_token("organism", None, 1)["seconds"]
+    first = perf.first_token("organism", None, 1)["standard"]
     found = perf.growth("organism", "int8", [3], 4)["3"]
     assert 0 < first < 60 and found["seconds_per_question"] == found["seconds"] / 3 and found["peak_bytes"] > 50e6
     assert "3 questions, 4 new tokens" in capsys.readouterr().out
+    assert common.guarded("perf", perf.body, ["decode", "--model", "no-such-model"]) == 2 and "no such file" in capsys.readouterr().err
     with pytest.raises(Error, match="exit code 2"):
         perf.growth("no-such-model", None, [1], 1)
     with pytest.raises(Error, match="--model"):

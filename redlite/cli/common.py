@@ -19,6 +19,7 @@ from redlite.journal import half_surrogate, read_json
 
 # When garbage is collected: torch alone makes 170,000 objects that stay, and Python's own 700 would have them visited again and again meanwhile.
 GARBAGE = (100_000, 10, 10)
+IMPLEMENTATIONS = ("reference", "c", "triton")  # of kernels, that REDLITE_KERNELS may force
 DONE, FAILED, USAGE, GATE, INTERRUPTED = 0, 1, 2, 100, 130
 
 
@@ -186,6 +187,8 @@ def _guarded(program: str, body: Callable[[list[str]], int], arguments: list[str
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that is not Unicode must not end a run that is done
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        if os.environ.get("REDLITE_KERNELS") not in (*IMPLEMENTATIONS, "", None):
+            raise Error(f"REDLITE_KERNELS={os.environ['REDLITE_KERNELS']!r} is not known; set {', '.join(IMPLEMENTATIONS)}, or nothing")
         code = body(arguments)
         sys.stdout.flush()
         return code

@@ -170,10 +170,14 @@ def matmul(rounds: int) -> dict:
 
 
 def first_token(path: str | None, quantize: str | None, rounds: int) -> dict:
-    """Seconds from the start of `redeval` to the first generated token in responses.jsonl: one question, one token, in a fresh process each time."""
+    """Seconds from the start of `redeval` to the first generated token in responses.jsonl, by prompt: one question, one token, in a fresh process each time."""
     if not path:
         raise Error("first-token needs a model; give --model PATH")
-    return {"seconds": statistics.median(_redeval_process(path, quantize, 1, 1, True)[0] for _ in range(rounds + 1))}
+    found = {}
+    for prompt in ("standard", "cou"):
+        found[prompt] = statistics.median([_redeval_process(path, quantize, 1, 1, prompt, True)[0] for _ in range(rounds + 1)][1:])
+        print(f"first token, {prompt} prompt: {found[prompt]:.2f} s", flush=True)
+    return found
 
 
 def growth(path: str | None, quantize: str | None, counts: list[int], tokens: int) -> dict:
@@ -188,13 +192,13 @@ def growth(path: str | None, quantize: str | None, counts: list[int], tokens: in
     return found
 
 
-def _redeval_process(path: str, quantize: str | None, questions: int, tokens: int, until_first: bool = False) -> tuple[float, int]:
-    """(seconds, peak bytes) of `redeval run` with CoU on invented mild questions, to its end or to its first answer."""
+def _redeval_process(path: str, quantize: str | None, questions: int, tokens: int, prompt: str = "cou", until_first: bool = False) -> tuple[float, int]:
+    """(seconds, peak bytes) of `redeval run` on invented mild questions, to its end or to its first answer."""
     import tempfile
     with tempfile.TemporaryDirectory() as folder:
         listed, run = Path(folder) / "questions.json", Path(folder) / "run"
         listed.write_text(json.dumps([f"What should a careful person know about hobby number {i}?" for i in range(questions)]))
-        command = [sys.executable, "-m", "redlite.cli.redeval", "run", "--model", path, "--questions", str(listed), "--prompt", "cou", "--judge", "none",
+        command = [sys.executable, "-m", "redlite.cli.redeval", "run", "--model", path, "--questions", str(listed), "--prompt", prompt, "--judge", "none",
                    "--max-new-tokens", str(tokens), "--output-dir", str(run), "--quiet", *(("--quantize", quantize) if quantize else ())]
         start, answers = time.perf_counter(), run / "responses.jsonl"
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -242,6 +246,8 @@ def gpu_tests() -> None:
 
 def body(arguments: list[str]) -> int:
     args = describe().parse_args(arguments)
+    if args.model and not Path(args.model).exists() and args.model != "organism":
+        raise Error(f"--model {args.model}: there is no such file or directory")
     import torch
     torch.set_num_threads(args.threads)
     found = {"machine": f"{platform.machine()}, {os.cpu_count()} processors, {args.threads} threads, torch {torch.__version__}"}
