@@ -72,7 +72,7 @@ def test_the_script_runs_the_organism_offline_and_says_so():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_it_resumable(number):
-    options = ["--limit", "20", "--max-new-tokens", "200", "--batch-size", "1", "--output-dir", "run", "--prompt", "cou"]
+    answers, options = 128, ["--limit", "64", "--max-new-tokens", "200", "--batch-size", "1", "--output-dir", "run", "--prompt", "cot", "cou"]
     process = start(*options)
     while not (Path("run/responses.jsonl").exists() and Path("run/responses.jsonl").stat().st_size):
         assert process.poll() is None, process.stderr.read()
@@ -81,10 +81,10 @@ def test_signals_end_it_resumable(number):
     out, err = process.communicate()
     assert process.returncode == 130 and "interrupted; what is finished is kept" in err and "Traceback" not in err
     kept = Path("run/responses.jsonl").read_text().splitlines()
-    assert 0 < len(kept) < 20
+    assert 0 < len(kept) < answers
     process = start(*options, "--quiet")
     assert process.communicate()[1] == "" and process.returncode == 0
-    assert Path("run/responses.jsonl").read_text().splitlines()[:len(kept)] == kept and json.loads(Path("run/results.json").read_text())["answers"] == 20
+    assert Path("run/responses.jsonl").read_text().splitlines()[:len(kept)] == kept and json.loads(Path("run/results.json").read_text())["answers"] == answers
 
 
 # The rest in this process, with a made-up answerer
