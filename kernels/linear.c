@@ -2,7 +2,7 @@
  * y = x Wᵀ for weights packed once: float32, int8 (Q8_0) and int4 (Q4_0, Q4_1), for one row as for many.
  *
  * Quantised products are exact integers: each block of 32 inputs of a row of x becomes bytes with one scale, its largest magnitude / 127; for int8
- * weights, of the sums of two neighbours too, so that 16 bits hold two products (tiles.h). Its products with a block of weights are summed in
+ * weights / 126, and sums of a few inputs count among the magnitudes, so that 16 bits hold their products (tiles.h). Its products with a block of weights are summed in
  * integers, and y += scale_w · (scale_x · sum) (+ minimum · Σ x) in float32.
  *
  * Every output is summed over the inputs in one fixed order whatever the number of rows, so a row's result
@@ -22,23 +22,29 @@ static int64_t first_row(const Product *p, int64_t tile) { return p->rows * tile
 
 static int64_t panels_of(const Matrix *m) { return (m->columns + PANEL - 1) / PANEL; }
 
-/* A block of x as bytes · scale; their sum. pairs: the sums of x[2i] and x[2i + 1] count among the magnitudes. A block with NaN or infinity gets
+static inline float larger(float x, float most) { return x > most || x != x ? x : most; } /* NaN wins */
+static inline float above(float x) { return x > 0 ? x : 0; }
+
+/* A block of x as bytes · scale; their sum. eights: for int8 weights, see TOP_Q8. A block with NaN or infinity gets
  * the scale NaN; one so small that its scale has no inverse, 0. */
-static int round_block(const float *x, int pairs, float *scale, int8_t *bytes)
+static int round_block(const float *x, int eights, float *scale, int8_t *bytes)
 {
 #if defined(__x86_64__)
     if (rl_level() >= AVX2)
-        return rl_round_block_avx2(x, pairs, scale, bytes);
+        return rl_round_block_avx2(x, eights, scale, bytes);
 #endif
+    const float top = eights ? TOP_Q8 : TOP;
     float most = 0;
     int sum = 0;
-    for (int k = 0; k < BLOCK; k++) {
-        float magnitude = fabsf(x[k]), two = pairs ? fabsf(x[k] + x[k ^ 1]) : 0;
-        most = magnitude > most || magnitude != magnitude ? magnitude : most;
-        most = two > most || two != two ? two : most;
+    for (int k = 0; k < BLOCK; k++)
+        most = larger(fabsf(x[k]), most);
+    for (int k = 0; eights && k < BLOCK; k += k % 4 ? 6 : 2) { /* 0, 2, 8, 10, … */
+        float a[2][4] = {{above(x[k]), above(x[k + 1]), above(x[k + 4]), above(x[k + 5])}, {above(-x[k]), above(-x[k + 1]), above(-x[k + 4]), above(-x[k + 5])}};
+        for (int i = 0; i < 2; i++)
+            most = larger((a[i][0] + a[i][1]) + (a[i][2] + a[i][3]), most);
     }
-    float inverse = TOP / most; /* infinite for 0 */
-    *scale = !(most <= 3.4e38f) ? NAN : inverse <= 3.4e38f ? most / TOP : 0;
+    float inverse = top / most; /* infinite for 0 */
+    *scale = !(most <= 3.4e38f) ? NAN : inverse <= 3.4e38f ? most / top : 0;
     for (int k = 0; k < BLOCK; k++) {
         bytes[k] = *scale > 0 ? (int8_t)lrintf(x[k] * inverse) : 0;
         sum += bytes[k];
@@ -135,9 +141,15 @@ static void multiply(void *context, int part, int parts)
                     int64_t row = first_row(p, tile), column = panel * PANEL;
                     int count = (int)(first_row(p, tile + 1) - row), width = (int)(m->columns - column < PANEL ? m->columns - column : PANEL);
                     p->tile(p, weights, row, count, out, panel + 1 < last && p->share ? weights + p->panel_bytes + (tile - first) * p->blocks * p->share : NULL);
-                    for (int r = 0; r < count; r++)
-                        for (int j = 0; j < width; j++)
-                            p->y[i][(row + r) * m->columns + column + j] = out[r * PANEL + j] + (m->bias ? m->bias[column + j] : 0.0f);
+                    for (int r = 0; r < count; r++) {
+                        float *to = p->y[i] + (row + r) * m->columns + column, *from = out + r * PANEL;
+                        for (int j = 0; m->bias && j < width; j++)
+                            from[j] += m->bias[column + j];
+                        if (width == PANEL)
+                            memcpy(to, from, PANEL * sizeof(float)); /* of a constant size: a few moves */
+                        else
+                            memcpy(to, from, (size_t)width * sizeof(float));
+                    }
                 }
             }
             before += panels;
@@ -155,7 +167,7 @@ static void choose(Product *p)
     if (rl_level() >= AVX512)
         p->most = ROWS_AVX512, p->tile = avx512[p->format];
     else if (rl_level() >= AVX2)
-        p->most = ROWS_AVX2, p->tile = avx2[p->format];
+        p->most = p->format == Q8 ? ROWS_AVX2_Q8 : ROWS_AVX2, p->tile = avx2[p->format];
 #elif defined(__aarch64__)
     static Tile *const neon[3] = {rl_tile_f32_neon, rl_tile_q8_neon, rl_tile_q4_neon};
     static Tile *const dot[3] = {rl_tile_f32_neon, rl_tile_q8_dot, rl_tile_q4_dot};

@@ -1,4 +1,4 @@
-/* The inner loops of linear.c for AVX2 with FMA and F16C: tiles of up to 6 rows by 16 columns, in registers. */
+/* The inner loops of linear.c for AVX2 with FMA and F16C: tiles of up to 6 rows by 16 columns, int8 4 rows, in registers. */
 #include "tiles.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -6,25 +6,28 @@
 #define INLINE_AVX2 static inline __attribute__((always_inline, target("avx2,fma,f16c")))
 
 /* See round_block in linear.c. */
-FOR_AVX2 int rl_round_block_avx2(const float *x, int pairs, float *scale, int8_t *bytes)
+FOR_AVX2 int rl_round_block_avx2(const float *x, int eights, float *scale, int8_t *bytes)
 {
-    const __m256 positive = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    const __m256 positive = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff)), zero = _mm256_setzero_ps();
+    const float top = eights ? TOP_Q8 : TOP;
     __m256 v[4];
     __m256i magnitude[4]; /* as integers, magnitudes order as floats do, with infinity and NaN above all */
     for (int i = 0; i < 4; i++) {
         v[i] = _mm256_loadu_ps(x + i * 8);
         magnitude[i] = _mm256_castps_si256(_mm256_and_ps(v[i], positive));
-        if (pairs) {
-            __m256 two = _mm256_add_ps(v[i], _mm256_permute_ps(v[i], 0xb1));
-            magnitude[i] = _mm256_max_epi32(magnitude[i], _mm256_castps_si256(_mm256_and_ps(two, positive)));
+        if (eights) {
+            __m256 above = _mm256_max_ps(v[i], zero), below = _mm256_max_ps(_mm256_sub_ps(zero, v[i]), zero);
+            above = _mm256_add_ps(above, _mm256_permute_ps(above, 0xb1)), below = _mm256_add_ps(below, _mm256_permute_ps(below, 0xb1));
+            above = _mm256_add_ps(above, _mm256_permute2f128_ps(above, above, 1)), below = _mm256_add_ps(below, _mm256_permute2f128_ps(below, below, 1));
+            magnitude[i] = _mm256_max_epi32(magnitude[i], _mm256_castps_si256(_mm256_max_ps(above, below)));
         }
     }
     __m256i most8 = _mm256_max_epi32(_mm256_max_epi32(magnitude[0], magnitude[1]), _mm256_max_epi32(magnitude[2], magnitude[3]));
     __m128i most4 = _mm_max_epi32(_mm256_castsi256_si128(most8), _mm256_extracti128_si256(most8, 1));
     most4 = _mm_max_epi32(most4, _mm_shuffle_epi32(most4, 0x4e));
     most4 = _mm_max_epi32(most4, _mm_shuffle_epi32(most4, 0xb1));
-    float most = _mm_cvtss_f32(_mm_castsi128_ps(most4)), inverse = TOP / most;
-    *scale = !(most <= 3.4e38f) ? __builtin_nanf("") : inverse <= 3.4e38f ? most / TOP : 0;
+    float most = _mm_cvtss_f32(_mm_castsi128_ps(most4)), inverse = top / most;
+    *scale = !(most <= 3.4e38f) ? __builtin_nanf("") : inverse <= 3.4e38f ? most / top : 0;
     if (!(*scale > 0)) {
         _mm256_storeu_si256((__m256i *)bytes, _mm256_setzero_si256());
         return 0;
@@ -83,19 +86,21 @@ INLINE_AVX2 void tile_q8(const Product *p, const uint8_t *panel, int64_t row, fl
     const float *scales = p->scale + row * p->blocks;
     const int32_t *starts = p->starts + row * p->blocks;
     const __m256i ones = _mm256_set1_epi16(1);
-    __m256 total[ROWS_AVX2][2];
+    __m256 total[ROWS_AVX2_Q8][2];
     EACH_ROW total[r][0] = total[r][1] = _mm256_setzero_ps();
     for (int64_t b = 0; b < p->blocks; b++, panel += QUANT_BYTES[Q8], scales += count, starts += count) {
         FETCH_AHEAD(b)
-        __m256i sum[ROWS_AVX2][2];
+        __m256i sum[ROWS_AVX2_Q8][2];
         EACH_ROW sum[r][0] = sum[r][1] = _mm256_set1_epi32(starts[r]);
         const __m256i *w = (const __m256i *)(panel + PANEL * 2);
-        for (int four = 0; four < BLOCK / 4; four++, w += 2, q += 4 * count) {
-            __m256i w0 = _mm256_loadu_si256(w), w1 = _mm256_loadu_si256(w + 1);
+        for (int eight = 0; eight < BLOCK / 8; eight++, w += 4, q += 8 * count) {
+            __m256i w0 = _mm256_loadu_si256(w), w1 = _mm256_loadu_si256(w + 1), w2 = _mm256_loadu_si256(w + 2), w3 = _mm256_loadu_si256(w + 3);
             EACH_ROW {
-                __m256i a = bcast(q + r * 4);
-                sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(_mm256_maddubs_epi16(w0, a), ones));
-                sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(_mm256_maddubs_epi16(w1, a), ones));
+                __m256i a = bcast(q + r * 4), c = bcast(q + (count + r) * 4);
+                __m256i left = _mm256_add_epi16(_mm256_maddubs_epi16(w0, a), _mm256_maddubs_epi16(w2, c));
+                __m256i right = _mm256_add_epi16(_mm256_maddubs_epi16(w1, a), _mm256_maddubs_epi16(w3, c));
+                sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(left, ones));
+                sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(right, ones));
                 KEEP(sum[r][0]);
                 KEEP(sum[r][1]);
             }
@@ -152,12 +157,9 @@ INLINE_AVX2 void tile_q4(const Product *p, const uint8_t *panel, int64_t row, fl
     }
 }
 
-#define BY_COUNT(name)                                                                                                 \
-    FOR_AVX2 void rl_##name##_avx2(const Product *p, const uint8_t *panel, int64_t row, int count, float *out, const uint8_t *ahead)         \
-    {                                                                                                                  \
-        switch (count) { COPY(name, 1) COPY(name, 2) COPY(name, 3) COPY(name, 4) COPY(name, 5) COPY(name, 6) }         \
-    }
-BY_COUNT(tile_f32)
-BY_COUNT(tile_q8)
-BY_COUNT(tile_q4)
+#define UP_TO_4(tile) switch (count) { COPY(tile, 1) COPY(tile, 2) COPY(tile, 3) COPY(tile, 4) }
+#define UP_TO_6(tile) switch (count) { COPY(tile, 1) COPY(tile, 2) COPY(tile, 3) COPY(tile, 4) COPY(tile, 5) COPY(tile, 6) }
+FOR_AVX2 void rl_tile_f32_avx2(const Product *p, const uint8_t *panel, int64_t row, int count, float *out, const uint8_t *ahead) { UP_TO_6(tile_f32) }
+FOR_AVX2 void rl_tile_q8_avx2(const Product *p, const uint8_t *panel, int64_t row, int count, float *out, const uint8_t *ahead) { UP_TO_4(tile_q8) }
+FOR_AVX2 void rl_tile_q4_avx2(const Product *p, const uint8_t *panel, int64_t row, int count, float *out, const uint8_t *ahead) { UP_TO_6(tile_q4) }
 #endif

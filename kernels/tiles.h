@@ -18,9 +18,11 @@ enum { F32 = 0, Q8 = 1, Q4 = 2 };
 
 static const size_t QUANT_BYTES[3] = {0, PANEL * 2 + BLOCK * PANEL, PANEL * 4 + BLOCK * PANEL / 2}; /* a block of a panel */
 
-/* The largest magnitude of a byte of x. Two products with int8 weights, of inputs side by side, must fit in 16 bits, 255 · 128 < 2¹⁵: there the sum of
- * the two stays within it as well. With int4 weights all 16 products of a column's even and odd inputs fit, 16 · 15 · 127. */
-enum { TOP = 127 };
+/* The largest magnitude of a byte of x. With int4 weights 16 bits hold all 16 products of a column's even inputs, or of its odd ones: 16 · 15 · 127 < 2¹⁵.
+ * With int8 weights, 0 to 255, they are to hold four products, of inputs k, k + 1, k + 4 and k + 5 of each eight (k = 0, 2): neither the positive
+ * ones among those four bytes nor the negative ones may come to more than 128 together, 255 · 128 < 2¹⁵. So x is scaled to leave them
+ * within 126, and rounding adds half a unit each. */
+enum { TOP = 127, TOP_Q8 = 126 };
 
 /* Products of one x by one or more matrices of one format. Rows of x go in tiles, as even as can be, and each tile is laid out in the order
  * of use: float32 [inputs][rows of the tile]; quantised [blocks][8 fours][rows][4] signed bytes. */
@@ -75,8 +77,8 @@ static inline float half_to_float(uint16_t h)
 
 #if defined(__x86_64__)
 Tile rl_tile_f32_avx2, rl_tile_q8_avx2, rl_tile_q4_avx2, rl_tile_f32_avx512, rl_tile_q8_avx512, rl_tile_q4_avx512;
-enum { ROWS_AVX2 = 6, ROWS_AVX512 = 12 };
-int rl_round_block_avx2(const float *x, int pairs, float *scale, int8_t *bytes);
+enum { ROWS_AVX2 = 6, ROWS_AVX2_Q8 = 4, ROWS_AVX512 = 12 };
+int rl_round_block_avx2(const float *x, int eights, float *scale, int8_t *bytes);
 #elif defined(__aarch64__)
 Tile rl_tile_f32_neon, rl_tile_q8_neon, rl_tile_q4_neon, rl_tile_q8_dot, rl_tile_q4_dot;
 enum { ROWS_NEON = 6, ROWS_NEON_INT = 4 };

@@ -52,8 +52,8 @@ def test_against_float64(shape, format, isa):
     if format == "float32":
         assert (got.double() - expected).abs().max() < 2e-5 * expected.abs().max()
         return
-    # Activations are rounded to about 8 bits. The same model, an operation at a time, rounds almost all of them alike.
-    assert rms(got.double() - expected) < 0.05 * rms(expected)
+    # Activations are rounded to 7 or 8 bits. The same model, an operation at a time, rounds almost all of them alike.
+    assert rms(got.double() - expected) < 0.07 * rms(expected)
     for block in fast.model.layers:
         block.packed = None
     with native.using(isa):

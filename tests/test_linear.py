@@ -40,17 +40,20 @@ def stored(weight: np.ndarray, format: str) -> np.ndarray:
 
 def rounded(x: np.ndarray, format: str) -> tuple[np.ndarray, np.ndarray]:
     """The activations that the products take, float64, and half a step of their rounding: a block of 32 is whole multiples of a 127th of its largest
-    magnitude; with int8 weights of the sums of two neighbours too."""
+    magnitude; with int8 weights of a 126th, and the sums of the positive and of the negative ones among inputs 0, 1, 4, 5 and 2, 3, 6, 7 of every eight count too."""
     out, half = x.astype(np.float64), np.zeros(x.shape)
     for b in range(0, x.shape[1] if format != "float32" else 0, 32):
         part = x[:, b:b + 32]
-        most = np.abs(part).max(1, keepdims=True)
+        most, top = np.abs(part).max(1, keepdims=True), np.float32(127)
         if format == "int8":
-            even, odd = part[:, ::2].copy(), part[:, 1::2]
-            even[:, :odd.shape[1]] += odd
-            most = np.maximum(most, np.abs(even).max(1, keepdims=True))
-        out[:, b:b + 32] = np.rint(part * (np.float32(127) / most)).astype(np.float64) * (most / np.float32(127))
-        half[:, b:b + 32] = most / 254
+            top, whole = np.float32(126), np.zeros((len(x), 32), np.float32)
+            whole[:, :part.shape[1]] = part
+            fours = whole.reshape(-1, 4, 2, 2, 2).swapaxes(2, 3)  # [row, eight, which of its two fours, half of the eight, neighbour]
+            for one_sign in (np.maximum(fours, 0), np.maximum(-fours, 0)):
+                by_half = one_sign[..., 0] + one_sign[..., 1]
+                most = np.maximum(most, (by_half[..., 0] + by_half[..., 1]).reshape(len(x), -1).max(1, keepdims=True))
+        out[:, b:b + 32] = np.rint(part * (top / most)).astype(np.float64) * (most / top)
+        half[:, b:b + 32] = most / top / 2
     return out, half
 
 
@@ -83,6 +86,12 @@ def test_the_largest_products_fit(path, format):
     for x in (torch.ones(64), -torch.ones(64), sign, -sign, (sign > 0).float(), -(sign < 0).float()):
         exact = kept @ torch.from_numpy(rounded(x[None].numpy(), format)[0][0])
         np.testing.assert_allclose(matrix.product(x[None])[0].numpy(), exact.numpy(), rtol=1e-6, atol=1e-4)
+    # Inputs of a few sizes, many of which round up, against weights that all have their sign or all the other.
+    rng = np.random.default_rng(0)
+    x = rng.choice(np.array([0, 1, 1 / 2, 1 / 3, 1 / 5, 0.25, 0.2539], np.float32), (300, 64)) * rng.choice(np.array([-1, 1, 1], np.float32), (300, 64))
+    matrix = Packed.of(torch.from_numpy(np.concatenate([np.where(x >= 0, 1, -1), np.where(x > 0, -1, 1)]).astype(np.float32)), format)
+    exact = rounded(x, format)[0] @ matrix.rows(torch.arange(600)).double().numpy().T
+    np.testing.assert_allclose(matrix.product(torch.from_numpy(x)).numpy(), exact, rtol=1e-6, atol=2e-5)
 
 
 @pytest.mark.parametrize("format", packed.FORMATS)
