@@ -23,6 +23,7 @@ from redlite.errors import Error
 
 INFORMATION = ("command", "info")  # manifest fields that are kept for the reader and never compared
 SYNC_SECONDS = 1.0
+opened: list[Path] = []            # the run directories that this process has opened, in order: what an interrupted program may say is kept
 
 
 def encode(record) -> bytes:
@@ -274,6 +275,7 @@ class Run:
         except BaseException:
             self.close()
             raise
+        opened.append(self.directory)
 
     def _take_lock(self) -> None:
         try:

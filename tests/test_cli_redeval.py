@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import redeval_worker
 import tiny
 
 from redlite import judge as judges, redeval
-from redlite.cli import common, network, redeval as program
+from redlite.cli import common, network, redeval as program, serve as serving
 from redlite.redeval import Choice, LocalAnswerer
 
 HERE = Path(__file__).parent
@@ -79,12 +80,33 @@ def test_signals_end_it_resumable(number):
         time.sleep(0.02)
     process.send_signal(number)
     out, err = process.communicate()
-    assert process.returncode == 130 and "interrupted; what is finished is kept" in err and "Traceback" not in err
+    assert process.returncode == 130 and "interrupted; what is finished is kept in run, and the same command goes on" in err and "Traceback" not in err
     kept = Path("run/responses.jsonl").read_text().splitlines()
     assert 0 < len(kept) < answers
     process = start(*options, "--quiet")
     assert process.communicate()[1] == "" and process.returncode == 0
     assert Path("run/responses.jsonl").read_text().splitlines()[:len(kept)] == kept and json.loads(Path("run/results.json").read_text())["answers"] == answers
+
+
+def test_an_interruption_says_what_goes_on_only_where_a_run_was_opened(tmp_path, capsys, monkeypatch):
+    from redlite import journal, serve
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    def working(arguments):
+        with journal.Run(tmp_path / "whole", {}), journal.Run(tmp_path / "whole/part", {}):
+            interrupted()
+    assert common.guarded("program", working, []) == 130
+    assert capsys.readouterr().err == f"program: interrupted; what is finished is kept in {tmp_path}/whole, and the same command goes on from there\n"
+
+    def measuring(arguments):
+        with tempfile.TemporaryDirectory() as folder, journal.Run(folder, {}):
+            interrupted()
+    for body in (interrupted, measuring):
+        assert common.guarded("program", body, []) == 130 and capsys.readouterr().err == "program: interrupted\n"
+    monkeypatch.setattr(serve.Server, "serve_forever", interrupted)
+    assert serving.main(["--port", "0"]) == 130 and capsys.readouterr().err == "serve: interrupted\n"
 
 
 # The rest in this process, with a made-up answerer

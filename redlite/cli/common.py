@@ -13,9 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from redlite import __version__, offline
+from redlite import __version__, journal, offline
 from redlite.errors import Error, Incomplete
-from redlite.journal import half_surrogate, read_json
 
 # When garbage is collected: torch alone makes 170,000 objects that stay, and Python's own 700 would have them visited again and again meanwhile.
 GARBAGE = (100_000, 10, 10)
@@ -117,7 +116,7 @@ def endpoints(args: argparse.Namespace) -> list[str]:
 
 def from_config(parser: Parser, path: Path) -> list[str]:
     """A configuration file as arguments, which then are checked like any others."""
-    settings = read_json(path, f"--config {path}")
+    settings = journal.read_json(path, f"--config {path}")
     if not isinstance(settings, dict):
         raise Error(f"--config {path}: must hold one JSON object of option names and values")
     known = {a.dest.replace("_", "-"): a for a in parser._actions if a.option_strings and a.dest not in ("help", "version", "config")}
@@ -143,7 +142,7 @@ def from_config(parser: Parser, path: Path) -> list[str]:
             raise Error(f"--config {path}: {key!r} must be a text or a number" + (", or a list of them" if action.nargs else ""))
         if action.type is None and not all(isinstance(v, str) for v in values):
             raise Error(f"--config {path}: {key!r} must be a text, in quotes" + (", or a list of them" if action.nargs else ""))
-        if any("\0" in str(v) or half_surrogate(str(v)) for v in values):
+        if any("\0" in str(v) or journal.half_surrogate(str(v)) for v in values):
             raise Error(f"--config {path}: {key!r} holds a NUL or half of a surrogate pair, which no text of an option has")
         if action.nargs and any(str(v).startswith("-") for v in values):
             raise Error(f"--config {path}: {key!r} holds a value that begins with '-'; write ./-… for a file of such a name")
@@ -186,6 +185,7 @@ def _guarded(program: str, body: Callable[[list[str]], int], arguments: list[str
         sys.stdout = open(os.devnull, "w")
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that is not Unicode must not end a run that is done
         sys.stdout.reconfigure(errors="backslashreplace")
+    opened = len(journal.opened)
     try:
         if os.environ.get("REDLITE_KERNELS") not in (*IMPLEMENTATIONS, "", None):
             raise Error(f"REDLITE_KERNELS={os.environ['REDLITE_KERNELS']!r} is not known; set {', '.join(IMPLEMENTATIONS)}, or nothing")
@@ -196,7 +196,9 @@ def _guarded(program: str, body: Callable[[list[str]], int], arguments: list[str
         print(f"{program}: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return FAILED if isinstance(error, Incomplete) else USAGE
     except KeyboardInterrupt:
-        print(("\n" if sys.stderr.isatty() else "") + f"{program}: interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr)
+        kept = next((d for d in journal.opened[opened:] if d.exists()), None)   # the outermost; a benchmark's own was temporary
+        print(("\n" if sys.stderr.isatty() else "") + f"{program}: interrupted" + (f"; what is finished is kept in {kept}, and the same command goes on from there" if kept else ""),
+              file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of stdout went away (| head). Nothing can be said there any more, and what was made is on disk.
