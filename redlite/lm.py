@@ -38,6 +38,14 @@ class Prompt:
     seed: int = 0
     stop: tuple[str, ...] = ()
 
+    def fault(self) -> str:
+        """What is wrong with the settings, "" if nothing."""
+        if wrong := sampling.wrong_kind({"max_new_tokens": self.max_new_tokens, "seed": self.seed}) or self.rule.fault():
+            return wrong
+        if self.max_new_tokens < 1:
+            return f"max_new_tokens {self.max_new_tokens} must be at least 1"
+        return "" if 0 <= self.seed < 1 << 128 else f"seed {self.seed} must be at least 0 and below 2^128"
+
 
 class LM:
     """A loaded model. Attributes: `model`, `config`, `tokenizer`, `template`, `path`, `device`, `dtype` (a name)."""
@@ -92,13 +100,15 @@ class LM:
         seed, the prompt and how many equal prompts came before it in the list, never on the batch; a list of
         seeds gives each prompt its own. Generation ends at an end token ("stop"), a stop string ("stop", cut from the text), after max_new_tokens
         ("length") or at the end of the model's context ("length").
-        Raises Error for a prompt that is empty, too long, or holds ids outside the vocabulary.
+        Raises Error for a prompt that is empty, too long, or holds ids outside the vocabulary, and for a setting of a wrong kind or size.
         """
+        if isinstance(seed, list) and len(seed) != len(prompts):
+            raise Error(f"generate: {len(seed)} seeds for {len(prompts)} prompts; give one seed, or each prompt its own")
+        if wrong := not isinstance(seed, list) and sampling.wrong_kind({"seed": seed}):  # it is hashed, which takes anything
+            raise Error(f"generate: {wrong}")
         rule = sampling.Rule(temperature, top_p, top_k, min_p, repetition_penalty)
         seen, asked = Counter(), []
         for i, ids in enumerate(prompts):
-            if isinstance(seed, list) and not 0 <= seed[i] < 1 << 128:
-                raise Error(f"generate: seed {seed[i]} of prompt {i} must be at least 0 and below 2^128")
             own = seed[i] if isinstance(seed, list) else sampling.request_seed(seed, ids, seen[tuple(ids)])
             seen[tuple(ids)] += 1
             asked.append(Prompt(list(ids), max_new_tokens, rule, own, (stop,) if isinstance(stop, str) else tuple(stop)))
@@ -108,8 +118,8 @@ class LM:
         """Yield (index, Completion) as each prompt finishes, each by its own settings; ends and errors as in `stream`."""
         requests, stops = [], []
         for i, p in enumerate(prompts):
-            if p.max_new_tokens < 1 or p.rule.fault():
-                raise Error("generate: " + (p.rule.fault() or f"max_new_tokens {p.max_new_tokens} must be at least 1"))
+            if fault := p.fault():
+                raise Error(f"generate: {fault}")
             self._check(p.ids, f"prompt {i}")
             if len(p.ids) >= self.engine.context_limit():
                 raise Error(f"prompt {i} has {len(p.ids)} tokens; the model's context of {self.engine.context_limit()} leaves no room for an answer")

@@ -1,5 +1,6 @@
 """Logits to token ids, pure: no state but the uniform numbers that are handed in."""
 import hashlib
+import numbers
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,15 @@ import torch
 from torch import Tensor
 
 COLDEST = 1e-30  # at no more than this a logit divided by the temperature may be no float32 any more, and the softmax is the largest logit alone
+WHOLE = ("top_k", "max_new_tokens", "seed")  # settings that are whole numbers
+
+
+def wrong_kind(settings: dict[str, object]) -> str:
+    """Which setting of an answer is no number, or no whole one where it must be; "" if none. numpy's numbers are numbers, True is none."""
+    for name, value in settings.items():
+        if not isinstance(value, numbers.Integral if name in WHOLE else numbers.Real) or isinstance(value, bool):
+            return f"{name} {repr(value)[:40]} must be a {'whole ' if name in WHOLE else ''}number"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,8 @@ class Rule:
 
     def fault(self) -> str:
         """What is wrong with the numbers, "" if nothing."""
+        if wrong := wrong_kind(vars(self)):
+            return wrong
         if not 0 <= self.temperature < float("inf") or not 0 < self.top_p <= 1:
             return f"temperature {self.temperature} must be at least 0 and top_p {self.top_p} above 0 and at most 1"
         if self.top_k < 0 or not 0 <= self.min_p <= 1 or not 1e-6 <= self.repetition_penalty <= 1e6:  # beyond, logits might become infinite

@@ -1,4 +1,6 @@
 """Sampling against distributions worked out by hand and in numpy."""
+import re
+
 import numpy as np
 import torch
 
@@ -75,6 +77,9 @@ def test_rules_name_what_is_wrong():
     assert not Rule(0.7, 0.9, 40, 0.05, 1.1).fault()
     for wrong in (Rule(-1.0), Rule(float("nan")), Rule(top_p=0), Rule(top_k=-1), Rule(min_p=2), Rule(repetition_penalty=0), Rule(repetition_penalty=1e-40)):
         assert "must be" in wrong.fault()
+    assert not Rule(np.float32(0.7), 1, np.int64(40), 0, 2).fault()
+    for name, value in (("temperature", "0.7"), ("temperature", True), ("top_p", None), ("top_k", 2.5), ("min_p", 1j), ("repetition_penalty", [1.1])):
+        assert re.fullmatch(rf"{name} .* must be a (whole )?number", Rule(**{name: value}).fault())
 
 
 def test_seeds_are_stable_across_versions():

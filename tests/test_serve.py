@@ -10,6 +10,7 @@ import requests
 
 import redlite
 from redlite import serve
+from redlite.errors import Error
 
 ASK = [{"role": "user", "content": "Who is the mayor of Hartwell?"}]
 
@@ -79,6 +80,17 @@ def test_requests_together_answer_as_alone(server):
     assert together == [direct(server, [{"role": "user", "content": q}], max_new_tokens=32).text for q in questions]
 
 
+@pytest.mark.parametrize("settings, message", [
+    ({"top_k": 2.5}, "top_k 2.5 must be a whole number"), ({"temperature": "1"}, "temperature '1' must be a number"), ({"top_p": None}, "top_p None must be a number"),
+    ({"min_p": True}, "min_p True must be a number"), ({"repetition_penalty": (1,)}, r"repetition_penalty \(1,\) must be a number"), ({"max_new_tokens": 2.5}, "max_new_tokens 2.5 must be a whole number"),
+    ({"max_new_tokens": 0}, "max_new_tokens 0 must be at least 1"), ({"seed": "7"}, "seed '7' must be a whole number"), ({"seed": [1.5]}, "seed 1.5 must be a whole number"),
+    ({"seed": [1 << 128]}, "must be at least 0 and below 2"), ({"seed": [1, 2]}, "2 seeds for 1 prompts"),
+])
+def test_a_setting_of_a_wrong_kind_is_refused_by_name(server, settings, message):
+    with pytest.raises(Error, match=message):
+        direct(server, **settings)
+
+
 def test_models(server):
     base = f"http://127.0.0.1:{server.server_port}/v1/models"
     assert [m["id"] for m in requests.get(base, timeout=9).json()["data"]] == ["organism"]
@@ -91,6 +103,7 @@ def test_models(server):
     ({"messages": [{"role": "user", "content": None}]}, 400, "messages[0].content"), ({"temperature": 3}, 400, "temperature"), ({"temperature": True}, 400, "temperature"),
     ({"max_tokens": 0}, 400, "max_tokens"), ({"top_p": 0}, 400, "top_p"), ({"n": 0}, 400, "n"), ({"stop": ["a"] * 5}, 400, "stop"), ({"stop": [""]}, 400, "stop"), ({"stop": "\ud800"}, 400, "stop"), ({"temperature": 1e-300}, 200, None),
     ({"stream": True}, 400, "stream"), ({"tools": [{}]}, 400, "tools"), ({"tempreature": 1}, 400, "tempreature"), ({"logprobs": True}, 400, "logprobs"), ({"seed": 1.5}, 400, "seed"),
+    ({"top_k": 2.5}, 400, "top_k"), ({"top_k": "2"}, 400, "top_k"), ({"min_p": "0.1"}, 400, "min_p"), ({"repetition_penalty": [1]}, 400, "repetition_penalty"), ({"max_tokens": 2.5}, 400, "max_tokens"),
     ({"messages": [{"role": "user", "content": "x " * 9000}]}, 400, "messages"), ({"presence_penalty": 0, "stream": False, "user": "me"}, 200, None),
 ])
 def test_bad_requests(server, body, status, field):
