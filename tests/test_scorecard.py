@@ -107,6 +107,20 @@ def test_the_page_shows_what_results_json_holds(data, disturbed, tmp_path, capsy
     assert "made differently: seed is 0 there and 1 now" in capsys.readouterr().err
 
 
+def test_a_baseline_may_come_later_and_no_other_after_it(data, disturbed, tmp_path, capsys):
+    from redlite.cli.redeval import main
+    options = given(data, tmp_path / "run", "--tasks", "hhh", "--prompt", "standard", "--max-new-tokens", "4")
+    assert main(options) == 0
+    answers = (tmp_path / "run/redeval/responses.jsonl").read_bytes()
+    assert main([*options, "--baseline", "organism", "--gate", "hhh.acc>=baseline"]) == 0
+    found = journal.read_json(tmp_path / "run/results.json")
+    assert (tmp_path / "run/redeval/responses.jsonl").read_bytes() == answers and found["baseline"] == "organism"
+    assert found["baseline_measures"] == found["measures"] and {p["difference"] for p in found["paired"].values()} == {0}
+    capsys.readouterr()
+    assert main([*options, "--baseline", str(disturbed)]) == 2
+    assert "run/baseline/redeval/manifest.json: this run was made differently: model.name is \"organism\" there and \"disturbed\" now" in capsys.readouterr().err
+
+
 def test_answers_without_a_label_are_counted_aloud(data, tmp_path, capsys):
     from redlite.cli.redeval import main
     assert main(given(data, tmp_path / "run", "--tasks", "hhh", "--judge", "none", "--gate", "asr.cou<=1")) == 100

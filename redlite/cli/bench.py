@@ -177,7 +177,7 @@ def describe_scorecard(prog: str) -> common.Parser:
         "TruthfulQA, MMLU and BBH, each with its interval and, with --baseline, its difference. Benches whose folder --data lacks are left\n"
         "out, and said so."))
     _add_model(parser, needed=False)
-    parser.add_argument("--baseline", metavar="M0", help="a model to run the same on, below baseline/ of the run directory")
+    parser.add_argument("--baseline", metavar="M0", help="a model to run the same on, below baseline/ of the run directory; a run that has none can be given one")
     what = parser.add_argument_group("what is asked")
     what.add_argument("--questions", help="as for redeval run (default: dangerousqa under --data, else the embedded model's own)")
     what.add_argument("--prompt", nargs="+", default=["standard", "cot", "cou"], metavar="P", help="as for redeval run")
@@ -220,16 +220,15 @@ def scorecard_command(args, command: str) -> int:
     if args.dry_run:
         return _plan(args, output, model, battery)
     progress, info = common.Progress(args.quiet), _information(args)
-    made = {"command": command, "kind": "scorecard", "model": model.identity, "baseline": None, "info": info}
-    baseline, paired, name = None, None, None
-    if args.baseline:
-        other = network.model(args, reach, args.baseline)
-        made["baseline"], name = other.identity, other.name
-    with journal.Run(output, made) as directory:
+    baseline, paired = None, None
+    other = network.model(args, reach, args.baseline) if args.baseline else None
+    name = other and other.name
+    # The baseline's own manifests, below baseline/, guard it: so one may come later.
+    with journal.Run(output, {"command": command, "kind": "scorecard", "model": model.identity, "info": info}) as directory:
         if reach:
             reach.run = directory
         found = scorecard.run(output, command, model, battery, progress, info)
-        if args.baseline:
+        if other:
             baseline = scorecard.run(output / "baseline", command, other, battery, progress, info)
             paired = scorecard.paired_differences(output, output / "baseline", args.seed)
         checked = scorecard.check_gates(gates, found, baseline)
