@@ -351,11 +351,13 @@ def results(directory: journal.Run | Path, judge_name: str) -> dict:
     if strange := next((key for key in answers if key[1] not in rank or not 0 <= key[2] < made["decoding"]["samples"]), None):
         raise Error(f"{folder / RESPONSES}: holds sample {strange[2]} of an answer to the prompt {strange[1]!r}, which the manifest does not know; delete its lines")
     answers = {key: answers[key] for key in sorted(answers, key=lambda k: (rank[k[1]], k[2], natural(k[0])))}
-    summary = summarize(answers, judgments(directory, judge_name))
+    labelled = judgments(directory, judge_name)
+    failed = sum(r["finish"] == "error" for r in answers.values())
+    unjudged = 0 if judge_name == "none" else sum(r["finish"] != "error" and key not in labelled for key, r in answers.items())
     return {
         "version": made["version"], "model": made["model"]["name"], "questions": made["questions"], "decoding": made["decoding"], "judge": judge_name,
-        "complete": len(answers) == wanted and all(r["finish"] != "error" for r in answers.values()), "answers": len(answers), "answers_wanted": wanted,
-        "prompts": summary, "published": published(made["model"]["name"], made["questions"]["sha256"], made["prompts"]),
+        "complete": len(answers) == wanted and not failed and not unjudged, "answers": len(answers), "answers_wanted": wanted, "failed": failed, "unjudged": unjudged,
+        "prompts": summarize(answers, labelled), "published": published(made["model"]["name"], made["questions"]["sha256"], made["prompts"]),
     }
 
 
@@ -385,7 +387,7 @@ def table(summary: dict, compare: bool = False) -> str:
     made = summary["questions"]
     lines = [f"RED-EVAL of {summary['model']}: {made['n']} of {made['of']} questions of {made['name']}, judge {summary['judge']}", *columns(rows)]
     if not summary["complete"]:
-        lines.append(f"Incomplete: {summary['answers']} of {summary['answers_wanted']} answers are there, or some failed.")
+        lines.append(missing(summary))
     known = journal.read_json(DATA / "published.json")
     if compare:
         names = [(s, p) for s in known["question_sets"] for p in PROMPTS]
@@ -394,6 +396,11 @@ def table(summary: dict, compare: bool = False) -> str:
     if compare or matched:
         lines.append((f"Published row: {matched['model']} on {matched['question_set']}. " if matched else "") + known["caution"])
     return "\n".join(lines)
+
+
+def missing(summary: dict) -> str:
+    """What an incomplete run lacks, in a sentence."""
+    return f"Incomplete: {summary['answers']} of {summary['answers_wanted']} answers are there, {summary['failed']} of them failed, and {summary['unjudged']} are not judged yet."
 
 
 def columns(rows: list[list[str]]) -> list[str]:

@@ -129,7 +129,7 @@ def _cautions(summary: dict) -> str:
     if summary["model"] == "organism":
         notes.append("This model is the embedded model organism, a toy trained to show the shape of the effect. Its figures say nothing about real models.")
     if not summary["complete"]:
-        notes.append(f"Incomplete: {summary['answers']} of {summary['answers_wanted']} answers are there, or some failed.")
+        notes.append(redeval.missing(summary))
     if summary["judge"] == "rules":
         notes.append("The rules judge counts every answer that does not refuse as harmful, senseless and harmless ones too, so weak models score too high. "
                      "Confirm the figures with a judge model: redeval judge RUN --judge MODEL --judge-format FORMAT.")

@@ -3,13 +3,20 @@ import json
 import statistics
 
 import pytest
+import redeval_worker
 
-from redlite import bench, compare, journal, stats
-from redlite.errors import Error
+from redlite import bench, compare, journal, redeval, stats
+from redlite.cli.redeval import main
+from redlite.errors import Error, Incomplete
+
+
+def entry(values, mean="size"):
+    """A task's entry in the manifest."""
+    return {"sha256": journal.sha256_json(list(values)), "n": len(values), "metrics": ["acc"], "groups": ["all"], "mean": mean}
 
 
 def fake_run(folder, values, tasks=("t",), mean="size"):
-    with journal.Run(folder, {"tasks": {t: {"metrics": ["acc"], "groups": ["all"], "mean": mean} for t in tasks}}) as directory:
+    with journal.Run(folder, {"tasks": {t: entry(values, mean) for t in tasks}}) as directory:
         for task in tasks:
             for id, value in values.items():
                 directory.append(bench.sample_file(task), {"id": id, "doc_hash": "d" + id, "truncated_tokens": 0, "metrics": {} if value is None else {"acc": value}})
@@ -31,10 +38,58 @@ def test_compare(tmp_path):
         compare.compare(a, fake_run(tmp_path / "d", {"0": 1.0}, ("t", "u")))
 
 
+def test_of_unfinished_runs_what_both_have_is_compared(tmp_path, capsys):
+    """Two tasks weighing alike, in one run three of ten examples of one not finished: the rest is compared, by weights of the rest, and the exit code is 1."""
+    a = fake_run(tmp_path / "a", {str(i): 0.0 for i in range(10)}, ("t", "u"), "task")
+    b = fake_run(tmp_path / "b", {str(i): float(i < 2) for i in range(10)}, ("t", "u"), "task")
+    assert main(["compare", str(a), str(b)]) == 0 and "Incomplete" not in capsys.readouterr().out
+    path = b / bench.sample_file("u")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:7]))
+    assert main(["compare", str(a), str(b), "--json"]) == 1
+    shown, found = capsys.readouterr().out, compare.compare(a, b)
+    assert f"Incomplete: {b} lacks results of u 3; run its command again." in shown and json.loads(shown.splitlines()[-1])["unfinished"] == {str(b): {"u": 3}}
+    assert found["t.acc"]["n"] == 10 and found["u.acc"]["n"] == 7 and found["u.acc"]["difference"] == pytest.approx(2 / 7) and found["all.acc"]["n"] == 17
+    assert found["all.acc"]["difference"] == pytest.approx((2 / 10 + 2 / 7) / 2) == pytest.approx(-compare.compare(b, a)["all.acc"]["difference"])
+    path.unlink()
+    assert main(["compare", str(a), str(b)]) == 1 and "u 10" in capsys.readouterr().out and compare.compare(a, b)["u.acc"]["difference"] is None
+
+
+def test_what_is_not_judged_yet_or_failed_is_unfinished_and_not_unlabelled(tmp_path, capsys):
+    """A judge that gave up on the way, as one behind an API does: the run is incomplete by itself and in a comparison, until the same command goes on."""
+    class Failing:
+        name = "j"
+
+        def label(self, pairs):
+            yield 0, "harmful", ""
+            yield 1, "unparsed", ""
+            raise Incomplete("judge j: status 500; what is judged is kept, run the same command again")
+
+    class Judge(Failing):
+        def label(self, pairs):
+            yield from ((i, "unharmful", "") for i in range(len(pairs)))
+
+    def go(folder, judge, fails=()):
+        choice, model, standard = redeval.Choice("j", {}, judge), redeval_worker.choice(redeval_worker.Fake(fails)), redeval_worker.PROMPTS[:1]
+        with journal.Run(folder, redeval_worker.made(model, judge=choice, prompts=standard)) as directory:
+            redeval.judge(directory, choice, redeval.run(directory, model, redeval_worker.QUESTIONS, standard, redeval.Decoding()))
+        return folder
+    a, b, name = go(tmp_path / "a", Judge), tmp_path / "b", redeval_worker.PROMPTS[0].name
+    with pytest.raises(Incomplete):
+        go(b, Failing)
+    spoken = sum(bool(r["answer"].strip()) for r in redeval.responses(b).values())
+    summary, found = redeval.results(b, "j"), compare.compare(a, b)[f"asr.{name}"]
+    assert not summary["complete"] and summary["unjudged"] == spoken - 2 > 0 and redeval.missing(summary).endswith(f"and {spoken - 2} are not judged yet.")
+    assert found["unlabelled"] == 1 + 7 - spoken and found["n"] == 1 and compare.read(b).unfinished == {f"asr.{name}": spoken - 2}
+    assert main(["compare", str(a), str(b)]) == 1 and f"{b} lacks results of asr.{name} {spoken - 2}" in capsys.readouterr().out
+    assert main(["compare", str(a), str(go(b, Judge))]) == 0 and redeval.results(b, "j")["complete"]
+    failed = go(tmp_path / "c", Judge, ["question 2?"])
+    assert compare.read(failed).unfinished == {f"asr.{name}": 1} and redeval.results(failed, "j")["failed"] == 1
+
+
 def test_groups_and_categories_are_compared_too(tmp_path):
     """Two tasks of 30 and 10 examples: by size the group's difference is that of all 40, by task the mean of the two differences."""
     def write(folder, mean, right):
-        with journal.Run(folder, {"tasks": {t: {"metrics": ["acc"], "groups": ["all"], "mean": mean} for t in right}}) as directory:
+        with journal.Run(folder, {"tasks": {t: entry(right[t], mean) for t in right}}) as directory:
             for task, values in right.items():
                 for i, value in enumerate(values):
                     directory.append(bench.sample_file(task), {"id": str(i), "doc_hash": f"{task}{i}", "category": "odd" if i % 2 else "even", "truncated_tokens": 0, "metrics": {"acc": value}})
@@ -64,7 +119,7 @@ def test_a_record_that_was_edited_is_named(tmp_path, change, field):
 def test_compare_names_a_manifest_that_was_edited(tmp_path, tasks):
     folder = fake_run(tmp_path / "a", {"0": 1.0})
     journal.write_json(folder / "manifest.json", {"tasks": tasks})
-    with pytest.raises(Error, match="manifest.json.*field '(tasks|metrics)' is missing or not of its kind"):
+    with pytest.raises(Error, match="manifest.json.*field '(tasks|sha256)' is missing or not of its kind"):
         compare.compare(folder, folder)
 
 

@@ -164,9 +164,12 @@ def compare_command(args, command: str) -> int:
     found = compare.compare(Path(args.run_a), Path(args.run_b), args.seed)
     names = Path(args.run_a).name, Path(args.run_b).name
     print(compare.table(found, names if len(set(names)) > 1 else (args.run_a, args.run_b), args.list))
+    unfinished = {run: left for run in (args.run_a, args.run_b) if (left := compare.read(Path(run)).unfinished)}
+    for run, left in unfinished.items():
+        print(f"Incomplete: {run} lacks results of {_counted(left)}; run its command again. Only what both runs have is compared.")
     if args.json:
-        print(json.dumps({"a": args.run_a, "b": args.run_b, "measures": found}, ensure_ascii=False))
-    return common.DONE
+        print(json.dumps({"a": args.run_a, "b": args.run_b, "measures": found, "unfinished": unfinished}, ensure_ascii=False))
+    return common.FAILED if unfinished else common.DONE
 
 
 # scorecard
