@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from typing import BinaryIO
 from redlite.errors import Error
 
 INFORMATION = ("command", "info")  # manifest fields that are kept for the reader and never compared
+# What sets a manifest's field, for those whose name does not say it: pattern of the field → options.
+SET_BY = {r"(questions|tasks\..+)\.n": "--limit or --quick", r"tasks\.[^.]+": "--tasks", "chat": "--apply-chat-template", "refusal_tokens": "--xstest-tokens", r"topics(\..+)?": "--topics or --limit"}
 SYNC_SECONDS = 1.0
 opened: list[Path] = []            # the run directories that this process has opened, in order: what an interrupted program may say is kept
 
@@ -244,7 +247,8 @@ def _refuse_unknown(directory: Path) -> None:
 def _agree(there: dict, here: dict, directory: Path) -> None:
     compared = [{k: v for k, v in m.items() if k not in INFORMATION} for m in (there, json.loads(encode(here)))]
     if found := difference(*compared):
-        raise Error(f"{directory / 'manifest.json'}: this run was made differently: {found}; use another --output-dir, or the options it was made with")
+        option = next((f" ({option})" for field, option in SET_BY.items() if re.fullmatch(field, found.partition(" is ")[0])), "")
+        raise Error(f"{directory / 'manifest.json'}: this run was made differently: {found}{option}; use another --output-dir, or the options it was made with")
 
 
 class Run:

@@ -39,7 +39,7 @@ class Battery:
 
 def bench_manifest(command: str, model: redeval.Choice, battery: Battery, info: dict | None = None) -> dict:
     """What decides the results of a bench run, in the form that `journal.Run` guards."""
-    tasks = {t.name: {"sha256": t.fingerprint(), "metrics": list(t.metrics), "n": len(t.examples), "groups": list(t.groups), "mean": t.mean} for t in (*battery.tasks, *battery.refusals)}
+    tasks = {t.name: {"n": len(t.examples), "sha256": t.fingerprint(), "metrics": list(t.metrics), "groups": list(t.groups), "mean": t.mean} for t in (*battery.tasks, *battery.refusals)}
     judge = None if not battery.refusals else {"name": battery.refusal_judge.name, **battery.refusal_judge.identity}
     return {"command": command, "version": __version__, "seed": battery.seed, "model": model.identity, "protocol": battery.protocol, "chat": battery.chat,
             "tasks": tasks, "judge": judge, "refusal_tokens": battery.refusal_tokens if battery.refusals else None, "info": info or {}}

@@ -207,6 +207,18 @@ def test_resuming_and_ranks_change_nothing(lm, data, tmp_path):
         bench.run(directory, folder, lambda: pytest.fail("nothing is left to do"), tasks)
 
 
+def test_what_would_change_a_run_is_named_by_its_option(data, tmp_path, capsys):
+    from redlite.cli.redeval import main
+    given = ["bench", "--model", "organism", "--data", str(data), "--quiet", "--output-dir", str(tmp_path / "run")]
+    assert main([*given, "--tasks", "hhh", "--limit", "3"]) == 0
+    capsys.readouterr()
+    for more, message in ((["hhh", "--limit", "2"], ".n is 3 there and 2 now (--limit or --quick);"), (["hhh,truthfulqa", "--limit", "3"], "tasks.truthfulqa_mc1 is nothing there and"),
+                          (["hhh,truthfulqa", "--limit", "3"], " now (--tasks);"), (["hhh", "--limit", "3", "--apply-chat-template"], "chat is false there and true now (--apply-chat-template);")):
+        assert main([*given, "--tasks", *more]) == 2
+        assert message in (error := capsys.readouterr().err) and error.count("\n") == 1
+    assert main([*given, "--tasks", "hhh", "--limit", "3"]) == 0
+
+
 def test_under_torchrun(data, tmp_path):
     """Two processes of the real command give the results of one."""
     command, found = ["-m", "redlite.cli.redeval", "bench", "--model", "organism", "--tasks", "hhh,xstest", "--data", str(data), "--quiet", "--output-dir"], []

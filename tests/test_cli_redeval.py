@@ -167,7 +167,7 @@ def test_a_model_on_this_machine_end_to_end(fake, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("options, field", [
-    (["--seed", "1"], "seed is 0 there and 1 now"), (["--limit", "2"], "questions.n is 3 there and 2 now"), (["--judge", "none"], 'judge.name is "rules" there'),
+    (["--seed", "1"], "seed is 0 there and 1 now"), (["--limit", "2"], "questions.n is 3 there and 2 now (--limit or --quick)"), (["--judge", "none"], 'judge.name is "rules" there'),
     (["--prompt", "cot"], "prompts.standard is"), (["--model", "n"], 'model.name is "m" there and "n" now'), (["--system", "x"], "system is nothing there"),
     (["--temperature", "0.5"], "decoding.temperature is 0.0 there and 0.5 now")])
 def test_another_manifest_is_refused_by_its_field(fake, capsys, options, field):

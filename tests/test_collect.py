@@ -178,6 +178,8 @@ def test_the_command_on_the_organism(tmp_path, capsys):
     loaded = conversations.read(tmp_path / "run" / "harmfulqa.json", "red")[0]
     assert len(loaded) == found["red"]["conversations"]
     assert command.main(options) == 0 and (tmp_path / "run" / client.JOURNAL).read_bytes() == lines  # all is there already
+    capsys.readouterr()
+    assert command.main([*options, "--limit", "2"]) == 2 and "now (--topics or --limit); use another --output-dir" in capsys.readouterr().err
 
 
 def test_the_plan_asks_nothing(capsys):

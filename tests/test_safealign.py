@@ -144,6 +144,11 @@ def test_divergence_ends_with_the_last_sound_model(home, tmp_path, capsys):
     assert log(output)[results["kept_step"]]["helpful"] <= log(output)[0]["helpful"] + 2 and (output / "model.safetensors").exists()
 
 
+def test_another_limit_is_refused_by_name(unbroken, home, capsys):
+    assert safealign.main(arguments(home, unbroken, *B, "--limit", "5", "--dry-run")) == 2
+    assert "made differently: limit is nothing there and 5 now" in capsys.readouterr().err
+
+
 def test_dry_run_tells_and_does_nothing(home, tmp_path, capsys):
     assert safealign.main(arguments(home, tmp_path / "run", *B, "--dry-run", "--json")) == 0
     plan = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -262,7 +262,7 @@ def _manifest(args, command: str, parts, plan, files: dict[str, list[str]]) -> d
     lora = {"rank": args.lora, "alpha": args.lora_alpha, "targets": args.lora_targets} if args.lora else None
     return {"command": command, "version": __version__, "seed": args.seed,
             "model": {"name": parts.path.name, "dtype": args.dtype, "device": device, **lm.fingerprints(parts)},
-            "plan": asdict(plan), "lora": lora, "files": {c: [journal.sha256_file(f) for f in fs] for c, fs in files.items()},
+            "plan": asdict(plan), "limit": args.limit, "lora": lora, "files": {c: [journal.sha256_file(f) for f in fs] for c, fs in files.items()},
             "info": {"recipe": args.recipe, "torch": torch.__version__, "files": files, "kernels": {op: kernels.implementation(op, device) for op in kernels.MODULES}}}
 
 
