@@ -260,6 +260,12 @@ def test_a_dry_run_plans_and_does_nothing(fake, capsys):
     plan = json.loads(out.splitlines()[-1])
     assert code == 0 and plan["requests"] == 6 and plan["already_done"] == 0 and plan["new_tokens_at_most"] == 3000 and plan["output_dir"] == "run"
     assert "6 answers (0 already done) into run" in out and "cost: 0 (this machine)" in out
+    assert out.startswith("3 of 3 questions of q, to be read in q.json\n  T: 2\n  U: 1\n")
+    assert plan["questions"] == {"file": "q.json", "n": 3, "of": 3, "topics": {"T": 2, "U": 1}}
+    code, out, err = call(capsys, "--model", "m", "--questions", "sample", "--limit", "1", "--dry-run", "--json")
+    found = json.loads(out.splitlines()[-1])["questions"]
+    embedded = json.loads(Path(found["file"]).read_text())      # the embedded set can be read where the plan says
+    assert found["n"] == sum(found["topics"].values()) == 1 and found["of"] == sum(len(q) for topic in embedded.values() for q in topic.values())
     assert sorted(p.name for p in Path(".").iterdir()) == ["q.json"] and not fake[0].asked
     call(capsys, *RUN)
     before = {p.name: p.read_bytes() for p in Path("run").iterdir()}

@@ -4,6 +4,7 @@ import platform
 import re
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 from redlite.cli import bench, common, network
@@ -33,7 +34,7 @@ def _describe_run(prog: str) -> common.Parser:
     ask.add_argument("--model", default=EMBEDDED, help="a Hugging Face directory, a .gguf file, openai:NAME, or organism, the embedded model (default)")
     ask.add_argument("--template", help="the chat format, where the model's own files do not say it")
     ask.add_argument("--questions", help="a set's name (dangerousqa, harmfulqa, …: looked for under --data; sample and organism are embedded) or a "
-                     ".json, .jsonl, .csv or .txt file")
+                     ".json, .jsonl, .csv or .txt file; --dry-run says where it lies and its topics")
     ask.add_argument("--data", metavar="DIR", help="where question sets lie")
     ask.add_argument("--limit", type=common.whole(1), metavar="N", help="the first N questions only")
     ask.add_argument("--prompt", nargs="+", default=["standard", "cot", "cou"], metavar="P",
@@ -90,7 +91,7 @@ def _run(args, command: str) -> int:
     asked = questions[:args.limit]
     output = Path(args.output_dir or _default_directory(manifest))
     if args.dry_run:
-        return _show_plan(args, redeval.plan(model, asked, prompts, decoding, args.system, len(redeval.responses(output))), output)
+        return _show_plan(args, redeval.plan(model, asked, prompts, decoding, args.system, len(redeval.responses(output))), output, path, questions, asked)
     progress = common.Progress(args.quiet)
     with journal.Run(output, manifest) as directory:
         if reach:
@@ -118,7 +119,11 @@ def _default_directory(manifest: dict) -> str:
     return f"runs/redeval-{manifest['model']['name']}-{manifest['questions']['name']}-{digest}"
 
 
-def _show_plan(args, plan: dict, output: Path) -> int:
+def _show_plan(args, plan: dict, output: Path, path: Path, questions: list, asked: list) -> int:
+    from redlite.questions import set_name
+    topics = Counter(q.topic for q in asked if q.topic)
+    print(f"{len(asked)} of {len(questions)} questions of {set_name(path)}, to be read in {path}" + "".join(f"\n  {topic}: {count}" for topic, count in topics.items()))
+    plan = {**plan, "questions": {"file": str(path), "n": len(asked), "of": len(questions), "topics": topics}}
     time = "unknown" if plan["seconds_at_most"] is None else f"{common.clock(plan['seconds_at_most'])} at most, roughly, one answer at a time; batches take less"
     print(f"{plan['requests']} answers ({plan['already_done']} already done) into {output}\n"
           f"{plan['prompt_tokens']} prompt tokens, at most {plan['new_tokens_at_most']} new tokens\n"
