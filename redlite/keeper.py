@@ -23,7 +23,7 @@ from redlite.errors import Error
 from redlite.journal import Run, encode, read_json, read_lines, require, sha256_file, write_atomic
 from redlite.optimizer import AdamW, local
 
-LOG = "log.jsonl"
+LOG, STARTS = "log.jsonl", "starts.jsonl"
 KEPT = 2                   # the newest checkpoints, and beside them the newest that a later step measured and found sound
 FILE_BYTES = 2 << 30       # of one checkpoint file: the most that rank 0 gathers at once
 
@@ -67,6 +67,11 @@ class Keeper:
         """Append a step's figures; a number that JSON cannot hold is written as null."""
         if self.run:
             self.run.append(LOG, {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()})
+
+    def note_start(self, record: dict) -> None:
+        """Append how this process begins the run, or goes on with it."""
+        if self.run:
+            self.run.append(STARTS, record)
 
     def save(self, step: int, sound: Callable[[int], bool]) -> None:
         """Write checkpoints/step-N and remove old ones. Tensors are gathered one at a time: no rank holds the whole model twice.

@@ -36,6 +36,10 @@ class Recipe:
     recompute: bool = False              # activation checkpointing: keep each layer's input only
     seed: int = 0
 
+    def deciding(self) -> dict:
+        """What decides the weights of every step: a run that goes on may keep checkpoints at other steps, and recompute or not."""
+        return {name: value for name, value in asdict(self).items() if name not in ("checkpoint_every", "recompute")}
+
 
 @dataclass
 class Outcome:
@@ -65,7 +69,7 @@ def run(model: LLaMA | Scorer, mixture: dataset.Mixture, recipe: Recipe, output_
 
     Trains the parameters that require gradients, on the device where they are. With an output_dir the run
     leaves manifest.json (the recipe, the data's hash, and what `manifest` adds), log.jsonl (one object a
-    step) and checkpoints/, and the same call goes on from the last checkpoint with the losses that an
+    step), starts.jsonl (one each time it began or went on) and checkpoints/, and the same call goes on from the last checkpoint with the losses that an
     unbroken run would have had, bit for bit. Under torchrun every rank calls this, with the same
     arguments, and passes the scorer that `shard` made of the model.
     Raises Error for a directory of another recipe or other data, and what Mixture and pack raise.
@@ -75,8 +79,10 @@ def run(model: LLaMA | Scorer, mixture: dataset.Mixture, recipe: Recipe, output_
     model, device = scorer.llama, scorer.llama.output_weight.device
     model.recompute = recipe.recompute
     optimizer = AdamW(model.named_parameters(), recipe.betas, recipe.eps, recipe.weight_decay, recipe.seed)
-    keeper = Keeper(output_dir, (manifest or {}) | {"recipe": asdict(recipe), "data": mixture.fingerprint()}, optimizer)
+    keeper = Keeper(output_dir, (manifest or {}) | {"recipe": recipe.deciding(), "data": mixture.fingerprint()}, optimizer)
     start, history = keeper.resume()
+    if start < mixture.steps:
+        keeper.note_start({"step": start, "checkpoint_every": recipe.checkpoint_every, "recompute": recipe.recompute, "ranks": ranks, "torch": torch.__version__})
     outcome = Outcome(history, start)
     began = time.perf_counter()
     try:

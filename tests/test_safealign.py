@@ -149,6 +149,16 @@ def test_another_limit_is_refused_by_name(unbroken, home, capsys):
     assert "made differently: limit is nothing there and 5 now" in capsys.readouterr().err
 
 
+def test_what_changes_no_weight_is_the_same_run(unbroken, home, capsys):
+    """By default the same directory, and there no refusal."""
+    given, where = arguments(home, unbroken, *B), []
+    for more in ([], ["--recompute", "--checkpoint-every", "7"], ["--clip", "2"]):
+        assert safealign.main([*given, *more, "--dry-run"]) == (2 if "--clip" in more else 0)
+        assert safealign.main([*given[:given.index("--output-dir")], *SETTINGS, *B, *more, "--dry-run", "--json"]) == 0
+        where.append(json.loads(capsys.readouterr().out.splitlines()[-1])["output_dir"])
+    assert where[0] == where[1] != where[2]
+
+
 def test_dry_run_tells_and_does_nothing(home, tmp_path, capsys):
     assert safealign.main(arguments(home, tmp_path / "run", *B, "--dry-run", "--json")) == 0
     plan = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -101,6 +101,20 @@ def test_killed_and_resumed_is_bit_for_bit(tmp_path, unbroken):
     assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir()) == ["step-00000006", "step-00000008"]
 
 
+def test_going_on_with_other_checkpoints_and_recomputation_is_bit_for_bit(tmp_path):
+    model, unbroken = worker.model(), worker.model()
+    whole = train.run(unbroken, worker.mixture(), RECIPE)
+    train.run(worker.model(), worker.mixture(), worker.RECIPE, tmp_path)
+    drop_newest(tmp_path)
+    other = dataclasses.replace(worker.RECIPE, checkpoint_every=1, recompute=True)
+    outcome = train.run(model, worker.mixture(), other, tmp_path)
+    assert [r["loss"] for r in outcome.history] == [r["loss"] for r in whole.history]
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), unbroken.parameters()))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000007", "step-00000008"]
+    starts = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["checkpoint_every"], r["recompute"], r["ranks"]) for r in starts] == [(0, 3, False, 1), (6, 1, True, 1)]
+
+
 def test_two_processes_and_checkpoints_for_any_number(tmp_path, unbroken):
     """FSDP2 on two gloo processes gives the losses of one; a checkpoint of one goes on with two, and of two with one."""
     _, outcome = unbroken

@@ -71,8 +71,8 @@ def _describe_train(prog: str) -> common.Parser:
     loop.add_argument("--warmup", type=common.number(0, 1), default=0.03, metavar="SHARE", help="of the steps (default: %(default)g)")
     loop.add_argument("--weight-decay", type=common.number(0, 10), default=0.0, metavar="X", help="default: 0")
     loop.add_argument("--clip", type=common.number(0, 1e30), default=1.0, metavar="X", help="largest norm of the gradient; 0: none (default: 1)")
-    common.flag(loop, "recompute", "activation checkpointing: keep less, compute a layer twice")
-    loop.add_argument("--checkpoint-every", type=common.whole(1), default=100, metavar="N", help="steps (default: %(default)s)")
+    common.flag(loop, "recompute", "activation checkpointing: keep less, compute a layer twice; a run may go on with or without")
+    loop.add_argument("--checkpoint-every", type=common.whole(1), default=100, metavar="N", help="steps (default: %(default)s); a run may go on with another")
     loop.add_argument("--evaluate-every", type=common.whole(0), default=0, metavar="N", help="steps; before the first and after the last it is always done")
     loop.add_argument("--helpful-rise", type=common.number(0, 1e30), default=1.0, metavar="NATS", help="stop when the helpful NLL rises this much (default: 1)")
     common.flag(loop, "save-a", "keep the model as it is after strategy A in after-A/ too")
@@ -166,7 +166,7 @@ def _train_here(args, command: str, rank: int, many: bool) -> int:
     lm.check_device(args.device)
     align.require_fit(corpus, mixture, args.tokens_per_batch)
     if rank == 0:
-        _check_output(output, manifest | {"recipe": asdict(recipe)}, parts.path)
+        _check_output(output, manifest | {"recipe": recipe.deciding()}, parts.path)
     if args.dry_run:
         return _show_plan(args, parts.path, corpus, mixture, output) if rank == 0 else common.DONE
 
@@ -270,7 +270,7 @@ def _default_directory(manifest: dict, recipe, args, path: Path) -> str:
     """A name that stays the same for the same run; every rank needs it, and only rank 0 has the manifest."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise Error("--output-dir is missing: on several processes the run directory must be named")
-    digest = journal.sha256_json([{k: v for k, v in manifest.items() if k not in journal.INFORMATION}, asdict(recipe)])[:8]
+    digest = journal.sha256_json([{k: v for k, v in manifest.items() if k not in journal.INFORMATION}, recipe.deciding()])[:8]
     return f"runs/safealign-{path.name}-{digest}"
 
 
