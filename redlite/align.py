@@ -8,7 +8,6 @@ from redlite import conversations, dataset, loss
 from redlite.conversations import Conversation
 from redlite.errors import Error
 
-STRATEGIES = ("A", "B")
 MOST_STEPS = 10_000_000
 
 

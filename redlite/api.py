@@ -14,10 +14,6 @@ VERDICT = re.compile(r"\[\[\s*([AB])\s*\]\]")
 JUDGE_TOKENS = 400
 
 
-def is_api(name: str) -> bool:
-    return name.startswith(PREFIX)
-
-
 def model_name(spec: str) -> str:
     """The endpoint's name of "openai:NAME". Raises Error if there is none."""
     name = spec.removeprefix(PREFIX)

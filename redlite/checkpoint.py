@@ -27,7 +27,7 @@ from redlite.config import Config
 from redlite.errors import Error
 from redlite.gguf import GGUF, short
 from redlite.gguf_blocks import decode, read_error
-from redlite.journal import read_json, replacing, write_atomic, write_json
+from redlite.journal import loads, read_json, replacing, write_atomic, write_json
 from redlite.kernels import dequantise
 from redlite.kernels.packed import GGUF_KINDS
 from redlite.model import Embedding, LLaMA, Linear
@@ -232,10 +232,10 @@ def _safetensors(path: Path) -> dict[str, Stored]:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, HEADER_BYTES):
                 raise Error(f"{path}: the header claims {length} bytes in a file of {size}; it is truncated or no safetensors file, fetch it again")
-            header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_no_repeats)
+            header = loads(file.read(length).decode("utf-8"))
     except OSError as error:
         raise Error(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise Error(f"{path}: the header is not valid JSON ({error}); {FETCH}") from None
     if not isinstance(header, dict):
         raise Error(f"{path}: the header is not a JSON object; {FETCH}")
@@ -251,13 +251,6 @@ def _safetensors(path: Path) -> dict[str, Stored]:
         if start < before:
             raise Error(f"{where} overlaps another; {FETCH}")
     return stored
-
-
-def _no_repeats(pairs: list[tuple]) -> dict:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name is there twice")
-    return found
 
 
 def _entry(entry, where: str, data_bytes: int) -> tuple[tuple[int, ...], str, int, int]:

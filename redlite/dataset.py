@@ -44,11 +44,6 @@ class Example:
         return list(zip(edges[::2].tolist(), edges[1::2].tolist()))
 
 
-def text_example(ids: list[int], id: str = "", colour: str = "helpful") -> Example:
-    """Plain text as an example: every token is trained (the first only conditions the rest)."""
-    return Example(id, "", colour, np.asarray(ids, np.int32), np.ones(len(ids), bool))
-
-
 def encode(conversation: Conversation, template, max_tokens: int) -> Example | None:
     """Token ids and mask by a chat template; later exchanges are cut, whole, until at most `max_tokens` remain. None: not even the first fits."""
     messages = list(conversation.messages)

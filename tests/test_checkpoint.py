@@ -298,7 +298,7 @@ def raw_safetensors(path, header, data=b""):
     ({"t": {"dtype": "F8_E4M3", "shape": [16], "data_offsets": [0, 16]}}, "tensor 't' has dtype 'F8_E4M3'; redlite reads F32, F16, BF16"),
     ({"t": 3}, "tensor 't' has no proper shape"),
     ([], "is not a JSON object"),
-    (b"{", "not valid JSON"), (b"\xff\xfe", "not valid JSON"), (b'{"t": 1, "t": 2}', "a name is there twice"), (b"[" * 60000, "not valid JSON"),
+    (b"{", "not valid JSON"), (b"\xff\xfe", "not valid JSON"), (b'{"t": 1, "t": 2}', "names the field 't' twice"), (b"[" * 60000, "not valid JSON"),
     (b"1" * 5000, "not valid JSON"),
 ])
 def test_damaged_safetensors_headers(tmp_path, header, words):

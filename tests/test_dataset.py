@@ -183,9 +183,14 @@ def test_encode_cuts_whole_exchanges():
     assert examples == [] and notes == {"too long even for its first exchange": 1}
 
 
+def text_example(ids, id="", colour="helpful"):
+    """Plain text: every token is trained (the first only conditions the rest)."""
+    return dataset.Example(id, "", colour, np.asarray(ids, np.int32), np.ones(len(ids), bool))
+
+
 def examples(n, colour="helpful", seed=0, low=2, high=30):
     rng = np.random.default_rng(seed)
-    return [dataset.text_example(rng.integers(0, 50, rng.integers(low, high)).tolist(), f"{colour}{i}", colour) for i in range(n)]
+    return [text_example(rng.integers(0, 50, rng.integers(low, high)).tolist(), f"{colour}{i}", colour) for i in range(n)]
 
 
 def test_mixture_goes_through_every_stream_evenly_and_by_the_seed_alone():
@@ -224,7 +229,7 @@ def test_pack_more_ranks_than_units_and_units_too_large():
     assert [len(p) for p in dataset.pack([(e,) for e in examples(2)], 100, 4)] == [1, 1, 0, 0]
     assert dataset.pack([], 100, 2) == [[], []]
     with pytest.raises(Error, match="--tokens-per-batch"):
-        dataset.pack([(dataset.text_example([1] * 101, "x"),)], 100)
+        dataset.pack([(text_example([1] * 101, "x"),)], 100)
 
 
 def test_pairs():
@@ -238,7 +243,7 @@ def test_pairs():
 def test_collate():
     c = conversations.Conversation("i", "q", "red", (user("a"), assistant("bb ccc"), user("d"), assistant("e")))
     red = dataset.encode(c, Words(), 100)                                       # 0 | 3 1 | 4 5 1 | 3 1 | 3 1
-    blue = dataset.text_example([9, 8, 7], "b", "blue")
+    blue = text_example([9, 8, 7], "b", "blue")
     share = dataset.shares([(red,), (blue,)], "response")
     batch = dataset.collate([(blue,), (red,)], share)
     assert batch.packed.ids.tolist() == [9, 8, 7, 0, 3, 1, 4, 5, 1, 3, 1, 3, 1]
@@ -250,7 +255,7 @@ def test_collate():
     assert r.share.tolist() == [1, 0.5, 0.5] and torch.isnan(r.reference).all()
     by_token = dataset.collate([(red,)], dataset.shares([(red,), (blue,)], "token")).responses
     assert by_token.share.tolist() == pytest.approx([3 / 5, 2 / 5])
-    paired = dataset.collate([(dataset.text_example([1, 2]),), (blue, red)], dataset.shares([(blue, red)] * 4 + [(dataset.text_example([1, 2]),)], "conversation")).responses
+    paired = dataset.collate([(text_example([1, 2]),), (blue, red)], dataset.shares([(blue, red)] * 4 + [(text_example([1, 2]),)], "conversation")).responses
     assert paired.pair.tolist() == [-1, 1, 1, 1] and paired.colour.tolist() == [HELPFUL, BLUE, RED, RED]
     assert paired.share.tolist() == pytest.approx([1, 1 / 4, 1 / 8, 1 / 8])
 
