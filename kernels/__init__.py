@@ -20,7 +20,7 @@ from . import native, reference
 from .block_cpu import PackedBlock
 from .packed import Packed
 from .reference import merge_attention
-from .step_cpu import PackedStep
+from .step_cpu import PackedTrunk
 
 FORCED = os.environ.get("REDLITE_KERNELS") or None
 if FORCED not in (None, "reference", "c", "triton"):

@@ -25,17 +25,17 @@ class PackedBlock:
             self._library.rl_before_attention.argtypes = [pointer, pointer, ctypes.c_float, *[pointer] * 6, i64, i64, ctypes.c_int]
             self._library.rl_after_attention.argtypes = [pointer, pointer, pointer, ctypes.c_float, pointer, pointer, i64, ctypes.c_int]
         self._keep = norms, qkv, rest  # the addresses below point into these
-        self.norms, self.eps, self._head_size = [w.data_ptr() for w in norms], eps, head_size
+        self.norms, self.eps, self.head_size = [w.data_ptr() for w in norms], eps, head_size
         self.qkv, self.rest = _matrices(qkv), _matrices(rest)
         self._shapes = [(m.shape[0] // head_size, head_size) for m, _ in qkv]
-        self.width, self.heads = qkv[0][0].shape[1], self._shapes[0][0]
+        self.width, self.heads, self.groups = qkv[0][0].shape[1], self._shapes[0][0], self._shapes[1][0]
 
     def before_attention(self, x_TD: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """rms_norm, the three products, rotary: q [T, H, K], k and v [T, G, K]."""
         x_TD, rows = x_TD.contiguous(), len(x_TD)
         q, k, v = (torch.empty(rows, *shape) for shape in self._shapes)
         _check(self._library.rl_before_attention(x_TD.data_ptr(), self.norms[0], self.eps, self.qkv, cos_TK.data_ptr(), sin_TK.data_ptr(), q.data_ptr(), k.data_ptr(),
-                                                 v.data_ptr(), rows, self._head_size, torch.get_num_threads()))
+                                                 v.data_ptr(), rows, self.head_size, torch.get_num_threads()))
         return q, k, v
 
     def after_attention(self, x_TD: Tensor, attended: Tensor) -> Tensor:

@@ -7,7 +7,7 @@
  * scores and sums, as parts of one softmax do (arXiv 2402.05099, section 3.1); all of it in float32. Every number is
  * summed in one order whatever is computed beside it, so a request's result does not depend on its batch.
  *
- * decode.c compiles this file for any processor and decode_avx2.c for AVX2: GCC takes vectors apart where a function's
+ * decode.c compiles this file for any processor and loops_avx2.c for AVX2: GCC takes vectors apart where a function's
  * target lacks them, before it is inlined into one that has them.
  */
 #ifndef REDLITE_DECODE_LOOPS_H
@@ -104,13 +104,13 @@ INLINE void multiply_rows(const float *const *x, const float *panel, int64_t inp
     }
 FOR_ROWS(1) FOR_ROWS(2) FOR_ROWS(3) FOR_ROWS(4) FOR_ROWS(5) FOR_ROWS(6)
 
-/* out[rows, whole(columns)] = scale · x · matrix; every row of x meets a panel before the next panel comes. */
-INLINE void multiply(const float *const *x, const float *matrix, int64_t rows, int64_t inputs, int64_t columns, float scale, float *out)
+/* out[rows, whole(columns)] = scale · x · matrix, whose panels are `apart` floats apart; every row of x meets a panel before the next panel comes. */
+INLINE void multiply(const float *const *x, const float *matrix, int64_t rows, int64_t inputs, int64_t columns, int64_t apart, float scale, float *out)
 {
     static void (*const copies[ROWS])(const float *const *, const float *, int64_t, float, float *, int64_t) = {multiply_1, multiply_2, multiply_3, multiply_4, multiply_5, multiply_6};
     for (int64_t column = 0; column < columns; column += PANEL)
         for (int64_t row = 0; row < rows; row += ROWS)
-            copies[(rows - row < ROWS ? rows - row : ROWS) - 1](x + row, matrix + column * inputs, inputs, scale, out + row * whole(columns) + column, whole(columns));
+            copies[(rows - row < ROWS ? rows - row : ROWS) - 1](x + row, matrix + column / PANEL * apart, inputs, scale, out + row * whole(columns) + column, whole(columns));
 }
 
 /* The prefix's part for requests [first, end) of group g: s->shared, s->largest, s->sum. */
@@ -120,14 +120,14 @@ INLINE void attend_prefix(const Decode *d, int64_t g, int64_t first, int64_t end
     for (int64_t b = first, i = 0; b < end; b++)
         for (int64_t r = 0; r < d->repeat; r++)
             s->rows[i++] = d->q + ((b * d->groups + g) * d->repeat + r) * d->size;
-    multiply(s->rows, d->prefix_keys[g], count, d->size, d->prefix, d->scale, s->scores);
+    multiply(s->rows, d->prefix_keys[g], count, d->size, d->prefix, d->size * PANEL, d->scale, s->scores);
     for (int64_t i = 0; i < count; i++) {
         float *scores = s->scores + i * stride;
         end_with_nothing(scores, d->prefix);
         s->sum[i] = exponentials(scores, stride, s->largest + i);
         s->rows[i] = scores;
     }
-    multiply(s->rows, d->prefix_values[g], count, d->prefix, d->size, 1.0f, s->shared);
+    multiply(s->rows, d->prefix_values[g], count, d->prefix, d->size, d->prefix * PANEL, 1.0f, s->shared);
 }
 
 /* scores[m, s] = scale · q_m · key_s; the values, wanted next, are asked for meanwhile. */

@@ -1,10 +1,12 @@
 /*
- * A generation step through all layers of a packed model in one call: of each layer the half of the block before its
- * attention, the attention, and the half after it (block.c, decode.c), with nothing of Python between them.
+ * All layers of a packed model in one call: of each layer the half of the block before its attention, the attention, and
+ * the half after it (block.c, decode.c, sequences.c), with nothing of Python between them.
  */
 #include "redlite.h"
 #include "block.h"
 #include "decode.h"
+#include "pool.h"
+#include "sequences.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,37 +14,88 @@
 typedef struct {
     const float *norm_before, *norm_after;                 /* [D], [D] */
     const Matrix *before, *after;                          /* matrices q, k, v; matrices o, gate, up, down */
-    float *keys, *values;                                  /* [slots, G, S, K] */
+    float *keys, *values;                                  /* [slots, G, S, K], read where rows are kept */
     const void *const *prefix_keys, *const *prefix_values; /* G packed matrices each, read where there is a prefix */
     int64_t window;                                        /* 0: none */
 } Layer;
 
-/* B requests, D width, H heads, G groups, K head size, S capacity, P prefix. */
+/* D width, H heads, G groups, K head size, S capacity, P prefix. */
 typedef struct {
     int64_t layers, width, heads, groups, size, capacity, prefix;
     float eps, scale;
 } Shape;
 
-/* x [B, D] becomes the last layer's output; cos and sin [B, K], places [B] as in decode.c. Returns 0, or −1 for want of memory. */
-RL_EXPORT int rl_step(const Layer *layers, const Shape *shape, float *x, const float *cos, const float *sin, const int64_t *places, int64_t requests, int threads)
+/* The rows [T] of a call: a new row for each of T requests, or whole sequences. */
+typedef struct {
+    int64_t rows;
+    const int64_t *places;            /* [T] as in decode.c; NULL: sequences */
+    const int64_t *offsets, *parents; /* as in sequences.h */
+    int64_t sequences, slot;          /* slot: the cache of the first sequence; −1: their keys are not kept */
+} Rows;
+
+typedef struct {
+    const Layer *layer;
+    const Shape *shape;
+    const Rows *rows;
+    const float *k, *v;
+} Keep;
+
+static void keep(void *context, int part, int parts)
 {
-    const int64_t wide = shape->heads * shape->size, narrow = shape->groups * shape->size;
-    float *scratch = malloc((size_t)requests * (size_t)(2 * wide + 2 * narrow + shape->width) * sizeof(float));
+    const Keep *w = context;
+    const Shape *s = w->shape;
+    for (int64_t b = w->rows->sequences * part / parts; b < w->rows->sequences * (part + 1) / parts; b++)
+        for (int64_t row = w->rows->offsets[b]; row < w->rows->offsets[b + 1]; row++)
+            for (int64_t g = 0; g < s->groups; g++) {
+                int64_t to = (((w->rows->slot + b) * s->groups + g) * s->capacity + row - w->rows->offsets[b]) * s->size, from = (row * s->groups + g) * s->size;
+                memcpy(w->layer->keys + to, w->k + from, (size_t)s->size * sizeof(float));
+                memcpy(w->layer->values + to, w->v + from, (size_t)s->size * sizeof(float));
+            }
+}
+
+static int attention(const Layer *l, const Shape *s, const Rows *r, const float *q, const float *k, const float *v, float *out, int threads)
+{
+    int64_t repeat = s->heads / s->groups;
+    if (r->places)
+        return rl_cached_attention(q, k, v, l->keys, l->values, r->places, l->prefix_keys, l->prefix_values, out, r->rows, s->groups, repeat, s->size,
+                                   s->capacity, s->prefix, l->window, s->scale, threads);
+    if (r->slot >= 0)
+        rl_parallel(keep, &(Keep){l, s, r, k, v}, threads);
+    return rl_sequence_attention(q, k, v, r->offsets, r->parents, r->sequences, l->prefix_keys, l->prefix_values, out, s->groups, repeat, s->size,
+                                 s->prefix, l->window, s->scale, threads);
+}
+
+static int run(const Layer *layers, const Shape *shape, const Rows *r, float *x, const float *cos, const float *sin, int threads)
+{
+    const int64_t rows = r->rows, wide = shape->heads * shape->size, narrow = shape->groups * shape->size;
+    float *scratch = malloc((size_t)rows * (size_t)(2 * wide + 2 * narrow + shape->width) * sizeof(float));
     if (!scratch)
         return -1;
-    float *q = scratch, *attended = q + requests * wide, *k = attended + requests * wide, *v = k + requests * narrow, *y = v + requests * narrow;
+    float *q = scratch, *attended = q + rows * wide, *k = attended + rows * wide, *v = k + rows * narrow, *y = v + rows * narrow;
     float *in = x, *out = y;
     int failed = 0;
     for (const Layer *l = layers; l < layers + shape->layers && !failed; l++) {
-        failed = rl_before_attention(in, l->norm_before, shape->eps, l->before, cos, sin, q, k, v, requests, shape->size, threads)
-            || rl_cached_attention(q, k, v, l->keys, l->values, places, l->prefix_keys, l->prefix_values, attended, requests, shape->groups,
-                                   shape->heads / shape->groups, shape->size, shape->capacity, shape->prefix, l->window, shape->scale, threads)
-            || rl_after_attention(in, attended, l->norm_after, shape->eps, l->after, out, requests, threads);
+        failed = rl_before_attention(in, l->norm_before, shape->eps, l->before, cos, sin, q, k, v, rows, shape->size, threads)
+            || attention(l, shape, r, q, k, v, attended, threads) || rl_after_attention(in, attended, l->norm_after, shape->eps, l->after, out, rows, threads);
         float *other = in;
         in = out, out = other;
     }
     if (in != x)
-        memcpy(x, in, (size_t)(requests * shape->width) * sizeof(float));
+        memcpy(x, in, (size_t)(rows * shape->width) * sizeof(float));
     free(scratch);
     return failed ? -1 : 0;
+}
+
+/* A generation step: x [B, D] becomes the last layer's output; cos and sin [B, K], places [B] as in decode.c. Returns 0, or −1 for want of memory. */
+RL_EXPORT int rl_step(const Layer *layers, const Shape *shape, float *x, const float *cos, const float *sin, const int64_t *places, int64_t requests, int threads)
+{
+    return run(layers, shape, &(Rows){.rows = requests, .places = places}, x, cos, sin, threads);
+}
+
+/* Packed sequences: x [T, D] becomes the last layer's output; cos and sin [T, K], offsets and parents as in sequences.h. From slot `slot` on, a sequence
+ * each, their keys and values are kept; −1: they are not. Returns 0, or −1 for want of memory. */
+RL_EXPORT int rl_sequences(const Layer *layers, const Shape *shape, float *x, const float *cos, const float *sin, const int64_t *offsets, const int64_t *parents,
+                           int64_t sequences, int64_t slot, int threads)
+{
+    return run(layers, shape, &(Rows){.rows = offsets[sequences], .offsets = offsets, .parents = parents, .sequences = sequences, .slot = slot}, x, cos, sin, threads);
 }

@@ -1,4 +1,4 @@
-"""A generation step through all layers in C (step.c), on packed weights: inference on CPUs. Shape letters as in reference.py."""
+"""All layers of a packed model in one C call (step.c): inference on CPUs. Shape letters as in reference.py."""
 import ctypes
 
 import torch
@@ -17,33 +17,56 @@ class _Shape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("layers", "width", "heads", "groups", "size", "capacity", "prefix")] + [("eps", ctypes.c_float), ("scale", ctypes.c_float)]
 
 
-class PackedStep:
-    """All layers of a model over one cache, as the C function takes them. To be made anew when the cache's tensors are others."""
+class PackedTrunk:
+    """All layers of a model over one cache, as the C functions take them. To be made anew when the cache's tensors are others."""
 
-    def __init__(self, blocks: list[PackedBlock], keys: list[Tensor], values: list[Tensor], prefix: list[SharedPrefix], windows: tuple[int | None, ...]):
-        """A layer each: its block, its keys and values [slots, G, S, K] float32, its shared prefix (an empty list: none), its window."""
+    def __init__(self, blocks: list[PackedBlock], windows: tuple[int | None, ...], prefix: list[SharedPrefix], keys: list[Tensor], values: list[Tensor]):
+        """A layer each: its block, its window, its shared prefix (an empty list: none), its keys and values [slots, G, S, K] float32 (empty: none are kept)."""
         self._library = packed.library()
         if self._library.rl_step.argtypes is None:
-            pointer = ctypes.c_void_p
-            self._library.rl_step.argtypes = [*[pointer] * 6, ctypes.c_int64, ctypes.c_int]
+            pointer, i64 = ctypes.c_void_p, ctypes.c_int64
+            self._library.rl_step.argtypes = [*[pointer] * 6, i64, ctypes.c_int]
+            self._library.rl_sequences.argtypes = [*[pointer] * 7, i64, i64, ctypes.c_int]
         if not all(t.is_contiguous() and t.dtype == torch.float32 for t in (*keys, *values)):
             raise ValueError("the cache must be contiguous float32: it is written in place")
         self._keep = blocks, keys, values, prefix  # the addresses below point into these
-        G, S, K = keys[0].shape[1:]
-        length = prefix[0].length if prefix else 0
         self._reach = min([w for w in windows if w is not None], default=None) if prefix else None
-        self._shape = _Shape(len(blocks), blocks[0].width, blocks[0].heads, G, K, S, length, blocks[0].eps, K ** -0.5)
+        self._room = tuple(keys[0].shape[::2]) if keys else (0, 0)  # slots, S
+        first = blocks[0]
+        self._shape = _Shape(len(blocks), first.width, first.heads, first.groups, first.head_size, self._room[1], prefix[0].length if prefix else 0, first.eps, first.head_size ** -0.5)
         self._layers = (_Layer * len(blocks))(*(
-            (*b.norms, ctypes.addressof(b.qkv), ctypes.addressof(b.rest), k.data_ptr(), v.data_ptr(),
-             *((ctypes.addressof(p.keys), ctypes.addressof(p.values)) if p else (None, None)), 0 if p or w is None else w)
-            for b, k, v, p, w in zip(blocks, keys, values, prefix or [None] * len(blocks), windows)))
+            (*b.norms, ctypes.addressof(b.qkv), ctypes.addressof(b.rest), k, v, *((ctypes.addressof(p.keys), ctypes.addressof(p.values)) if p else (None, None)), 0 if p or w is None else w)
+            for b, w, p, k, v in zip(blocks, windows, prefix or [None] * len(blocks), *([t.data_ptr() for t in store] or [None] * len(blocks) for store in (keys, values)))))
 
-    def __call__(self, x_BD: Tensor, cos_BK: Tensor, sin_BK: Tensor, places_B: Tensor) -> Tensor:
-        """The last layer's output [B, D] for one new token of each of B requests, to the last bit as block after block gives it."""
-        if self._reach is not None and self._shape.prefix + int(places_B.max()) >= self._reach:
+    def step(self, x_BD: Tensor, cos_BK: Tensor, sin_BK: Tensor, places_B: Tensor) -> Tensor:
+        """The last layer's output [B, D] for one new token of each of the first B slots, at these places; to the last bit as block after block gives it."""
+        self._check(self._shape.prefix + int(places_B.max()) + 1)
+        return self._run(self._library.rl_step, x_BD, cos_BK, sin_BK, [places_B], len(x_BD))
+
+    def sequences(self, x_TD: Tensor, cos_TK: Tensor, sin_TK: Tensor, offsets: Tensor, parents: list[int] | None = None, slot: int | None = None) -> Tensor:
+        """The last layer's output [T, D] for sequences packed end to end, from `offsets` [B + 1] on, each after the prefix.
+
+        parents  of each the sequence that it follows, all of whose tokens it sees, or −1
+        slot     where the cache keeps the first one's keys and values, the others' in the slots after it; None: they are not kept
+        """
+        offsets, count = offsets.to(torch.int64), len(offsets) - 1
+        longest = int((offsets[1:] - offsets[:-1]).max())
+        if slot is not None and (slot + count > self._room[0] or longest > self._room[1]):
+            raise ValueError(f"a cache of {self._room[0]} slots of {self._room[1]} tokens has no room for {count} sequences of up to {longest} from slot {slot} on")
+        if not parents or max(parents) < 0:
+            self._check(self._shape.prefix + longest)
+        else:
+            self._check(self._shape.prefix + max(int(offsets[i + 1] - offsets[i] + (offsets[p + 1] - offsets[p] if p >= 0 else 0)) for i, p in enumerate(parents)))
+        lists = [offsets] + ([torch.tensor(parents, dtype=torch.int64)] if parents else [None])
+        return self._run(self._library.rl_sequences, x_TD, cos_TK, sin_TK, lists, count, -1 if slot is None else slot)
+
+    def _check(self, longest: int) -> None:
+        if self._reach is not None and longest > self._reach:
             raise ValueError(f"a shared prefix of {self._shape.prefix} tokens does not lie within a window of {self._reach}")
-        x_BD, cos_BK, sin_BK, places_B = x_BD.clone(memory_format=torch.contiguous_format), cos_BK.contiguous(), sin_BK.contiguous(), places_B.contiguous()
-        if self._library.rl_step(self._layers, ctypes.byref(self._shape), x_BD.data_ptr(), cos_BK.data_ptr(), sin_BK.data_ptr(), places_B.data_ptr(), len(x_BD),
-                                 torch.get_num_threads()):
-            raise MemoryError("no memory for a generation step's activations")
-        return x_BD
+
+    def _run(self, function, x: Tensor, cos: Tensor, sin: Tensor, lists: list[Tensor | None], *numbers: int) -> Tensor:
+        x, cos, sin = x.clone(memory_format=torch.contiguous_format), cos.contiguous(), sin.contiguous()
+        lists = [None if t is None else t.contiguous() for t in lists]
+        if function(self._layers, ctypes.byref(self._shape), x.data_ptr(), cos.data_ptr(), sin.data_ptr(), *(None if t is None else t.data_ptr() for t in lists), *numbers, torch.get_num_threads()):
+            raise MemoryError("no memory for the activations of a model's layers")
+        return x

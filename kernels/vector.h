@@ -14,6 +14,7 @@ enum { LANES = 8 };
 #endif
 typedef float Floats __attribute__((vector_size(LANES * sizeof(float))));
 typedef int32_t Ints __attribute__((vector_size(LANES * sizeof(int32_t))));
+typedef uint32_t Bits __attribute__((vector_size(LANES * sizeof(uint32_t)))); /* arithmetic on them may pass their ends */
 
 INLINE Floats load(const float *from)
 {
@@ -115,8 +116,8 @@ INLINE Floats exponential(Floats x)
     e = e * r + all(0.5f);
     e = e * r + all(1.0f);
     e = e * r + all(1.0f);
-    Ints exponent = ((Ints)shifted - (Ints)to_integer) << 23;
-    Floats scaled = (Floats)((Ints)e + exponent);
+    Bits exponent = ((Bits)shifted - (Bits)to_integer) << 23; /* where x is far below, any number: 0 comes of it */
+    Floats scaled = (Floats)((Bits)e + exponent);
     return choose(x == x, choose(vanishes, (Floats){0}, scaled), x);
 }
 

@@ -46,15 +46,15 @@ class Cache:
         self.capacity = capacity
 
     @torch.no_grad()
-    def compute_prefix(self, model: LLaMA, ids: list[int]) -> Tensor:
-        """Run the shared prefix once, keep its keys and values, and return its hidden states [P, D]."""
+    def compute_prefix(self, model: LLaMA, ids: list[int]) -> None:
+        """Run the shared prefix once, and keep its keys and values."""
         packed = Packed.of([ids], self.device)
         attend_packed, self.prefix = packed_attention(self.config, packed.offsets), []
 
         def attend(layer, q_PHK, k_PGK, v_PGK):
             self.prefix.append((k_PGK.contiguous(), v_PGK.contiguous()))
             return attend_packed(layer, q_PHK, k_PGK, v_PGK)
-        return model(packed.ids, packed.positions, attend, packed.lengths)
+        model(packed.ids, packed.positions, attend, packed.lengths)
 
     def attend_new(self, offsets: Tensor) -> Attend:
         """For new packed suffixes that follow the prefix and are not kept (scoring).
@@ -94,9 +94,8 @@ class Cache:
 
     def attend_prefill(self, first: int, offsets: Tensor) -> Attend:
         """For new packed suffixes whose keys and values go to the slots from `first` on; `reserve` comes before."""
-        bounds = offsets.tolist()
-        self.lengths[first:first + len(bounds) - 1] = torch.tensor(bounds[1:]) - torch.tensor(bounds[:-1])
-        attend_new = self.attend_new(offsets)
+        self.admit(first, offsets)
+        bounds, attend_new = offsets.tolist(), self.attend_new(offsets)
 
         def attend(layer, q_THK, k_TGK, v_TGK):
             for slot, (start, end) in enumerate(zip(bounds, bounds[1:]), first):
@@ -104,6 +103,10 @@ class Cache:
                 self.values[layer][slot, :, :end - start] = v_TGK[start:end].transpose(0, 1)
             return attend_new(layer, q_THK, k_TGK, v_TGK)
         return attend
+
+    def admit(self, first: int, offsets: Tensor) -> None:
+        """The slots from `first` on hold suffixes of these lengths from now on."""
+        self.lengths[first:first + len(offsets) - 1] = (offsets[1:] - offsets[:-1]).long().cpu()
 
     def attend_decode(self, active: int) -> Attend:
         """For one new token of each of the first `active` slots, whose lengths grow by one; `reserve` comes before."""

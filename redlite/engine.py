@@ -16,7 +16,7 @@ from redlite import sampling
 from redlite.cache import Cache, common_prefix, shareable
 from redlite.graph import DecodeGraphs
 from redlite.model import LLaMA, Packed
-from redlite.step import PackedSteps
+from redlite.step import PackedSteps, Steps
 
 # Common tokens from which a prefix is computed and attended to once for all. `redlite.cli.perf shared-prefix`, 32 requests on 2 cores, time apart
 # over time shared, with the decode attention before decode_loops.h (SmolLM2-135M | organism): 4 tokens 1.05 | 0.94, 8: 0.96 | 1.06, 16: 1.16 | 1.37, 64: 1.82 | 1.64, 362 (CoU): 4.47 | 6.44.
@@ -76,18 +76,18 @@ class Engine:
         prompts = [r.ids for r in requests.values()]
         longest = max(len(r.ids) + r.max_new_tokens for r in requests.values())
         shared = shareable(self.model.config, common_prefix(prompts), longest) if len(prompts) > 1 else 0
+        steps = DecodeGraphs.of(self.model, cache) or PackedSteps.of(self.model, cache) or Steps(self.model, cache)
         if shared >= SHARED_AT_LEAST:
-            cache.compute_prefix(self.model, prompts[0][:shared])
-        steps = DecodeGraphs.of(self.model, cache) or PackedSteps.of(self.model, cache)
+            steps.prefix(prompts[0][:shared])
         waiting, active = deque(requests.items()), []
         while waiting or active:
             if waiting and len(active) < slots:
                 first = len(active)
                 active += self._admit(waiting, slots - len(active), cache)
-                self._choose(active[first:], self._prefill(active[first:], first, cache))
+                self._choose(active[first:], self._prefill(active[first:], first, steps))
                 yield from self._retire(active, cache)
             if active and not (waiting and len(active) < slots):
-                self._choose(active, self._decode(active, cache, steps))
+                self._choose(active, self._decode(active, steps))
                 yield from self._retire(active, cache)
 
     def _admit(self, waiting: deque, room: int, cache: Cache) -> list[_Active]:
@@ -111,25 +111,21 @@ class Engine:
         stretch = scaling["factor"] if scaling.get("rope_type") == "dynamic" else 1
         return int(self.model.config.max_positions * stretch)
 
+    @staticmethod
     @torch.no_grad()
-    def _prefill(self, new: list[_Active], first: int, cache: Cache) -> Tensor:
+    def _prefill(new: list[_Active], first: int, steps: Steps) -> Tensor:
         """Run the suffixes of new requests into their slots; logits [B, V] of each one's last token."""
+        cache = steps.cache
         suffixes = [a.request.ids[cache.prefix_length:] for a in new]
         cache.reserve(max(map(len, suffixes)))
-        packed = Packed.of(suffixes, cache.device, start=cache.prefix_length)
-        hidden = self.model(packed.ids, packed.positions, cache.attend_prefill(first, packed.offsets), packed.lengths)
-        return self.model.logits(hidden[packed.offsets[1:].long() - 1])
+        return steps.prefill(Packed.of(suffixes, cache.device, start=cache.prefix_length), first)
 
+    @staticmethod
     @torch.no_grad()
-    def _decode(self, active: list[_Active], cache: Cache, steps: DecodeGraphs | PackedSteps | None) -> Tensor:
+    def _decode(active: list[_Active], steps: Steps) -> Tensor:
         """Run the newest token of every active request; logits [B, V]."""
-        cache.reserve(int(cache.lengths[:len(active)].max()) + 1)
-        newest = [a.ids[-1] for a in active]
-        if steps:
-            return steps.logits(newest)
-        positions = cache.lengths[:len(active)].to(cache.device) + cache.prefix_length
-        ids = torch.tensor(newest, device=cache.device)
-        return self.model.logits(self.model(ids, positions, cache.attend_decode(len(active)), positions + 1))
+        steps.cache.reserve(int(steps.cache.lengths[:len(active)].max()) + 1)
+        return steps.logits([a.ids[-1] for a in active])
 
     @staticmethod
     def _choose(active: list[_Active], logits_BV: Tensor) -> None:

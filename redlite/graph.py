@@ -12,6 +12,7 @@ from torch import Tensor
 from redlite import kernels
 from redlite.cache import Cache
 from redlite.model import LLaMA
+from redlite.step import Steps
 
 
 def buckets(slots: int) -> list[int]:
@@ -44,7 +45,7 @@ def capture(step: Callable[[], Tensor], pool) -> tuple[Callable[[], None], Tenso
     return graph.replay, out
 
 
-class DecodeGraphs:
+class DecodeGraphs(Steps):
     """The captured steps of one model over one cache.
 
     Rows past the active requests compute on token 0 at place 0 of a free slot, which the next request to move
@@ -52,7 +53,8 @@ class DecodeGraphs:
     """
 
     def __init__(self, model: LLaMA, cache: Cache):
-        self.model, self.cache, self.sizes = model, cache, buckets(len(cache.lengths))
+        super().__init__(model, cache)
+        self.sizes = buckets(len(cache.lengths))
         self.inputs = torch.zeros(3, len(cache.lengths), dtype=torch.int64, device=cache.device)  # ids, positions, places
         self.steps: dict[int, tuple[Callable[[], None], Tensor]] = {}
         self.capacity, self.pool = -1, None
@@ -68,7 +70,7 @@ class DecodeGraphs:
         return DecodeGraphs(model, cache)
 
     def logits(self, ids: list[int]) -> Tensor:
-        """Run one new token of each of the first len(ids) slots, as `Cache.attend_decode`; logits [B, V], valid until the next call."""
+        """Run one new token of each of the first len(ids) slots, as `Steps.logits`; logits [B, V], valid until the next call."""
         B, cache = len(ids), self.cache
         size = next(n for n in self.sizes if n >= B)
         places = torch.zeros(size, dtype=torch.int64)

@@ -61,7 +61,8 @@ def sample(logits_BV: Tensor, rules: list[Rule], uniform_B: Tensor, seen: list[l
             ids, penalty = torch.tensor(sorted(set(seen[row])), device=device), rules[row].repetition_penalty
             old = logits_BV[row, ids]
             logits_BV[row, ids] = torch.where(old > 0, old / penalty, old * penalty)
-    ids_B = logits_BV.argmax(-1)
+    # On CPUs numpy's, which runs in this thread: torch's wakes OpenMP threads, and those then spin where the C library's should work.
+    ids_B = torch.from_numpy(logits_BV.numpy().argmax(-1)) if device.type == "cpu" else logits_BV.argmax(-1)
     drawn = [row for row, rule in enumerate(rules) if rule.temperature > COLDEST]
     if not drawn:
         return ids_B

@@ -14,6 +14,7 @@ from torch import Tensor
 from redlite.cache import Cache, shareable
 from redlite.engine import SHARED_AT_LEAST, prefix_groups
 from redlite.model import LLaMA, Packed
+from redlite.step import PackedSteps, Steps
 
 ROWS = 128  # rows of logits held at once: [ROWS, V] float32
 
@@ -63,42 +64,35 @@ def stream(model: LLaMA, pairs: list[tuple[list[int], list[int]]], tokens_per_pa
 
 def _score_group(model: LLaMA, stems: list[_Stem], pairs, longest: int, budget: int) -> Iterator[tuple[int, Score]]:
     cache = Cache(model.config, 0, model.output_weight.dtype, model.output_weight.device)
+    steps = PackedSteps.of(model, cache) or Steps(model, cache)
     first, last = min(s.context for s in stems), max(s.context for s in stems)
     limit = min(len(s.context) for s in stems) - 1  # a context's last token predicts, so it stays out of the prefix
     shared = next((i for i in range(limit) if first[i] != last[i]), limit) if len(stems) > 1 else 0
     if shareable(model.config, shared, longest) >= SHARED_AT_LEAST:
-        cache.compute_prefix(model, list(first[:shared]))
+        steps.prefix(list(first[:shared]))
     batch, tokens = [], 0
     for stem in stems:
         size = len(stem.context) - cache.prefix_length + sum(map(len, stem.leaves))
         if batch and tokens + size > budget:
-            yield from _score_pass(model, cache, batch, pairs)
+            yield from _score_pass(steps, batch, pairs)
             batch, tokens = [], 0
         batch.append(stem)
         tokens += size
-    yield from _score_pass(model, cache, batch, pairs)
+    yield from _score_pass(steps, batch, pairs)
 
 
-def _score_pass(model: LLaMA, cache: Cache, stems: list[_Stem], pairs) -> Iterator[tuple[int, Score]]:
+def _score_pass(steps: Steps, stems: list[_Stem], pairs) -> Iterator[tuple[int, Score]]:
     """One forward over all stems, then all leaves; then the rows that predict each continuation."""
-    prefix = cache.prefix_length
-    stem_ids = [list(s.context[prefix:]) for s in stems]
+    prefix, device = steps.cache.prefix_length, steps.cache.device
     leaves = [(n, leaf) for n, s in enumerate(stems) for leaf in s.leaves]
-    packed = Packed.of(stem_ids, cache.device, start=prefix)
-    stem_ends = packed.offsets.tolist()[1:]
-    leaf_starts, split, position = {}, stem_ends[-1], stem_ends[-1]
-    for n, leaf in leaves:
-        leaf_starts[n, leaf] = position
-        position += len(leaf)
-    if leaves:
-        below = [Packed.of([list(leaf)], cache.device, start=len(stems[n].context)) for n, leaf in leaves]
-        ids, positions, lengths = (torch.cat([getattr(p, x) for p in (packed, *below)]) for x in ("ids", "positions", "lengths"))
-        bounds = torch.tensor([0, *(leaf_starts[key] - split + len(key[1]) for key in leaves)], dtype=torch.int32, device=cache.device)
-        sizes = torch.tensor([sum(map(len, s.leaves)) for s in stems])
-        groups = torch.cat((torch.zeros(1, dtype=torch.int64), sizes.cumsum(0))).int().to(cache.device)
-        hidden = model(ids, positions, cache.attend_tree(packed.offsets, bounds, groups), lengths)
-    else:
-        hidden = model(packed.ids, packed.positions, cache.attend_new(packed.offsets), packed.lengths)
+    parts = [Packed.of([list(s.context[prefix:]) for s in stems], device, start=prefix)]
+    parts += [Packed.of([list(leaf)], device, start=len(stems[n].context)) for n, leaf in leaves]
+    offsets = torch.cat((parts[0].offsets, *(p.offsets[1:] for p in parts[1:]))).cpu()
+    offsets[len(stems) + 1:] = offsets[len(stems)] + offsets[len(stems) + 1:].cumsum(0)
+    ends = offsets.tolist()[1:]
+    stem_ends, leaf_starts = ends[:len(stems)], dict(zip(leaves, ends[len(stems) - 1:]))
+    ids, positions, lengths = (torch.cat([getattr(p, x) for p in parts]) for x in ("ids", "positions", "lengths"))
+    hidden = steps.tree(Packed(ids, positions, lengths, offsets.to(device)), [-1] * len(stems) + [n for n, _ in leaves])
     rows, targets, owners = [], [], []
     for n, stem in enumerate(stems):
         for i, leaf in stem.wanted:
@@ -111,7 +105,7 @@ def _score_pass(model: LLaMA, cache: Cache, stems: list[_Stem], pairs) -> Iterat
             rows += own
             targets += continuation
             owners.append((i, len(continuation)))
-    logprobs, greedy = _target_logprobs(model, hidden, torch.tensor(rows, device=hidden.device), torch.tensor(targets, device=hidden.device))
+    logprobs, greedy = _target_logprobs(steps.model, hidden, torch.tensor(rows, device=hidden.device), torch.tensor(targets, device=hidden.device))
     start = 0
     for i, size in owners:
         part = slice(start, start + size)

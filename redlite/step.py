@@ -1,17 +1,53 @@
-"""A generation step of a packed model on a CPU in one call: what its layers ask of Python each would cost more than a small model's work."""
+"""How a model runs over a cache: the prefix, new sequences, and one new token of each request at a time."""
 import torch
 from torch import Tensor
 
 from redlite import kernels
 from redlite.cache import Cache
-from redlite.model import LLaMA, rotary_table
+from redlite.model import LLaMA, Packed, rotary_table
 
 
-class PackedSteps:
-    """The steps of one model over one cache; the counterpart of `graph.DecodeGraphs`."""
+class Steps:
+    """An operation at a time, on any device. `PackedSteps` and `graph.DecodeGraphs` run the same faster, where they can."""
 
     def __init__(self, model: LLaMA, cache: Cache):
-        self.model, self.cache, self.capacity = model, cache, -1
+        self.model, self.cache = model, cache
+
+    def prefix(self, ids: list[int]) -> None:
+        """Run what all requests share, once, and keep its keys and values as the cache's prefix."""
+        self.cache.compute_prefix(self.model, ids)
+
+    def prefill(self, new: Packed, first: int) -> Tensor:
+        """Run new sequences that follow the prefix into the slots from `first` on, which have room for them; logits [B, V] of each one's last token."""
+        hidden_TD = self.model(new.ids, new.positions, self.cache.attend_prefill(first, new.offsets), new.lengths)
+        return self.model.logits(hidden_TD[new.offsets[1:].long() - 1])
+
+    def logits(self, ids: list[int]) -> Tensor:
+        """Run one new token of each of the first len(ids) slots, which have room for it; logits [B, V]."""
+        places_B = self.cache.advance(len(ids)).to(self.cache.device)
+        positions_B = places_B + self.cache.prefix_length
+        return self.model.logits(self.model(torch.tensor(ids, device=self.cache.device), positions_B, self.cache.attend_step(places_B), positions_B + 1))
+
+    def tree(self, new: Packed, parents: list[int]) -> Tensor:
+        """Run sequences that follow the prefix and are not kept: hidden states [T, D] after the final norm.
+
+        parents: −1 for those that follow the prefix alone, which come first; then, in order, of each other one which of those it follows.
+        """
+        stems, split = parents.count(-1), int(new.offsets[parents.count(-1)])
+        if stems == len(parents):
+            attend = self.cache.attend_new(new.offsets)
+        else:
+            leaves = new.offsets[stems:] - split
+            sizes = torch.zeros(stems, dtype=torch.int32).index_add_(0, torch.tensor(parents[stems:]), (leaves[1:] - leaves[:-1]).cpu())
+            groups = torch.cat((torch.zeros(1, dtype=torch.int32), sizes.cumsum(0, dtype=torch.int32))).to(new.offsets.device)
+            attend = self.cache.attend_tree(new.offsets[:stems + 1], leaves, groups)
+        return self.model(new.ids, new.positions, attend, new.lengths)
+
+
+class PackedSteps(Steps):
+    """On packed weights, on CPUs: all layers in one C call, where each operation asked of Python would cost more than a small model's work on it."""
+
+    capacity = -1  # of the cache, when the trunk was made
 
     @staticmethod
     def of(model: LLaMA, cache: Cache) -> "PackedSteps | None":
@@ -19,14 +55,38 @@ class PackedSteps:
         packed = all(block.packed for block in model.model.layers)
         return PackedSteps(model, cache) if packed and kernels.implementation("cached_attention", cache.device.type) == "c" else None
 
-    def logits(self, ids: list[int]) -> Tensor:
-        """Run one new token of each of the first len(ids) slots, as the model over `Cache.attend_decode`; logits [B, V], the same to the last bit."""
-        model, cache, trunk = self.model, self.cache, self.model.model
+    def trunk(self) -> kernels.PackedTrunk:
+        cache = self.cache
         if cache.capacity != self.capacity:  # the cache lies elsewhere now
-            self.run = kernels.PackedStep([block.packed for block in trunk.layers], cache.keys, cache.values, cache.share_prefix(), cache.config.windows)
+            self._trunk = kernels.PackedTrunk([block.packed for block in self.model.model.layers], cache.config.windows, cache.share_prefix(), cache.keys, cache.values)
             self.capacity = cache.capacity
-        places_B = cache.advance(len(ids))
-        positions_B = places_B + cache.prefix_length
-        x_BD = trunk.embed_tokens(torch.tensor(ids))
-        cos_BK, sin_BK = rotary_table(model.config, positions_B, positions_B + 1, x_BD.dtype)
-        return model.logits(trunk.norm(self.run(x_BD, cos_BK, sin_BK, places_B)))
+        return self._trunk
+
+    def prefix(self, ids: list[int]) -> None:
+        cache = self.cache
+        alone = Cache(cache.config, 1, cache.dtype, cache.device)
+        alone.reserve(len(ids))
+        PackedSteps(self.model, alone)._sequences(Packed.of([ids]), slot=0)
+        cache.prefix = [tuple(store[0, :, :len(ids)].transpose(0, 1).contiguous() for store in pair) for pair in zip(alone.keys, alone.values)]
+
+    def prefill(self, new: Packed, first: int) -> Tensor:
+        out_TD = self._sequences(new, slot=first)
+        self.cache.admit(first, new.offsets)
+        return self._logits(out_TD[new.offsets[1:].long() - 1])
+
+    def logits(self, ids: list[int]) -> Tensor:
+        """The same to the last bit as `Steps.logits` of a packed model."""
+        places_B = self.cache.advance(len(ids))
+        positions_B = places_B + self.cache.prefix_length
+        x_BD = self.model.model.embed_tokens(torch.tensor(ids))
+        return self._logits(self.trunk().step(x_BD, *rotary_table(self.model.config, positions_B, positions_B + 1, x_BD.dtype), places_B))
+
+    def tree(self, new: Packed, parents: list[int]) -> Tensor:
+        return self.model.model.norm(self._sequences(new, parents))
+
+    def _logits(self, out_BD: Tensor) -> Tensor:
+        return self.model.logits(self.model.model.norm(out_BD))
+
+    def _sequences(self, new: Packed, parents: list[int] | None = None, slot: int | None = None) -> Tensor:
+        x_TD = self.model.model.embed_tokens(new.ids)
+        return self.trunk().sequences(x_TD, *rotary_table(self.model.config, new.positions, new.lengths, x_TD.dtype), new.offsets, parents, slot)

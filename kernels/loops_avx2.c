@@ -1,4 +1,4 @@
-/* The loops of decode_loops.h compiled for AVX2 with FMA. */
+/* The loops that are written on vector.h, compiled for AVX2 with FMA. */
 #include "tiles.h"
 #if defined(__x86_64__)
 #include <math.h>
@@ -7,9 +7,12 @@
 #else
 #pragma GCC target("avx2,fma")
 #endif
-#include "decode_loops.h"
+#include "block_loops.h"
+#include "sequences_loops.h"
 
+void rl_run_step_avx2(const Step *s, int64_t first, int64_t end) { run_step(s, first, end); }
 void rl_attend_avx2(const Decode *d, int64_t first, int64_t end, const Scratch *s) { attend(d, first, end, s); }
+void rl_attend_task_avx2(const Sequences *d, int64_t task, const Room *room) { attend_task(d, task, room); }
 
 #if defined(__clang__)
 #pragma clang attribute pop
