@@ -35,8 +35,10 @@ static void put_scale(uint8_t *at, int64_t column, float scale)
 
 static void put_int8(uint8_t *at, int64_t column, const int8_t *q)
 {
-    for (int k = 0; k < BLOCK; k++)
-        at[byte_of(Q8, column, k)] = (uint8_t)(q[k] + 128);
+    for (int k = 0; k < BLOCK; k += 4) {
+        uint8_t four[4] = {(uint8_t)(q[k] + 128), (uint8_t)(q[k + 1] + 128), (uint8_t)(q[k + 2] + 128), (uint8_t)(q[k + 3] + 128)};
+        memcpy(at + byte_of(Q8, column, k), four, 4);
+    }
 }
 
 static void put_int4(uint8_t *at, int64_t column, const uint8_t *q) /* q: 0 to 15 */
@@ -44,6 +46,9 @@ static void put_int4(uint8_t *at, int64_t column, const uint8_t *q) /* q: 0 to 1
     for (int k = 0; k < BLOCK; k++)
         at[byte_of(Q4, column, k)] |= (uint8_t)(q[k] << shift_of(k));
 }
+
+/* x rounded to a whole number from low to high; NaN gives low. */
+static inline int within(float x, float low, float high) { return (int)lrintf(x > low ? x < high ? x : high : low); }
 
 /* Pack rows [first, first + count) of a float32 matrix [columns, inputs], given as rows [count, inputs]; `packed` starts zeroed.
  * Quantising: int8 scale = largest / 127; int4 scale = (largest − smallest) / 15 with that minimum. Scales are halves. */
@@ -68,20 +73,20 @@ RL_EXPORT void rl_pack_float(int format, void *packed, const float *rows, int64_
                 low = v[k] < low ? v[k] : low;
                 high = v[k] > high ? v[k] : high;
             }
-            float scale = half_to_float(float_to_half(format == Q8 ? fmaxf(-low, high) / 127 : (high - low) / 15));
+            float scale = half_to_float(float_to_half(format == Q8 ? (-low > high ? -low : high) / 127 : (high - low) / 15));
             float inverse = scale > 0 ? 1 / scale : 0;
             put_scale(at, column, scale);
             if (format == Q8) {
                 int8_t q[BLOCK] = {0};
                 for (int k = 0; k < n; k++)
-                    q[k] = (int8_t)fmaxf(-127, fminf(127, rintf(v[k] * inverse)));
+                    q[k] = (int8_t)within(v[k] * inverse, -127, 127);
                 put_int8(at, column, q);
             } else {
                 uint8_t q[BLOCK] = {0};
                 low = half_to_float(float_to_half(low));
                 put_scale(at + PANEL * 2, column, low);
                 for (int k = 0; k < n; k++)
-                    q[k] = (uint8_t)fmaxf(0, fminf(15, rintf((v[k] - low) * inverse)));
+                    q[k] = (uint8_t)within((v[k] - low) * inverse, 0, 15);
                 put_int4(at, column, q);
             }
         }
