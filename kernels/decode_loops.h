@@ -24,10 +24,11 @@ enum { CACHE_LINE = 16 };                   /* floats; where it is longer, some 
 /* Shapes: B requests, G groups, R queries a group, K head size, S capacity, P prefix; [x̂] is x rounded up to whole panels. */
 typedef struct {
     const float *q, *k, *v;         /* [B, G·R, K], [B, G, K] */
-    float *keys, *values;           /* [slots, G, S, K] */
+    void *keys, *values;            /* [slots, G, S, K], floats or halves */
     const int64_t *places;          /* [B]: where the new key goes; the keys before it are the cache */
     const void *const *prefix_keys, *const *prefix_values; /* G float32 matrices each, packed: [P, K] and [K, P] */
     int64_t requests, groups, repeat, size, capacity, prefix, window; /* window 0: none */
+    int half;                       /* whether they are halves */
     float scale;
     float *out;                     /* [B, G·R, K] */
 } Decode;
@@ -41,11 +42,36 @@ typedef struct {
     float *largest, *sum;  /* [N], [N] */
 } Scratch;
 
+/* LANES numbers of a cache from number `at` on; the first `count` of them, then 0. `half` is a constant in each copy. */
+INLINE Floats cached(const void *from, int64_t at, const int half) { return half ? load_halves((const uint16_t *)from + at) : load((const float *)from + at); }
+
+INLINE Floats cached_some(const void *from, int64_t at, int64_t count, const int half)
+{
+    float lanes[LANES];
+    for (int i = 0; i < LANES; i++)
+        lanes[i] = i >= count ? 0.0f : half ? half_to_float(((const uint16_t *)from)[at + i]) : ((const float *)from)[at + i];
+    return load(lanes);
+}
+
+/* `count` floats into a cache, from number `at` on. */
+INLINE void into_cache(void *to, int64_t at, const float *from, int64_t count, int half)
+{
+    if (!half) {
+        memcpy((float *)to + at, from, (size_t)count * sizeof(float));
+        return;
+    }
+    int64_t j = 0;
+    for (; j + LANES <= count; j += LANES)
+        store_halves((uint16_t *)to + at + j, load(from + j));
+    for (; j < count; j++)
+        ((uint16_t *)to)[at + j] = float_to_half(from[j]);
+}
+
 INLINE int64_t whole(int64_t count) { return (count + PANEL - 1) / PANEL * PANEL; }
 
 INLINE int64_t run_requests(const Decode *d) { return d->repeat < CHUNK ? CHUNK / d->repeat : 1; }
 
-/* In a switch: the copy of a call for a constant number of rows. */
+/* In a switch: the copy of a call for a constant N. */
 #define COPY_OF(rows, call) case rows: { enum { N = rows }; call; } break;
 
 /* scores → e^(scores − largest) in place; their sum. `count` is a multiple of LANES; places behind the last score hold −∞. */
@@ -130,16 +156,17 @@ INLINE void attend_prefix(const Decode *d, int64_t g, int64_t first, int64_t end
     multiply(s->rows, d->prefix_values[g], count, d->prefix, d->size, d->prefix * PANEL, 1.0f, s->shared);
 }
 
-/* scores[m, s] = scale · q_m · key_s; the values, wanted next, are asked for meanwhile. */
-INLINE void score(const float *q, const float *keys, int64_t size, int64_t count, float scale, float *scores, int64_t stride, const float *values, const int queries)
+/* scores[m, s] = scale · q_m · key_s, of keys that lie from number `keys` of the cache on; the values there, wanted next, are asked for meanwhile. */
+INLINE void score(const Decode *d, const float *q, int64_t keys, int64_t count, float *scores, int64_t stride, const int queries, const int half)
 {
+    const int64_t size = d->size, line = CACHE_LINE * sizeof(float) / (half ? sizeof(uint16_t) : sizeof(float));
     for (int64_t s = 0; s < count; s += KEYS) {
-        const float *key[KEYS];
+        int64_t key[KEYS];
         for (int n = 0; n < KEYS; n++)
             key[n] = keys + (s + n < count ? s + n : count - 1) * size;
         for (int n = 0; n < KEYS; n++) /* a long cache comes from memory, at whose speed this runs */
-            for (int64_t j = 0; j < size; j += CACHE_LINE)
-                __builtin_prefetch(values + (key[n] - keys) + j);
+            for (int64_t j = 0; j < size; j += line)
+                __builtin_prefetch((const char *)d->values + (key[n] + j) * (int64_t)(half ? sizeof(uint16_t) : sizeof(float)));
         Floats sum[QUERIES][KEYS];
         _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++)
             _Pragma("GCC unroll 4") for (int n = 0; n < KEYS; n++)
@@ -150,7 +177,7 @@ INLINE void score(const float *q, const float *keys, int64_t size, int64_t count
             _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++)
                 a[m] = load(q + m * size + j);
             _Pragma("GCC unroll 4") for (int n = 0; n < KEYS; n++) {
-                Floats b = load(key[n] + j);
+                Floats b = cached(d->keys, key[n] + j, half);
                 _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++)
                     sum[m][n] += a[m] * b;
             }
@@ -158,18 +185,18 @@ INLINE void score(const float *q, const float *keys, int64_t size, int64_t count
         if (j < size)
             _Pragma("GCC unroll 4") for (int n = 0; n < KEYS; n++)
                 _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++)
-                    sum[m][n] += load_some(q + m * size + j, size - j, 0.0f) * load_some(key[n] + j, size - j, 0.0f);
+                    sum[m][n] += load_some(q + m * size + j, size - j, 0.0f) * cached_some(d->keys, key[n] + j, size - j, half);
         _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++) {
             float four[KEYS];
             totals(sum[m], four);
             for (int n = 0; n < KEYS; n++) /* those behind the last go where −∞ comes next */
-                scores[m * stride + s + n] = four[n] * scale;
+                scores[m * stride + s + n] = four[n] * d->scale;
         }
     }
 }
 
-/* out[m][n] = Σ_s p[m, s] v[s] for `runs` runs of LANES columns from v on; in one run the columns behind `width` are 0. */
-INLINE void weigh(const float *p, int64_t stride, const float *v, int64_t count, int64_t size, int64_t width, Floats out[QUERIES][RUNS], const int queries, const int runs)
+/* out[m][n] = Σ_s p[m, s] v[s] for `runs` runs of LANES columns from number `v` of the cache on; in one run the columns behind `width` are 0. */
+INLINE void weigh(const Decode *d, const float *p, int64_t stride, int64_t v, int64_t count, int64_t width, Floats out[QUERIES][RUNS], const int queries, const int runs, const int half)
 {
     Floats sum[QUERIES][RUNS];
     _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++)
@@ -180,7 +207,8 @@ INLINE void weigh(const float *p, int64_t stride, const float *v, int64_t count,
         _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++)
             a[m] = all(p[m * stride + s]);
         _Pragma("GCC unroll 4") for (int n = 0; n < runs; n++) {
-            Floats x = width < LANES ? load_some(v + s * size, width, 0.0f) : load(v + s * size + n * LANES);
+            int64_t at = v + s * d->size + n * LANES;
+            Floats x = width < LANES ? cached_some(d->values, at, width, half) : cached(d->values, at, half);
             _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++)
                 sum[m][n] += a[m] * x;
         }
@@ -191,12 +219,12 @@ INLINE void weigh(const float *p, int64_t stride, const float *v, int64_t count,
 }
 
 /* Queries [r, r + queries) of request b, group g, over keys [start, place] of its cache, joined with the prefix's part, whose first row is `row`. */
-INLINE void attend_own(const Decode *d, int64_t b, int64_t g, int64_t r, int64_t row, const Scratch *s, const int queries)
+INLINE void attend_own(const Decode *d, int64_t b, int64_t g, int64_t r, int64_t row, const Scratch *s, const int queries, const int half)
 {
     int64_t size = d->size, stride = whole(d->capacity), place = d->places[b], first = (b * d->groups + g) * d->repeat + r;
     int64_t start = d->window && place + 1 > d->window ? place + 1 - d->window : 0, count = place + 1 - start;
-    const float *keys = d->keys + ((b * d->groups + g) * d->capacity + start) * size, *values = d->values + (keys - d->keys);
-    score(d->q + first * size, keys, size, count, d->scale, s->own, stride, values, queries);
+    int64_t cache = ((b * d->groups + g) * d->capacity + start) * size;
+    score(d, d->q + first * size, cache, count, s->own, stride, queries, half);
     float mine[QUERIES], theirs[QUERIES]; /* what the sums over the values are multiplied by */
     for (int m = 0; m < queries; m++) {
         float largest, sum, top;
@@ -215,9 +243,9 @@ INLINE void attend_own(const Decode *d, int64_t b, int64_t g, int64_t r, int64_t
         int64_t width = size - column;
         step = width < RUNS * LANES ? LANES : RUNS * LANES;
         if (step > LANES)
-            weigh(s->own, stride, values + column, count, size, LANES, out, queries, RUNS);
+            weigh(d, s->own, stride, cache + column, count, LANES, out, queries, RUNS, half);
         else
-            weigh(s->own, stride, values + column, count, size, width < LANES ? width : LANES, out, queries, 1);
+            weigh(d, s->own, stride, cache + column, count, width < LANES ? width : LANES, out, queries, 1, half);
         for (int m = 0; m < queries; m++)
             for (int n = 0; n * LANES < step; n++) {
                 Floats value = out[m][n] * all(mine[m]);
@@ -243,14 +271,15 @@ INLINE void attend(const Decode *d, int64_t first, int64_t end, const Scratch *s
             attend_prefix(d, g, from, until, s);
         for (int64_t b = from; b < until; b++) {
             int64_t place = ((b * d->groups + g) * d->capacity + d->places[b]) * d->size, new = (b * d->groups + g) * d->size;
-            memcpy(d->keys + place, d->k + new, (size_t)d->size * sizeof(float));
-            memcpy(d->values + place, d->v + new, (size_t)d->size * sizeof(float));
+            into_cache(d->keys, place, d->k + new, d->size, d->half);
+            into_cache(d->values, place, d->v + new, d->size, d->half);
             for (int64_t r = 0, count; r < d->repeat; r += count) {
                 int64_t parts = (d->repeat - r + QUERIES - 1) / QUERIES, row = (b - from) * d->repeat + r;
                 count = (d->repeat - r + parts - 1) / parts; /* as even as can be */
-                switch (count) {
-                    COPY_OF(1, attend_own(d, b, g, r, row, s, N)) COPY_OF(2, attend_own(d, b, g, r, row, s, N))
-                default: { enum { N = QUERIES }; attend_own(d, b, g, r, row, s, N); }
+                switch (count + (d->half ? QUERIES : 0)) {
+                    COPY_OF(1, attend_own(d, b, g, r, row, s, N, 0)) COPY_OF(2, attend_own(d, b, g, r, row, s, N, 0)) COPY_OF(3, attend_own(d, b, g, r, row, s, N, 0))
+                    COPY_OF(4, attend_own(d, b, g, r, row, s, N - QUERIES, 1)) COPY_OF(5, attend_own(d, b, g, r, row, s, N - QUERIES, 1))
+                    COPY_OF(6, attend_own(d, b, g, r, row, s, N - QUERIES, 1))
                 }
             }
         }

@@ -307,7 +307,7 @@ static void fill(void *context, int part, int parts) /* a thread's share of a pl
 }
 
 /* Whether the scales (and minima) of blocks are finite numbers. */
-static int finite(int kind, const uint8_t *b, int64_t count, int64_t bytes)
+static int finite_blocks(int kind, const uint8_t *b, int64_t count, int64_t bytes)
 {
     for (; count--; b += bytes)
         if ((b[1] & 0x7c) == 0x7c || (kind == G_Q4_1 && (b[3] & 0x7c) == 0x7c))
@@ -326,7 +326,7 @@ static int panel_rows(const Tensor *t, int64_t first, int64_t count, uint8_t *ra
         if (fault)
             return fault;
     }
-    return t->keep && !finite(t->kind, raw, count * t->inputs / t->elements, t->bytes) ? NOT_FINITE : 0;
+    return t->keep && !finite_blocks(t->kind, raw, count * t->inputs / t->elements, t->bytes) ? NOT_FINITE : 0;
 }
 
 static void pack(void *context, int part, int parts) /* a thread's share of a packed tensor: whole panels */

@@ -12,21 +12,6 @@ RL_EXPORT size_t rl_packed_bytes(int format, int64_t columns, int64_t inputs)
     return panels * (size_t)((inputs + BLOCK - 1) / BLOCK) * QUANT_BYTES[format];
 }
 
-static uint16_t float_to_half(float value) /* round to nearest, ties to even; too large becomes infinity */
-{
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
-    float magnitude = fabsf(value);
-    if (!(magnitude < 65520.0f))
-        return (uint16_t)(sign | (magnitude != magnitude ? 0x7e00 : 0x7c00));
-    if (magnitude < 0x1p-14f)
-        return (uint16_t)(sign | (uint16_t)lrintf(magnitude * 0x1p24f));
-    bits &= 0x7fffffff;
-    bits += 0xfff + (bits >> 13 & 1);
-    return (uint16_t)(sign | (uint16_t)((bits >> 13) - (112 << 10)));
-}
-
 static void put_scale(uint8_t *at, int64_t column, float scale)
 {
     uint16_t half = float_to_half(scale);

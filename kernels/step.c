@@ -14,14 +14,14 @@
 typedef struct {
     const float *norm_before, *norm_after;                 /* [D], [D] */
     const Matrix *before, *after;                          /* matrices q, k, v; matrices o, gate, up, down */
-    float *keys, *values;                                  /* [slots, G, S, K], read where rows are kept */
+    void *keys, *values;                                   /* [slots, G, S, K], read where rows are kept */
     const void *const *prefix_keys, *const *prefix_values; /* G packed matrices each, read where there is a prefix */
     int64_t window;                                        /* 0: none */
 } Layer;
 
 /* D width, H heads, G groups, K head size, S capacity, P prefix. */
 typedef struct {
-    int64_t layers, width, heads, groups, size, capacity, prefix;
+    int64_t layers, width, heads, groups, size, capacity, prefix, half; /* half: whether caches are halves */
     float eps, scale;
 } Shape;
 
@@ -48,8 +48,8 @@ static void keep(void *context, int part, int parts)
         for (int64_t row = w->rows->offsets[b]; row < w->rows->offsets[b + 1]; row++)
             for (int64_t g = 0; g < s->groups; g++) {
                 int64_t to = (((w->rows->slot + b) * s->groups + g) * s->capacity + row - w->rows->offsets[b]) * s->size, from = (row * s->groups + g) * s->size;
-                memcpy(w->layer->keys + to, w->k + from, (size_t)s->size * sizeof(float));
-                memcpy(w->layer->values + to, w->v + from, (size_t)s->size * sizeof(float));
+                rl_into_cache(w->layer->keys, to, w->k + from, s->size, (int)s->half);
+                rl_into_cache(w->layer->values, to, w->v + from, s->size, (int)s->half);
             }
 }
 
@@ -57,7 +57,7 @@ static int attention(const Layer *l, const Shape *s, const Rows *r, const float 
 {
     int64_t repeat = s->heads / s->groups;
     if (r->places)
-        return rl_cached_attention(q, k, v, l->keys, l->values, r->places, l->prefix_keys, l->prefix_values, out, r->rows, s->groups, repeat, s->size,
+        return rl_cached_attention(q, k, v, l->keys, l->values, (int)s->half, r->places, l->prefix_keys, l->prefix_values, out, r->rows, s->groups, repeat, s->size,
                                    s->capacity, s->prefix, l->window, s->scale, threads);
     if (r->slot >= 0)
         rl_parallel(keep, &(Keep){l, s, r, k, v}, threads);

@@ -14,26 +14,27 @@ class _Layer(ctypes.Structure):
 
 
 class _Shape(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in ("layers", "width", "heads", "groups", "size", "capacity", "prefix")] + [("eps", ctypes.c_float), ("scale", ctypes.c_float)]
+    _fields_ = [(name, ctypes.c_int64) for name in ("layers", "width", "heads", "groups", "size", "capacity", "prefix", "half")] + [("eps", ctypes.c_float), ("scale", ctypes.c_float)]
 
 
 class PackedTrunk:
     """All layers of a model over one cache, as the C functions take them. To be made anew when the cache's tensors are others."""
 
     def __init__(self, blocks: list[PackedBlock], windows: tuple[int | None, ...], prefix: list[SharedPrefix], keys: list[Tensor], values: list[Tensor]):
-        """A layer each: its block, its window, its shared prefix (an empty list: none), its keys and values [slots, G, S, K] float32 (empty: none are kept)."""
+        """A layer each: its block, its window, its shared prefix (an empty list: none), its keys and values [slots, G, S, K], float32 or float16 (empty: none are kept)."""
         self._library = packed.library()
         if self._library.rl_step.argtypes is None:
             pointer, i64 = ctypes.c_void_p, ctypes.c_int64
             self._library.rl_step.argtypes = [*[pointer] * 6, i64, ctypes.c_int]
             self._library.rl_sequences.argtypes = [*[pointer] * 7, i64, i64, ctypes.c_int]
-        if not all(t.is_contiguous() and t.dtype == torch.float32 for t in (*keys, *values)):
-            raise ValueError("the cache must be contiguous float32: it is written in place")
+        kinds = {t.dtype if t.is_contiguous() else None for t in (*keys, *values)} or {torch.float32}
+        if kinds not in ({torch.float32}, {torch.float16}):
+            raise ValueError("the cache must be contiguous, and float32 or float16: it is written in place")
         self._keep = blocks, keys, values, prefix  # the addresses below point into these
         self._reach = min([w for w in windows if w is not None], default=None) if prefix else None
         self._room = tuple(keys[0].shape[::2]) if keys else (0, 0)  # slots, S
         first = blocks[0]
-        self._shape = _Shape(len(blocks), first.width, first.heads, first.groups, first.head_size, self._room[1], prefix[0].length if prefix else 0, first.eps, first.head_size ** -0.5)
+        self._shape = _Shape(len(blocks), first.width, first.heads, first.groups, first.head_size, self._room[1], prefix[0].length if prefix else 0, kinds == {torch.float16}, first.eps, first.head_size ** -0.5)
         self._layers = (_Layer * len(blocks))(*(
             (*b.norms, ctypes.addressof(b.qkv), ctypes.addressof(b.rest), k, v, *((ctypes.addressof(p.keys), ctypes.addressof(p.values)) if p else (None, None)), 0 if p or w is None else w)
             for b, w, p, k, v in zip(blocks, windows, prefix or [None] * len(blocks), *([t.data_ptr() for t in store] or [None] * len(blocks) for store in (keys, values)))))

@@ -8,10 +8,9 @@
  */
 #ifndef REDLITE_TILES_H
 #define REDLITE_TILES_H
+#include "half.h"
 #include "linear.h"
 #include <stddef.h>
-#include <stdint.h>
-#include <string.h>
 
 enum { PANEL = 16, BLOCK = 32, MOST_ROWS = 12 };
 enum { F32 = 0, Q8 = 1, Q4 = 2 };
@@ -58,22 +57,6 @@ static inline int byte_of(int format, int64_t column, int k)
 }
 
 static inline int shift_of(int k) { return k / 4 % 2 * 4; }
-
-static inline float half_to_float(uint16_t h)
-{
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = (h >> 10) & 31, fraction = h & 0x3ff, bits;
-    if (exponent == 31)
-        bits = sign | 0x7f800000 | fraction << 13;
-    else if (exponent)
-        bits = sign | (exponent + 112) << 23 | fraction << 13;
-    else {
-        float tiny = (float)fraction * 0x1p-24f;
-        return sign ? -tiny : tiny;
-    }
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
 
 #if defined(__x86_64__)
 Tile rl_tile_f32_avx2, rl_tile_q8_avx2, rl_tile_q4_avx2, rl_tile_f32_avx512, rl_tile_q8_avx512, rl_tile_q4_avx512;

@@ -2,8 +2,14 @@
  * a file compiles it for any processor, which on ARM means for NEON, and again for AVX2. */
 #ifndef REDLITE_VECTOR_H
 #define REDLITE_VECTOR_H
+#include "half.h"
 #include <stdint.h>
 #include <string.h>
+#if defined(REDLITE_F16C)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 #define INLINE static inline __attribute__((always_inline, unused))
 
@@ -30,6 +36,33 @@ INLINE Floats all(float x) { return x - (Floats){0}; }
 INLINE Floats choose(Ints condition, Floats yes, Floats no) /* condition: all bits or none, lane by lane */
 {
     return (Floats)((condition & (Ints)yes) | (~condition & (Ints)no));
+}
+
+/* Halves, as many as lanes; in a file that is compiled for F16C (REDLITE_F16C) and on ARM the processor converts them. */
+INLINE Floats load_halves(const uint16_t *from)
+{
+#if defined(REDLITE_F16C)
+    return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from));
+#elif defined(__aarch64__)
+    return (Floats)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from)));
+#else
+    Floats x;
+    for (int i = 0; i < LANES; i++)
+        x[i] = half_to_float(from[i]);
+    return x;
+#endif
+}
+
+INLINE void store_halves(uint16_t *to, Floats x) /* rounded to nearest, ties to even */
+{
+#if defined(REDLITE_F16C)
+    _mm_storeu_si128((__m128i *)to, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__aarch64__)
+    vst1_u16(to, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)x)));
+#else
+    for (int i = 0; i < LANES; i++)
+        to[i] = float_to_half(x[i]);
+#endif
 }
 
 /* The first `count` floats, then `rest`. */

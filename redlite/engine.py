@@ -70,9 +70,8 @@ class Engine:
             yield from self._run_group({i: requests[i] for i in group})
 
     def _run_group(self, requests: dict[int, Request]) -> Iterator[tuple[int, Result]]:
-        weight = self.model.output_weight
         slots = min(self.max_batch, len(requests))
-        cache = Cache(self.model.config, slots, weight.dtype, weight.device)
+        cache = Cache(self.model.config, slots, self.model.cache_dtype, self.model.output_weight.device)
         prompts = [r.ids for r in requests.values()]
         longest = max(len(r.ids) + r.max_new_tokens for r in requests.values())
         shared = shareable(self.model.config, common_prefix(prompts), longest) if len(prompts) > 1 else 0

@@ -128,6 +128,12 @@ class LLaMA(nn.Module):
         """The [V, D] matrix whose product with the hidden state gives the logits."""
         return self.model.embed_tokens.weight if self.config.tied else self.lm_head.weight
 
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """Of the keys and values that generation keeps: the weights' own, but float16 on CPUs for int8 and int4 weights, whose activations are rounded far more."""
+        packed = self.model.layers[0].packed
+        return torch.float16 if packed and packed.quantised else self.output_weight.dtype
+
     def forward(self, ids_T: Tensor, positions_T: Tensor, attend: Attend, lengths_T: Tensor | None = None) -> Tensor:
         """Hidden states [T, D] after the final norm, in the weights' dtype.
 

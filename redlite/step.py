@@ -64,7 +64,7 @@ class PackedSteps(Steps):
 
     def prefix(self, ids: list[int]) -> None:
         cache = self.cache
-        alone = Cache(cache.config, 1, cache.dtype, cache.device)
+        alone = Cache(cache.config, 1, torch.float32, cache.device)
         alone.reserve(len(ids))
         PackedSteps(self.model, alone)._sequences(Packed.of([ids]), slot=0)
         cache.prefix = [tuple(store[0, :, :len(ids)].transpose(0, 1).contiguous() for store in pair) for pair in zip(alone.keys, alone.values)]

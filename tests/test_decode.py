@@ -24,23 +24,23 @@ def expected(q, keys, values, places, k, v, pk, pv, window, scale):
     return out
 
 
-@pytest.mark.parametrize("name", ["reference", *native.isas()])
+@pytest.mark.parametrize("name, kept", [("reference", torch.float32), *((isa, dtype) for isa in native.isas() for dtype in (torch.float32, torch.float16))])
 @pytest.mark.parametrize("B,G,R,K,S,P,window", [(1, 1, 1, 8, 5, 0, None), (3, 2, 3, 64, 40, 47, None), (5, 3, 5, 10, 33, 1, None), (2, 1, 7, 80, 70, 130, None),
                                                 (4, 2, 2, 16, 30, 0, 6), (33, 1, 4, 32, 9, 20, None), (3, 2, 50, 24, 12, 37, None), (2, 2, 8, 40, 19, 33, None)])
-def test_against_float64(name, B, G, R, K, S, P, window):
+def test_against_float64(name, kept, B, G, R, K, S, P, window):
     torch.manual_seed(B * 100 + P)
     q, k, v = torch.randn(B, G * R, K) * 2, torch.randn(B, G, K), torch.randn(B, G, K)
-    keys, values, places = torch.randn(B + 2, G, S, K), torch.randn(B + 2, G, S, K), torch.randint(0, S, (B,))
+    keys, values, places = torch.randn(B + 2, G, S, K).to(kept), torch.randn(B + 2, G, S, K).to(kept), torch.randint(0, S, (B,))
     keys[:, :, -1] = float("nan")   # a place that holds no key yet may hold anything
     places = places.clamp(max=S - 2)
     pk, pv = (torch.randn(P, G, K), torch.randn(P, G, K)) if P else (None, None)
-    wanted = expected(q, keys, values, places, k, v, pk, pv, window, 0.3)
+    wanted = expected(q, keys, values, places, k.to(kept), v.to(kept), pk, pv, window, 0.3)
     function = reference.cached_attention if name == "reference" else decode_cpu.cached_attention
     prefix = None if not P else (pk, pv) if name == "reference" else decode_cpu.SharedPrefix(pk, pv)
     with nullcontext() if name == "reference" else native.using(name):
         got = function(q, k, v, keys, values, places, prefix, window=window, scale=0.3)
     assert (got.double() - wanted).abs().max() < 1e-5
-    assert all(torch.equal(keys[b, :, places[b]], k[b]) and torch.equal(values[b, :, places[b]], v[b]) for b in range(B))
+    assert all(torch.equal(keys[b, :, places[b]], k[b].to(kept)) and torch.equal(values[b, :, places[b]], v[b].to(kept)) for b in range(B))
 
 
 @pytest.mark.skipif(bool(packed.usable()), reason=packed.usable())
@@ -67,4 +67,12 @@ def test_huge_scores_and_faults():
     assert torch.equal(out, torch.full((1, 1, 8), 5.0))
     with pytest.raises(ValueError, match="within a window"):
         decode_cpu.cached_attention(q, q, q, keys, values, torch.tensor([2]), decode_cpu.SharedPrefix(torch.ones(6, 1, 8), torch.ones(6, 1, 8)), window=8)
+    with pytest.raises(ValueError, match="must be float32 or float16, not bfloat16 and bfloat16"):
+        decode_cpu.cached_attention(q, q, q, keys.bfloat16(), values.bfloat16(), torch.tensor([2]))
+    big = torch.tensor([65504.0, 65519.9, 65520.0, -1e9, 6e-8, 2e-8, -0.0, 1 + 2**-11]).view(1, 1, 8)  # the ends of half precision, as torch rounds them
+    for isa in native.isas():
+        with native.using(isa):
+            halves = torch.zeros(1, 1, 3, 8, dtype=torch.float16), torch.zeros(1, 1, 3, 8, dtype=torch.float16)
+            decode_cpu.cached_attention(q, big, -big, *halves, torch.tensor([1]))
+        assert torch.equal(halves[0][0, :, 1], big[0].half()) and torch.equal(halves[1][0, :, 1], -big[0].half())
     assert kernels.implementation("cached_attention") == ("reference" if kernels.FORCED == "reference" else "c")

@@ -37,7 +37,7 @@ def make(name, format="float32"):
 
 def filled(model, prefix, suffixes):
     """A cache that holds a shared prefix (a list of ids, or none) and these suffixes."""
-    cache = Cache(model.config, len(suffixes) + 1, torch.float32, torch.device("cpu"))
+    cache = Cache(model.config, len(suffixes) + 1, model.cache_dtype, torch.device("cpu"))
     if prefix:
         cache.compute_prefix(model, prefix)
     cache.reserve(max(map(len, suffixes)))
