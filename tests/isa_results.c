@@ -12,13 +12,15 @@ const char *rl_isas(void);
 int rl_use(const char *);
 size_t rl_packed_bytes(int, int64_t, int64_t);
 void rl_pack_float(int, void *, const float *, int64_t, int64_t, int64_t);
-int rl_cached_attention(const float *, const float *, const float *, float *, float *, const int64_t *, const void *const *, const void *const *, float *,
+int rl_cached_attention(const float *, const float *, const float *, void *, void *, int, const int64_t *, const void *const *, const void *const *, float *,
                         int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, float, int);
+int rl_sequence_attention(const float *, const float *, const float *, const int64_t *, const int64_t *, int64_t, const void *const *, const void *const *,
+                          float *, int64_t, int64_t, int64_t, int64_t, int64_t, float, int);
 void rl_nll_statistics(float *, int64_t, int64_t, int64_t, const int64_t *, float *, float *, float *, int);
 void rl_nll_gradient(float *, int64_t, int64_t, int64_t, const int64_t *, const float *, const float *, const float *, int);
 
 static uint32_t state;
-static float results[1 << 16];
+static float results[1 << 17];
 static int32_t count;
 
 static void *get(size_t bytes)
@@ -94,10 +96,30 @@ static void decode(int64_t size, int64_t prefix)
     for (int g = 0; g < G && prefix; g++)
         keys[g] = packed(0, prefix, size), values[g] = packed(0, size, prefix);
     float *out = get((size_t)(B * G * R * size) * sizeof(float)), *q = random_floats(B * G * R * size), *k = random_floats(B * G * size), *v = random_floats(B * G * size);
-    float *own_keys = random_floats(B * G * CAPACITY * size), *own_values = random_floats(B * G * CAPACITY * size);
-    if (rl_cached_attention(q, k, v, own_keys, own_values, places, keys, values, out, B, G, R, size, CAPACITY, prefix, 0, 0.7f, 2))
+    for (int half = 0; half < 2; half++) {
+        void *own[2];
+        for (int i = 0; i < 2; i++) {
+            own[i] = random_floats(B * G * CAPACITY * size);
+            for (int64_t j = 0; half && j < B * G * CAPACITY * size; j++) /* ±0.5 to 1 */
+                ((uint16_t *)own[i])[j] = (uint16_t)(0x3800 | (j * 0x9e37 & 0x83ff));
+        }
+        if (rl_cached_attention(q, k, v, own[0], own[1], half, places, keys, values, out, B, G, R, size, CAPACITY, prefix, 0, 0.7f, 2))
+            exit(3);
+        put(out, B * G * R * size);
+    }
+}
+
+static void sequences(int64_t size, int64_t prefix)
+{
+    enum { ROWS = 80, G = 2, R = 3 };
+    const int64_t offsets[4] = {0, 5, 75, ROWS}, parents[3] = {-1, -1, 0};
+    const void *keys[G], *values[G];
+    for (int g = 0; g < G && prefix; g++)
+        keys[g] = packed(0, prefix, size), values[g] = packed(0, size, prefix);
+    float *out = get((size_t)(ROWS * G * R * size) * sizeof(float)), *q = random_floats(ROWS * G * R * size), *k = random_floats(ROWS * G * size), *v = random_floats(ROWS * G * size);
+    if (rl_sequence_attention(q, k, v, offsets, parents, 3, keys, values, out, G, R, size, prefix, 0, 0.7f, 2))
         exit(3);
-    put(out, B * G * R * size);
+    put(out, ROWS * G * R * size);
 }
 
 static void token_nll(void)
@@ -130,7 +152,7 @@ int main(void)
         block(1), block(2);
         counts[1] = count - counts[0];
         block(0);
-        decode(64, 0), decode(10, 0), decode(16, 37);
+        decode(64, 0), decode(10, 0), decode(16, 37), sequences(16, 0), sequences(10, 37);
         token_nll();
         counts[2] = count - counts[0] - counts[1];
         fwrite(field, 1, sizeof field, stdout), fwrite(counts, sizeof *counts, 3, stdout), fwrite(results, sizeof *results, (size_t)count, stdout);
