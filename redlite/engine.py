@@ -19,7 +19,7 @@ from redlite.model import LLaMA, Packed
 from redlite.step import PackedSteps, Steps
 
 # Common tokens from which a prefix is computed and attended to once for all. `redlite.cli.perf shared-prefix`, 32 requests on 2 cores, time apart
-# over time shared, with the decode attention before decode_loops.h (SmolLM2-135M | organism): 4 tokens 1.05 | 0.94, 8: 0.96 | 1.06, 16: 1.16 | 1.37, 64: 1.82 | 1.64, 362 (CoU): 4.47 | 6.44.
+# over time shared (SmolLM2-135M | organism): 4 tokens 1.08 | 0.99, 8: 1.04 | 1.07, 16: 1.14 | 0.97, 64: 1.60 | 1.42, 362 (CoU): 3.64 | 3.41.
 SHARED_AT_LEAST = 8
 GROUP_COST = 256       # tokens that one more group must save: its own prefix pass and its thin last batches
 
