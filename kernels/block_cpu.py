@@ -28,6 +28,7 @@ class PackedBlock:
         self.norms, self.eps, self.head_size = [w.data_ptr() for w in norms], eps, head_size
         self.qkv, self.rest = _matrices(qkv), _matrices(rest)
         self._shapes = [(m.shape[0] // head_size, head_size) for m, _ in qkv]
+        self.weights = sum(m.shape.numel() for m, _ in (*qkv, *rest))
         self.quantised = any(m.format != "float32" for m, _ in (*qkv, *rest))
         self.width, self.heads, self.groups = qkv[0][0].shape[1], self._shapes[0][0], self._shapes[1][0]
 

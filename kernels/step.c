@@ -1,5 +1,5 @@
 /*
- * All layers of a packed model in one call: of each layer the half of the block before its attention, the attention, and
+ * Layers of a packed model in one call: of each layer the half of the block before its attention, the attention, and
  * the half after it (block.c, decode.c, sequences.c), with nothing of Python between them.
  */
 #include "redlite.h"
@@ -21,7 +21,7 @@ typedef struct {
 
 /* D width, H heads, G groups, K head size, S capacity, P prefix. */
 typedef struct {
-    int64_t layers, width, heads, groups, size, capacity, prefix, half; /* half: whether caches are halves */
+    int64_t width, heads, groups, size, capacity, prefix, half; /* half: whether caches are halves */
     float eps, scale;
 } Shape;
 
@@ -65,7 +65,7 @@ static int attention(const Layer *l, const Shape *s, const Rows *r, const float 
                                  s->prefix, l->window, s->scale, threads);
 }
 
-static int run(const Layer *layers, const Shape *shape, const Rows *r, float *x, const float *cos, const float *sin, int threads)
+static int run(const Layer *layers, int64_t count, const Shape *shape, const Rows *r, float *x, const float *cos, const float *sin, int threads)
 {
     const int64_t rows = r->rows, wide = shape->heads * shape->size, narrow = shape->groups * shape->size;
     float *scratch = malloc((size_t)rows * (size_t)(2 * wide + 2 * narrow + shape->width) * sizeof(float));
@@ -74,7 +74,7 @@ static int run(const Layer *layers, const Shape *shape, const Rows *r, float *x,
     float *q = scratch, *attended = q + rows * wide, *k = attended + rows * wide, *v = k + rows * narrow, *y = v + rows * narrow;
     float *in = x, *out = y;
     int failed = 0;
-    for (const Layer *l = layers; l < layers + shape->layers && !failed; l++) {
+    for (const Layer *l = layers; l < layers + count && !failed; l++) {
         failed = rl_before_attention(in, l->norm_before, shape->eps, l->before, cos, sin, q, k, v, rows, shape->size, threads)
             || attention(l, shape, r, q, k, v, attended, threads) || rl_after_attention(in, attended, l->norm_after, shape->eps, l->after, out, rows, threads);
         float *other = in;
@@ -86,16 +86,16 @@ static int run(const Layer *layers, const Shape *shape, const Rows *r, float *x,
     return failed ? -1 : 0;
 }
 
-/* A generation step: x [B, D] becomes the last layer's output; cos and sin [B, K], places [B] as in decode.c. Returns 0, or −1 for want of memory. */
-RL_EXPORT int rl_step(const Layer *layers, const Shape *shape, float *x, const float *cos, const float *sin, const int64_t *places, int64_t requests, int threads)
+/* A generation step through `count` layers: x [B, D] becomes the last one's output; cos and sin [B, K], places [B] as in decode.c. Returns 0, or −1 for want of memory. */
+RL_EXPORT int rl_step(const Layer *layers, int64_t count, const Shape *shape, float *x, const float *cos, const float *sin, const int64_t *places, int64_t requests, int threads)
 {
-    return run(layers, shape, &(Rows){.rows = requests, .places = places}, x, cos, sin, threads);
+    return run(layers, count, shape, &(Rows){.rows = requests, .places = places}, x, cos, sin, threads);
 }
 
-/* Packed sequences: x [T, D] becomes the last layer's output; cos and sin [T, K], offsets and parents as in sequences.h. From slot `slot` on, a sequence
+/* Packed sequences through `count` layers: x [T, D] becomes the last one's output; cos and sin [T, K], offsets and parents as in sequences.h. From slot `slot` on, a sequence
  * each, their keys and values are kept; −1: they are not. Returns 0, or −1 for want of memory. */
-RL_EXPORT int rl_sequences(const Layer *layers, const Shape *shape, float *x, const float *cos, const float *sin, const int64_t *offsets, const int64_t *parents,
+RL_EXPORT int rl_sequences(const Layer *layers, int64_t count, const Shape *shape, float *x, const float *cos, const float *sin, const int64_t *offsets, const int64_t *parents,
                            int64_t sequences, int64_t slot, int threads)
 {
-    return run(layers, shape, &(Rows){.rows = offsets[sequences], .offsets = offsets, .parents = parents, .sequences = sequences, .slot = slot}, x, cos, sin, threads);
+    return run(layers, count, shape, &(Rows){.rows = offsets[sequences], .offsets = offsets, .parents = parents, .sequences = sequences, .slot = slot}, x, cos, sin, threads);
 }

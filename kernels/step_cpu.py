@@ -8,13 +8,15 @@ from . import packed
 from .block_cpu import PackedBlock
 from .decode_cpu import SharedPrefix
 
+WORK = 10**11  # products of a weight and a row in one call, about a second of two cores: in between, Python hears an interrupt
+
 
 class _Layer(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("norm_before", "norm_after", "before", "after", "keys", "values", "prefix_keys", "prefix_values")] + [("window", ctypes.c_int64)]
 
 
 class _Shape(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in ("layers", "width", "heads", "groups", "size", "capacity", "prefix", "half")] + [("eps", ctypes.c_float), ("scale", ctypes.c_float)]
+    _fields_ = [(name, ctypes.c_int64) for name in ("width", "heads", "groups", "size", "capacity", "prefix", "half")] + [("eps", ctypes.c_float), ("scale", ctypes.c_float)]
 
 
 class PackedTrunk:
@@ -25,8 +27,8 @@ class PackedTrunk:
         self._library = packed.library()
         if self._library.rl_step.argtypes is None:
             pointer, i64 = ctypes.c_void_p, ctypes.c_int64
-            self._library.rl_step.argtypes = [*[pointer] * 6, i64, ctypes.c_int]
-            self._library.rl_sequences.argtypes = [*[pointer] * 7, i64, i64, ctypes.c_int]
+            self._library.rl_step.argtypes = [pointer, i64, *[pointer] * 5, i64, ctypes.c_int]
+            self._library.rl_sequences.argtypes = [pointer, i64, *[pointer] * 6, i64, i64, ctypes.c_int]
         kinds = {t.dtype if t.is_contiguous() else None for t in (*keys, *values)} or {torch.float32}
         if kinds not in ({torch.float32}, {torch.float16}):
             raise ValueError("the cache must be contiguous, and float32 or float16: it is written in place")
@@ -34,7 +36,8 @@ class PackedTrunk:
         self._reach = min([w for w in windows if w is not None], default=None) if prefix else None
         self._room = tuple(keys[0].shape[::2]) if keys else (0, 0)  # slots, S
         first = blocks[0]
-        self._shape = _Shape(len(blocks), first.width, first.heads, first.groups, first.head_size, self._room[1], prefix[0].length if prefix else 0, kinds == {torch.float16}, first.eps, first.head_size ** -0.5)
+        self._shape = _Shape(first.width, first.heads, first.groups, first.head_size, self._room[1], prefix[0].length if prefix else 0, kinds == {torch.float16}, first.eps, first.head_size ** -0.5)
+        self._weights = max(b.weights for b in blocks)
         self._layers = (_Layer * len(blocks))(*(
             (*b.norms, ctypes.addressof(b.qkv), ctypes.addressof(b.rest), k, v, *((ctypes.addressof(p.keys), ctypes.addressof(p.values)) if p else (None, None)), 0 if p or w is None else w)
             for b, w, p, k, v in zip(blocks, windows, prefix or [None] * len(blocks), *([t.data_ptr() for t in store] or [None] * len(blocks) for store in (keys, values)))))
@@ -68,6 +71,9 @@ class PackedTrunk:
     def _run(self, function, x: Tensor, cos: Tensor, sin: Tensor, lists: list[Tensor | None], *numbers: int) -> Tensor:
         x, cos, sin = x.clone(memory_format=torch.contiguous_format), cos.contiguous(), sin.contiguous()
         lists = [None if t is None else t.contiguous() for t in lists]
-        if function(self._layers, ctypes.byref(self._shape), x.data_ptr(), cos.data_ptr(), sin.data_ptr(), *(None if t is None else t.data_ptr() for t in lists), *numbers, torch.get_num_threads()):
-            raise MemoryError("no memory for the activations of a model's layers")
+        at_once = max(1, WORK // max(1, len(x) * self._weights))
+        for first in range(0, len(self._layers), at_once):
+            if function(ctypes.byref(self._layers, first * ctypes.sizeof(_Layer)), min(at_once, len(self._layers) - first), ctypes.byref(self._shape), x.data_ptr(), cos.data_ptr(), sin.data_ptr(),
+                        *(None if t is None else t.data_ptr() for t in lists), *numbers, torch.get_num_threads()):
+                raise MemoryError("no memory for the activations of a model's layers")
         return x

@@ -7,7 +7,7 @@ import torch
 
 from redlite import kernels
 from redlite.cache import Cache
-from redlite.kernels import native, packed
+from redlite.kernels import native, packed, step_cpu
 from redlite.kernels.decode_cpu import SharedPrefix
 from redlite.model import Packed
 from redlite.step import PackedSteps, Steps
@@ -72,8 +72,10 @@ def test_a_sequence_does_not_depend_on_its_batch_or_the_threads():
 
 @torch.no_grad()
 @pytest.mark.parametrize("name, shared", [("llama", 0), ("llama", 21), ("windows and biases", 0), ("dynamic", 0), ("llama", 1)])
-def test_a_packed_models_passes_are_those_of_plain_operations(name, shared):
-    """Prefix, prompts and a tree in one C call each, against the same model an operation at a time with torch's attention."""
+@pytest.mark.parametrize("work", [step_cpu.WORK, 1])
+def test_a_packed_models_passes_are_those_of_plain_operations(name, shared, work, monkeypatch):
+    """Prefix, prompts and a tree in one C call each, or a layer at a time, against the same model an operation at a time with torch's attention."""
+    monkeypatch.setattr(step_cpu, "WORK", work)
     rng, model = random.Random(shared), make(name)
     ids = (lambda n: [rng.randrange(97) for _ in range(n)])
     prefix, prompts = ids(shared), [ids(rng.randint(1, 20)) for _ in range(5)]
