@@ -49,6 +49,12 @@ typedef struct {
     int64_t g, first, end;
 } Task;
 
+/* Where the i-th query of group g from row `first` on lies in q and out, counted in floats. */
+INLINE int64_t query(const Sequences *d, int64_t g, int64_t first, int64_t i)
+{
+    return (((first + i / d->repeat) * d->groups + g) * d->repeat + i % d->repeat) * d->size;
+}
+
 INLINE int64_t chunk_rows(const Sequences *d) { return d->repeat < CHUNK ? CHUNK / d->repeat : 1; }
 
 /* The keys and values of rows [first, first + count). */
@@ -101,7 +107,7 @@ INLINE void add_chunk(const Sequences *d, const Task *t, int64_t first, int64_t 
     if (seen <= 0)
         return;
     for (int64_t i = 0; i < queries; i++)
-        room->rows[i] = d->q + (((first + i / repeat) * d->groups + t->g) * repeat + i % repeat) * size;
+        room->rows[i] = d->q + query(d, t->g, first, i);
     multiply(room->rows, b->keys, queries, size, seen, size * PANEL, d->scale, room->scores);
     for (int64_t i = 0; i < queries; i++) {
         room->rows[i] = room->scores + i * stride;
@@ -109,7 +115,7 @@ INLINE void add_chunk(const Sequences *d, const Task *t, int64_t first, int64_t 
     }
     multiply(room->rows, b->values, queries, seen, size, b->stride, 1.0f, room->part);
     for (int64_t i = 0; i < queries; i++) {
-        float *out = d->out + (((first + i / repeat) * d->groups + t->g) * repeat + i % repeat) * size, *part = room->part + i * whole(size);
+        float *out = d->out + query(d, t->g, first, i), *part = room->part + i * whole(size);
         int64_t j = 0;
         for (; j + LANES <= size; j += LANES)
             store(out + j, load(out + j) * all(room->keep[i]) + load(part + j) * all(room->more[i]));
@@ -131,10 +137,11 @@ INLINE void attend_task(const Sequences *d, int64_t task, const Room *room)
     const int64_t *run = d->runs + 2 * (d->count - 1 - task % d->count); /* the later rows of a long sequence, with the most keys, come first */
     const int64_t size = d->size, repeat = d->repeat, start = d->offsets[run[0]], end = d->offsets[run[0] + 1], parent = d->parents ? d->parents[run[0]] : -1;
     const Task t = {task / d->count, run[1], run[1] + TASK_ROWS < end ? run[1] + TASK_ROWS : end};
-    for (int64_t row = t.first; row < t.end; row++)
-        memset(d->out + (row * d->groups + t.g) * repeat * size, 0, (size_t)(repeat * size) * sizeof(float));
-    for (int64_t i = 0; i < (t.end - t.first) * repeat; i++)
+    const int64_t queries = (t.end - t.first) * repeat;
+    for (int64_t i = 0; i < queries; i++) {
+        memset(d->out + query(d, t.g, t.first, i), 0, (size_t)size * sizeof(float));
         room->largest[i] = -INFINITY, room->sum[i] = 0.0f;
+    }
     for (int64_t s = 0; s < d->prefix; s += BLOCK_KEYS) {
         const float *keys = d->prefix_keys[t.g], *values = d->prefix_values[t.g];
         Block b = {.keys = keys + s * size, .values = values + s * PANEL, .stride = d->prefix * PANEL, .count = d->prefix - s < BLOCK_KEYS ? d->prefix - s : BLOCK_KEYS, .first = -1};
@@ -152,12 +159,11 @@ INLINE void attend_task(const Sequences *d, int64_t task, const Room *room)
         b.first = s;
         add_block(d, &t, &b, room);
     }
-    for (int64_t row = t.first, i = 0; row < t.end; row++)
-        for (int64_t r = 0; r < repeat; r++, i++) {
-            float *out = d->out + ((row * d->groups + t.g) * repeat + r) * size;
-            for (int64_t j = 0; j < size; j++)
-                out[j] /= room->sum[i];
-        }
+    for (int64_t i = 0; i < queries; i++) {
+        float *out = d->out + query(d, t.g, t.first, i);
+        for (int64_t j = 0; j < size; j++)
+            out[j] /= room->sum[i];
+    }
 }
 
 #endif
