@@ -84,7 +84,7 @@ def attention(q, k, v, q_offsets, k_offsets=None, *, causal=True, window=None, s
 def cached_attention(q, k, v, keys, values, places, prefix=None, *, window=None, scale=None):
     """Attention of a generation step over a shared prefix and the requests' caches; see `reference.cached_attention`.
 
-    prefix: what `shared_prefix` made. The C implementation serves float32 only.
+    prefix: what `shared_prefix` made. The C implementation serves float32 queries only; its caches may be float16.
     """
     function, name, _ = _choose("cached_attention", q.device.type)
     if name == "c" and q.dtype != torch.float32:

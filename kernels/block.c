@@ -14,7 +14,7 @@
 #include "block_loops.h"
 #include <stdlib.h>
 
-enum { CHUNK = 192 }; /* rows between two products: 192 × (D + 2F) floats */
+enum { CHUNK_ROWS = 192 }; /* rows between two products: 192 × (D + 2F) floats */
 
 static void step_portable(const Step *s, int64_t first, int64_t end) { run_step(s, first, end); }
 #if defined(__x86_64__)
@@ -50,10 +50,10 @@ RL_EXPORT int rl_before_attention(const float *x, const float *norm, float eps, 
                                   float *q, float *k, float *v, int64_t rows, int64_t head_size, int threads)
 {
     int64_t inputs = matrices[0].inputs;
-    float *normed = malloc((size_t)(rows < CHUNK ? rows : CHUNK) * (size_t)inputs * sizeof(float)), *outs[3] = {q, k, v};
+    float *normed = malloc((size_t)(rows < CHUNK_ROWS ? rows : CHUNK_ROWS) * (size_t)inputs * sizeof(float)), *outs[3] = {q, k, v};
     int failed = !normed;
-    for (int64_t first = 0; first < rows && !failed; first += CHUNK) {
-        int64_t count = rows - first < CHUNK ? rows - first : CHUNK;
+    for (int64_t first = 0; first < rows && !failed; first += CHUNK_ROWS) {
+        int64_t count = rows - first < CHUNK_ROWS ? rows - first : CHUNK_ROWS;
         elementwise((Step){.kind = NORM, .x = x + first * inputs, .other = norm, .y = normed, .eps = eps, .width = inputs}, count, threads);
         float *to[3];
         for (int m = 0; m < 3; m++)
@@ -71,11 +71,11 @@ RL_EXPORT int rl_after_attention(const float *x, const float *attended, const fl
                                  float *y, int64_t rows, int threads)
 {
     const Matrix *o = matrices, *gate = matrices + 1, *down = matrices + 3; /* up follows gate */
-    int64_t width = o->columns, wide = gate->columns, most = rows < CHUNK ? rows : CHUNK;
+    int64_t width = o->columns, wide = gate->columns, most = rows < CHUNK_ROWS ? rows : CHUNK_ROWS;
     float *scratch = malloc((size_t)most * (size_t)(width + 2 * wide) * sizeof(float));
     int failed = !scratch;
-    for (int64_t first = 0; first < rows && !failed; first += CHUNK) {
-        int64_t count = rows - first < CHUNK ? rows - first : CHUNK;
+    for (int64_t first = 0; first < rows && !failed; first += CHUNK_ROWS) {
+        int64_t count = rows - first < CHUNK_ROWS ? rows - first : CHUNK_ROWS;
         float *normed = scratch, *gated = scratch + most * width, *upped = gated + most * wide, *out = y + first * width;
         failed = rl_products(o, 1, attended + first * o->inputs, &normed, count, threads);
         if (failed)

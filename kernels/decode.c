@@ -22,6 +22,7 @@ static Scratch parts_of(const Decode *d, float *memory, size_t *floats)
 
 #if defined(__x86_64__)
 void rl_into_cache_avx2(void *to, int64_t at, const float *from, int64_t count, int half);
+void rl_as_cached_avx2(float *x, int64_t count);
 void rl_attend_avx2(const Decode *d, int64_t first, int64_t end, const Scratch *s);
 #endif
 static void attend_portable(const Decode *d, int64_t first, int64_t end, const Scratch *s) { attend(d, first, end, s); }
@@ -35,6 +36,17 @@ void rl_into_cache(void *to, int64_t at, const float *from, int64_t count, int h
     }
 #endif
     into_cache(to, at, from, count, half);
+}
+
+void rl_as_cached(float *x, int64_t count)
+{
+#if defined(__x86_64__)
+    if (rl_level() >= AVX2) {
+        rl_as_cached_avx2(x, count);
+        return;
+    }
+#endif
+    as_cached(x, count);
 }
 
 typedef struct {
@@ -53,8 +65,6 @@ static void share(void *context, int part, int parts)
     w->attend(w->decode, pairs * part / parts, pairs * (part + 1) / parts, &scratch);
 }
 
-/* See decode_loops.h. q [B, G·R, K], k and v [B, G, K], keys and values [≥ B, G, S, K] floats, or halves, places [B] below S, out [B, G·R, K];
- * prefix_keys, prefix_values: G pointers each, read where prefix > 0; window 0: none (and none with a prefix). Returns 0, or −1 for want of memory. */
 RL_EXPORT int rl_cached_attention(const float *q, const float *k, const float *v, void *keys, void *values, int half, const int64_t *places,
                                   const void *const *prefix_keys, const void *const *prefix_values, float *out, int64_t requests, int64_t groups,
                                   int64_t repeat, int64_t size, int64_t capacity, int64_t prefix, int64_t window, float scale, int threads)

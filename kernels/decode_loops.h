@@ -18,7 +18,7 @@
 
 enum { ROWS = 6, VECTORS = PANEL / LANES }; /* prefix: a tile is up to 6 queries by a panel of 16 columns, in registers */
 enum { QUERIES = 3, KEYS = 4, RUNS = 4 };   /* own cache: up to 3 queries by 4 keys, then by 4 runs of LANES columns */
-enum { CHUNK = 48 };                        /* prefix: about as many queries meet a panel while it is in the nearest cache */
+enum { CHUNK_QUERIES = 48 };                        /* prefix: about as many queries meet a panel while it is in the nearest cache */
 enum { CACHE_LINE = 16 };                   /* floats; where it is longer, some are asked for twice */
 
 /* Shapes: B requests, G groups, R queries a group, K head size, S capacity, P prefix; [x̂] is x rounded up to whole panels. */
@@ -64,12 +64,27 @@ INLINE void into_cache(void *to, int64_t at, const float *from, int64_t count, i
     for (; j + LANES <= count; j += LANES)
         store_halves((uint16_t *)to + at + j, load(from + j));
     for (; j < count; j++)
-        ((uint16_t *)to)[at + j] = float_to_half(from[j]);
+        ((uint16_t *)to)[at + j] = float_to_half(from[j] > MOST_HALF ? MOST_HALF : from[j] < -MOST_HALF ? -MOST_HALF : from[j]);
+}
+
+/* What a cache of halves would hold, as floats. */
+INLINE void as_cached(float *x, int64_t count)
+{
+    uint16_t halves[LANES];
+    for (int64_t j = 0, n; j < count; j += n) {
+        n = count - j < LANES ? count - j : LANES;
+        into_cache(halves, 0, x + j, n, 1);
+        if (n == LANES)
+            store(x + j, load_halves(halves));
+        else
+            for (int64_t i = 0; i < n; i++)
+                x[j + i] = half_to_float(halves[i]);
+    }
 }
 
 INLINE int64_t whole(int64_t count) { return (count + PANEL - 1) / PANEL * PANEL; }
 
-INLINE int64_t run_requests(const Decode *d) { return d->repeat < CHUNK ? CHUNK / d->repeat : 1; }
+INLINE int64_t run_requests(const Decode *d) { return d->repeat < CHUNK_QUERIES ? CHUNK_QUERIES / d->repeat : 1; }
 
 /* In a switch: the copy of a call for a constant N. */
 #define COPY_OF(rows, call) case rows: { enum { N = rows }; call; } break;

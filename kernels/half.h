@@ -5,6 +5,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#define MOST_HALF 65504.0f
+
 static inline float half_to_float(uint16_t h)
 {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = (h >> 10) & 31, fraction = h & 0x3ff, bits;

@@ -25,8 +25,8 @@ static int64_t panels_of(const Matrix *m) { return (m->columns + PANEL - 1) / PA
 static inline float larger(float x, float most) { return x > most || x != x ? x : most; } /* NaN wins */
 static inline float above(float x) { return x > 0 ? x : 0; }
 
-/* A block of x as bytes · scale; their sum. eights: for int8 weights, see TOP_Q8. A block with NaN or infinity gets
- * the scale NaN; one so small that its scale has no inverse, 0. */
+/* A block of x as bytes · scale; their sum. eights: for int8 weights, see TOP_Q8. A block with NaN or infinity, or
+ * with such a sum, gets the scale NaN; one so small that its scale has no inverse, 0. */
 static int round_block(const float *x, int eights, float *scale, int8_t *bytes)
 {
 #if defined(__x86_64__)

@@ -14,6 +14,7 @@
 
 void rl_run_step_avx2(const Step *s, int64_t first, int64_t end) { run_step(s, first, end); }
 void rl_into_cache_avx2(void *to, int64_t at, const float *from, int64_t count, int half) { into_cache(to, at, from, count, half); }
+void rl_as_cached_avx2(float *x, int64_t count) { as_cached(x, count); }
 void rl_attend_avx2(const Decode *d, int64_t first, int64_t end, const Scratch *s) { attend(d, first, end, s); }
 void rl_attend_task_avx2(const Sequences *d, int64_t task, const Room *room) { attend_task(d, task, room); }
 

@@ -4,8 +4,8 @@
  *
  * A task is a run of rows of one sequence, for one group of heads. Keys come in blocks; those of the sequences are packed
  * by each task, as the prefix's are already. The parts of a softmax that the blocks are meet by their largest scores and sums
- * (kernels/README.md, "Attention"), in float32. Blocks and the order of every sum depend on a row's own sequence alone, so its
- * result does not depend on what runs beside it.
+ * (kernels/README.md, "Attention"), in float32. Blocks and the order of every sum depend on the prefix and a row's own sequence alone, so its
+ * result does not depend on what runs beside it (of finite numbers; those of later rows are multiplied by 0).
  *
  * sequences.c compiles this file for any processor and loops_avx2.c for AVX2, as decode_loops.h says.
  */
@@ -55,7 +55,7 @@ INLINE int64_t query(const Sequences *d, int64_t g, int64_t first, int64_t i)
     return (((first + i / d->repeat) * d->groups + g) * d->repeat + i % d->repeat) * d->size;
 }
 
-INLINE int64_t chunk_rows(const Sequences *d) { return d->repeat < CHUNK ? CHUNK / d->repeat : 1; }
+INLINE int64_t chunk_rows(const Sequences *d) { return d->repeat < CHUNK_QUERIES ? CHUNK_QUERIES / d->repeat : 1; }
 
 /* The keys and values of rows [first, first + count). */
 INLINE Block packed_rows(const Sequences *d, int64_t g, int64_t first, int64_t count, const Room *room)

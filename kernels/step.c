@@ -37,23 +37,31 @@ typedef struct {
     const Layer *layer;
     const Shape *shape;
     const Rows *rows;
-    const float *k, *v;
+    float *k, *v;
 } Keep;
 
+/* Keys and values of sequences into their caches; where those are halves, the sequences too attend to what the caches hold. */
 static void keep(void *context, int part, int parts)
 {
     const Keep *w = context;
     const Shape *s = w->shape;
-    for (int64_t b = w->rows->sequences * part / parts; b < w->rows->sequences * (part + 1) / parts; b++)
-        for (int64_t row = w->rows->offsets[b]; row < w->rows->offsets[b + 1]; row++)
+    const int64_t narrow = s->groups * s->size, first = w->rows->rows * part / parts, end = w->rows->rows * (part + 1) / parts;
+    if (s->half) {
+        rl_as_cached(w->k + first * narrow, (end - first) * narrow);
+        rl_as_cached(w->v + first * narrow, (end - first) * narrow);
+    }
+    for (int64_t b = 0; b < w->rows->sequences; b++) {
+        const int64_t start = w->rows->offsets[b], last = w->rows->offsets[b + 1] < end ? w->rows->offsets[b + 1] : end;
+        for (int64_t row = start > first ? start : first; row < last; row++)
             for (int64_t g = 0; g < s->groups; g++) {
-                int64_t to = (((w->rows->slot + b) * s->groups + g) * s->capacity + row - w->rows->offsets[b]) * s->size, from = (row * s->groups + g) * s->size;
+                int64_t to = (((w->rows->slot + b) * s->groups + g) * s->capacity + row - start) * s->size, from = row * narrow + g * s->size;
                 rl_into_cache(w->layer->keys, to, w->k + from, s->size, (int)s->half);
                 rl_into_cache(w->layer->values, to, w->v + from, s->size, (int)s->half);
             }
+    }
 }
 
-static int attention(const Layer *l, const Shape *s, const Rows *r, const float *q, const float *k, const float *v, float *out, int threads)
+static int attention(const Layer *l, const Shape *s, const Rows *r, const float *q, float *k, float *v, float *out, int threads)
 {
     int64_t repeat = s->heads / s->groups;
     if (r->places)

@@ -50,17 +50,14 @@ class PackedTrunk:
     def sequences(self, x_TD: Tensor, cos_TK: Tensor, sin_TK: Tensor, offsets: Tensor, parents: list[int] | None = None, slot: int | None = None) -> Tensor:
         """The last layer's output [T, D] for sequences packed end to end, from `offsets` [B + 1] on, each after the prefix.
 
-        parents  of each the sequence that it follows, all of whose tokens it sees, or −1
+        parents  of each the sequence that it follows, all of whose tokens it sees, or −1; windows are not looked at for those
         slot     where the cache keeps the first one's keys and values, the others' in the slots after it; None: they are not kept
         """
         offsets, count = offsets.to(torch.int64), len(offsets) - 1
         longest = int((offsets[1:] - offsets[:-1]).max())
         if slot is not None and (slot + count > self._room[0] or longest > self._room[1]):
             raise ValueError(f"a cache of {self._room[0]} slots of {self._room[1]} tokens has no room for {count} sequences of up to {longest} from slot {slot} on")
-        if not parents or max(parents) < 0:
-            self._check(self._shape.prefix + longest)
-        else:
-            self._check(self._shape.prefix + max(int(offsets[i + 1] - offsets[i] + (offsets[p + 1] - offsets[p] if p >= 0 else 0)) for i, p in enumerate(parents)))
+        self._check(self._shape.prefix + longest)
         lists = [offsets] + ([torch.tensor(parents, dtype=torch.int64)] if parents else [None])
         return self._run(self._library.rl_sequences, x_TD, cos_TK, sin_TK, lists, count, -1 if slot is None else slot)
 

@@ -53,8 +53,9 @@ INLINE Floats load_halves(const uint16_t *from)
 #endif
 }
 
-INLINE void store_halves(uint16_t *to, Floats x) /* rounded to nearest, ties to even */
+INLINE void store_halves(uint16_t *to, Floats x) /* rounded to nearest, ties to even; too large becomes the largest, NaN stays */
 {
+    x = choose(x > all(MOST_HALF), all(MOST_HALF), choose(x < all(-MOST_HALF), all(-MOST_HALF), x));
 #if defined(REDLITE_F16C)
     _mm_storeu_si128((__m128i *)to, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__aarch64__)

@@ -111,10 +111,6 @@ class Cache:
         """The slots from `first` on hold suffixes of these lengths from now on."""
         self.lengths[first:first + len(offsets) - 1] = (offsets[1:] - offsets[:-1]).long().cpu()
 
-    def attend_decode(self, active: int) -> Attend:
-        """For one new token of each of the first `active` slots, whose lengths grow by one; `reserve` comes before."""
-        return self.attend_step(self.advance(active).to(self.device))
-
     def advance(self, active: int) -> Tensor:
         """Let the first `active` slots grow by one token; the place [active] in its suffix that each one's new token takes."""
         places_B = self.lengths[:active].clone()

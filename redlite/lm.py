@@ -96,10 +96,11 @@ class LM:
                repetition_penalty: float = 1.0) -> Iterator[tuple[int, Completion]]:
         """Yield (index, Completion) as each prompt finishes.
 
-        temperature 0 is greedy; see `sampling.Rule` for how a token is drawn. A sampled answer depends on the
-        seed, the prompt and how many equal prompts came before it in the list, never on the batch; a list of
-        seeds gives each prompt its own. Generation ends at an end token ("stop"), a stop string ("stop", cut from the text), after max_new_tokens
-        ("length") or at the end of the model's context ("length").
+        temperature 0 is greedy; see `sampling.Rule` for how a token is drawn. A sampled answer depends on the seed, the
+        prompt and how many equal prompts came before it in the list, on other prompts only by how much of their start all
+        share (kernels/README.md, "Whole models on CPUs"); a list of seeds gives each prompt its own. Generation ends at an
+        end token ("stop"), a stop string ("stop", cut from the text), after max_new_tokens ("length") or at the end of the
+        model's context ("length").
         Raises Error for a prompt that is empty, too long, or holds ids outside the vocabulary, and for a setting of a wrong kind or size.
         """
         if isinstance(seed, list) and len(seed) != len(prompts):

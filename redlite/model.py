@@ -131,8 +131,8 @@ class LLaMA(nn.Module):
     @property
     def cache_dtype(self) -> torch.dtype:
         """Of the keys and values that generation keeps: the weights' own, but float16 on CPUs for int8 and int4 weights, whose activations are rounded far more."""
-        packed = self.model.layers[0].packed
-        return torch.float16 if packed and packed.quantised else self.output_weight.dtype
+        quantised = any(block.packed and block.packed.quantised for block in self.model.layers)
+        return torch.float16 if quantised else self.output_weight.dtype
 
     def forward(self, ids_T: Tensor, positions_T: Tensor, attend: Attend, lengths_T: Tensor | None = None) -> Tensor:
         """Hidden states [T, D] after the final norm, in the weights' dtype.

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from redlite.errors import Error
+
 COLDEST = 1e-30  # at no more than this a logit divided by the temperature may be no float32 any more, and the softmax is the largest logit alone
 WHOLE = ("top_k", "max_new_tokens", "seed")  # settings that are whole numbers
 
@@ -52,6 +54,7 @@ def sample(logits_BV: Tensor, rules: list[Rule], uniform_B: Tensor, seen: list[l
     logits_BV  float32
     uniform    the random number in [0, 1) that decides each row, so a row's choice depends on nothing else
     seen       the ids of each row's prompt and answer so far; read only where the row has a repetition penalty
+    Raises Error where a row's largest logit is NaN or infinite.
     """
     device = logits_BV.device
     penalised = [row for row, rule in enumerate(rules) if rule.repetition_penalty != 1]
@@ -63,6 +66,8 @@ def sample(logits_BV: Tensor, rules: list[Rule], uniform_B: Tensor, seen: list[l
             logits_BV[row, ids] = torch.where(old > 0, old / penalty, old * penalty)
     # On CPUs numpy's, which runs in this thread: torch's wakes OpenMP threads, and those then spin where the C library's should work.
     ids_B = torch.from_numpy(logits_BV.numpy().argmax(-1)) if device.type == "cpu" else logits_BV.argmax(-1)
+    if not torch.isfinite(logits_BV.gather(1, ids_B[:, None])).all():  # argmax takes NaN and infinity before any number
+        raise Error("the model's logits are not finite: its weights are damaged, or its numbers pass the ends of the dtype; in float16, try --dtype bfloat16 or float32")
     drawn = [row for row, rule in enumerate(rules) if rule.temperature > COLDEST]
     if not drawn:
         return ids_B

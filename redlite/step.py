@@ -33,6 +33,7 @@ class Steps:
 
         parents: −1 for those that follow the prefix alone, which come first; then, in order, of each other one which of those it follows.
         """
+        self._check_tree(new, parents)
         stems, split = parents.count(-1), int(new.offsets[parents.count(-1)])
         if stems == len(parents):
             attend = self.cache.attend_new(new.offsets)
@@ -42,6 +43,11 @@ class Steps:
             groups = torch.cat((torch.zeros(1, dtype=torch.int32), sizes.cumsum(0, dtype=torch.int32))).to(new.offsets.device)
             attend = self.cache.attend_tree(new.offsets[:stems + 1], leaves, groups)
         return self.model(new.ids, new.positions, attend, new.lengths)
+
+    def _check_tree(self, new: Packed, parents: list[int]) -> None:
+        reach = min([w for w in self.cache.config.windows if w is not None], default=None)
+        if reach is not None and max(parents) >= 0 and (longest := int(new.positions.max()) + 1) > reach:
+            raise ValueError(f"sequences of up to {longest} tokens that follow others do not lie within a window of {reach}")
 
 
 class PackedSteps(Steps):
@@ -64,10 +70,11 @@ class PackedSteps(Steps):
 
     def prefix(self, ids: list[int]) -> None:
         cache = self.cache
-        alone = Cache(cache.config, 1, torch.float32, cache.device)
+        alone = Cache(cache.config, 1, cache.dtype, cache.device)
         alone.reserve(len(ids))
         PackedSteps(self.model, alone)._sequences(Packed.of([ids]), slot=0)
-        cache.prefix = [tuple(store[0, :, :len(ids)].transpose(0, 1).contiguous() for store in pair) for pair in zip(alone.keys, alone.values)]
+        cache.prefix = [tuple(store[0, :, :len(ids)].transpose(0, 1).float().contiguous() for store in pair) for pair in zip(alone.keys, alone.values)]
+        cache.shared, self.capacity = [], -1
 
     def prefill(self, new: Packed, first: int) -> Tensor:
         out_TD = self._sequences(new, slot=first)
@@ -82,6 +89,7 @@ class PackedSteps(Steps):
         return self._logits(self.trunk().step(x_BD, *rotary_table(self.model.config, positions_B, positions_B + 1, x_BD.dtype), places_B))
 
     def tree(self, new: Packed, parents: list[int]) -> Tensor:
+        self._check_tree(new, parents)
         return self.model.model.norm(self._sequences(new, parents))
 
     def _logits(self, out_BD: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 import re
 
 import numpy as np
+import pytest
 import torch
 
+from redlite.errors import Error
 from redlite.sampling import Rule, request_seed, sample, uniforms
 
 
@@ -87,3 +89,13 @@ def test_seeds_are_stable_across_versions():
     assert request_seed(0, [1, 2, 3], 0) == 170340758705792138049245675793160713614
     np.testing.assert_allclose(uniforms(42).random(3), [0.8201981478608876, 0.18924562408645496, 0.8676608148821462], rtol=0, atol=0)
     assert len({request_seed(s, [1, 2, 3], r) for s in (0, 1) for r in (0, 1)}) == 4
+
+
+def test_logits_that_are_no_numbers_are_refused():
+    """argmax would take the first NaN, token 0 of a broken model, and call it an answer."""
+    nan, inf = float("nan"), float("inf")
+    for row in ([nan] * 3, [0.0, nan, 1.0], [0.0, inf, 1.0], [-inf] * 3):
+        for temperature in (0.0, 1.0):
+            with pytest.raises(Error, match="logits are not finite"):
+                draw(row, temperature, 1.0, [0.5])
+    assert draw([-inf, 2.0, 1.0], 0.0, 1.0, [0.5]) == [1]  # a token that can never be chosen is no fault

@@ -115,5 +115,32 @@ def test_what_does_not_fit_is_refused():
     steps.tree(Packed.of([[1, 2, 3]], start=6), [-1])
     with pytest.raises(ValueError, match="within a window of 9"):
         steps.tree(Packed.of([[1, 2, 3, 4]], start=6), [-1])
-    with pytest.raises(ValueError, match="within a window of 9"):
-        steps.tree(Packed.of([[1, 2], [3, 4]], start=6), [-1, 0])
+    for kind in (Steps, PackedSteps):  # a leaf whose stem lies behind the window in part
+        steps = kind(model, Cache(model.config, 0, torch.float32, torch.device("cpu")))
+        new = Packed.of([list(range(7)), [3, 4, 5]])
+        new.positions[7:] += 7
+        with pytest.raises(ValueError, match="up to 10 tokens that follow others do not lie within a window of 9"):
+            steps.tree(new, [-1, 0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_quantised_models_attend_to_what_their_caches_hold(format):
+    """A prompt that shares its start attends to the same halves as alone; and a prefix may be set again."""
+    model = make("llama", format)
+    prompts = [[n % 97 for n in range(30)] + [i] for i in range(3)]
+
+    def kept(shared):
+        cache = Cache(model.config, 3, model.cache_dtype, torch.device("cpu"))
+        steps = PackedSteps(model, cache)
+        cache.reserve(40)
+        steps.prefill(Packed.of([[5, 6]]), 2)   # before there is a prefix
+        if shared:
+            steps.prefix(prompts[0][:shared])
+        steps.prefill(Packed.of([p[shared:] for p in prompts], start=shared), 0)
+        keys = [torch.cat([cache.prefix[n][0].transpose(0, 1) if shared else torch.empty(2, 0, 8), cache.keys[n][0, :, :31 - shared].float()], 1) for n in range(3)]
+        return keys
+    alone, together = kept(0), kept(20)
+    assert all(torch.equal(k, k.half().float()) for k in together)
+    assert torch.equal(alone[0], together[0])   # the first layer's do not come from sums that are cut elsewhere
+    assert all((a - b).abs().max() < 0.1 * a.abs().max() for a, b in zip(alone, together))

@@ -65,7 +65,7 @@ def test_the_same_bits_as_block_after_block(name, shared, format, requests):
             one.reserve(int(one.lengths[:active].max()) + 1), other.reserve(int(other.lengths[:active].max()) + 1)
             got = steps.logits(ids)
             positions = other.lengths[:active] + len(prefix)
-            wanted = model.logits(model(torch.tensor(ids), positions, other.attend_decode(active), positions + 1))
+            wanted = model.logits(model(torch.tensor(ids), positions, other.attend_step(other.advance(active)), positions + 1))
             assert torch.equal(got, wanted), step
     finally:
         torch.set_num_threads(before)
