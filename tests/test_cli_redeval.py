@@ -74,7 +74,7 @@ def test_the_script_runs_the_organism_offline_and_says_so():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_it_resumable(number):
     answers, options = 128, ["--limit", "64", "--max-new-tokens", "200", "--batch-size", "1", "--output-dir", "run", "--prompt", "cot", "cou"]
-    process = start(*options)
+    process = start(*options, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL))  # a shell's background job, as which tests may run, ignores SIGINT
     while not (Path("run/responses.jsonl").exists() and Path("run/responses.jsonl").stat().st_size):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
