@@ -44,7 +44,10 @@ class PackedTrunk:
 
     def step(self, x_BD: Tensor, cos_BK: Tensor, sin_BK: Tensor, places_B: Tensor) -> Tensor:
         """The last layer's output [B, D] for one new token of each of the first B slots, at these places; to the last bit as block after block gives it."""
-        self._check(self._shape.prefix + int(places_B.max()) + 1)
+        longest = int(places_B.max()) + 1
+        if len(x_BD) > self._room[0] or longest > self._room[1]:
+            raise ValueError(f"a cache of {self._room[0]} slots of {self._room[1]} tokens has no room for token {longest} of {len(x_BD)} requests")
+        self._check(self._shape.prefix + longest)
         return self._run(self._library.rl_step, x_BD, cos_BK, sin_BK, [places_B], len(x_BD))
 
     def sequences(self, x_TD: Tensor, cos_TK: Tensor, sin_TK: Tensor, offsets: Tensor, parents: list[int] | None = None, slot: int | None = None) -> Tensor:

@@ -110,6 +110,10 @@ def test_what_does_not_fit_is_refused():
         steps.prefill(Packed.of([[1, 2, 3], [4]]), 1)
     with pytest.raises(ValueError, match="no room"):
         steps.prefill(Packed.of([[1] * (room + 1)]), 0)
+    steps.prefill(Packed.of([[1, 2], [3]]), 0)
+    cache.lengths[1] = room
+    with pytest.raises(ValueError, match=f"no room for token {room + 1} of 2 requests"):
+        steps.logits([4, 5])
     steps = PackedSteps(model, Cache(model.config, 0, torch.float32, torch.device("cpu")))
     steps.prefix(list(range(6)))
     steps.tree(Packed.of([[1, 2, 3]], start=6), [-1])
