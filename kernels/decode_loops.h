@@ -18,7 +18,7 @@
 
 enum { ROWS = 6, VECTORS = PANEL / LANES }; /* prefix: a tile is up to 6 queries by a panel of 16 columns, in registers */
 enum { QUERIES = 3, KEYS = 4, RUNS = 4 };   /* own cache: up to 3 queries by 4 keys, then by 4 runs of LANES columns */
-enum { CHUNK_QUERIES = 48 };                        /* prefix: about as many queries meet a panel while it is in the nearest cache */
+enum { CHUNK_QUERIES = 48 };                /* prefix: about as many queries meet a panel while it is in the nearest cache */
 enum { CACHE_LINE = 16 };                   /* floats; where it is longer, some are asked for twice */
 
 /* Shapes: B requests, G groups, R queries a group, K head size, S capacity, P prefix; [x̂] is x rounded up to whole panels. */

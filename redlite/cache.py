@@ -16,7 +16,7 @@ GROWTH = 64  # tokens by which the room for suffixes grows at least, or by a hal
 class Cache:
     """Slots 0 to n−1 hold the active requests; a freed slot is filled by the last one, so no gap is ever computed.
 
-    dtype  of the suffixes' keys and values; the prefix's are as the model gives them
+    dtype  of the suffixes' keys and values; the prefix's tensors may be wider, though they hold no other numbers where `PackedSteps` made them
     """
 
     def __init__(self, config: Config, slots: int, dtype: torch.dtype, device: torch.device):
