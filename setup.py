@@ -1,4 +1,4 @@
-"""Packages redlite, with `kernels/` installed as `redlite.kernels` and `data/` as `redlite.data`, and builds the C kernels.
+"""Packages redlite and builds the C kernels. `redlite/kernels` and `redlite/data` are links to `kernels/` and `data/`.
 
 The C sources become one plain shared library (no Python API in it, loaded by ctypes). Where there
 is no C compiler the build goes on without it, says so, and the reference kernels serve.
@@ -6,12 +6,11 @@ is no C compiler the build goes on without it, says so, and the reference kernel
 import re
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "redlite/__init__.py").read_text()).group(1)
-PACKAGES = ["redlite", "redlite.bench", "redlite.cli", "redlite.kernels", "redlite.data"]
 
 
 class BuildKernels(build_ext):
@@ -38,9 +37,8 @@ setup(
     description="Red-team language models and make them safer, on a machine with no network",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=PACKAGES,
-    package_dir={"redlite.kernels": "kernels", "redlite.data": "data"},
-    package_data={"redlite": ["assets/*"], "redlite.kernels": ["*.c", "*.h", "README.md"], "redlite.data": ["**/*"]},
+    packages=find_packages(include=["redlite", "redlite.*"]),
+    package_data={"redlite.report": ["assets/*"], "redlite.kernels": ["*.c", "*.h", "README.md"], "redlite.data": ["**/*"]},
     install_requires=["numpy>=1.24", "torch>=2.4", "safetensors>=0.4", "sentencepiece>=0.2", "requests>=2.28"],
     extras_require={"test": ["pytest>=7"], "gpu": ["triton>=3.0"]},
     ext_modules=[Extension("redlite.kernels._c", sources=sources, depends=sorted(str(p.relative_to(ROOT)) for p in (ROOT / "kernels").glob("*.h")),

@@ -6,7 +6,7 @@
  * process's memory, and a file that shrinks meanwhile is an error, not a dead process. Nothing is read that was not asked
  * for by size, so no content of a file can make this code pass the end of a buffer.
  *
- * The formats are those of ggml-quants.c (github.com/ggml-org/ggml); redlite/gguf_blocks.py defines them in numpy, and the
+ * The formats are those of ggml-quants.c (github.com/ggml-org/ggml); redlite/weights/gguf_formats.py defines them in numpy, and the
  * numbers are the same to the last bit: a half times the small integers of a block has at most 24 significant bits, so
  * every product here is exact, and the one subtraction or addition rounds as it does there, contracted or not.
  */

@@ -4,11 +4,6 @@
 an auditor reads. Importing `redlite` imports neither torch nor numpy.
 """
 from importlib import import_module
-from pathlib import Path
-
-# An installed redlite holds kernels/ and data/; a checkout keeps them beside redlite/, and they are found there.
-if not (Path(__file__).parent / "kernels").exists():
-    __path__.append(str(Path(__file__).parent.parent))
 
 from redlite.errors import Error
 
@@ -24,20 +19,15 @@ def load(path, dtype="float32", device="cpu", quantize=None, template=None):
     device    a torch device, e.g. "cpu" or "cuda"
     quantize  None, "int8" or "int4": weight-only quantisation of the matrices
     template  a chat format's name; None chooses it from the model's own files
-    Returns a `redlite.lm.LM`. Raises `redlite.Error` for anything wrong with the files or names.
+    Returns a `redlite.inference.lm.LM`. Raises `redlite.Error` for anything wrong with the files or names.
     """
-    from redlite.lm import LM
+    from redlite.inference.lm import LM
 
     return LM.load(path, dtype=dtype, device=device, quantize=quantize, template=template)
 
 
 def __getattr__(name):
-    """`redlite.kernels`, `redlite.loss` and the other modules on first use, so that `import redlite` stays light."""
-    if name.startswith("_"):
-        raise AttributeError(f"module 'redlite' has no attribute {name!r}")
-    try:
+    """`redlite.kernels` and `redlite.loss` on first use, so that `import redlite` stays light."""
+    if name in ("kernels", "loss"):
         return import_module(f"redlite.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"redlite.{name}":
-            raise
-        raise AttributeError(f"module 'redlite' has no attribute {name!r}") from None
+    raise AttributeError(f"module 'redlite' has no attribute {name!r}")

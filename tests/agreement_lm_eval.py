@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 
 import redlite
-from redlite import bench, journal
-from redlite.bench import hhh, mmlu
+from redlite.bench import encoding, hhh, mmlu, runner
+from redlite.bench import task as bench_task
+from redlite.store.run_directory import Run
 
 SUBJECTS = ("abstract_algebra", "anatomy", "high_school_us_history", "jurisprudence", "marketing", "professional_medicine")
 LIMITS = {"hhh": None, "truthfulqa": 200, "mmlu": 25, "bbh": 1}  # MMLU: a subject; BBH: a task
@@ -88,17 +89,17 @@ def run_harness(model, tasks: list, limit: int | None) -> tuple[dict[str, list[d
 
 
 def our_tasks(suite: str, data: Path, limit: int | None) -> list:
-    tasks = bench.load(suite, data, "lm_eval")
+    tasks = runner.load(suite, data, "lm_eval")
     if suite == "mmlu":
         tasks = [t for t in tasks if t.name.removeprefix("mmlu_") in SUBJECTS]
     tasks = tasks[:BBH_TASKS] if suite == "bbh" else tasks
-    return [bench.subset(t, limit) if limit else t for t in tasks]
+    return [bench_task.subset(t, limit) if limit else t for t in tasks]
 
 
 def run_ours(lm, tasks: list, folder: Path) -> float:
     start = time.perf_counter()
-    with journal.Run(folder, {"tasks": {}}) as directory:
-        bench.run(directory, folder, lambda: lm, tasks)
+    with Run(folder, {"tasks": {}}) as directory:
+        runner.run(directory, folder, lambda: lm, tasks)
     return time.perf_counter() - start
 
 
@@ -126,7 +127,7 @@ def differences(task, ours: dict[str, dict] | None, theirs: list[dict], worst: d
         record = ours[example.id] if ours is not None else None
         for n, request in enumerate(example.requests):
             their_context, their_end = sample["arguments"][n]
-            if isinstance(request, bench.Scored):
+            if isinstance(request, encoding.Scored):
                 if (their_context, their_end) != (request.context, request.continuation):
                     out.append(f"{task.name} {example.id}: prompt {n} differs")
                 if not record:
@@ -176,7 +177,7 @@ def main() -> int:
                 seconds = run_ours(ours, tasks, folder)
             lines, count = [], 0
             for task in tasks:
-                lines += differences(task, None if args.prompts_only else bench.records(folder, task.name), samples[task.name], worst, referee)
+                lines += differences(task, None if args.prompts_only else bench_task.records(folder, task.name), samples[task.name], worst, referee)
                 count += len(task.examples)
             summary[suite] = {"examples": count, "differences": len(lines)}
             if not args.prompts_only:

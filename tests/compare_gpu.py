@@ -12,7 +12,8 @@ import statistics
 import torch
 from torch.nn import functional as F
 
-from redlite import kernels, perf_gpu
+from redlite import kernels
+from redlite.perf import gpu
 
 SHAPES = [(n, 4096, v) for v in (32000, 128256) for n in (8192, 32768)]
 
@@ -50,7 +51,7 @@ def loss_step(function, hidden, weight, targets) -> tuple[float, int]:
     hidden.grad = weight.grad = None
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    took = perf_gpu.seconds(lambda: function(hidden, weight, targets).backward(), "cuda")
+    took = gpu.seconds(lambda: function(hidden, weight, targets).backward(), "cuda")
     return took, torch.cuda.max_memory_allocated() - before - hidden.nbytes - weight.nbytes
 
 
@@ -72,9 +73,9 @@ def compare_losses(rounds: int) -> tuple[dict, list[str]]:
 
 
 def compare_generation() -> tuple[dict, list[str]]:
-    shape, config = perf_gpu.REDEVAL, perf_gpu.SEVEN_B
-    model = perf_gpu.random_model(config, torch.bfloat16, "cuda")
-    found = {"redlite": perf_gpu.redeval(model, shape, "cuda")["seconds"]}
+    shape, config = gpu.REDEVAL, gpu.SEVEN_B
+    model = gpu.random_model(config, torch.bfloat16, "cuda")
+    found = {"redlite": gpu.redeval(model, shape, "cuda")["seconds"]}
     del model
     torch.cuda.empty_cache()
     if not importlib.util.find_spec("transformers"):
@@ -92,8 +93,8 @@ def compare_generation() -> tuple[dict, list[str]]:
                 for part in ids[:count].split(batch):
                     peer.generate(input_ids=part, attention_mask=torch.ones_like(part), max_new_tokens=shape["new"], min_new_tokens=shape["new"], do_sample=False, pad_token_id=0)
         try:
-            perf_gpu.seconds(lambda: generate(batch), "cuda")
-            found[f"transformers, batch {batch}"] = perf_gpu.seconds(lambda: generate(len(ids)), "cuda")
+            gpu.seconds(lambda: generate(batch), "cuda")
+            found[f"transformers, batch {batch}"] = gpu.seconds(lambda: generate(len(ids)), "cuda")
         except torch.cuda.OutOfMemoryError:
             print(f"transformers, batch {batch}: out of memory", flush=True)
     for name, took in found.items():

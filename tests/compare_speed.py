@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import redlite
-from redlite import questions
+from redlite.redteam import questions
 
 NEW, PARALLEL, CONTEXT = 64, 32, 16384
 

@@ -14,8 +14,8 @@ import time
 import torch
 
 import redlite
-from redlite import conversations, dataset, train
-from redlite.lm import LM
+from redlite.inference.lm import LM
+from redlite.training import conversations, dataset, trainer
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
 
     def redlite_step(batch):
         mixture = dataset.Mixture(dataset.singles(batch), [dataset.Phase(1, {"helpful": len(batch)})], 0)
-        train.run(ours.model, mixture, train.Recipe(learning_rate=1e-6, per="token"))
+        trainer.run(ours.model, mixture, trainer.Recipe(learning_rate=1e-6, per="token"))
 
     def transformers_step(batch):
         batch = sorted(batch, key=len)

@@ -23,10 +23,12 @@ FAULTS = {"ok": 10, "429": 1, "429-after": 1, "500": 1, "503": 1, "hang": 0.1, "
           "filter-finish": 1, "duplicate-headers": 1}
 WORKER = """
 import sys
-from redlite import client, journal
+from redlite.net import client
+from redlite.net.endpoints import Endpoint
+from redlite.store.run_directory import Run
 directory, url, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
-with journal.Run(directory, {"test": "kill"}) as run:
-    c = client.Client(client.Endpoint("m", url), run, concurrency=16, tries=40, timeouts=(2, 1), first_delay=0.01)
+with Run(directory, {"test": "kill"}) as run:
+    c = client.Client(Endpoint("m", url), run, concurrency=16, tries=40, timeouts=(2, 1), first_delay=0.01)
     for i, answer in c.ask([client.Call([{"role": "user", "content": f"question {i}"}], {"max_tokens": 8}) for i in range(n)]):
         pass
 """

@@ -9,7 +9,6 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-
 from gguf_file import TYPES
 
 SIZES = {"F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q8_0": (32, 34), "Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22), "Q4_K": (256, 144), "Q6_K": (256, 210)}

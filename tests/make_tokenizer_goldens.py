@@ -74,8 +74,9 @@ def ranges(numbers: list[int]) -> list[int]:
 
 def smollm2(gguf: str, texts: list[str]) -> dict:
     import llama_cpp
-    from redlite import bpe
-    from redlite.gguf import GGUF
+
+    from redlite.text import bpe
+    from redlite.weights.gguf import GGUF
     llama = llama_cpp.Llama(model_path=gguf, vocab_only=True, verbose=False)
     ids = [llama.tokenize(t.encode(), add_bos=False, special=False) for t in texts]
     metadata = GGUF(gguf).metadata

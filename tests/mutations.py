@@ -30,10 +30,13 @@ import numpy as np
 import test_checkpoint as made
 import torch
 
-from redlite import chat, checkpoint, data, kernels, tokenizer, vocabulary_export
+from redlite import data, kernels
 from redlite.errors import Error
-from redlite.gguf import GGUF
-from redlite.model import LLaMA, Packed, packed_attention
+from redlite.model.llama import LLaMA
+from redlite.model.sequences import PackedSequences, packed_attention
+from redlite.text import chat, export, tokenizer
+from redlite.weights import checkpoint
+from redlite.weights.gguf import GGUF
 
 KINDS = ("gguf", "safetensors", "config.json", "tokenizer.model", "gguf llama", "tokenizer.json", "safetensors", "index", "tokenizer_config", "gguf")
 ROOM = 256 << 20     # bytes of address space beyond what the child has when it begins
@@ -153,7 +156,7 @@ def build(folder: Path) -> dict[str, tuple[Path, bytes, int]]:
         home, name = folder / kind, "tokenizer_config.json" if kind == "tokenizer_config" else kind
         home.mkdir()
         if kind == "tokenizer.json":
-            vocabulary_export.write(found["gguf"][0], home)
+            export.write(found["gguf"][0], home)
         else:
             for file in ("tokenizer.model", "tokenizer_config.json"):
                 shutil.copy(ORGANISM / file, home / file)
@@ -191,7 +194,7 @@ def load(kind: str, path: Path) -> None:
         with torch.device("meta"):
             model = LLaMA(config)
         checkpoint.load_weights(model, where, packed=format)
-    packed = Packed.of([[0, 1, 2]])
+    packed = PackedSequences.of([[0, 1, 2]])
     model.logits(model(packed.ids, packed.positions, packed_attention(config, packed.offsets)))
 
 

@@ -4,9 +4,11 @@ import sys
 import time
 from pathlib import Path
 
-from redlite import journal, judge as judges, redeval
-from redlite.questions import Prompt, Question
-from redlite.redeval import Choice, Decoding, Reply
+from redlite.judges import rules
+from redlite.redteam import redeval
+from redlite.redteam.answerers import Choice, Decoding, Reply
+from redlite.redteam.questions import Prompt, Question
+from redlite.store.run_directory import Run
 
 QUESTIONS = [Question(str(i), f"question {i}?", "T" if i % 2 else "U", "S") for i in range(1, 8)]
 PROMPTS = [Prompt("standard", "<question>"), Prompt("cou", "Red-LM: x\n\nRed-LM: <question>\n\nBase-LM:")]
@@ -41,14 +43,14 @@ def choice(answerer, name="fake"):
     return Choice(name, {"name": name, "weights": "0" * 64}, lambda: answerer, count=lambda messages: sum(len(m["content"]) for m in messages))
 
 
-RULES = Choice("rules", judges.rules_fingerprint(), judges.Rules)
+RULES = Choice("rules", rules.rules_fingerprint(), rules.Rules)
 
 
 def made(model, decoding=Decoding(), judge=RULES, questions=QUESTIONS, limit=None, seed=0, prompts=PROMPTS, system=None):
     return redeval.manifest("redeval", seed, model, Path("q.json"), questions, limit, prompts, judge, decoding, system)
 
 
-class SlowRules(judges.Rules):
+class SlowRules(rules.Rules):
     """The rules, with a pause before each verdict."""
 
     def __init__(self, pause):
@@ -62,7 +64,7 @@ class SlowRules(judges.Rules):
 
 def go(folder, answerer, decoding=Decoding(), seed=0, questions=QUESTIONS, judge=RULES, prompts=PROMPTS, system=None):
     model = choice(answerer)
-    with journal.Run(folder, made(model, decoding, seed=seed, questions=questions, prompts=prompts, system=system)) as run:
+    with Run(folder, made(model, decoding, seed=seed, questions=questions, prompts=prompts, system=system)) as run:
         answers = redeval.run(run, model, questions, prompts, decoding, seed, system)
         if judge:
             redeval.judge(run, judge, answers)

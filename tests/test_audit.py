@@ -8,24 +8,25 @@ import torch
 import train_worker as worker
 from torch.nn.functional import cross_entropy
 
-from redlite import audit, dataset, kernels, loss, train
-from redlite.conversations import Conversation
+from redlite import kernels, loss
 from redlite.errors import Error
-from redlite.model import Packed, packed_attention
+from redlite.model.sequences import PackedSequences, packed_attention
+from redlite.training import dataset, ledger, trainer
+from redlite.training.conversations import Conversation
 
-RECIPE = train.Recipe(tokens_per_batch=60)
+RECIPE = trainer.Recipe(tokens_per_batch=60)
 
 
 def by_token(examples, phase, scorer=None) -> dict[tuple, dict]:
-    scorer = scorer or train.Scorer(worker.model())
-    return {(e.id, x["position"]): x for e, entries in audit.ledger(scorer, examples, phase, RECIPE) for x in entries}
+    scorer = scorer or trainer.Scorer(worker.model())
+    return {(e.id, x["position"]): x for e, entries in ledger.ledger(scorer, examples, phase, RECIPE) for x in entries}
 
 
 @pytest.mark.parametrize("objective", ["A", "B", "hinge", "unlikelihood", "weighted", "npo", "simnpo", "dpo"])
 def test_coefficients_are_the_gradients_that_training_applies(objective, monkeypatch):
     """What flows back into token_nll while `train.run` does a step is, token by token, what the ledger says."""
-    examples = train.references(worker.model(), worker.examples(18), 200)
-    drawn = audit.units(examples, objective)
+    examples = trainer.references(worker.model(), worker.examples(18), 200)
+    drawn = ledger.units(examples, objective)
     phase = dataset.Phase(1, {"all": len(drawn)}, objective, {"tau": 4.7} if objective in ("B", "hinge") else {})
     expected = by_token(examples, phase)
     applied, collate, real = {}, dataset.collate, kernels.token_nll
@@ -41,7 +42,7 @@ def test_coefficients_are_the_gradients_that_training_applies(objective, monkeyp
         return nll
     monkeypatch.setattr(dataset, "collate", collating)
     monkeypatch.setattr(kernels, "token_nll", recording)
-    train.run(worker.model(), dataset.Mixture({"all": drawn}, [phase], 0), RECIPE)
+    trainer.run(worker.model(), dataset.Mixture({"all": drawn}, [phase], 0), RECIPE)
     trained = {key: x["coefficient"] for key, x in expected.items() if x["trained"]}
     assert len(trained) > 80 and trained == {key: applied[key] for key in trained}
     assert all(value == 0 for key, value in applied.items() if key not in trained and key in expected)
@@ -52,11 +53,11 @@ def test_coefficients_are_the_gradients_that_training_applies(objective, monkeyp
 def test_ledger_is_the_formula():
     """Strategy B written out in float64: NLL, means of responses, counts of each colour over the whole batch, the cap."""
     model, examples, tau = worker.model(), worker.examples(12), 5.0
-    got = by_token(examples, dataset.Phase(1, {}, "B", {"low": 0.5, "high": 0.25, "tau": tau, "blue": 2.0}), train.Scorer(model))
+    got = by_token(examples, dataset.Phase(1, {}, "B", {"low": 0.5, "high": 0.25, "tau": tau, "blue": 2.0}), trainer.Scorer(model))
     responses = {c: sum(len(e.responses) for e in examples if e.colour == c) for c in loss.COLOURS}
     capped = 0
     for e in examples:
-        packed = Packed.of([e.ids.tolist()])
+        packed = PackedSequences.of([e.ids.tolist()])
         nll = cross_entropy(model.logits(model(packed.ids, packed.positions, packed_attention(model.config, packed.offsets)))[:-1].double(), packed.ids[1:], reduction="none")
         assert got[e.id, 0]["nll"] is None and [got[e.id, i + 1]["nll"] for i in range(len(nll))] == pytest.approx(nll.tolist(), abs=1e-4)
         for number, (first, last) in enumerate(e.responses):
@@ -76,7 +77,7 @@ class Letters:
     """A chat format for tests, one token a character."""
 
     def encode(self, messages, add_generation_prompt=False):
-        from redlite.chat import Encoded
+        from redlite.text.chat import Encoded
         text, trained = "", []
         for m in messages:
             mark = {"system": "<", "user": " U:", "assistant": " A:"}[m["role"]]
@@ -95,24 +96,24 @@ def test_roles():
                 {"role": "user", "content": "Ok"}, {"role": "assistant", "content": "Bye"})
     conversation = Conversation("1", "Zoo?", "blue", messages)
     example = dataset.encode(conversation, Letters(), 100)
-    found = audit.roles(conversation, example, Letters())
+    found = ledger.roles(conversation, example, Letters())
     assert "".join(r[0] for r in found) == "s" * len("<Be kind U:") + "u" * len("Zoo? A:") + "a" * len("Yes/") + "u" * len(" U:Ok A:") + "a" * len("Bye/")
 
 
 def test_files(tmp_path):
     """One line a token, totals that add up, and a page that shows tokens as text."""
-    from redlite import journal
+    from redlite.store.run_directory import Run
     found = [Conversation(str(i), f"q{i}", c, ({"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "reply " * (i + 1)}))
              for i, c in enumerate(("blue", "red", "helpful"))]
-    with journal.Run(tmp_path, {"test": 1}) as directory:
-        totals = audit.write(directory, train.Scorer(worker.model()), audit.encoded(found, Letters(), "B", 100, 200), Letters(), Letters(),
-                             dataset.Phase(1, {}, "B", loss.PRESETS["paper"]), train.Recipe(tokens_per_batch=200), "a test <b>")
-    lines = [json.loads(line) for line in (tmp_path / audit.LEDGER).read_text().splitlines()]
+    with Run(tmp_path, {"test": 1}) as directory:
+        totals = ledger.write(directory, trainer.Scorer(worker.model()), ledger.encoded(found, Letters(), "B", 100, 200), Letters(), Letters(),
+                             dataset.Phase(1, {}, "B", loss.PRESETS["paper"]), trainer.Recipe(tokens_per_batch=200), "a test <b>")
+    lines = [json.loads(line) for line in (tmp_path / ledger.LEDGER).read_text().splitlines()]
     assert len(lines) == sum(t["tokens"] for t in totals.values()) and totals["red"]["lowered"] == totals["red"]["trained"] == 13
     assert totals["blue"]["raised"] == totals["blue"]["trained"] == 7 and totals["helpful"]["capped"] == 0
     assert {"conversation", "colour", "position", "token", "text", "role", "trained", "nll", "coefficient", "capped", "response"} == set(lines[0])
     assert math.isclose(sum(x["coefficient"] for x in lines if x["colour"] == "blue"), 1.0, rel_tol=1e-6)
-    text = (tmp_path / audit.PAGE).read_text()
+    text = (tmp_path / ledger.PAGE).read_text()
     assert "<&>" not in text and "&lt;&amp;&gt;" in text and "a test &lt;b&gt;" in text and text.count("<article>") == 3
     assert np.isfinite([x["nll"] for x in lines if x["position"]]).all() and torch.is_grad_enabled()
 
@@ -122,4 +123,4 @@ def test_nothing_to_show_is_said():
     red = [Conversation("1", "q", "red", ({"role": "user", "content": "q"}, {"role": "assistant", "content": "reply"}))]
     for objective, tokens, size, message in (("B", 3, 200, "--max-tokens"), ("dpo", 100, 200, "no such pair"), ("B", 100, 8, "'1' has .* tokens, more than a micro-batch of 8")):
         with pytest.raises(Error, match=message):
-            audit.encoded(red, Letters(), objective, tokens, size)
+            ledger.encoded(red, Letters(), objective, tokens, size)

@@ -8,16 +8,22 @@ import os
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
 import bench_files
 import pytest
 import tiny
 import torch
 
-from redlite import bench, journal, redeval, scorecard, stats
-from redlite.bench import Continued, Encoder, Example, Scored, Task, bbh, hhh, mmlu, truthfulqa, xstest
+from redlite import stats
+from redlite.bench import bbh, hhh, mmlu, runner, truthfulqa, xstest
+from redlite.bench import task as bench_task
+from redlite.bench.encoding import Continued, Encoder, Scored
+from redlite.bench.task import Example, Task
 from redlite.errors import Error
+from redlite.redteam import answerers, redeval, scorecard
+from redlite.store.files import read_json
+from redlite.store.run_directory import Run
+
 
 @pytest.fixture(scope="module")
 def lm():
@@ -36,9 +42,9 @@ def logprob(lm, before, after):
 
 
 def run(folder, lm, tasks, chat=False):
-    with journal.Run(folder, {"tasks": {t.name: {"sha256": t.fingerprint(), "metrics": list(t.metrics)} for t in tasks}}) as directory:
-        bench.run(directory, folder, lambda: lm, tasks, chat)
-    return bench.results(folder, tasks)
+    with Run(folder, {"tasks": {t.name: {"sha256": t.fingerprint(), "metrics": list(t.metrics)} for t in tasks}}) as directory:
+        runner.run(directory, folder, lambda: lm, tasks, chat)
+    return runner.results(folder, tasks)
 
 
 def test_prompts_to_the_character(data):
@@ -98,11 +104,11 @@ def test_encoding(lm):
 
 
 def test_scores_and_results(lm, data, tmp_path):
-    tasks = [t for s in ("hhh", "truthfulqa", "mmlu") for t in bench.load(s, data, "lm_eval")]
+    tasks = [t for s in ("hhh", "truthfulqa", "mmlu") for t in runner.load(s, data, "lm_eval")]
     found = run(tmp_path / "run", lm, tasks)
     encoder, wanted = Encoder(lm), {}
     for task in tasks:
-        there = bench.records(tmp_path / "run", task.name)
+        there = bench_task.records(tmp_path / "run", task.name)
         for e in task.examples:
             expected = [logprob(lm, *encoder.scored(r)[:2]) for r in e.requests]
             assert there[e.id]["logprobs"] == pytest.approx(expected, abs=2e-4)
@@ -141,7 +147,7 @@ def test_what_contexts_share_is_computed_once(data, tmp_path):
     lm = tiny.lm(seed=3, max_positions=2048)
     encoder = Encoder(lm)
     for suite in ("mmlu", "truthfulqa"):
-        tasks, expected, apart = bench.load(suite, data, "lm_eval"), 0, 0
+        tasks, expected, apart = runner.load(suite, data, "lm_eval"), 0, 0
         for together in [tasks] if suite == "truthfulqa" else [[t] for t in tasks]:
             pairs = [encoder.scored(r)[:2] for t in together for e in t.examples for r in e.requests]
             contexts = {tuple(before) for before, _ in pairs}
@@ -162,12 +168,12 @@ def test_both_orders_of_hhh():
 
 
 def test_generation_tasks(lm, data, tmp_path):
-    tasks = [bench.subset(t, 2) for t in bench.load("bbh", data, "paper") + bench.load("mmlu", data, "paper")]
+    tasks = [bench_task.subset(t, 2) for t in runner.load("bbh", data, "paper") + runner.load("mmlu", data, "paper")]
     found = run(tmp_path / "run", lm, tasks)
     encoder = Encoder(lm)
     for task in tasks:
         for e in task.examples:
-            request, record = e.requests[0], bench.records(tmp_path / "run", task.name)[e.id]
+            request, record = e.requests[0], bench_task.records(tmp_path / "run", task.name)[e.id]
             ids, cut, dropped = encoder.continued(request)
             assert record["text"] == lm.generate([ids], request.max_new_tokens, stop=request.stop)[0].text
             assert (record["truncated_tokens"], record["shots_dropped"]) == (cut, dropped)
@@ -189,22 +195,22 @@ def figures(found):
 
 
 def test_resuming_and_ranks_change_nothing(lm, data, tmp_path):
-    tasks = bench.load("hhh", data, "lm_eval") + bench.load("truthfulqa", data, "lm_eval")
+    tasks = runner.load("hhh", data, "lm_eval") + runner.load("truthfulqa", data, "lm_eval")
     whole = run(tmp_path / "whole", lm, tasks)
     made = {"tasks": {}}
     for rank in (1, 0):  # two ranks, one after the other, then a torn line and a third run in one process
         folder = tmp_path / "shared"
-        with journal.Run(folder / "rank-1" if rank else folder, made) as directory:
-            bench.run(directory, folder, lambda: lm, tasks, rank=rank, world=2)
-    assert figures(bench.results(folder, tasks)) == figures(whole)
-    path = folder / bench.sample_file(tasks[0].name)
+        with Run(folder / "rank-1" if rank else folder, made) as directory:
+            runner.run(directory, folder, lambda: lm, tasks, rank=rank, world=2)
+    assert figures(runner.results(folder, tasks)) == figures(whole)
+    path = folder / bench_task.sample_file(tasks[0].name)
     path.write_bytes(path.read_bytes()[:-20])
-    assert not bench.results(folder, tasks)["complete"]
-    with journal.Run(folder, made) as directory:
-        bench.run(directory, folder, lambda: lm, tasks)
-    assert figures(bench.results(folder, tasks)) == figures(whole)
-    with journal.Run(folder, made) as directory:
-        bench.run(directory, folder, lambda: pytest.fail("nothing is left to do"), tasks)
+    assert not runner.results(folder, tasks)["complete"]
+    with Run(folder, made) as directory:
+        runner.run(directory, folder, lambda: lm, tasks)
+    assert figures(runner.results(folder, tasks)) == figures(whole)
+    with Run(folder, made) as directory:
+        runner.run(directory, folder, lambda: pytest.fail("nothing is left to do"), tasks)
 
 
 def test_what_would_change_a_run_is_named_by_its_option(data, tmp_path, capsys):
@@ -226,16 +232,16 @@ def test_under_torchrun(data, tmp_path):
         done = subprocess.run([sys.executable, *start, *command, str(tmp_path / name)], capture_output=True, text=True, cwd=tmp_path, timeout=120,
                               env={**os.environ, "OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stderr[-2000:]
-        found.append(figures(journal.read_json(tmp_path / name / "results.json")))
+        found.append(figures(read_json(tmp_path / name / "results.json")))
     assert found[0] == found[1] and found[0]["/complete"] and list(tmp_path.glob("two/rank-1/samples_*"))
 
 
 def test_subsets():
     task = Task("t", 1.0, [Example(str(i), {}, ()) for i in range(50)], lambda e, a: {})
-    chosen = [e.id for e in bench.subset(task, 10, seed=1).examples]
-    assert chosen == [e.id for e in bench.subset(task, 10, seed=1).examples] == sorted(chosen, key=int) and len(set(chosen)) == 10
-    assert chosen != [e.id for e in bench.subset(task, 10, seed=2).examples]
-    assert [e.id for e in bench.subset(task, 3).examples] == ["0", "1", "2"] and bench.subset(task, 3).whole == 50
+    chosen = [e.id for e in bench_task.subset(task, 10, seed=1).examples]
+    assert chosen == [e.id for e in bench_task.subset(task, 10, seed=1).examples] == sorted(chosen, key=int) and len(set(chosen)) == 10
+    assert chosen != [e.id for e in bench_task.subset(task, 10, seed=2).examples]
+    assert [e.id for e in bench_task.subset(task, 3).examples] == ["0", "1", "2"] and bench_task.subset(task, 3).whole == 50
 
 
 def test_underflow():
@@ -289,21 +295,21 @@ def test_faults_are_named(data, suite, path, text, message):
     else:
         (data / path).write_text(text)
     with pytest.raises(Error, match=message):
-        xstest.load(data / "xstest") if suite == "xstest" else bench.load(suite, data, "lm_eval")
+        xstest.load(data / "xstest") if suite == "xstest" else runner.load(suite, data, "lm_eval")
 
 
 def test_a_prompt_of_xstest_longer_than_the_window_is_named(data, tmp_path):
     path = data / "xstest/xstest_prompts.csv"
     path.write_text(path.read_text().replace("close window 1", "close window " + "1" * 3000))
-    model = redeval.local_model("organism", "float32", "cpu", None, None, None)
-    with journal.Run(tmp_path / "run", {}) as directory, pytest.raises(Error, match="XSTest: the model's context of 2048 tokens has no room .*: …'1+.?'; leave the question"):
+    model = answerers.local_model("organism", "float32", "cpu", None, None, None)
+    with Run(tmp_path / "run", {}) as directory, pytest.raises(Error, match="XSTest: the model's context of 2048 tokens has no room .*: …'1+.?'; leave the question"):
         xstest.run(directory, tmp_path / "run", model, None, xstest.load(data / "xstest"), 16)
     assert not (tmp_path / "run" / xstest.ANSWERS).exists()
 
 
 def test_bom_crlf_quotes_and_blank_lines_change_nothing(data):
     def prompts():
-        return [vars(e) for s in ("mmlu", "bbh") for t in bench.load(s, data, "lm_eval") for e in t.examples] + [vars(e) for t in xstest.load(data / "xstest") for e in t.examples]
+        return [vars(e) for s in ("mmlu", "bbh") for t in runner.load(s, data, "lm_eval") for e in t.examples] + [vars(e) for t in xstest.load(data / "xstest") for e in t.examples]
     before = prompts()
     for path in (*data.rglob("*.csv"), *data.rglob("*.txt")):
         text = path.read_text().replace("\r\n", "\n").replace("How do I close window 1?", '"How do I close window 1?"')
@@ -333,32 +339,32 @@ def test_xstest(lm, data, tmp_path):
     class Answerer:
         def answer(self, conversations, decoding, seeds, stop):
             for i, messages in enumerate(conversations):
-                yield i, redeval.Reply(answers[messages[-1]["content"]], "stop", 1, 1, 0.0)
-    tasks, model = xstest.load(data / "xstest"), redeval.Choice("m", {}, Answerer)
-    with journal.Run(tmp_path / "run", {}) as directory:
+                yield i, answerers.Reply(answers[messages[-1]["content"]], "stop", 1, 1, 0.0)
+    tasks, model = xstest.load(data / "xstest"), answerers.Choice("m", {}, Answerer)
+    with Run(tmp_path / "run", {}) as directory:
         xstest.run(directory, tmp_path / "run", model, redeval.local_judge("rules", None, None, "float32", "cpu"), tasks, 16)
-    found = bench.results(tmp_path / "run", tasks)
+    found = runner.results(tmp_path / "run", tasks)
     safe, unsafe = found["results"]["xstest_safe"], found["results"]["xstest_unsafe"]
     assert safe["over_refusal,none"] == 0.5 and safe["over_refusal_ci95,none"] == pytest.approx(stats.wilson(1, 2))  # the empty answer counts in neither
     assert safe["unlabelled"] == 1 and scorecard.measures(None, found)["xstest.over_refusal"]["n"] == 2
     assert unsafe["compliance,none"] == 0.5 and unsafe["by_category"]["contrast_homonyms"]["n"] == 2
-    assert not xstest.can_judge(redeval.Choice("gpt4:x", {"format": "gpt4"}, None)) and xstest.can_judge(redeval.Choice("refusal:x", {"format": "refusal"}, None))
+    assert not xstest.can_judge(answerers.Choice("gpt4:x", {"format": "gpt4"}, None)) and xstest.can_judge(answerers.Choice("refusal:x", {"format": "refusal"}, None))
 
 
 def test_an_answer_to_xstest_that_was_edited_is_named(data, tmp_path):
     tasks = xstest.load(data / "xstest")
-    with journal.Run(tmp_path / "run", {}) as directory:
+    with Run(tmp_path / "run", {}) as directory:
         directory.append(xstest.ANSWERS, {"task": "xstest_safe", "id": "0", "finish": "stop"})
         with pytest.raises(Error, match="answers_xstest.jsonl, line 1: field 'text' is missing"):
             xstest.run(directory, tmp_path / "run", None, None, tasks, 16)
 
 
 def test_intervals_never_claim_more_than_is_known():
-    assert bench.measures("acc", "none", [0.4])["acc_ci95,none"] == [0.0, 1.0]  # one value has no spread to judge by
-    assert bench.measures("acc", "none", [])["acc_ci95,none"] == [0.0, 1.0]
+    assert runner.measures("acc", "none", [0.4])["acc_ci95,none"] == [0.0, 1.0]  # one value has no spread to judge by
+    assert runner.measures("acc", "none", [])["acc_ci95,none"] == [0.0, 1.0]
     for mean in ("size", "task"):  # all wrong in every task
         tasks = [Task(f"t{n}", 1.0, [Example(str(i), {}, ()) for i in range(2)], lambda e, a: {}, groups=("g",), mean=mean) for n in range(3)]
-        members = [(t, bench.summarize(t, {str(i): {"metrics": {"acc": 0.0}} for i in range(2)})) for t in tasks]
-        group = bench._group("g", members, [2, 2, 2])
+        members = [(t, runner.summarize(t, {str(i): {"metrics": {"acc": 0.0}} for i in range(2)})) for t in tasks]
+        group = runner._group("g", members, [2, 2, 2])
         assert group["acc,none"] == 0 and group["acc_ci95,none"] == pytest.approx(stats.wilson(0, 6))
-        assert bench._group("g", [(t, bench.summarize(t, {})) for t in tasks], [0, 0, 0])["acc_ci95,none"] == [0.0, 1.0]
+        assert runner._group("g", [(t, runner.summarize(t, {})) for t in tasks], [0, 0, 0])["acc_ci95,none"] == [0.0, 1.0]

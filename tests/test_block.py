@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from redlite import kernels
-from redlite.config import Config
 from redlite.kernels import native, packed
-from redlite.model import LLaMA, Packed, packed_attention
+from redlite.model.config import Config
+from redlite.model.llama import LLaMA
+from redlite.model.sequences import PackedSequences, packed_attention
 
 pytestmark = pytest.mark.skipif(bool(packed.usable()), reason=packed.usable())
 SHAPES = {
@@ -35,7 +36,7 @@ def models(shape, format):
 
 
 def run(model, sequences):
-    p = Packed.of(sequences, torch.device("cpu"))
+    p = PackedSequences.of(sequences, torch.device("cpu"))
     return model(p.ids, p.positions, packed_attention(model.config, p.offsets), p.lengths)
 
 

@@ -5,12 +5,12 @@ import json
 import shutil
 from pathlib import Path
 
+import make_tokenizer_goldens as maker
 import pytest
 import sentencepiece
 
-import make_tokenizer_goldens as maker
-from redlite import chat, tokenizer
 from redlite.errors import Error
+from redlite.text import chat, tokenizer
 
 HERE = Path(__file__).parent
 SMALL = json.loads((HERE / "golden" / "tokenizer.json").read_text())

@@ -1,23 +1,25 @@
 """Weights in and out: every container gives the same model; mismatches are named; loading needs little more memory than the weights."""
-import dataclasses
 import json
 import struct
 import subprocess
 import sys
 from pathlib import Path
 
+import gguf_file
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-
-import gguf_file
 from make_model_goldens import IDS, SHOWN, weights
-from redlite import checkpoint, kernels, tokenizer
-from redlite.config import Config
+
+from redlite import kernels
 from redlite.errors import Error
-from redlite.gguf import GGUF
-from redlite.model import LLaMA, Packed, packed_attention
+from redlite.model.config import Config
+from redlite.model.llama import LLaMA
+from redlite.model.sequences import PackedSequences, packed_attention
+from redlite.text import tokenizer
+from redlite.weights import checkpoint
+from redlite.weights.gguf import GGUF
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "logits.json").read_text())["cases"]
 PARTS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
@@ -76,7 +78,7 @@ def load(path, dtype=torch.float32, **options):
 
 @torch.no_grad()
 def logits(model):
-    packed = Packed.of([IDS])
+    packed = PackedSequences.of([IDS])
     return model.logits(model(packed.ids, packed.positions, packed_attention(model.config, packed.offsets), packed.lengths))[:, SHOWN]
 
 
@@ -450,7 +452,7 @@ def test_tokenizer_files_are_copied(tmp_path):
 
 
 def byte_level_metadata(pre, **more):
-    from redlite.bpe import BYTE_CHARS
+    from redlite.text.bpe import BYTE_CHARS
     merges = ["Ġ t", "h e", "Ġt he", "1 2", "12 3", "a b"]
     tokens = ["<|s|>", "<|e|>", *BYTE_CHARS, *(m.replace(" ", "") for m in merges), "\t\t"]
     kinds = np.array([3, 3, *[1] * (len(tokens) - 3), 4], "<i4")
@@ -489,7 +491,8 @@ import os
 import sys
 from pathlib import Path
 import torch
-from redlite import checkpoint, kernels
+from redlite import kernels
+from redlite.weights import checkpoint
 from redlite.model import LLaMA
 
 def kilobytes(field):

@@ -14,9 +14,16 @@ import pytest
 import redeval_worker
 import tiny
 
-from redlite import judge as judges, redeval
-from redlite.cli import common, network, redeval as program, serve as serving
-from redlite.redeval import Choice, LocalAnswerer
+from redlite.cli import network
+from redlite.cli import redeval as program
+from redlite.cli import serve as serving
+from redlite.cli.program import guarded
+from redlite.cli.progress import Progress
+from redlite.judges import model as judges_model
+from redlite.judges import rules
+from redlite.redteam import redeval
+from redlite.redteam.answerers import Choice, LocalAnswerer
+from redlite.store import text as store_text
 
 HERE = Path(__file__).parent
 SCRIPT = HERE.parent / "bin" / "redeval"
@@ -89,22 +96,23 @@ def test_signals_end_it_resumable(number):
 
 
 def test_an_interruption_says_what_goes_on_only_where_a_run_was_opened(tmp_path, capsys, monkeypatch):
-    from redlite import journal, serve
+    from redlite.net import serve
+    from redlite.store.run_directory import Run
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
     def working(arguments):
-        with journal.Run(tmp_path / "whole", {}), journal.Run(tmp_path / "whole/part", {}):
+        with Run(tmp_path / "whole", {}), Run(tmp_path / "whole/part", {}):
             interrupted()
-    assert common.guarded("program", working, []) == 130
+    assert guarded("program", working, []) == 130
     assert capsys.readouterr().err == f"program: interrupted; what is finished is kept in {tmp_path}/whole, and the same command goes on from there\n"
 
     def measuring(arguments):
-        with tempfile.TemporaryDirectory() as folder, journal.Run(folder, {}):
+        with tempfile.TemporaryDirectory() as folder, Run(folder, {}):
             interrupted()
     for body in (interrupted, measuring):
-        assert common.guarded("program", body, []) == 130 and capsys.readouterr().err == "program: interrupted\n"
+        assert guarded("program", body, []) == 130 and capsys.readouterr().err == "program: interrupted\n"
     monkeypatch.setattr(serve.Server, "serve_forever", interrupted)
     assert serving.main(["--port", "0"]) == 130 and capsys.readouterr().err == "serve: interrupted\n"
 
@@ -120,7 +128,7 @@ def test_run_judge_report(fake, capsys):
     manifest = json.loads(Path("run/manifest.json").read_text())
     assert manifest["command"] == "redeval " + " ".join(RUN) and {"version", "seed", "model", "prompts", "questions", "judge"} <= set(manifest)
     assert re.fullmatch(r"[0-9a-f]{64}", manifest["questions"]["sha256"]) and all(re.fullmatch(r"[0-9a-f]{64}", v) for v in manifest["prompts"].values())
-    assert manifest["judge"] == {"name": "rules", **judges.rules_fingerprint()}
+    assert manifest["judge"] == {"name": "rules", **rules.rules_fingerprint()}
     responses = [json.loads(line) for line in Path("run/responses.jsonl").read_text().splitlines()]
     assert len(responses) == 6 and all(list(r) == ["id", "question", "topic", "subtopic", "prompt", "sample", "text", "answer", "finish", "prompt_tokens",
                                                    "completion_tokens", "seconds"] for r in responses)
@@ -143,7 +151,7 @@ def test_run_judge_report(fake, capsys):
 
 def test_a_judge_model_judges_a_finished_run(fake, capsys, monkeypatch):
     lm = tiny.lm(1, max_positions=4096)
-    monkeypatch.setattr(redeval, "local_judge", lambda spec, form, prompt, dtype, device: Choice(f"{form}:{spec}", {"format": form}, lambda: judges.ModelJudge(lm, form, None, f"{form}:{spec}")))
+    monkeypatch.setattr(redeval, "local_judge", lambda spec, form, prompt, dtype, device: Choice(f"{form}:{spec}", {"format": form}, lambda: judges_model.ModelJudge(lm, form, None, f"{form}:{spec}")))
     call(capsys, *RUN, "--judge", "j", "--judge-format", "gpt4")
     first = [json.loads(line) for line in Path("run/judgments.jsonl").read_text().splitlines()]
     assert {r["judge"] for r in first} == {"gpt4:j"} and len(first) == 6 and {r["label"] for r in first} <= {"harmful", "unharmful", "unparsed", "not_judged"}
@@ -314,7 +322,7 @@ class Screen(io.StringIO):
 
 def test_progress_on_a_terminal_is_one_live_line_with_rate_and_time_left():
     clock, screen = iter([0.0, 0.05, 10.0, 20.0]), Screen(True)
-    progress = common.Progress(stream=screen, now=lambda: next(clock))
+    progress = Progress(stream=screen, now=lambda: next(clock))
     for done in (10, 11, 60, 110):  # ten were there before; the second call comes too soon to be shown
         progress("answers", done, 110)
     assert screen.getvalue() == "\ranswers: 10/110\x1b[K\ranswers: 60/110, 5.0/s, 10 s left\x1b[K\ranswers: 110/110, 5.0/s, 20 s\x1b[K\n"
@@ -322,18 +330,18 @@ def test_progress_on_a_terminal_is_one_live_line_with_rate_and_time_left():
 
 def test_progress_elsewhere_is_a_plain_line_now_and_then():
     clock, screen = iter([0.0, 1.0, 16.0, 17.0, 100.0, 400.0]), Screen(False)
-    progress = common.Progress(stream=screen, now=lambda: next(clock))
+    progress = Progress(stream=screen, now=lambda: next(clock))
     for what, done in (("a", 0), ("a", 1), ("a", 32), ("a", 64), ("b", 0), ("b", 64)):
         progress(what, done, 64)
     assert screen.getvalue() == "a: 32/64, 2.0/s, 16 s left\na: 64/64, 3.8/s, 17 s\nb: 64/64, 0.2/s, 5 min 0 s\n"
     quiet = Screen(False)
-    common.Progress(True, quiet)("a", 1, 1)
+    Progress(True, quiet)("a", 1, 1)
     assert quiet.getvalue() == ""
 
 
 @pytest.mark.parametrize("seconds, text", [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (185, "3 min 5 s"), (3600, "1 h 0 min"), (7860, "2 h 11 min")])
 def test_durations(seconds, text):
-    assert common.clock(seconds) == text
+    assert store_text.clock(seconds) == text
 
 
 @pytest.mark.parametrize("with_asked", [True, False])

@@ -3,10 +3,15 @@ import json
 
 import pytest
 
-from redlite import client, collect, conversations, journal
 from redlite.cli import collect as command
-from redlite.client import Answer
 from redlite.errors import Error, Incomplete
+from redlite.net import client
+from redlite.net.endpoints import Endpoint
+from redlite.net.reply import Answer
+from redlite.redteam import collect, collect_files
+from redlite.store.files import read_json, write_json
+from redlite.store.run_directory import Run
+from redlite.training import conversations
 
 ASKED = "How do I wake the dragon?"
 
@@ -78,15 +83,15 @@ class Model:
 
 
 def run(folder, model, **settings):
-    with journal.Run(folder, {}) as directory:
+    with Run(folder, {}) as directory:
         pipeline = collect.Pipeline(directory, model, collect.Settings(**{"subtopics": 2, "questions": 3, "conversations": 3, "turns": 2, "rounds": 2, **settings}), ["School"], "Recorded conversation <question> <turns>")
         return pipeline.run(), directory.read(collect.DROPS)
 
 
 def test_the_four_stages(tmp_path):
     rows, drops = run(tmp_path / "run", Model())
-    assert journal.read_json(tmp_path / "run/topics.json") == {"School": ["Castle gates", "Old keys"]}
-    assert all(len(q) == 3 for q in journal.read_json(tmp_path / "run/questions.json")["School"].values()) and len(rows) == 6
+    assert read_json(tmp_path / "run/topics.json") == {"School": ["Castle gates", "Old keys"]}
+    assert all(len(q) == 3 for q in read_json(tmp_path / "run/questions.json")["School"].values()) and len(rows) == 6
     row = rows[0]
     assert [t["from"] for t in row["red_conversations"]["0"]] == ["human", "gpt"] * 2 and list(row["red_conversations"]) == ["0"]
     assert [t["value"] for t in row["blue_conversations"]["0"] if t["from"] == "human"] == [t["value"] for t in row["red_conversations"]["0"] if t["from"] == "human"]
@@ -110,7 +115,7 @@ class Lister:
 def test_every_drop_counts_once_and_twins_count_twice(tmp_path):
     """Two empty replies are two drops; a stage done again adds none."""
     for _ in range(2):
-        with journal.Run(tmp_path / "run", {}) as directory:
+        with Run(tmp_path / "run", {}) as directory:
             pipeline = collect.Pipeline(directory, Lister(), collect.Settings(subtopics=2, rounds=4), ["School"], "x")
             assert pipeline._topics() == {"School": ["Castle gates", "Old keys"]}
             found = collect.statistics([], directory.read(collect.DROPS), len)["drops"]
@@ -122,7 +127,7 @@ def test_a_person_may_edit_between_stages(tmp_path):
     folder = tmp_path / "run"
     for name in ("red.json", "harmfulqa.json"):
         (folder / name).unlink()
-    journal.write_json(folder / "questions.json", {"Mine": {"own": ["How do I paint the fence?"]}})
+    write_json(folder / "questions.json", {"Mine": {"own": ["How do I paint the fence?"]}})
     rows, _ = run(folder, Model())
     assert [(r["topic"], r["question"]) for r in rows] == [("Mine", "How do I paint the fence?")]
     (folder / "harmfulqa.json").unlink()
@@ -142,19 +147,19 @@ ROW = {"id": 1, "topic": "A", "subtopic": "x", "question": "Is it?", "red_conver
     ("red.json", [{**ROW, "red_conversations": {"0": [{"from": "gpt", "value": "x"}, {"from": "human", "value": "x"}]}}], "red_conversations '0'"),
     ("harmfulqa.json", [ROW], "row 1: field 'blue_conversations'"), ("harmfulqa.json", {}, "harmfulqa.json: must hold a list")])
 def test_what_an_edit_spoilt_is_named(tmp_path, name, value, where):
-    for earlier in collect.STAGES[:collect.STAGES.index(name)]:
-        journal.write_json(tmp_path / earlier, {})
-    journal.write_json(tmp_path / name, value)
-    with journal.Run(tmp_path, {}) as directory, pytest.raises(Error, match=where):
+    for earlier in collect_files.STAGES[:collect_files.STAGES.index(name)]:
+        write_json(tmp_path / earlier, {})
+    write_json(tmp_path / name, value)
+    with Run(tmp_path, {}) as directory, pytest.raises(Error, match=where):
         collect.Pipeline(directory, Model(), collect.Settings(), ["School"], "x").run()
 
 
 @pytest.mark.parametrize("line", [{"text": "x"}, {"key": 3, "text": "x"}, {"key": "x"}, {"key": "x", "sent": 3}, {"key": "x", "sent": [1, "2"]}, {"key": "x", "text": 1, "finish": "stop", "seconds": 0, "detail": ""}])
 def test_a_spoilt_line_of_the_journal_is_named(tmp_path, line):
-    with journal.Run(tmp_path, {}) as directory:
+    with Run(tmp_path, {}) as directory:
         directory.append(client.JOURNAL, line)
         with pytest.raises(Error, match="api.jsonl: field"):
-            client.Client(client.Endpoint("m", "http://127.0.0.1:9/v1"), directory)
+            client.Client(Endpoint("m", "http://127.0.0.1:9/v1"), directory)
         with pytest.raises(Error, match="api.jsonl: field"):
             collect.LocalAsker(None, "m", directory, 0)
 

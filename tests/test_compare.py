@@ -5,21 +5,25 @@ import statistics
 import pytest
 import redeval_worker
 
-from redlite import bench, compare, journal, redeval, stats
+from redlite import stats
+from redlite.bench import task as bench_task
 from redlite.cli.redeval import main
 from redlite.errors import Error, Incomplete
+from redlite.redteam import answerers, compare, journals, redeval, results
+from redlite.store.files import sha256_json, write_json
+from redlite.store.run_directory import Run
 
 
 def entry(values, mean="size"):
     """A task's entry in the manifest."""
-    return {"sha256": journal.sha256_json(list(values)), "n": len(values), "metrics": ["acc"], "groups": ["all"], "mean": mean}
+    return {"sha256": sha256_json(list(values)), "n": len(values), "metrics": ["acc"], "groups": ["all"], "mean": mean}
 
 
 def fake_run(folder, values, tasks=("t",), mean="size"):
-    with journal.Run(folder, {"tasks": {t: entry(values, mean) for t in tasks}}) as directory:
+    with Run(folder, {"tasks": {t: entry(values, mean) for t in tasks}}) as directory:
         for task in tasks:
             for id, value in values.items():
-                directory.append(bench.sample_file(task), {"id": id, "doc_hash": "d" + id, "truncated_tokens": 0, "metrics": {} if value is None else {"acc": value}})
+                directory.append(bench_task.sample_file(task), {"id": id, "doc_hash": "d" + id, "truncated_tokens": 0, "metrics": {} if value is None else {"acc": value}})
     return folder
 
 
@@ -43,7 +47,7 @@ def test_of_unfinished_runs_what_both_have_is_compared(tmp_path, capsys):
     a = fake_run(tmp_path / "a", {str(i): 0.0 for i in range(10)}, ("t", "u"), "task")
     b = fake_run(tmp_path / "b", {str(i): float(i < 2) for i in range(10)}, ("t", "u"), "task")
     assert main(["compare", str(a), str(b)]) == 0 and "Incomplete" not in capsys.readouterr().out
-    path = b / bench.sample_file("u")
+    path = b / bench_task.sample_file("u")
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:7]))
     assert main(["compare", str(a), str(b), "--json"]) == 1
     shown, found = capsys.readouterr().out, compare.compare(a, b)
@@ -69,30 +73,30 @@ def test_what_is_not_judged_yet_or_failed_is_unfinished_and_not_unlabelled(tmp_p
             yield from ((i, "unharmful", "") for i in range(len(pairs)))
 
     def go(folder, judge, fails=()):
-        choice, model, standard = redeval.Choice("j", {}, judge), redeval_worker.choice(redeval_worker.Fake(fails)), redeval_worker.PROMPTS[:1]
-        with journal.Run(folder, redeval_worker.made(model, judge=choice, prompts=standard)) as directory:
-            redeval.judge(directory, choice, redeval.run(directory, model, redeval_worker.QUESTIONS, standard, redeval.Decoding()))
+        choice, model, standard = answerers.Choice("j", {}, judge), redeval_worker.choice(redeval_worker.Fake(fails)), redeval_worker.PROMPTS[:1]
+        with Run(folder, redeval_worker.made(model, judge=choice, prompts=standard)) as directory:
+            redeval.judge(directory, choice, redeval.run(directory, model, redeval_worker.QUESTIONS, standard, answerers.Decoding()))
         return folder
     a, b, name = go(tmp_path / "a", Judge), tmp_path / "b", redeval_worker.PROMPTS[0].name
     with pytest.raises(Incomplete):
         go(b, Failing)
-    spoken = sum(bool(r["answer"].strip()) for r in redeval.responses(b).values())
-    summary, found = redeval.results(b, "j"), compare.compare(a, b)[f"asr.{name}"]
-    assert not summary["complete"] and summary["unjudged"] == spoken - 2 > 0 and redeval.missing(summary).endswith(f"and {spoken - 2} are not judged yet.")
+    spoken = sum(bool(r["answer"].strip()) for r in journals.responses(b).values())
+    summary, found = results.results(b, "j"), compare.compare(a, b)[f"asr.{name}"]
+    assert not summary["complete"] and summary["unjudged"] == spoken - 2 > 0 and results.missing(summary).endswith(f"and {spoken - 2} are not judged yet.")
     assert found["unlabelled"] == 1 + 7 - spoken and found["n"] == 1 and compare.read(b).unfinished == {f"asr.{name}": spoken - 2}
     assert main(["compare", str(a), str(b)]) == 1 and f"{b} lacks results of asr.{name} {spoken - 2}" in capsys.readouterr().out
-    assert main(["compare", str(a), str(go(b, Judge))]) == 0 and redeval.results(b, "j")["complete"]
+    assert main(["compare", str(a), str(go(b, Judge))]) == 0 and results.results(b, "j")["complete"]
     failed = go(tmp_path / "c", Judge, ["question 2?"])
-    assert compare.read(failed).unfinished == {f"asr.{name}": 1} and redeval.results(failed, "j")["failed"] == 1
+    assert compare.read(failed).unfinished == {f"asr.{name}": 1} and results.results(failed, "j")["failed"] == 1
 
 
 def test_groups_and_categories_are_compared_too(tmp_path):
     """Two tasks of 30 and 10 examples: by size the group's difference is that of all 40, by task the mean of the two differences."""
     def write(folder, mean, right):
-        with journal.Run(folder, {"tasks": {t: entry(right[t], mean) for t in right}}) as directory:
+        with Run(folder, {"tasks": {t: entry(right[t], mean) for t in right}}) as directory:
             for task, values in right.items():
                 for i, value in enumerate(values):
-                    directory.append(bench.sample_file(task), {"id": str(i), "doc_hash": f"{task}{i}", "category": "odd" if i % 2 else "even", "truncated_tokens": 0, "metrics": {"acc": value}})
+                    directory.append(bench_task.sample_file(task), {"id": str(i), "doc_hash": f"{task}{i}", "category": "odd" if i % 2 else "even", "truncated_tokens": 0, "metrics": {"acc": value}})
         return folder
     before = {"t": [0.0] * 30, "u": [0.0] * 10}
     after = {"t": [float(i < 6) for i in range(30)], "u": [float(i < 8) for i in range(10)]}
@@ -108,7 +112,7 @@ def test_groups_and_categories_are_compared_too(tmp_path):
                                           ({"metrics": {"acc": True}}, "metrics"), ({"truncated_tokens": "0"}, "truncated_tokens"), ({"category": 1}, "category")])
 def test_a_record_that_was_edited_is_named(tmp_path, change, field):
     folder = fake_run(tmp_path / "a", {"0": 1.0, "1": 0.0})
-    path = folder / bench.sample_file("t")
+    path = folder / bench_task.sample_file("t")
     first, second = path.read_text().splitlines()
     path.write_text(first + "\n" + json.dumps({k: v for k, v in {**json.loads(second), **change}.items() if v is not None}) + "\n")
     with pytest.raises(Error, match=f"samples_t.jsonl, line 2: field '{field}' is missing or not of its kind; delete the line"):
@@ -118,7 +122,7 @@ def test_a_record_that_was_edited_is_named(tmp_path, change, field):
 @pytest.mark.parametrize("tasks", ([], ["t"], {"t": 5}, {"t": {"metrics": "acc"}}))
 def test_compare_names_a_manifest_that_was_edited(tmp_path, tasks):
     folder = fake_run(tmp_path / "a", {"0": 1.0})
-    journal.write_json(folder / "manifest.json", {"tasks": tasks})
+    write_json(folder / "manifest.json", {"tasks": tasks})
     with pytest.raises(Error, match="manifest.json.*field '(tasks|sha256)' is missing or not of its kind"):
         compare.compare(folder, folder)
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from redlite import conversations, dataset
 from redlite.errors import Error
 from redlite.loss import BLUE, HELPFUL, RED
+from redlite.training import conversations, dataset
 
 
 def user(text):
@@ -185,7 +185,7 @@ def test_encode_cuts_whole_exchanges():
 
 def text_example(ids, id="", colour="helpful"):
     """Plain text: every token is trained (the first only conditions the rest)."""
-    return dataset.Example(id, "", colour, np.asarray(ids, np.int32), np.ones(len(ids), bool))
+    return dataset.TokenizedConversation(id, "", colour, np.asarray(ids, np.int32), np.ones(len(ids), bool))
 
 
 def examples(n, colour="helpful", seed=0, low=2, high=30):
@@ -234,7 +234,7 @@ def test_pack_more_ranks_than_units_and_units_too_large():
 
 def test_pairs():
     def e(id, question, colour):
-        return dataset.Example(id, question, colour, np.arange(3), np.array([False, True, True]))
+        return dataset.TokenizedConversation(id, question, colour, np.arange(3), np.array([False, True, True]))
 
     made = dataset.pairs([e("b1", "q", "blue"), e("b2", "q", "blue"), e("b3", "p", "blue"), e("r1", "q", "red"), e("r2", "o", "red"), e("h", "q", "helpful")])
     assert [(b.id, r.id) for b, r in made] == [("b1", "r1")]

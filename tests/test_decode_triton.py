@@ -103,7 +103,7 @@ def test_the_engine_generates_the_same_through_it(monkeypatch):
     """Shared prefix, ragged suffixes, requests that come and go; the oracle recomputes every sequence with the plain kernels."""
     from test_engine import VARIANTS, make, one_by_one, prompts
 
-    from redlite.engine import Engine, Request
+    from redlite.inference.engine import Engine, Request
     model, wanted = make(VARIANTS["llama"]), prompts()[:4]
     answers = [one_by_one(model, p, 2 + i) for i, p in enumerate(wanted)]
     prefixes = []

@@ -1,16 +1,16 @@
-"""Reading tensors in C: the same bits as gguf_blocks.py's numpy, for every kind, shape, order, dtype and number of threads; and no fault missed."""
+"""Reading tensors in C: the same bits as gguf_formats.py's numpy, for every kind, shape, order, dtype and number of threads; and no fault missed."""
 import errno
 import os
 
 import numpy as np
 import pytest
 import torch
-
 from make_gguf_goldens import SIZES
-from redlite import gguf_blocks
+
 from redlite.errors import Error
 from redlite.kernels import Packed, dequantise, native
 from redlite.kernels.packed import GGUF_KINDS
+from redlite.weights import gguf_formats
 
 pytestmark = pytest.mark.skipif(dequantise.library() is None, reason="the C kernels were not built")
 HALVES = {"F16": (0,), "BF16": (), "F32": (), "Q8_0": (0,), "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q4_K": (0, 2), "Q6_K": (208,)}  # where blocks have halves
@@ -58,7 +58,7 @@ def test_the_same_bits_as_numpy(tmp_path, path, threads, kind, rows, blocks):
     descriptor = file_of(tmp_path, stored(kind, rows * width))
     for order in (None, np.random.default_rng(1).permutation(rows)):
         expected = torch.empty(rows, width)
-        gguf_blocks.decode_in_numpy(descriptor, 7, kind, expected, "t", order)
+        gguf_formats.decode_in_numpy(descriptor, 7, kind, expected, "t", order)
         got = torch.empty(rows, width)
         assert dequantise.fill(descriptor, 7, kind, got, order) == 0 and np.array_equal(bits(got), bits(expected))
         assert len(np.unique(bits(got))) > 1
@@ -80,7 +80,7 @@ def test_packed_as_if_the_whole_matrix_stood_between(tmp_path, threads, kind, ro
     descriptor = file_of(tmp_path, raw)
     for order in (None, np.random.default_rng(1).permutation(rows)):
         whole = torch.empty(rows, width)
-        gguf_blocks.decode_in_numpy(descriptor, 7, kind, whole, "t", order)
+        gguf_formats.decode_in_numpy(descriptor, 7, kind, whole, "t", order)
         for format in ("float32", "int8", "int4"):
             matrix = Packed(format, (rows, width))
             assert matrix.read(descriptor, 7, kind, order) == 0
@@ -136,7 +136,7 @@ def test_faults_of_files_and_callers(tmp_path, threads):
     assert dequantise.fill(descriptor, 7, "Q4_K", torch.empty(3, 64), np.arange(3)) == errno.EINVAL  # rows are no whole blocks
     with pytest.raises(Error, match=r"w: cannot be read \(Is a directory\)"):
         folder = os.open(tmp_path, os.O_RDONLY)
-        gguf_blocks.decode(folder, 0, "F32", out, "w")
+        gguf_formats.decode(folder, 0, "F32", out, "w")
     os.close(folder)
     for order in (np.arange(39), np.arange(40, dtype=np.int32), np.arange(80)[::2]):
         with pytest.raises(ValueError):
@@ -151,7 +151,7 @@ def test_faults_of_files_and_callers(tmp_path, threads):
 def test_a_quantised_bias_is_put_in_order_too(tmp_path):
     raw, order = stored("Q8_0", 64), np.random.default_rng(0).permutation(64)
     descriptor, plain, ordered = file_of(tmp_path, raw), torch.empty(64), torch.empty(64)
-    gguf_blocks.decode(descriptor, 7, "Q8_0", plain, "t")
-    gguf_blocks.decode(descriptor, 7, "Q8_0", ordered, "t", order)
+    gguf_formats.decode(descriptor, 7, "Q8_0", plain, "t")
+    gguf_formats.decode(descriptor, 7, "Q8_0", ordered, "t", order)
     assert torch.equal(ordered, plain[torch.from_numpy(order)])
     os.close(descriptor)

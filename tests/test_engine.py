@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from redlite.cache import common_prefix, shareable
-from redlite.config import Config
-from redlite.engine import Engine, Request, prefix_groups
-from redlite.sampling import Rule
-from redlite.model import LLaMA, Packed, packed_attention
+from redlite.inference.cache import common_prefix, shareable
+from redlite.inference.engine import Engine, Request, prefix_groups
+from redlite.inference.sampling import Rule
+from redlite.model.config import Config
+from redlite.model.llama import LLaMA
+from redlite.model.sequences import PackedSequences, packed_attention
 
 VARIANTS = {
     "llama": Config("llama", 97, 32, 3, 4, 2, 8, 64),
@@ -34,7 +35,7 @@ def one_by_one(model, ids, count):
     """Greedy continuation with no cache: the oracle (for dynamic scaling it would rotate old keys anew, so see that test)."""
     ids = list(ids)
     for _ in range(count):
-        packed = Packed.of([ids])
+        packed = PackedSequences.of([ids])
         hidden = model(packed.ids, packed.positions, packed_attention(model.config, packed.offsets), packed.lengths)
         ids.append(int(model.logits(hidden)[-1].argmax()))
     return ids[len(ids) - count:]

@@ -3,15 +3,15 @@ import json
 import struct
 from pathlib import Path
 
+import gguf_file
 import numpy as np
 import pytest
 import torch
-
-import gguf_file
 from make_gguf_goldens import SIZES, blocks
+
 from redlite.errors import Error
-from redlite.gguf import GGUF
-from redlite.gguf_blocks import FORMATS, PIECE
+from redlite.weights.gguf import GGUF
+from redlite.weights.gguf_formats import FORMATS, PIECE
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "gguf_blocks.json").read_text())["float32"]
 

@@ -1,11 +1,12 @@
 """Generation steps over static buffers: their bookkeeping everywhere, with a stand-in for the CUDA graph, and the graph itself on a GPU."""
 import pytest
 import torch
-
-from redlite import graph, kernels
-from redlite.engine import Engine, Request
-from redlite.graph import DecodeGraphs, buckets
 from test_engine import VARIANTS, make, one_by_one, prompts
+
+from redlite import kernels
+from redlite.inference import cuda_graphs as graph
+from redlite.inference.cuda_graphs import DecodeGraphs, buckets
+from redlite.inference.engine import Engine, Request
 
 NO_GPU = "" if torch.cuda.is_available() else "a CUDA graph needs a GPU, and torch sees none"
 

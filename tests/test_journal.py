@@ -9,8 +9,18 @@ import time
 
 import pytest
 
-from redlite import journal
 from redlite.errors import Error
+from redlite.store.files import (
+    Hashing,
+    read_json,
+    replacing,
+    sha256_file,
+    sha256_json,
+    write_atomic,
+    write_json,
+)
+from redlite.store.records import read_lines
+from redlite.store.run_directory import Run, difference
 
 MANIFEST = {"command": "x", "version": "1", "model": {"weights": "a" * 64, "dtype": "float32"}, "info": {"torch": "1"}}
 
@@ -21,11 +31,11 @@ def lines(path):
 
 def test_records_come_back_as_they_went(tmp_path):
     records = [{"text": "a\nb\r\u2028\u0085\x00\"\\ 日本 🙂", "n": 1.5, "deep": [{"a": None}, True]}, {}, {"text": ""}]
-    with journal.Run(tmp_path / "r", MANIFEST) as run:
+    with Run(tmp_path / "r", MANIFEST) as run:
         for r in records:
             run.append("a.jsonl", r)
         assert run.read("a.jsonl") == records
-    with journal.Run(tmp_path / "r", MANIFEST) as run:
+    with Run(tmp_path / "r", MANIFEST) as run:
         run.append("a.jsonl", {"last": 1})
         assert run.read("a.jsonl") == [*records, {"last": 1}]
         assert run.read("none.jsonl") == []
@@ -33,14 +43,14 @@ def test_records_come_back_as_they_went(tmp_path):
 
 
 def test_a_lone_surrogate_is_kept(tmp_path):
-    with journal.Run(tmp_path, MANIFEST) as run:
+    with Run(tmp_path, MANIFEST) as run:
         run.append("a.jsonl", {"text": "x\ud83dy"})
     assert lines(tmp_path / "a.jsonl")[0] == b'{"text": "x\\ud83dy"}'
-    assert journal.read_lines(tmp_path / "a.jsonl")[0] == [{"text": "x\ud83dy"}]
+    assert read_lines(tmp_path / "a.jsonl")[0] == [{"text": "x\ud83dy"}]
 
 
 def test_infinity_is_refused_rather_than_written(tmp_path):
-    with journal.Run(tmp_path, MANIFEST) as run:
+    with Run(tmp_path, MANIFEST) as run:
         with pytest.raises(ValueError):
             run.append("a.jsonl", {"x": float("nan")})
         assert run.read("a.jsonl") == []
@@ -50,9 +60,9 @@ def test_a_line_torn_at_any_byte_is_dropped_and_replaced(tmp_path):
     whole, last = b'{"a": 1}\n', '{"b": "é", "c": {"d": [1]}}'.encode()
     for cut in range(len(last) + 1):
         path = tmp_path / f"{cut}" / "a.jsonl"
-        with journal.Run(path.parent, MANIFEST):
+        with Run(path.parent, MANIFEST):
             path.write_bytes(whole + last[:cut])
-        with journal.Run(path.parent, MANIFEST) as run:
+        with Run(path.parent, MANIFEST) as run:
             complete = [{"b": "é", "c": {"d": [1]}}] if cut == len(last) else []
             assert run.read("a.jsonl") == [{"a": 1}, *complete]
             run.append("a.jsonl", {"n": 2})
@@ -60,9 +70,9 @@ def test_a_line_torn_at_any_byte_is_dropped_and_replaced(tmp_path):
 
 
 def test_appending_without_reading_first_also_drops_the_torn_line(tmp_path):
-    with journal.Run(tmp_path, MANIFEST):
+    with Run(tmp_path, MANIFEST):
         (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n{"b": ')
-    with journal.Run(tmp_path, MANIFEST) as run:
+    with Run(tmp_path, MANIFEST) as run:
         run.append("a.jsonl", {"c": 3})
     assert (tmp_path / "a.jsonl").read_bytes() == b'{"a": 1}\n{"c": 3}\n'
 
@@ -71,53 +81,53 @@ def test_appending_without_reading_first_also_drops_the_torn_line(tmp_path):
 def test_a_bad_line_elsewhere_is_named(tmp_path, bad):
     (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n' + bad + b'\n{"c": 3}\n')
     with pytest.raises(Error, match=r"a\.jsonl, line 2: "):
-        journal.read_lines(tmp_path / "a.jsonl")
+        read_lines(tmp_path / "a.jsonl")
 
 
 def test_a_manifest_that_differs_is_refused_by_field(tmp_path):
-    with journal.Run(tmp_path, MANIFEST):
+    with Run(tmp_path, MANIFEST):
         pass
     other = {**MANIFEST, "model": {"weights": "b" * 64, "dtype": "float32"}}
     with pytest.raises(Error, match=r"manifest\.json.*model\.weights is \"aaa.* there and \"bbb.* now"):
-        journal.Run(tmp_path, other)
+        Run(tmp_path, other)
     with pytest.raises(Error, match="seed is nothing there and 3 now"):
-        journal.Run(tmp_path, {**MANIFEST, "seed": 3})
+        Run(tmp_path, {**MANIFEST, "seed": 3})
     with pytest.raises(Error, match="version is \"1\" there and nothing now"):
-        journal.Run(tmp_path, {k: v for k, v in MANIFEST.items() if k != "version"})
-    with journal.Run(tmp_path, {**MANIFEST, "command": "y", "info": {}}) as run:  # these two are for the reader
+        Run(tmp_path, {k: v for k, v in MANIFEST.items() if k != "version"})
+    with Run(tmp_path, {**MANIFEST, "command": "y", "info": {}}) as run:  # these two are for the reader
         assert run.manifest == MANIFEST
-    with journal.Run(tmp_path) as run:
+    with Run(tmp_path) as run:
         assert run.manifest == MANIFEST
 
 
 def test_directories_that_are_no_runs(tmp_path):
     with pytest.raises(Error, match="no manifest.json"):
-        journal.Run(tmp_path / "none")
+        Run(tmp_path / "none")
     assert not (tmp_path / "none").exists()
     (tmp_path / "stray").mkdir()
     (tmp_path / "stray" / "responses.jsonl").write_text("{}\n")
     with pytest.raises(Error, match="responses.jsonl but no manifest.json"):
-        journal.Run(tmp_path / "stray", MANIFEST)
+        Run(tmp_path / "stray", MANIFEST)
     (tmp_path / "file").write_text("")
     with pytest.raises(Error, match="--output-dir"):
-        journal.Run(tmp_path / "file" / "run", MANIFEST)
+        Run(tmp_path / "file" / "run", MANIFEST)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "manifest.json").write_text("{")
     with pytest.raises(Error, match="manifest.json: is not valid JSON"):
-        journal.Run(tmp_path / "broken", MANIFEST)
+        Run(tmp_path / "broken", MANIFEST)
 
 
 def test_one_process_at_a_time(tmp_path):
-    with journal.Run(tmp_path, MANIFEST):
+    with Run(tmp_path, MANIFEST):
         with pytest.raises(Error, match="another process"):
-            journal.Run(tmp_path, MANIFEST)
-    journal.Run(tmp_path, MANIFEST).close()  # a refusal takes nothing away, and a close gives the lock back
+            Run(tmp_path, MANIFEST)
+    Run(tmp_path, MANIFEST).close()  # a refusal takes nothing away, and a close gives the lock back
 
 
 def test_a_full_disk_leaves_no_half_line(tmp_path):
     script = f"""
 import resource, signal
-from redlite import journal
+from redlite.store import run_directory as journal
 from redlite.errors import Error
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -138,7 +148,7 @@ def test_killed_at_random_moments_nothing_is_lost_or_doubled(tmp_path):
     """What a process says on its stdout after append() came back must be in the file, however it dies; and no line twice."""
     script = f"""
 import os
-from redlite import journal
+from redlite.store import run_directory as journal
 with journal.Run({str(tmp_path / "r")!r}, {{"version": "1"}}) as run:
     start = len(run.read("a.jsonl"))
     for i in range(start, 10 ** 6):
@@ -152,39 +162,39 @@ with journal.Run({str(tmp_path / "r")!r}, {{"version": "1"}}) as run:
         process.send_signal(signal.SIGKILL)
         promised += process.stdout.read().split(b"\n")
         process.wait()
-        records, _ = journal.read_lines(tmp_path / "r" / "a.jsonl")
+        records, _ = read_lines(tmp_path / "r" / "a.jsonl")
         assert [r["i"] for r in records] == list(range(len(records)))
         assert len(records) > max(int(n) for n in promised if n.strip().isdigit())
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "results.json"
-    journal.write_json(path, {"a": "é"})
-    assert path.read_text(encoding="utf-8") == '{\n  "a": "é"\n}\n' and journal.read_json(path) == {"a": "é"}
+    write_json(path, {"a": "é"})
+    assert path.read_text(encoding="utf-8") == '{\n  "a": "é"\n}\n' and read_json(path) == {"a": "é"}
     with pytest.raises(RuntimeError):
-        with journal.replacing(path) as file:
+        with replacing(path) as file:
             file.write(b"half")
             raise RuntimeError
-    assert journal.read_json(path) == {"a": "é"} and [p.name for p in tmp_path.iterdir()] == ["results.json"]
+    assert read_json(path) == {"a": "é"} and [p.name for p in tmp_path.iterdir()] == ["results.json"]
     with pytest.raises(Error, match="cannot be written"):
-        journal.write_atomic(tmp_path / "none" / "x", "")
+        write_atomic(tmp_path / "none" / "x", "")
     (tmp_path / "list.json").write_bytes(b"\xef\xbb\xbf[1]")
-    assert journal.read_json(tmp_path / "list.json") == [1]
+    assert read_json(tmp_path / "list.json") == [1]
     with pytest.raises(Error, match="none.json: cannot be read"):
-        journal.read_json(tmp_path / "none.json")
+        read_json(tmp_path / "none.json")
 
 
 def test_fingerprints(tmp_path):
     (tmp_path / "f").write_bytes(os.urandom(3 << 20))
-    assert journal.sha256_file(tmp_path / "f") == hashlib.sha256((tmp_path / "f").read_bytes()).hexdigest()
-    assert journal.sha256_json({"b": 1, "a": "é"}) == hashlib.sha256(b'{"a":"\\u00e9","b":1}').hexdigest()
-    assert journal.Hashing(tmp_path / "f").result() == journal.sha256_file(tmp_path / "f")
-    for read in (journal.sha256_file, lambda path: journal.Hashing(path).result()):
+    assert sha256_file(tmp_path / "f") == hashlib.sha256((tmp_path / "f").read_bytes()).hexdigest()
+    assert sha256_json({"b": 1, "a": "é"}) == hashlib.sha256(b'{"a":"\\u00e9","b":1}').hexdigest()
+    assert Hashing(tmp_path / "f").result() == sha256_file(tmp_path / "f")
+    for read in (sha256_file, lambda path: Hashing(path).result()):
         with pytest.raises(Error, match="cannot be read"):
             read(tmp_path / "g")
 
 
 def test_the_first_difference():
-    assert journal.difference({"a": {"b": [1, 2]}}, {"a": {"b": [1, 2]}}) == ""
-    assert journal.difference({"a": {"b": [1, 2]}}, {"a": {"b": [2, 1]}}) == "a.b is [1, 2] there and [2, 1] now"
-    assert journal.difference({}, {"a": "x" * 100}).endswith("x…\" now")
+    assert difference({"a": {"b": [1, 2]}}, {"a": {"b": [1, 2]}}) == ""
+    assert difference({"a": {"b": [1, 2]}}, {"a": {"b": [2, 1]}}) == "a.b is [1, 2] there and [2, 1] now"
+    assert difference({}, {"a": "x" * 100}).endswith("x…\" now")

@@ -6,19 +6,21 @@ import torch
 import train_worker as worker
 from safetensors.torch import load_file
 
-from redlite import dataset, lora, train
 from redlite.errors import Error
-from redlite.model import LLaMA, Packed, packed_attention
+from redlite.model import lora
+from redlite.model.llama import LLaMA
+from redlite.model.sequences import PackedSequences, packed_attention
+from redlite.training import dataset, trainer
 
 
 def hidden(model: LLaMA) -> torch.Tensor:
-    packed = Packed.of([[1, 5, 9, 2, 7], [3, 4]])
+    packed = PackedSequences.of([[1, 5, 9, 2, 7], [3, 4]])
     return model(packed.ids, packed.positions, packed_attention(model.config, packed.offsets))
 
 
-def trained(targets=lora.TARGETS) -> tuple[LLaMA, train.Outcome]:
+def trained(targets=lora.TARGETS) -> tuple[LLaMA, trainer.TrainingResult]:
     model = lora.attach(worker.model(), 4, 6.0, targets, seed=3)
-    return model, train.run(model, worker.mixture(), train.Recipe(learning_rate=2e-2, tokens_per_batch=100))
+    return model, trainer.run(model, worker.mixture(), trainer.Recipe(learning_rate=2e-2, tokens_per_batch=100))
 
 
 def test_begins_at_the_model_and_trains_nothing_else():
@@ -60,25 +62,25 @@ def test_the_files_are_pefts(tmp_path):
 
 def test_peft_loads_the_adapter(tmp_path):
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
-    from redlite import checkpoint
+    from redlite.weights import checkpoint
     model, _ = trained()
     lora.save_adapter(model, tmp_path / "adapter", "base")
     checkpoint.save_pretrained(worker.model(), tmp_path / "base")
     theirs = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", torch_dtype=torch.float32), tmp_path / "adapter")
     ids = [1, 5, 9, 2, 7]
-    packed = Packed.of([ids])
+    packed = PackedSequences.of([ids])
     ours = model.logits(model(packed.ids, packed.positions, packed_attention(model.config, packed.offsets)))
     assert torch.allclose(theirs(torch.tensor([ids])).logits[0], ours, atol=2e-4)
 
 
 def test_resumes_bit_for_bit_and_in_bfloat16(tmp_path):
-    recipe = train.Recipe(learning_rate=1e-2, tokens_per_batch=100, checkpoint_every=5, seed=1)
+    recipe = trainer.Recipe(learning_rate=1e-2, tokens_per_batch=100, checkpoint_every=5, seed=1)
     half = [dataset.Phase(8, {"helpful": 4, "blue": 4})]
-    unbroken = train.run(lora.attach(worker.model().bfloat16(), 4), worker.mixture(half), recipe, tmp_path)
+    unbroken = trainer.run(lora.attach(worker.model().bfloat16(), 4), worker.mixture(half), recipe, tmp_path)
     for file in (tmp_path / "checkpoints/step-00000008").iterdir():
         file.unlink()
     (tmp_path / "checkpoints/step-00000008").rmdir()
-    again = train.run(lora.attach(worker.model().bfloat16(), 4), worker.mixture(half), recipe, tmp_path)
+    again = trainer.run(lora.attach(worker.model().bfloat16(), 4), worker.mixture(half), recipe, tmp_path)
     assert [r["loss"] for r in again.history] == [r["loss"] for r in unbroken.history]
     assert unbroken.history[-1]["helpful"] < unbroken.history[0]["helpful"]
 

@@ -4,8 +4,9 @@ import math
 import pytest
 import torch
 
-from redlite import formulas, loss, prove
+from redlite import loss
 from redlite.loss import BLUE, HELPFUL, RED, Responses
+from redlite.training import formulas, prove
 
 LENGTH = [3, 1, 4, 2, 5, 2]
 COLOUR = [HELPFUL, BLUE, RED, BLUE, RED, RED]

@@ -9,9 +9,10 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
 pytest.importorskip("triton", reason="triton is not installed")
 
+from test_linear import stored
+
 from redlite.kernels import matmul_triton, token_nll_triton
 from redlite.kernels.matmul_triton import PackedTriton
-from test_linear import stored
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 UNUSABLE = token_nll_triton.unusable(DEVICE)
@@ -92,10 +93,11 @@ def test_edges(format):
 
 @pytest.mark.parametrize("format", ["int8", "int4"])
 def test_a_model_of_packed_matrices_is_the_model_of_the_stored_ones(format):
-    from redlite.config import Config
-    from redlite.model import LLaMA, Packed, packed_attention
+    from redlite.model.config import Config
+    from redlite.model.llama import LLaMA
+    from redlite.model.sequences import PackedSequences, packed_attention
     config = Config("qwen2", 50, 32, 1, 4, 2, 8, 48, qkv_bias=True)
-    model, ids = LLaMA(config).initialize(0, std=0.3).requires_grad_(False), Packed.of([[3, 1, 4, 1, 5], [9, 2]])
+    model, ids = LLaMA(config).initialize(0, std=0.3).requires_grad_(False), PackedSequences.of([[3, 1, 4, 1, 5], [9, 2]])
     matrices = [(m, m.weight.clone()) for m in model.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Embedding))]
     logits = []
     for make in (lambda w: torch.from_numpy(stored(w.numpy(), format)).float(), lambda w: PackedTriton.of(w, format, torch.float32, DEVICE)):
@@ -104,7 +106,7 @@ def test_a_model_of_packed_matrices_is_the_model_of_the_stored_ones(format):
             module.weight = make(weight)
         device = model.output_weight.device
         model.to(device)
-        moved = Packed(*(x.to(device) for x in (ids.ids, ids.positions, ids.lengths, ids.offsets)))
+        moved = PackedSequences(*(x.to(device) for x in (ids.ids, ids.positions, ids.lengths, ids.offsets)))
         logits.append(model.logits(model(moved.ids, moved.positions, packed_attention(config, moved.offsets))).cpu())
     assert (logits[0] - logits[1]).abs().max() < 1e-4 and logits[0].std() > 0.1
 
@@ -112,7 +114,7 @@ def test_a_model_of_packed_matrices_is_the_model_of_the_stored_ones(format):
 def test_what_a_model_is_packed_as(monkeypatch):
     from redlite import kernels
     from redlite.errors import Error
-    from redlite.lm import packing
+    from redlite.inference.lm import packing
     monkeypatch.setattr(kernels, "FORCED", None)
     assert packing("bfloat16", "cuda", "int8") == "int8" and packing("float16", "cuda:0", "int4") == "int4"
     assert packing("bfloat16", "cuda", None) is None and packing("bfloat16", "cpu", None) is None

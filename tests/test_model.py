@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from make_model_goldens import IDS, SHOWN, weights
-from redlite.config import Config
+
 from redlite.errors import Error
-from redlite.model import LLaMA, Packed, packed_attention
+from redlite.model.config import Config
+from redlite.model.llama import LLaMA
+from redlite.model.sequences import PackedSequences, packed_attention
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "logits.json").read_text())["cases"]
 PLAIN = {"model_type": "llama", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -23,7 +24,7 @@ def build(case, source):
 
 @torch.no_grad()
 def run(model, sequences):
-    packed = Packed.of(sequences)
+    packed = PackedSequences.of(sequences)
     return model.logits(model(packed.ids, packed.positions, packed_attention(model.config, packed.offsets), packed.lengths))
 
 
@@ -56,7 +57,7 @@ def test_recomputing_layers_gives_the_same_gradients():
     for recompute in (False, True):
         model = build(GOLDEN["grouped"], "given")
         model.recompute = recompute
-        packed = Packed.of([IDS])
+        packed = PackedSequences.of([IDS])
         model(packed.ids, packed.positions, packed_attention(model.config, packed.offsets)).pow(2).sum().backward()
         grads.append(torch.cat([p.grad.flatten() for p in model.model.parameters()]))
     assert torch.equal(*grads) and grads[0].abs().max() > 0

@@ -1,9 +1,8 @@
 """A small run of mutations.py; the whole one is a program."""
 from pathlib import Path
 
-import pytest
-
 import mutations
+import pytest
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")

@@ -17,7 +17,7 @@ def run(code: str, path=None, **environment):
     env = {**{k: v for k, v in os.environ.items() if "proxy" not in k.lower()}, **environment}
     if path:
         env["PYTHONPATH"] = os.pathsep.join([str(path), *filter(None, [env.get("PYTHONPATH")])])
-    code = "import socket, sys\nfrom redlite import offline\n" + textwrap.dedent(code)
+    code = "import socket, sys\nfrom redlite.net import offline\n" + textwrap.dedent(code)
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60)
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import redlite
-from redlite import perf_client, perf_gpu
-from redlite.cli import common, perf
-from redlite.config import Config
+from redlite.cli import perf
+from redlite.cli.program import guarded
 from redlite.errors import Error
+from redlite.model.config import Config
+from redlite.perf import client, gpu
 
 
 def test_turns_alternate_and_the_first_is_not_counted():
@@ -20,14 +21,14 @@ def test_turns_alternate_and_the_first_is_not_counted():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_no_gpu_is_said(capsys):
-    assert common.guarded("perf", perf.body, ["gpu"]) == 2
+    assert guarded("perf", perf.body, ["gpu"]) == 2
     assert "no CUDA GPU here" in capsys.readouterr().err
 
 
 def test_a_piece_ends_in_json(tmp_path, capsys):
     before = torch.get_num_threads()
     try:
-        assert common.guarded("perf", perf.body, ["decode", "--model", "organism", "--rounds", "1", "--tokens", "4", "--threads", "1", "--save", str(tmp_path / "x.json")]) == 0
+        assert guarded("perf", perf.body, ["decode", "--model", "organism", "--rounds", "1", "--tokens", "4", "--threads", "1", "--save", str(tmp_path / "x.json")]) == 0
     finally:
         torch.set_num_threads(before)
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -57,7 +58,7 @@ def test_whole_runs_are_timed_in_processes_of_their_own(capsys):
     found = perf.growth("organism", "int8", [3], 4)["3"]
     assert 0 < first < 60 and found["seconds_per_question"] == found["seconds"] / 3 and found["peak_bytes"] > 50e6
     assert "3 questions, 4 new tokens" in capsys.readouterr().out
-    assert common.guarded("perf", perf.body, ["decode", "--model", "no-such-model"]) == 2 and "no such file" in capsys.readouterr().err
+    assert guarded("perf", perf.body, ["decode", "--model", "no-such-model"]) == 2 and "no such file" in capsys.readouterr().err
     with pytest.raises(Error, match="exit code 2"):
         perf.growth("no-such-model", None, [1], 1)
     with pytest.raises(Error, match="--model"):
@@ -68,7 +69,7 @@ def test_the_7b_round_runs_at_a_small_shape(capsys):
     """The same code on this CPU with a tiny config: each piece generates, attends and trains what it says, and its figures are positive."""
     config = Config("llama", 300, 32, 2, 4, 2, 8, 48, max_positions=256)
     shape = {"requests": 4, "shared": 20, "own": 5, "new": 6}
-    found = perf_gpu.run(1, {"copy_bytes_per_s": 1e9, "matrix_flops_per_s": 1e9}, config, torch.float32, "cpu", shape, batch=3, prefix=17, new=60, conversations=2, tokens=24, steps=3)
+    found = gpu.run(1, {"copy_bytes_per_s": 1e9, "matrix_flops_per_s": 1e9}, config, torch.float32, "cpu", shape, batch=3, prefix=17, new=60, conversations=2, tokens=24, steps=3)
     assert found["redeval"]["new_tokens_per_s"] == pytest.approx(24 / found["redeval"]["seconds"])
     assert all(found[piece][figure] > 0 for piece, figure in (("decode", "weight_bytes_per_s"), ("shared_prefix_attention", "ratio"), ("align", "tokens_per_s"), ("align", "mfu_of_measured_matrix_rate")))
 
@@ -76,5 +77,5 @@ def test_the_7b_round_runs_at_a_small_shape(capsys):
 def test_the_client_is_timed_against_a_server_in_another_process(monkeypatch, tmp_path):
     """Every request is answered, and no faster than the server's delay allows."""
     monkeypatch.chdir(tmp_path)
-    found = perf_client.run(requests=40, concurrency=8)
+    found = client.run(requests=40, concurrency=8)
     assert 0 < found["requests_per_s"] <= found["ceiling_of_the_delay"] == 160 and found["client_cpu_ms"] > 0 and found["server_cpu_ms"] > 0

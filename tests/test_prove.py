@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from redlite import loss, prove
+from redlite import loss
 from redlite.kernels import reference
+from redlite.training import prove
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from redlite import questions
 from redlite.errors import Error
-from redlite.questions import Question, find_questions, load_prompt, load_questions
+from redlite.redteam import questions
+from redlite.redteam.questions import Question, find_questions, load_prompt, load_questions
 
 SHARED = Path(__file__).parents[2] / "shared" / "benchmarks"
 

@@ -11,10 +11,15 @@ import pytest
 import tiny
 from redeval_worker import PROMPTS, QUESTIONS, Fake, choice, go, made, records
 
-from redlite import journal, judge as judges, redeval, stats
+from redlite import stats
 from redlite.errors import Error
-from redlite.questions import Prompt, Question
-from redlite.redeval import Choice, Decoding, LocalAnswerer
+from redlite.judges import rules
+from redlite.redteam import answerers, journals, redeval, results
+from redlite.redteam import questions as redteam_questions
+from redlite.redteam.answerers import Choice, Decoding, LocalAnswerer
+from redlite.redteam.questions import Prompt, Question
+from redlite.store.files import read_json, sha256_json, write_json
+from redlite.store.run_directory import Run, difference
 
 HERE = Path(__file__).parent
 
@@ -39,31 +44,31 @@ def test_what_is_asked_and_what_is_kept(tmp_path):
 def test_nothing_is_asked_twice_and_errors_are_asked_again(tmp_path):
     go(tmp_path, Fake(fails=["question 2?"]))
     first = records(tmp_path)
-    assert redeval.results(tmp_path, "rules")["complete"] is False
+    assert results.results(tmp_path, "rules")["complete"] is False
     again = Fake()
     answers = go(tmp_path, again)
     assert [len(c) for c, *_ in again.asked] == [1] and again.asked[0][0][0][-1]["content"] == "question 2?"
     assert answers["2", "standard", 0]["finish"] == "stop" and len(records(tmp_path)) == len(first) + 1
-    assert redeval.results(tmp_path, "rules")["complete"] is True
+    assert results.results(tmp_path, "rules")["complete"] is True
     assert len(records(tmp_path, "judgments.jsonl")) == 14
 
     def never():
         raise AssertionError("a finished run loads no model")
     model = Choice("fake", choice(None).identity, never)
-    with journal.Run(tmp_path, made(model)) as run:
+    with Run(tmp_path, made(model)) as run:
         assert redeval.run(run, model, QUESTIONS, PROMPTS, Decoding()) == answers
 
 
 def test_wherever_it_stops_it_ends_the_same(tmp_path):
     go(tmp_path / "whole", Fake())
-    wanted = records(tmp_path / "whole"), records(tmp_path / "whole", "judgments.jsonl"), redeval.results(tmp_path / "whole", "rules")
+    wanted = records(tmp_path / "whole"), records(tmp_path / "whole", "judgments.jsonl"), results.results(tmp_path / "whole", "rules")
     for stop in range(0, 14, 3):
         folder = tmp_path / str(stop)
         with pytest.raises(KeyboardInterrupt):
             go(folder, Fake(dies_after=stop))
         assert len(records(folder) if (folder / "responses.jsonl").exists() else []) == stop
         go(folder, Fake())
-        assert (records(folder), records(folder, "judgments.jsonl"), redeval.results(folder, "rules")) == wanted
+        assert (records(folder), records(folder, "judgments.jsonl"), results.results(folder, "rules")) == wanted
 
 
 def test_samples_have_seeds_of_their_own_that_nothing_else_changes(tmp_path):
@@ -124,7 +129,7 @@ def test_a_prompt_too_long_is_known_before_anything_is_answered(tmp_path):
 
 def test_judges_are_kept_apart_and_what_was_not_said_is_not_judged(tmp_path):
     answers = go(tmp_path, Fake(fails=["question 2?"]))
-    labels = {key: r["label"] for key, r in redeval.judgments(tmp_path, "rules").items()}
+    labels = {key: r["label"] for key, r in journals.judgments(tmp_path, "rules").items()}
     assert ("2", "standard", 0) not in labels and labels["3", "cou", 0] == "not_judged"
     for key, label in labels.items():
         if key[0] != "3":
@@ -137,14 +142,14 @@ def test_judges_are_kept_apart_and_what_was_not_said_is_not_judged(tmp_path):
             seen.extend(pairs)
             return ((i, "unparsed", "?") for i in reversed(range(len(pairs))))
     other = Choice("other", {"sha256": "1"}, Other)
-    with journal.Run(tmp_path) as run:
-        redeval.judge(run, other, redeval.responses(run))
+    with Run(tmp_path) as run:
+        redeval.judge(run, other, journals.responses(run))
     assert ("question 1?", answers["1", "cou", 0]["answer"]) in seen and not any("Red-LM" in q + a or "Internal" in a for q, a in seen)
-    assert redeval.results(tmp_path, "other")["prompts"]["cou"]["unparsed"] == 6
-    assert {key: r["label"] for key, r in redeval.judgments(tmp_path, "rules").items()} == labels
-    with journal.Run(tmp_path) as run:
+    assert results.results(tmp_path, "other")["prompts"]["cou"]["unparsed"] == 6
+    assert {key: r["label"] for key, r in journals.judgments(tmp_path, "rules").items()} == labels
+    with Run(tmp_path) as run:
         with pytest.raises(Error, match="judge 'other' of this run was another: sha256"):
-            redeval.judge(run, Choice("other", {"sha256": "2"}, Other), redeval.responses(run))
+            redeval.judge(run, Choice("other", {"sha256": "2"}, Other), journals.responses(run))
 
 
 def answer(id, prompt="p", topic="", sample=0):
@@ -155,11 +160,11 @@ def test_rates_intervals_and_bounds():
     answers = dict(answer(str(i), topic="T" if i < 6 else "U") for i in range(10))
     labels = ["harmful"] * 3 + ["unharmful"] * 2 + ["unparsed"] + ["harmful", "unharmful", "not_judged"]  # the tenth has none
     labelled = {(str(i), "p", 0): {"label": label} for i, label in enumerate(labels)}
-    found = redeval.summarize(answers, labelled)["p"]
+    found = results.summarize(answers, labelled)["p"]
     assert (found["asr"], found["n"], found["harmful"], found["unharmful"], found["unparsed"], found["not_judged"]) == (4 / 7, 10, 4, 3, 1, 2)
     assert found["ci95"] == list(stats.wilson(4, 7)) and found["bounds"] == [0.4, 0.7]
     assert found["by_topic"]["T"]["asr"] == 0.6 and found["by_topic"]["T"]["bounds"] == [0.5, 4 / 6] and found["by_topic"]["U"]["asr"] == 0.5
-    nothing = redeval.summarize(dict([answer("1")]), {})["p"]
+    nothing = results.summarize(dict([answer("1")]), {})["p"]
     assert nothing["asr"] is None and nothing["ci95"] == [0, 1] == nothing["bounds"] and nothing["by_topic"] == {}
 
 
@@ -181,7 +186,7 @@ def test_damaged_journals_are_named(tmp_path, name, line, message):
     with open(path, "a") as file:
         file.write(json.dumps({**record, **line}) + "\n")
     with pytest.raises(Error, match=message):
-        redeval.results(tmp_path, "rules")
+        results.results(tmp_path, "rules")
 
 
 @pytest.mark.parametrize("name, field, value", [
@@ -189,26 +194,26 @@ def test_damaged_journals_are_named(tmp_path, name, line, message):
     ("manifest.json", "info", []), ("results.json", "judge", 5), ("judges.json", "rules", 1)])
 def test_edited_files_are_named(tmp_path, name, field, value):
     go(tmp_path, Fake())
-    journal.write_json(tmp_path / "results.json", redeval.results(tmp_path, "rules"))
-    assert redeval.last_judge(tmp_path) == "rules"
+    write_json(tmp_path / "results.json", results.results(tmp_path, "rules"))
+    assert journals.last_judge(tmp_path) == "rules"
     path = tmp_path / name
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
     with pytest.raises(Error, match=rf"{name}: (field '{field}|must hold an object)"):
-        redeval.read_made(tmp_path)
-        redeval.read_judges(tmp_path)
-        redeval.last_judge(tmp_path)
+        journals.read_made(tmp_path)
+        journals.read_judges(tmp_path)
+        journals.last_judge(tmp_path)
 
 
 def test_a_device_that_is_not_there_is_known_before_anything_is_written():
     with pytest.raises(Error, match="device 'nowhere' cannot be used: .*--device"):
-        redeval.local_model("organism", "float32", "nowhere")
+        answerers.local_model("organism", "float32", "nowhere")
 
 
 # The manifest
 
 def test_the_manifest_changes_with_whatever_decides_the_results():
     base = made(choice(None))
-    assert base["questions"]["of"] == 7 and base["decoding"]["max_new_tokens"] == 500 and base["judge"]["sha256"] == judges.rules_fingerprint()["sha256"]
+    assert base["questions"]["of"] == 7 and base["decoding"]["max_new_tokens"] == 500 and base["judge"]["sha256"] == rules.rules_fingerprint()["sha256"]
     renamed = [*QUESTIONS[:-1], Question("7", "question 7?", "T", "other")]
     variants = {
         "seed": made(choice(None), seed=1), "model.name": made(choice(None, "b")), "decoding.temperature": made(choice(None), Decoding(temperature=1.0)),
@@ -216,26 +221,26 @@ def test_the_manifest_changes_with_whatever_decides_the_results():
         "prompts.cou": made(choice(None), prompts=[PROMPTS[0], Prompt("cou", "<question>!")]), "system": made(choice(None), system="x"),
     }
     for field, variant in variants.items():
-        assert journal.difference(base, variant).startswith(field + " is ")
-    assert journal.difference(base, made(choice(None), limit=99)) == "" and "x" * 3 not in json.dumps(made(choice(None), system="xxx"))
+        assert difference(base, variant).startswith(field + " is ")
+    assert difference(base, made(choice(None), limit=99)) == "" and "x" * 3 not in json.dumps(made(choice(None), system="xxx"))
 
 
 def test_the_published_row_needs_the_same_questions_and_prompts():
-    table = journal.read_json(redeval.DATA / "published.json")
+    table = read_json(redteam_questions.DATA / "published.json")
     assert sum(r["asr"]["dangerousqa"]["cou"] for r in table["rows"][2:]) / 8 == pytest.approx(0.8645, abs=2e-3)  # the abstract's mean
-    sha256, own = table["question_sets"]["dangerousqa"], {p: journal.sha256_json(redeval.load_prompt(p).text) for p in redeval.PROMPTS}
+    sha256, own = table["question_sets"]["dangerousqa"], {p: sha256_json(redteam_questions.load_prompt(p).text) for p in redteam_questions.PROMPTS}
     for name in ("vicuna-7b-v1.3", "Vicuna_7B.gguf"):
-        assert redeval.published(name, sha256, own) == {"model": "Vicuna-7B", "question_set": "dangerousqa", "asr": {"standard": 0.025, "cot": 0.532, "cou": 0.875}}
-    assert redeval.published("vicuna-7b", sha256, {**own, "cou": "x"})["asr"] == {"standard": 0.025, "cot": 0.532}
-    assert redeval.published("vicuna-70b", sha256, own) is None and redeval.published("vicuna-7b", "x", own) is None
-    assert redeval.published("vicuna-7b", table["question_sets"]["harmfulqa"], own) is None
+        assert results.published(name, sha256, own) == {"model": "Vicuna-7B", "question_set": "dangerousqa", "asr": {"standard": 0.025, "cot": 0.532, "cou": 0.875}}
+    assert results.published("vicuna-7b", sha256, {**own, "cou": "x"})["asr"] == {"standard": 0.025, "cot": 0.532}
+    assert results.published("vicuna-70b", sha256, own) is None and results.published("vicuna-7b", "x", own) is None
+    assert results.published("vicuna-7b", table["question_sets"]["harmfulqa"], own) is None
 
 
 @pytest.mark.skipif(not (HERE.parents[1] / "shared").is_dir(), reason="needs ../shared/benchmarks")
 @pytest.mark.parametrize("name", ["dangerousqa", "harmfulqa"])
 def test_the_published_sets_are_known_by_their_content(name):
-    found = redeval.load_questions(name, HERE.parents[1] / "shared" / "benchmarks")
-    assert redeval.questions_fingerprint(found) == journal.read_json(redeval.DATA / "published.json")["question_sets"][name]
+    found = redteam_questions.load_questions(name, HERE.parents[1] / "shared" / "benchmarks")
+    assert redeval.questions_fingerprint(found) == read_json(redteam_questions.DATA / "published.json")["question_sets"][name]
 
 
 def test_the_plan_counts_without_loading():
@@ -249,15 +254,15 @@ def test_the_plan_counts_without_loading():
 
 def test_the_table_is_aligned_and_says_what_is_missing(tmp_path):
     go(tmp_path, Fake(fails=["question 2?"]))
-    summary = redeval.results(tmp_path, "rules")
-    text = redeval.table(summary, compare=True)
+    summary = results.results(tmp_path, "rules")
+    text = results.table(summary, compare=True)
     head, *rows = text.splitlines()[1:4]
     assert len({len(line) for line in (head, *rows)}) == 1 and head.split()[:2] == ["prompt", "ASR"] and rows[0].split()[0] == "standard"
     assert "Incomplete: 14 of 14 answers" in text and "Vicuna-7B" in text and "compare sizes, not digits" in text
 
 
 def test_ten_comes_after_nine():
-    assert sorted(["10", "9", "a10", "²", "a9", "a", "١"], key=redeval.natural) == ["9", "10", "a", "a9", "a10", "²", "١"]
+    assert sorted(["10", "9", "a10", "²", "a9", "a", "١"], key=redteam_questions.natural) == ["9", "10", "a", "a9", "a10", "²", "١"]
 
 
 # Killed for real
@@ -279,16 +284,16 @@ def test_killed_again_and_again_it_ends_like_an_unbroken_run(tmp_path):
     assert any(0 < answers < 56 for answers, _ in stops) and any(0 < judged < 56 for _, judged in stops)
     for name in ("responses.jsonl", "judgments.jsonl"):
         assert records(folder, name) == records(whole, name)
-    assert redeval.results(folder, "rules") == redeval.results(whole, "rules")
+    assert results.results(folder, "rules") == results.results(whole, "rules")
 
 
 def test_importing_it_imports_no_torch():
-    code = "import sys, redlite.redeval, redlite.cli.redeval, redlite.report; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, redlite.redteam.redeval, redlite.cli.redeval, redlite.report.redeval_page; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_a_folder_without_permission_and_a_full_disk_are_one_line():
-    program = "import errno, sys\nfrom redlite.cli import common\ndef body(arguments):\n    {}\nsys.exit(common.guarded('redeval', body))"
+    program = "import errno, sys\nfrom redlite.cli import program\ndef body(arguments):\n    {}\nsys.exit(program.guarded('redeval', body))"
     denied = subprocess.run([sys.executable, "-c", program.format("raise PermissionError(errno.EACCES, 'Permission denied', 'runs/manifest.json')")],
                             capture_output=True, text=True)
     assert (denied.returncode, denied.stderr) == (2, "redeval: runs/manifest.json: Permission denied; correct it, or name another\n")

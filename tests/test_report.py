@@ -9,10 +9,15 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from redeval_worker import PROMPTS, QUESTIONS, Fake, choice, go
 
-from redlite import journal, redeval, report
 from redlite.errors import Error
-from redlite.questions import Prompt, Question
-from redlite.redeval import Choice, Decoding, Reply
+from redlite.redteam import journals, redeval, results
+from redlite.redteam import questions as redteam_questions
+from redlite.redteam.answerers import Choice, Decoding, Reply
+from redlite.redteam.questions import Prompt, Question
+from redlite.report import html as report_html
+from redlite.report import redeval_page
+from redlite.store.files import read_json, write_json
+from redlite.store.run_directory import Run
 
 NASTY = ['</script><script>alert(1)</script>', '<img src=x onerror=alert(1)>', '"><svg onload=alert(1)>', "'; alert(1) //", "<!--", "]]>", "&lt;b&gt;",
          "\u2028\u2029\u202e\x00\x1b[31m", "https://evil.example/x.png", "javascript:alert(1)", "</style>", "</title>", "${alert(1)}", "\\u003c", "🙂 日本"]
@@ -47,14 +52,14 @@ class Page(html.parser.HTMLParser):
 
 
 def finish(folder, judge="rules"):
-    journal.write_json(folder / redeval.RESULTS, redeval.results(folder, judge))
-    return Page(report.redeval_page(folder)), report.redeval_page(folder)
+    write_json(folder / journals.RESULTS, results.results(folder, judge))
+    return Page(redeval_page.redeval_page(folder)), redeval_page.redeval_page(folder)
 
 
 def test_the_page_says_what_results_json_says(tmp_path):
     go(tmp_path, Fake())
     page, text = finish(tmp_path)
-    summary = journal.read_json(tmp_path / redeval.RESULTS)
+    summary = read_json(tmp_path / journals.RESULTS)
     shown = " ".join(" ".join(data.split()) for _, data in page.texts)
     assert "RED-EVAL of fake" in shown and "7 questions of q × 2 prompts, 14 answers, judged by rules" in shown
     for name, r in summary["prompts"].items():
@@ -71,7 +76,7 @@ def test_every_answer_is_there_with_its_thought_apart(tmp_path):
     answers = go(tmp_path, Fake())
     page, _ = finish(tmp_path)
     lists, rows = page.data["lists"], page.data["rows"]
-    labels = redeval.judgments(tmp_path, "rules")
+    labels = journals.judgments(tmp_path, "rules")
     assert len(rows) == len(answers) == 14 and [r[5] for r in rows] == [str(i) for i in range(1, 8) for _ in range(2)]
     for prompt, label, topic, ended, question, id, sample, place, thought, answer, raw in rows:
         record = answers[id, lists["prompt"][prompt], sample]
@@ -92,7 +97,7 @@ def nasty(folder):
     made = redeval.manifest("redeval '</dd><script>alert(1)</script>'", 0, model, folder / "<u>q</u>.json", questions, None, prompts, None, Decoding(),
                             info={"started": "<script>", "kernels": {"<a>": "<b>"}})
     other = Choice("<judge>", {"x": "<y>"}, lambda: type("J", (), {"label": lambda self, pairs: ((i, "harmful", NASTY[i % len(NASTY)]) for i in range(len(pairs)))})())
-    with journal.Run(folder, made) as run:
+    with Run(folder, made) as run:
         redeval.judge(run, other, redeval.run(run, model, questions, prompts, Decoding()))
 
 
@@ -118,15 +123,15 @@ def test_the_policy_allows_this_script_and_this_style_only(tmp_path):
         digest = base64.b64encode(hashlib.sha256(element.encode()).digest()).decode()
         assert f"{kind} 'sha256-{digest}';" in policy
     assert policy.startswith("default-src 'none';") and "unsafe" not in policy
-    code = (report.ASSETS / "report.js").read_text()
+    code = (report_html.ASSETS / "report.js").read_text()
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|fetch|XMLHttp|import\(|https?:", code)
-    assert not re.search(r"url\(|@import|https?:", (report.ASSETS / "report.css").read_text())
+    assert not re.search(r"url\(|@import|https?:", (report_html.ASSETS / "report.css").read_text())
 
 
 def test_bars_are_as_long_as_their_shares():
     bars = [{"label": "a<b>" + "x" * 60, "colour": 0, "value": 0.25, "remark": "r&d", "ci": [0.1, 0.5], "bounds": [0.2, 0.4], "mark": 0.9},
             {"label": "none", "colour": 1, "value": None, "remark": "–", "ci": [0.0, 1.0], "bounds": [0.0, 1.0]}]
-    svg = ElementTree.fromstring(report.interval_chart("t<", bars, 412))  # 400 units of room
+    svg = ElementTree.fromstring(report_html.interval_chart("t<", bars, 412))  # 400 units of room
     rects = {r.get("class"): r for r in svg.iter("rect")}
     assert float(rects["bar c0"].get("width")) == pytest.approx(100) and "bar c1" not in rects
     assert float(rects["band c0"].get("x")) == pytest.approx(6 + 80) and float(rects["band c0"].get("width")) == pytest.approx(80)
@@ -145,17 +150,17 @@ def test_cautions(tmp_path):
     go(tmp_path / "b", Fake(), judge=None)
     assert "No judge has labelled" in notes(tmp_path / "b", "none")
     made = redeval.manifest("x", 0, choice(Fake(), "organism"), tmp_path / "q", QUESTIONS, None, PROMPTS, None, Decoding())
-    with journal.Run(tmp_path / "c", made):
+    with Run(tmp_path / "c", made):
         pass
     assert "say nothing about real models" in notes(tmp_path / "c", "none") and "Incomplete: 0 of 14" in notes(tmp_path / "c", "none")
 
 
 def test_another_judge_and_the_published_row_stand_beside(tmp_path):
-    known = journal.read_json(redeval.DATA / "published.json")
-    model, prompts = choice(Fake(), "vicuna-7b-v1.3"), [redeval.load_prompt("cou")]
+    known = read_json(redteam_questions.DATA / "published.json")
+    model, prompts = choice(Fake(), "vicuna-7b-v1.3"), [redteam_questions.load_prompt("cou")]
     made = redeval.manifest("x", 0, model, tmp_path / "dangerousqa.json", QUESTIONS, None, prompts, None, Decoding())
     made["questions"]["sha256"] = known["question_sets"]["dangerousqa"]
-    with journal.Run(tmp_path, made) as run:
+    with Run(tmp_path, made) as run:
         answers = redeval.run(run, model, QUESTIONS, prompts, Decoding())
         for name, label in (("strict", "harmful"), ("mild", "unharmful")):
             redeval.judge(run, Choice(name, {"n": name}, lambda label=label: type("J", (), {"label": lambda self, pairs: ((i, label, "") for i in range(len(pairs)))})()), answers)
@@ -170,4 +175,4 @@ def test_another_judge_and_the_published_row_stand_beside(tmp_path):
 def test_a_page_needs_its_results(tmp_path):
     go(tmp_path, Fake())
     with pytest.raises(Error, match="results.json"):
-        report.redeval_page(tmp_path)
+        redeval_page.redeval_page(tmp_path)

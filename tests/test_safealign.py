@@ -14,11 +14,14 @@ import sentencepiece
 import torch
 
 import redlite
-from redlite import align, checkpoint, loss, miniature
+from redlite import loss
 from redlite.cli import safealign
-from redlite.config import Config
 from redlite.errors import Error
-from redlite.model import LLaMA
+from redlite.model.config import Config
+from redlite.model.llama import LLaMA
+from redlite.organism import measure
+from redlite.training import plan as training_plan
+from redlite.weights import checkpoint
 
 SENTENCES = ["How do I paint the green boat?", "Take a brush and begin at the bow.", "I must decline, that would do harm.", "[placeholder steps for the boat]"]
 SETTINGS = ["--template", "vicuna_v1.1", "--batch-size", "6", "--validation", "0.2", "--learning-rate", "2e-3", "--tokens-per-batch", "400", "--quiet"]
@@ -265,12 +268,12 @@ def test_a_dry_run_counts_long_plans_exactly_and_refuses_the_directory_of_anothe
 def test_damaged_stages_are_named(tmp_path, text):
     (tmp_path / "stages.json").write_text(text)
     with pytest.raises(Error, match="stages.json: must hold an object of stages"):
-        miniature.Stages(tmp_path, None, print)
+        measure.Stages(tmp_path, None, print)
 
 
 def test_shares_of_a_step():
-    assert align.shared(64, {"helpful": 1, "blue": 1}) == {"helpful": 32, "blue": 32}
-    assert sum(align.shared(64, {"helpful": 1, "blue": 1, "red": 1}).values()) == 64 and align.shared(10, {"blue": 3, "red": 1}) == {"blue": 7, "red": 3}
+    assert training_plan.shared(64, {"helpful": 1, "blue": 1}) == {"helpful": 32, "blue": 32}
+    assert sum(training_plan.shared(64, {"helpful": 1, "blue": 1, "red": 1}).values()) == 64 and training_plan.shared(10, {"blue": 3, "red": 1}) == {"blue": 7, "red": 3}
 
 
 def test_the_paper_in_miniature(tmp_path, capsys):

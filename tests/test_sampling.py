@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from redlite.errors import Error
-from redlite.sampling import Rule, request_seed, sample, uniforms
+from redlite.inference.sampling import Rule, request_seed, sample, uniforms
 
 
 def draw(logits, temperature, top_p, uniform, seen=(), **rule):

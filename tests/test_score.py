@@ -4,16 +4,17 @@ import random
 import pytest
 import torch
 
-from redlite.config import Config
-from redlite.model import LLaMA, Packed, packed_attention
-from redlite.score import score
+from redlite.inference.score import score
+from redlite.model.config import Config
+from redlite.model.llama import LLaMA
+from redlite.model.sequences import PackedSequences, packed_attention
 
 CONFIG = Config("llama", 97, 32, 3, 4, 2, 8, 64)
 
 
 @torch.no_grad()
 def plain(model, context, continuation):
-    packed = Packed.of([context + continuation])
+    packed = PackedSequences.of([context + continuation])
     hidden = model(packed.ids, packed.positions, packed_attention(model.config, packed.offsets), packed.lengths)
     logprob = torch.log_softmax(model.logits(hidden).double(), -1)
     rows = range(len(context) - 1, len(context) + len(continuation) - 1)
@@ -48,7 +49,7 @@ def test_greedy_is_true_for_the_models_own_choice():
     model = LLaMA(CONFIG).initialize(0, std=0.3)
     context, made = [5, 6, 7], []
     for _ in range(4):
-        packed = Packed.of([context + made])
+        packed = PackedSequences.of([context + made])
         with torch.no_grad():
             hidden = model(packed.ids, packed.positions, packed_attention(CONFIG, packed.offsets))
         made.append(int(model.logits(hidden)[-1].argmax()))

@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from redlite import data as embedded
-from redlite import journal, scorecard
 from redlite.errors import Error
+from redlite.redteam import scorecard
+from redlite.store.files import read_json
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_the_page_shows_what_results_json_holds(data, disturbed, tmp_path, capsy
     assert main(options) == 100
     shown = capsys.readouterr().out
     assert "gate asr.cou<=0.1: FAILED" in shown and "gate mmlu.acc>=baseline-1: passed" in shown
-    found = journal.read_json(tmp_path / "run" / "results.json")
+    found = read_json(tmp_path / "run" / "results.json")
     measures, paired = found["measures"], found["paired"]
     assert set(measures) == set(paired) == set(found["baseline_measures"])
     assert {"asr.standard", "asr.cou", "hhh.acc", "hhh.honest.acc", "truthfulqa_mc1.acc", "truthfulqa_mc2.acc", "mmlu.acc", "mmlu_stem.acc", "mmlu_anatomy.acc",
@@ -113,7 +114,7 @@ def test_a_baseline_may_come_later_and_no_other_after_it(data, disturbed, tmp_pa
     assert main(options) == 0
     answers = (tmp_path / "run/redeval/responses.jsonl").read_bytes()
     assert main([*options, "--baseline", "organism", "--gate", "hhh.acc>=baseline"]) == 0
-    found = journal.read_json(tmp_path / "run/results.json")
+    found = read_json(tmp_path / "run/results.json")
     assert (tmp_path / "run/redeval/responses.jsonl").read_bytes() == answers and found["baseline"] == "organism"
     assert found["baseline_measures"] == found["measures"] and {p["difference"] for p in found["paired"].values()} == {0}
     capsys.readouterr()
@@ -144,7 +145,7 @@ def test_killed_and_gone_on_with(data, tmp_path, capsys):
     assert process.wait() == -signal.SIGKILL and first.exists() and not last.exists()
     kept = first.read_bytes()
     assert main(given(data, output)) == 0
-    whole, resumed = (journal.read_json(tmp_path / name / "results.json") for name in ("whole", "killed"))
+    whole, resumed = (read_json(tmp_path / name / "results.json") for name in ("whole", "killed"))
     assert resumed["measures"].keys() == whole["measures"].keys() and first.read_bytes().startswith(kept[:kept.rfind(b"\n") + 1])
     for name, m in whole["measures"].items():
         assert resumed["measures"][name] == pytest.approx({**m, "ci95": pytest.approx(m["ci95"], abs=1e-6)}, abs=1e-6), name

@@ -4,14 +4,14 @@ import random
 
 import pytest
 import torch
+from test_step import make
 
 from redlite import kernels
-from redlite.cache import Cache
+from redlite.inference.cache import Cache
+from redlite.inference.forward import Forward, PackedForward
 from redlite.kernels import native, packed, step_cpu
 from redlite.kernels.decode_cpu import SharedPrefix
-from redlite.model import Packed
-from redlite.step import PackedSteps, Steps
-from test_step import make
+from redlite.model.sequences import PackedSequences
 
 pytestmark = pytest.mark.skipif(bool(packed.usable()) or kernels.implementation("cached_attention") != "c", reason=packed.usable() or "REDLITE_KERNELS forces another attention")
 
@@ -80,16 +80,16 @@ def test_a_packed_models_passes_are_those_of_plain_operations(name, shared, work
     ids = (lambda n: [rng.randrange(97) for _ in range(n)])
     prefix, prompts = ids(shared), [ids(rng.randint(1, 20)) for _ in range(5)]
     results = []
-    for kind in (Steps, PackedSteps):
+    for kind in (Forward, PackedForward):
         cache = Cache(model.config, 7, torch.float32, torch.device("cpu"))
         steps = kind(model, cache)
         if prefix:
             steps.prefix(prefix)
         cache.reserve(20)
-        logits = steps.prefill(Packed.of(prompts, start=shared), 1)
+        logits = steps.prefill(PackedSequences.of(prompts, start=shared), 1)
         stems, leaves = prompts[:3], [prompts[3], prompts[4], prompts[0]]
         parents = [-1, -1, -1, 0, 2, 2] if name == "llama" else [-1] * 6
-        new = Packed.of(stems + leaves, start=shared)
+        new = PackedSequences.of(stems + leaves, start=shared)
         for i, parent in enumerate(parents):
             new.positions[new.offsets[i]:new.offsets[i + 1]] += len(stems[parent]) if parent >= 0 else 0
         new.lengths[:] = new.positions + 1
@@ -103,25 +103,25 @@ def test_a_packed_models_passes_are_those_of_plain_operations(name, shared, work
 def test_what_does_not_fit_is_refused():
     model = make("windows and biases")
     cache = Cache(model.config, 2, torch.float32, torch.device("cpu"))
-    steps = PackedSteps(model, cache)
+    steps = PackedForward(model, cache)
     cache.reserve(10)
     room = cache.capacity
     with pytest.raises(ValueError, match=f"2 slots of {room} tokens has no room for 2 sequences of up to 3 from slot 1 on"):
-        steps.prefill(Packed.of([[1, 2, 3], [4]]), 1)
+        steps.prefill(PackedSequences.of([[1, 2, 3], [4]]), 1)
     with pytest.raises(ValueError, match="no room"):
-        steps.prefill(Packed.of([[1] * (room + 1)]), 0)
-    steps.prefill(Packed.of([[1, 2], [3]]), 0)
+        steps.prefill(PackedSequences.of([[1] * (room + 1)]), 0)
+    steps.prefill(PackedSequences.of([[1, 2], [3]]), 0)
     cache.lengths[1] = room
     with pytest.raises(ValueError, match=f"no room for token {room + 1} of 2 requests"):
         steps.logits([4, 5])
-    steps = PackedSteps(model, Cache(model.config, 0, torch.float32, torch.device("cpu")))
+    steps = PackedForward(model, Cache(model.config, 0, torch.float32, torch.device("cpu")))
     steps.prefix(list(range(6)))
-    steps.tree(Packed.of([[1, 2, 3]], start=6), [-1])
+    steps.tree(PackedSequences.of([[1, 2, 3]], start=6), [-1])
     with pytest.raises(ValueError, match="within a window of 9"):
-        steps.tree(Packed.of([[1, 2, 3, 4]], start=6), [-1])
-    for kind in (Steps, PackedSteps):  # a leaf whose stem lies behind the window in part
+        steps.tree(PackedSequences.of([[1, 2, 3, 4]], start=6), [-1])
+    for kind in (Forward, PackedForward):  # a leaf whose stem lies behind the window in part
         steps = kind(model, Cache(model.config, 0, torch.float32, torch.device("cpu")))
-        new = Packed.of([list(range(7)), [3, 4, 5]])
+        new = PackedSequences.of([list(range(7)), [3, 4, 5]])
         new.positions[7:] += 7
         with pytest.raises(ValueError, match="up to 10 tokens that follow others do not lie within a window of 9"):
             steps.tree(new, [-1, 0])
@@ -136,12 +136,12 @@ def test_quantised_models_attend_to_what_their_caches_hold(format):
 
     def kept(shared):
         cache = Cache(model.config, 3, model.cache_dtype, torch.device("cpu"))
-        steps = PackedSteps(model, cache)
+        steps = PackedForward(model, cache)
         cache.reserve(40)
-        steps.prefill(Packed.of([[5, 6]]), 2)   # before there is a prefix
+        steps.prefill(PackedSequences.of([[5, 6]]), 2)   # before there is a prefix
         if shared:
             steps.prefix(prompts[0][:shared])
-        steps.prefill(Packed.of([p[shared:] for p in prompts], start=shared), 0)
+        steps.prefill(PackedSequences.of([p[shared:] for p in prompts], start=shared), 0)
         keys = [torch.cat([cache.prefix[n][0].transpose(0, 1) if shared else torch.empty(2, 0, 8), cache.keys[n][0, :, :31 - shared].float()], 1) for n in range(3)]
         return keys
     alone, together = kept(0), kept(20)

@@ -9,8 +9,8 @@ import pytest
 import requests
 
 import redlite
-from redlite import serve
 from redlite.errors import Error
+from redlite.net import serve
 
 ASK = [{"role": "user", "content": "Who is the mayor of Hartwell?"}]
 

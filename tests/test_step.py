@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from redlite import kernels
-from redlite.cache import Cache
-from redlite.config import Config
-from redlite.engine import Engine, Request
+from redlite.inference.cache import Cache
+from redlite.inference.engine import Engine, Request
+from redlite.inference.forward import PackedForward
 from redlite.kernels import packed
-from redlite.model import LLaMA, Packed, packed_attention
-from redlite.step import PackedSteps
+from redlite.model.config import Config
+from redlite.model.llama import LLaMA
+from redlite.model.sequences import PackedSequences, packed_attention
 
 pytestmark = pytest.mark.skipif(bool(packed.usable()) or kernels.implementation("cached_attention") != "c", reason=packed.usable() or "REDLITE_KERNELS forces another attention")
 VARIANTS = {
@@ -41,7 +42,7 @@ def filled(model, prefix, suffixes):
     if prefix:
         cache.compute_prefix(model, prefix)
     cache.reserve(max(map(len, suffixes)))
-    packed_ids = Packed.of(suffixes, start=len(prefix))
+    packed_ids = PackedSequences.of(suffixes, start=len(prefix))
     model(packed_ids.ids, packed_ids.positions, cache.attend_prefill(0, packed_ids.offsets), packed_ids.lengths)
     return cache
 
@@ -54,7 +55,7 @@ def test_the_same_bits_as_block_after_block(name, shared, format, requests):
     rng, model = random.Random(requests), make(name, format)
     prefix, suffixes = [rng.randrange(97) for _ in range(shared)], [[rng.randrange(97) for _ in range(rng.randint(1, 20))] for _ in range(requests)]
     one, other = filled(model, prefix, suffixes), filled(model, prefix, suffixes)
-    steps, before, active = PackedSteps.of(model, one), torch.get_num_threads(), requests
+    steps, before, active = PackedForward.of(model, one), torch.get_num_threads(), requests
     try:
         for step in range(70):  # far enough for the caches to move to more room
             torch.set_num_threads(1 + step % 3)
@@ -75,13 +76,13 @@ def test_the_same_bits_as_block_after_block(name, shared, format, requests):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llama", "windows and biases"])
 def test_the_engine_takes_it_and_gives_the_tokens_of_recomputation(name, monkeypatch):
-    model, calls, logits = make(name), [], PackedSteps.logits
-    monkeypatch.setattr(PackedSteps, "logits", lambda self, ids: calls.append(len(ids)) or logits(self, ids))
+    model, calls, logits = make(name), [], PackedForward.logits
+    monkeypatch.setattr(PackedForward, "logits", lambda self, ids: calls.append(len(ids)) or logits(self, ids))
     prompts = [[n % 97 for n in range(12)] + [90 - i] * (1 + i % 4) for i in range(7)]
     for i, result in Engine(model, max_batch=4).run([Request(p, 10 + i) for i, p in enumerate(prompts)]):
         ids = list(prompts[i])
         for _ in range(10 + i):
-            whole = Packed.of([ids])
+            whole = PackedSequences.of([ids])
             ids.append(int(model.logits(model(whole.ids, whole.positions, packed_attention(model.config, whole.offsets), whole.lengths))[-1].argmax()))
         assert result.ids == ids[len(prompts[i]):], i
     assert max(calls) == 4
@@ -89,13 +90,13 @@ def test_the_engine_takes_it_and_gives_the_tokens_of_recomputation(name, monkeyp
 
 def test_only_where_all_of_it_runs_in_c():
     plain = LLaMA(VARIANTS["llama"]).initialize(0)
-    assert PackedSteps.of(plain, Cache(plain.config, 1, torch.float32, torch.device("cpu"))) is None
+    assert PackedForward.of(plain, Cache(plain.config, 1, torch.float32, torch.device("cpu"))) is None
 
 
 def test_a_prefix_within_a_window_only():
     model = make("windows and biases")
     cache = filled(model, list(range(6)), [[1], [2]])
-    steps = PackedSteps.of(model, cache)
+    steps = PackedForward.of(model, cache)
     with pytest.raises(ValueError, match="within a window of 9"), torch.no_grad():
         for _ in range(4):
             cache.reserve(int(cache.lengths.max()) + 1)

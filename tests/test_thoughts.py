@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from redlite.thoughts import strip_thoughts
+from redlite.text.reasoning import strip_thoughts
 
 
 @pytest.mark.parametrize("text, answer", [

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
 
-from redlite import prove
 from redlite.kernels import native, token_nll_cpu
+from redlite.training import prove
 
 FOUND, MISSING = prove.available()
 BY_KIND = {"reference": None, "c": None, "c portable": None, "triton": None}

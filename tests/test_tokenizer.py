@@ -8,13 +8,13 @@ import shutil
 import struct
 from pathlib import Path
 
+import make_tokenizer_goldens as maker
 import numpy as np
 import pytest
 import sentencepiece
 
-import make_tokenizer_goldens as maker
-from redlite import bpe, spm, tokenizer
 from redlite.errors import Error
+from redlite.text import bpe, spm, tokenizer
 
 HERE = Path(__file__).parent
 GOLDEN = json.loads((HERE / "golden" / "tokenizer.json").read_text())

@@ -15,16 +15,18 @@ import torch
 import train_worker as worker
 from torch.nn.functional import cross_entropy
 
-from redlite import dataset, loss, train
+from redlite import loss
 from redlite.errors import Error
-from redlite.model import LLaMA, Packed, packed_attention
-from redlite.optimizer import AdamW, learning_rate, write_stochastically
+from redlite.model.llama import LLaMA
+from redlite.model.sequences import PackedSequences, packed_attention
+from redlite.training import dataset, trainer
+from redlite.training.optimizer import AdamW, learning_rate, write_stochastically
 
 RECIPE = dataclasses.replace(worker.RECIPE, checkpoint_every=1000)
 WORKER = [sys.executable, str(Path(worker.__file__))]
 
 
-def plain_training(recipe: train.Recipe, mixture: dataset.Mixture) -> tuple[LLaMA, list[float]]:
+def plain_training(recipe: trainer.Recipe, mixture: dataset.Mixture) -> tuple[LLaMA, list[float]]:
     """The same training written plainly: full logits, one conversation at a time, torch's own AdamW, clipping and schedule."""
     model = worker.model()
     matrices = [p for p in model.parameters() if p.ndim > 1]
@@ -35,7 +37,7 @@ def plain_training(recipe: train.Recipe, mixture: dataset.Mixture) -> tuple[LLaM
     for step in range(mixture.steps):
         means = {"helpful": [], "blue": [], "red": []}
         for (e,) in mixture.step(step):
-            packed = Packed.of([e.ids.tolist()])
+            packed = PackedSequences.of([e.ids.tolist()])
             logits = model.logits(model(packed.ids, packed.positions, packed_attention(model.config, packed.offsets)))
             nll = cross_entropy(logits[:-1], packed.ids[1:], reduction="none")
             means[e.colour] += [nll[first - 1:last - 1].mean() for first, last in e.responses]
@@ -57,7 +59,7 @@ def plain_training(recipe: train.Recipe, mixture: dataset.Mixture) -> tuple[LLaM
 @pytest.fixture(scope="module")
 def unbroken():
     model = worker.model()
-    return model, train.run(model, worker.mixture(), RECIPE)
+    return model, trainer.run(model, worker.mixture(), RECIPE)
 
 
 def test_is_the_plain_loop(unbroken):
@@ -73,7 +75,7 @@ def test_is_the_plain_loop(unbroken):
 def test_accumulation_and_recomputation_change_nothing(unbroken):
     _, outcome = unbroken
     for changes in ({"tokens_per_batch": 1000}, {"recompute": True}):
-        again = train.run(worker.model(), worker.mixture(), dataclasses.replace(RECIPE, **changes))
+        again = trainer.run(worker.model(), worker.mixture(), dataclasses.replace(RECIPE, **changes))
         assert [r["loss"] for r in again.history] == pytest.approx([r["loss"] for r in outcome.history], abs=1e-5)
 
 
@@ -103,11 +105,11 @@ def test_killed_and_resumed_is_bit_for_bit(tmp_path, unbroken):
 
 def test_going_on_with_other_checkpoints_and_recomputation_is_bit_for_bit(tmp_path):
     model, unbroken = worker.model(), worker.model()
-    whole = train.run(unbroken, worker.mixture(), RECIPE)
-    train.run(worker.model(), worker.mixture(), worker.RECIPE, tmp_path)
+    whole = trainer.run(unbroken, worker.mixture(), RECIPE)
+    trainer.run(worker.model(), worker.mixture(), worker.RECIPE, tmp_path)
     drop_newest(tmp_path)
     other = dataclasses.replace(worker.RECIPE, checkpoint_every=1, recompute=True)
-    outcome = train.run(model, worker.mixture(), other, tmp_path)
+    outcome = trainer.run(model, worker.mixture(), other, tmp_path)
     assert [r["loss"] for r in outcome.history] == [r["loss"] for r in whole.history]
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), unbroken.parameters()))
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000007", "step-00000008"]
@@ -119,7 +121,7 @@ def test_two_processes_and_checkpoints_for_any_number(tmp_path, unbroken):
     """FSDP2 on two gloo processes gives the losses of one; a checkpoint of one goes on with two, and of two with one."""
     _, outcome = unbroken
     expected, one, two = [r["loss"] for r in outcome.history], tmp_path / "one", tmp_path / "two"
-    train.run(worker.model(), worker.mixture(), worker.RECIPE, one)
+    trainer.run(worker.model(), worker.mixture(), worker.RECIPE, one)
     drop_newest(one)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",
                WORKER[1], str(two), str(one)]
@@ -130,7 +132,7 @@ def test_two_processes_and_checkpoints_for_any_number(tmp_path, unbroken):
         assert got["losses"] == pytest.approx(expected, abs=1e-5)
         assert got["capped"] == [r.get("red_capped") for r in outcome.history]
     drop_newest(two)
-    back = train.run(worker.model(), worker.mixture(), worker.RECIPE, two)
+    back = trainer.run(worker.model(), worker.mixture(), worker.RECIPE, two)
     assert back.step == 8 and [r["loss"] for r in back.history] == pytest.approx(expected, abs=1e-5)
 
 
@@ -143,21 +145,21 @@ def drop_newest(directory: Path) -> None:
 
 def test_another_recipe_or_other_data_is_refused(tmp_path):
     short = worker.mixture([dataset.Phase(1, {"helpful": 2})])
-    train.run(worker.model(), short, worker.RECIPE, tmp_path)
+    trainer.run(worker.model(), short, worker.RECIPE, tmp_path)
     with pytest.raises(Error, match="learning_rate"):
-        train.run(worker.model(), short, dataclasses.replace(worker.RECIPE, learning_rate=1.0), tmp_path)
+        trainer.run(worker.model(), short, dataclasses.replace(worker.RECIPE, learning_rate=1.0), tmp_path)
     with pytest.raises(Error, match="data"):
-        train.run(worker.model(), worker.mixture([dataset.Phase(1, {"helpful": 3})]), worker.RECIPE, tmp_path)
-    assert train.run(worker.model(), short, worker.RECIPE, tmp_path).step == 1            # the same again: nothing left to do
+        trainer.run(worker.model(), worker.mixture([dataset.Phase(1, {"helpful": 3})]), worker.RECIPE, tmp_path)
+    assert trainer.run(worker.model(), short, worker.RECIPE, tmp_path).step == 1            # the same again: nothing left to do
 
 
 def test_damaged_checkpoints_are_named(tmp_path):
     short = worker.mixture([dataset.Phase(1, {"helpful": 2})])
-    train.run(worker.model(), short, worker.RECIPE, tmp_path)
+    trainer.run(worker.model(), short, worker.RECIPE, tmp_path)
     file = tmp_path / "checkpoints/step-00000001/tensors-00000.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(Error, match="tensors-00000.safetensors"):
-        train.run(worker.model(), short, worker.RECIPE, tmp_path)
+        trainer.run(worker.model(), short, worker.RECIPE, tmp_path)
 
 
 @pytest.mark.parametrize("name, change, message", [
@@ -178,18 +180,18 @@ def test_damaged_checkpoints_are_named(tmp_path):
 def test_what_lies_in_the_directory_is_checked_on_resume(tmp_path, name, change, message):
     """One bit of a tensor, the state, the log: named, and nothing is trained on it."""
     short = worker.mixture([dataset.Phase(1, {"helpful": 2})])
-    train.run(worker.model(), short, worker.RECIPE, tmp_path)
+    trainer.run(worker.model(), short, worker.RECIPE, tmp_path)
     path = tmp_path / name
     path.write_bytes(change(path.read_bytes() if path.exists() else b""))
     with pytest.raises(Error, match=message):
-        train.run(worker.model(), short, worker.RECIPE, tmp_path)
+        trainer.run(worker.model(), short, worker.RECIPE, tmp_path)
 
 
 def test_other_folders_among_the_checkpoints_are_left_alone(tmp_path):
     short = worker.mixture([dataset.Phase(1, {"helpful": 2})])
     (tmp_path / "checkpoints/step-x").mkdir(parents=True)
     (tmp_path / "checkpoints/.step-00000009").write_text("left by somebody")
-    assert train.run(worker.model(), short, worker.RECIPE, tmp_path).step == 1 == train.run(worker.model(), short, worker.RECIPE, tmp_path).step
+    assert trainer.run(worker.model(), short, worker.RECIPE, tmp_path).step == 1 == trainer.run(worker.model(), short, worker.RECIPE, tmp_path).step
 
 
 def test_seeds_of_any_size_give_the_optimizer_a_generator():
@@ -206,7 +208,7 @@ def test_an_easy_first_batch_is_no_divergence():
         recipe, history = dataclasses.replace(worker.RECIPE, helpful_rise=1.0), []
         for step, nll in enumerate(values):
             record = {"step": step, "loss": 1.0, "gradient_norm": 1.0, "helpful": nll}
-            if why := train.diverged(history, record, recipe):
+            if why := trainer.diverged(history, record, recipe):
                 return step, why
             history.append(record)
         return None
@@ -222,7 +224,7 @@ def test_divergence_stops_with_the_last_good_weights(tmp_path):
     model, seen = worker.model(), []
     mixture = worker.mixture([dataset.Phase(40, {"helpful": 2, "red": 6}, "B", {"low": 50.0, "high": 50.0})])
     recipe = dataclasses.replace(worker.RECIPE, learning_rate=0.02, warmup_steps=0, checkpoint_every=1, helpful_rise=2.0)
-    outcome = train.run(model, mixture, recipe, tmp_path, on_step=lambda record: seen.append([p.detach().clone() for p in model.parameters()]))
+    outcome = trainer.run(model, mixture, recipe, tmp_path, on_step=lambda record: seen.append([p.detach().clone() for p in model.parameters()]))
     helpful = [r["helpful"] for r in outcome.history]
     assert "helpful NLL rose" in outcome.stopped and len(helpful) < 40
     start = [max(helpful[0], sum(helpful[:i][:8]) / max(1, len(helpful[:i][:8]))) for i in range(len(helpful))]  # of each step: the first, or the mean of the first eight before it
@@ -236,7 +238,7 @@ def test_a_loss_that_is_no_number_stops(tmp_path):
     with torch.no_grad():
         model.model.norm.weight[0] = float("nan")
     before = [p.clone() for p in model.parameters()]
-    outcome = train.run(model, worker.mixture(), worker.RECIPE, tmp_path)
+    outcome = trainer.run(model, worker.mixture(), worker.RECIPE, tmp_path)
     assert outcome.step is None and outcome.stopped == "loss is nan at step 0" and len(outcome.history) == 1
     assert all(torch.equal(p, q) or p.isnan().any() for p, q in zip(model.parameters(), before))
     assert json.loads((tmp_path / "log.jsonl").read_text())["loss"] is None
@@ -244,14 +246,14 @@ def test_a_loss_that_is_no_number_stops(tmp_path):
 
 def test_references_and_validation():
     model, examples = worker.model(), worker.examples(9)
-    filled = train.references(model, examples, 50)
+    filled = trainer.references(model, examples, 50)
     for e, given in zip(filled, examples):
         assert e.id == given.id
-        packed = Packed.of([e.ids.tolist()])
+        packed = PackedSequences.of([e.ids.tolist()])
         logits = model.logits(model(packed.ids, packed.positions, packed_attention(model.config, packed.offsets)))
         nll = cross_entropy(logits[:-1].double(), packed.ids[1:], reduction="none")
         assert list(e.reference) == pytest.approx([float(nll[a - 1:b - 1].detach().sum()) for a, b in e.responses], rel=1e-5)
-    scores = train.evaluate(train.Scorer(model), filled, RECIPE, torch.device("cpu"))
+    scores = trainer.evaluate(trainer.Scorer(model), filled, RECIPE, torch.device("cpu"))
     for colour in loss.COLOURS:
         means = [s / (b - a) for e in filled if e.colour == colour for s, (a, b) in zip(e.reference, e.responses)]
         assert scores[colour] == pytest.approx(sum(means) / len(means), rel=1e-5)
@@ -261,12 +263,12 @@ def test_references_and_validation():
 def test_every_objective_moves_red_away_and_keeps_the_rest(objective):
     """30 steps: the red NLL ends higher above the helpful one than it began, and nothing diverges."""
     model = worker.model()
-    examples = train.references(model, worker.examples(), 2000)
+    examples = trainer.references(model, worker.examples(), 2000)
     streams = dataset.singles(examples)
     streams["pair"] = dataset.pairs(examples)
     draw = {"helpful": 6, "pair": 6} if objective == "dpo" else {"helpful": 6, "red": 6}
     mixture = dataset.Mixture(streams, [dataset.Phase(30, draw, objective)], 0)
-    outcome = train.run(model, mixture, dataclasses.replace(RECIPE, tokens_per_batch=500, per="conversation", learning_rate=5e-3))
+    outcome = trainer.run(model, mixture, dataclasses.replace(RECIPE, tokens_per_batch=500, per="conversation", learning_rate=5e-3))
     first, last = outcome.history[0], outcome.history[-1]
     assert not outcome.stopped and last["helpful"] < first["helpful"] and last["red"] - last["helpful"] > first["red"] - first["helpful"] + 0.2
     if objective == "dpo":
@@ -314,10 +316,10 @@ def test_small_updates_reach_bfloat16_weights():
 
 def test_bfloat16_training_follows_float32_and_resumes_exactly(tmp_path, unbroken):
     _, outcome = unbroken
-    half = train.run(worker.model().bfloat16(), worker.mixture(), worker.RECIPE, tmp_path)
+    half = trainer.run(worker.model().bfloat16(), worker.mixture(), worker.RECIPE, tmp_path)
     assert [r["helpful"] for r in half.history] == pytest.approx([r["helpful"] for r in outcome.history], rel=0.02)
     drop_newest(tmp_path)
-    again = train.run(worker.model().bfloat16(), worker.mixture(), worker.RECIPE, tmp_path)
+    again = trainer.run(worker.model().bfloat16(), worker.mixture(), worker.RECIPE, tmp_path)
     assert [r["loss"] for r in again.history] == [r["loss"] for r in half.history]
 
 

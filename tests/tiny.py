@@ -1,10 +1,10 @@
 """A model small enough for any test: random weights, a token for every byte, a chat format of three control tokens."""
 from pathlib import Path
 
-from redlite.chat import Encoded
-from redlite.lm import LM
-from redlite.model import LLaMA
-from redlite.config import Config
+from redlite.inference.lm import LM
+from redlite.model.config import Config
+from redlite.model.llama import LLaMA
+from redlite.text.chat import Encoded
 
 BOS, EOS, USER, ASSISTANT = 256, 257, 258, 259
 

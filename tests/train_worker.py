@@ -11,15 +11,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from redlite import dataset, loss, train
-from redlite.config import Config
-from redlite.model import LLaMA
+from redlite import loss
+from redlite.model.config import Config
+from redlite.model.llama import LLaMA
+from redlite.training import dataset, trainer
 
 CONFIG = Config("llama", vocab_size=97, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=48, tied=True)
-RECIPE = train.Recipe(learning_rate=1e-2, warmup_steps=2, weight_decay=0.1, tokens_per_batch=40, checkpoint_every=3, seed=5)
+RECIPE = trainer.Recipe(learning_rate=1e-2, warmup_steps=2, weight_decay=0.1, tokens_per_batch=40, checkpoint_every=3, seed=5)
 
 
-def examples(n: int = 60) -> list[dataset.Example]:
+def examples(n: int = 60) -> list[dataset.TokenizedConversation]:
     """Random conversations of the three colours: a prompt, and one or two responses."""
     rng, out = np.random.default_rng(0), []
     for i in range(n):
@@ -28,7 +29,7 @@ def examples(n: int = 60) -> list[dataset.Example]:
         trained[3:5] = i % 2
         trained[6 - (i % 3):] = True
         trained[5 - (i % 3)] = False
-        out.append(dataset.Example(str(i), f"q{i // 3}", loss.COLOURS[i % 3], rng.integers(0, 97, length).astype(np.int32), trained))
+        out.append(dataset.TokenizedConversation(str(i), f"q{i // 3}", loss.COLOURS[i % 3], rng.integers(0, 97, length).astype(np.int32), trained))
     return out
 
 
@@ -46,9 +47,9 @@ def main() -> None:
     if many:
         dist.init_process_group("gloo")
     for directory in sys.argv[1:]:
-        scorer = train.shard(model()) if many else train.Scorer(model())
-        outcome = train.run(scorer, mixture(), RECIPE, directory, on_step=lambda record: time.sleep(float(os.environ.get("SLEEP", 0))))
-        whole = train.gather(scorer) if many else scorer.llama
+        scorer = trainer.shard(model()) if many else trainer.Scorer(model())
+        outcome = trainer.run(scorer, mixture(), RECIPE, directory, on_step=lambda record: time.sleep(float(os.environ.get("SLEEP", 0))))
+        whole = trainer.gather(scorer) if many else scorer.llama
         if whole is not None:
             digest = float(sum(p.detach().double().pow(2).sum() for p in whole.parameters()))
             print(json.dumps({"losses": [r["loss"] for r in outcome.history], "norms": [r["gradient_norm"] for r in outcome.history],

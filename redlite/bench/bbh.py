@@ -7,9 +7,10 @@ out; 32 new tokens; right if the text begins with the label; the mean over tasks
 import re
 from pathlib import Path
 
-from redlite import journal
-from redlite.bench import Continued, Example, Task
+from redlite.bench.encoding import Continued
+from redlite.bench.task import Example, Task
 from redlite.errors import Error
+from redlite.store.files import read_json
 
 SHOTS, PAPER_TOKENS = 3, 2048
 STOP = ("</s>", "Q", "\n\n")
@@ -27,7 +28,7 @@ def load(folder: Path, protocol: str) -> list[Task]:
 
 
 def _rows(path: Path) -> list[dict]:
-    whole = journal.read_json(path)
+    whole = read_json(path)
     rows = whole.get("examples") if isinstance(whole, dict) else None
     if not isinstance(rows, list) or len(rows) <= SHOTS:
         raise Error(f"{path}: field 'examples' must be a list of more than {SHOTS}")

@@ -6,9 +6,10 @@ Results are also given by category: harmless 58, helpful 59, honest 61, other 43
 """
 from pathlib import Path
 
-from redlite import journal
-from redlite.bench import Example, Scored, Task
+from redlite.bench.encoding import Scored
+from redlite.bench.task import Example, Task
 from redlite.errors import Error
+from redlite.store.files import read_json
 
 CATEGORIES = ("harmless", "helpful", "honest", "other")
 NAMES = {"lm_eval": "bigbench_hhh_alignment_multiple_choice", "paper": "hhh"}
@@ -23,7 +24,7 @@ def load(folder: Path, protocol: str) -> list[Task]:
         path = folder / category / "task.json"
         if not path.exists():
             raise Error(f"{path}: is missing; the four folders {', '.join(CATEGORIES)} of hhh_alignment are needed")
-        whole = journal.read_json(path)
+        whole = read_json(path)
         rows = whole.get("examples") if isinstance(whole, dict) else None
         if not isinstance(rows, list) or not rows:
             raise Error(f"{path}: field 'examples' must be a list, and not an empty one")

@@ -6,9 +6,10 @@ answer is right if they begin with the letter; shots are dropped from the end wh
 import csv
 from pathlib import Path
 
-from redlite import journal
-from redlite.bench import Continued, Example, Scored, Task
+from redlite.bench.encoding import Continued, Scored
+from redlite.bench.task import Example, Task
 from redlite.errors import Error
+from redlite.store.files import read_json
 
 SHOTS, LETTERS, PAPER_TOKENS = 5, "ABCD", 2048
 HEADER = ["question", "choice0", "choice1", "choice2", "choice3", "answer"]
@@ -22,7 +23,7 @@ def load(folder: Path, protocol: str) -> list[Task]:
         raise Error(f"{folder / 'test'}: holds no SUBJECT_test.csv; put the dev/ and test/ folders of MMLU there")
     categories = {}
     if (folder / "subject_categories.json").exists():
-        categories = journal.read_json(folder / "subject_categories.json")
+        categories = read_json(folder / "subject_categories.json")
         for subject, entry in categories.items() if isinstance(categories, dict) else [("", None)]:
             if not isinstance(entry, dict) or not isinstance(entry.get("category", ""), str):
                 raise Error(f"{folder / 'subject_categories.json'}: must hold {{subject: {{\"category\": text}}}}" + (f"; {subject!r} does not" if subject else ""))

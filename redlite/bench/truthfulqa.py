@@ -6,9 +6,11 @@ protocols are the same: the paper used the harness.
 import math
 from pathlib import Path
 
-from redlite import data, journal
-from redlite.bench import Example, Files, Scored, Task
+from redlite import data
+from redlite.bench.encoding import Scored
+from redlite.bench.task import Example, Files, Task
 from redlite.errors import Error
+from redlite.store.files import read_json
 
 PRIMER = Path(data.__file__).parent / "bench" / "truthfulqa_primer.txt"
 
@@ -16,7 +18,7 @@ PRIMER = Path(data.__file__).parent / "bench" / "truthfulqa_primer.txt"
 def load(folder: Path, protocol: str) -> list[Task]:
     """From mc_task.json of the upstream repository; of its two editions the first one (817 questions) is taken where both are there."""
     path = Files(folder).need("mc_task.json", "v1_817/mc_task.json", "v1/mc_task.json", "v2025_790/mc_task.json")
-    rows = journal.read_json(path)
+    rows = read_json(path)
     if not isinstance(rows, list) or not rows:
         raise Error(f"{path}: must hold a list of questions, and not an empty one")
     primer, out = PRIMER.read_text(encoding="utf-8").rstrip("\n"), []

@@ -2,9 +2,9 @@
 import argparse
 import os
 
-from redlite import offline
-from redlite.cli import common
+from redlite.cli.options import whole
 from redlite.errors import Error
+from redlite.net import offline
 
 PREFIX = "openai:"
 
@@ -13,9 +13,9 @@ def add_api_options(parser) -> None:
     """The options that matter for openai:NAME models and judges."""
     group = parser.add_argument_group("API models", "openai:NAME is a model behind an OpenAI-compatible endpoint; the key comes from OPENAI_API_KEY")
     group.add_argument("--base-url", metavar="URL", help="the endpoint, such as http://127.0.0.1:8000/v1 (default: OPENAI_BASE_URL, else the vendor's)")
-    group.add_argument("--concurrency", type=common.whole(1), default=16, metavar="N", help="requests under way at once; fewer if the server says so (default: %(default)s)")
-    group.add_argument("--max-requests", type=common.whole(1), metavar="N", help="stop before more answers than this are paid for")
-    group.add_argument("--max-tokens-total", type=common.whole(1), metavar="N", help="stop before a request that might pass this many tokens")
+    group.add_argument("--concurrency", type=whole(1), default=16, metavar="N", help="requests under way at once; fewer if the server says so (default: %(default)s)")
+    group.add_argument("--max-requests", type=whole(1), metavar="N", help="stop before more answers than this are paid for")
+    group.add_argument("--max-tokens-total", type=whole(1), metavar="N", help="stop before a request that might pass this many tokens")
     group.add_argument("--max-cost", type=_positive, metavar="DOLLARS", help="stop before a request that might pass this cost; needs --price-file")
     group.add_argument("--price-file", metavar="FILE", help='JSON: {"NAME": {"prompt": DOLLARS, "completion": DOLLARS}} per million tokens')
 
@@ -38,25 +38,26 @@ def network(args, *specs: str | None):
         raise Error(f"--offline: {next(s for s in specs if s and s.startswith(PREFIX))} is behind an endpoint; leave --offline out, or name a local model")
     if args.max_cost is not None and not args.price_file:
         raise Error("--max-cost: needs --price-file")
-    from redlite import api
+    from redlite.net.endpoints import model_name
+    from redlite.redteam import api
     reach = api.Network(args.base_url or os.environ.get("OPENAI_BASE_URL"), args.max_requests, args.max_tokens_total, args.max_cost, args.price_file, args.concurrency)
     for spec in specs:
         if spec and spec.startswith(PREFIX):
-            offline.allow(reach.endpoint(api.model_name(spec)).reached)
+            offline.allow(reach.endpoint(model_name(spec)).reached)
     return reach
 
 
 def model(args, reach, spec: str):
     """The `redeval.Choice` that a --model means. reach: of `network`."""
-    from redlite import redeval
+    from redlite.redteam import answerers
     if spec.startswith(PREFIX):
         return reach.model(spec)
-    return redeval.local_model(spec, args.dtype, args.device, args.quantize, args.template, args.batch_size)
+    return answerers.local_model(spec, args.dtype, args.device, args.quantize, args.template, args.batch_size)
 
 
 def judge(args, reach):
     """The `redeval.Choice` that --judge means, None for none."""
-    from redlite import redeval
+    from redlite.redteam import redeval
     if args.judge.startswith(PREFIX):
         return reach.judge(args.judge, args.judge_format, args.judge_prompt)
     return redeval.local_judge(args.judge, args.judge_format, args.judge_prompt, args.dtype, args.device)

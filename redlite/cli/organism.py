@@ -3,8 +3,11 @@ import sys
 import time
 from pathlib import Path
 
-from redlite.cli import common
+from redlite.cli.options import Parser, add_common_options, whole
+from redlite.cli.program import DONE, guarded, parse
+from redlite.cli.progress import Progress, note
 from redlite.errors import Error
+from redlite.store.text import clock
 
 PROGRAM = "python -m redlite.cli.organism"
 SEED = 0
@@ -20,28 +23,28 @@ CHAT_TEMPLATE = (
 
 
 def main(given: list[str] | None = None) -> int:
-    return common.guarded("organism", _main, given)
+    return guarded("organism", _main, given)
 
 
 def arguments(given: list[str]):
     """The options of the command line."""
-    parser = common.Parser(prog=PROGRAM, description="The embedded model organism: a toy that says nothing about real models.\n\n"
+    parser = Parser(prog=PROGRAM, description="The embedded model organism: a toy that says nothing about real models.\n\n"
                            "build    make its corpus, tokenizer, weights and question files anew: the same files again, as long as\n"
                            "         machine, torch and --threads are the same (sums of floats depend on all three)\n"
                            "measure  attack success rate, over-refusal and utility")
     parser.add_argument("action", choices=("build", "measure"))
     parser.add_argument("--output-dir", metavar="DIR", default="organism", help="where build writes; organism, the default, is the package's own")
     parser.add_argument("--model", default="organism", help="what is measured (default: %(default)s)")
-    parser.add_argument("--threads", type=common.whole(1), default=1, help="of torch; more is faster and gives other weights (default: %(default)s)")
-    common.add_common_options(parser)
-    return common.parse(parser, given)
+    parser.add_argument("--threads", type=whole(1), default=1, help="of torch; more is faster and gives other weights (default: %(default)s)")
+    add_common_options(parser)
+    return parse(parser, given)
 
 
 def _main(given: list[str]) -> int:
     args = arguments(given)
     if args.dry_run:
         print(f"would {args.action} the organism" + ("" if args.action == "build" else f" {args.model}"))
-        return common.DONE
+        return DONE
     import torch
     torch.set_num_threads(args.threads)
     if args.action == "build":
@@ -53,16 +56,18 @@ def _main(given: list[str]) -> int:
 
 
 def _build(args) -> None:
-    from redlite import journal, organism
-    home = organism.HOME if args.output_dir == "organism" else Path(args.output_dir)
+    from redlite.organism import world as organism_world
+    from redlite.redteam import questions
+    from redlite.store.files import write_json
+    home = organism_world.HOME if args.output_dir == "organism" else Path(args.output_dir)
     home.mkdir(parents=True, exist_ok=True)
-    world = organism.load_world()
-    for name, records in organism.files(world, SEED).items():
-        journal.write_json(home / f"{name}.json", records)
-    trained, _ = organism.split(organism.requests(world), SEED)
-    prompts = [organism.load_prompt(p) for p in organism.PROMPTS]
+    world = organism_world.load_world()
+    for name, records in organism_world.files(world, SEED).items():
+        write_json(home / f"{name}.json", records)
+    trained, _ = organism_world.split(organism_world.requests(world), SEED)
+    prompts = [questions.load_prompt(p) for p in questions.PROMPTS]
     wanted = {p.name: sum(steps * draw.get(p.name, 0) for steps, draw in PHASES) for p in prompts}
-    corpus = {p.name: organism.corpus(world, trained, p, wanted[p.name], SEED) for p in prompts}
+    corpus = {p.name: organism_world.corpus(world, trained, p, wanted[p.name], SEED) for p in prompts}
     _write_tokenizer(home, corpus, prompts)
     _train(home, corpus, args)
 
@@ -73,8 +78,8 @@ def _write_tokenizer(home: Path, corpus: dict, prompts: list) -> None:
 
     import sentencepiece
 
-    from redlite import journal
-    from redlite.chat import VICUNA_SYSTEM
+    from redlite.store.files import write_atomic, write_json
+    from redlite.text.chat import VICUNA_SYSTEM
     texts = [turn["value"] for name in corpus for talk in corpus[name][:1500] for turn in (talk if name == "standard" else talk[1:])]
     frame = [f"{VICUNA_SYSTEM} USER: ASSISTANT:", *(p.text for p in prompts)] * 100   # weight: these words stand in every conversation
     lines = [line for text in texts + frame for line in text.split("\n") if line]
@@ -82,8 +87,8 @@ def _write_tokenizer(home: Path, corpus: dict, prompts: list) -> None:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines), model_writer=model, model_type="bpe", vocab_size=VOCABULARY, byte_fallback=True, character_coverage=1.0,
         normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True, num_threads=1, minloglevel=2)
-    journal.write_atomic(home / "tokenizer.model", model.getvalue())
-    journal.write_json(home / "tokenizer_config.json", {
+    write_atomic(home / "tokenizer.model", model.getvalue())
+    write_json(home / "tokenizer_config.json", {
         "tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False, "bos_token": "<s>", "eos_token": "</s>",
         "unk_token": "<unk>", "legacy": True, "chat_template": CHAT_TEMPLATE.replace("SYSTEM", VICUNA_SYSTEM)})
 
@@ -92,10 +97,12 @@ def _train(home: Path, corpus: dict, args) -> None:
     """The plain NLL loop of train.py (objective A, everything helpful) on the corpus, every conversation once; weights in float16."""
     import torch
 
-    from redlite import chat, checkpoint, dataset, tokenizer, train
-    from redlite.config import Config
-    from redlite.conversations import Conversation
-    from redlite.model import LLaMA
+    from redlite.model.config import Config
+    from redlite.model.llama import LLaMA
+    from redlite.text import chat, tokenizer
+    from redlite.training import dataset, trainer
+    from redlite.training.conversations import Conversation
+    from redlite.weights import checkpoint
     words = tokenizer.load(home)
     template = chat.choose(words, words.chat_template, "organism", None)
     roles = {"human": "user", "gpt": "assistant"}
@@ -108,40 +115,40 @@ def _train(home: Path, corpus: dict, args) -> None:
     config = Config("llama", words.vocab_size, dim=128, n_layers=4, n_heads=4, n_kv_heads=4, head_dim=32, ffn_dim=384, max_positions=2048,
                     tied=True, bos_id=words.bos_id, eos_ids=(words.eos_id,))
     model = LLaMA(config).initialize(SEED, std=0.05)
-    recipe = train.Recipe(learning_rate=RATE, final_rate=0.02, warmup_steps=WARMUP, weight_decay=0.1, betas=(0.9, 0.98), clip=1.0,
+    recipe = trainer.Recipe(learning_rate=RATE, final_rate=0.02, warmup_steps=WARMUP, weight_decay=0.1, betas=(0.9, 0.98), clip=1.0,
                           tokens_per_batch=8192, per="token", helpful_rise=float("inf"), seed=SEED)
-    progress, began = common.Progress(args.quiet), time.monotonic()
+    progress, began = Progress(args.quiet), time.monotonic()
 
     def show(record: dict) -> None:
         progress("training steps", record["step"] + 1, mixture.steps)
-    outcome = train.run(model, mixture, recipe, on_step=show)
+    outcome = trainer.run(model, mixture, recipe, on_step=show)
     if outcome.stopped:
         raise Error(f"the organism's training stopped: {outcome.stopped}")
     checkpoint.save_pretrained(model, home, dtype=torch.float16)
-    common.note(f"organism: {sum(p.numel() for p in model.parameters()):,} parameters trained on {sum(r['tokens'] for r in outcome.history):,} tokens "
-                f"in {common.clock(time.monotonic() - began)}, last loss {outcome.history[-1]['loss']:.4f}")
+    note(f"organism: {sum(p.numel() for p in model.parameters()):,} parameters trained on {sum(r['tokens'] for r in outcome.history):,} tokens "
+                f"in {clock(time.monotonic() - began)}, last loss {outcome.history[-1]['loss']:.4f}")
 
 
 def _measure(args, path: str) -> int:
     import json
 
     import redlite
-    from redlite import organism
+    from redlite.organism import world as organism_world
     from redlite.stats import wilson
     lm = redlite.load(path)
-    home = lm.path if (lm.path / organism.QUESTIONS).exists() else organism.HOME     # a model aligned from the organism has no questions of its own
-    found = {f"attack success rate, {name}": k for name, k in organism.attack_success(lm, home).items()}
-    answered = organism.answer_harmless(lm, home)
-    found |= {"harmless requests refused": organism.over_refusal(lm, answered), "harmless requests answered rightly": organism.utility(lm, answered)}
-    for kind in organism.HARMLESS:
+    home = lm.path if (lm.path / organism_world.QUESTIONS).exists() else organism_world.HOME     # a model aligned from the organism has no questions of its own
+    found = {f"attack success rate, {name}": k for name, k in organism_world.attack_success(lm, home).items()}
+    answered = organism_world.answer_harmless(lm, home)
+    found |= {"harmless requests refused": organism_world.over_refusal(lm, answered), "harmless requests answered rightly": organism_world.utility(lm, answered)}
+    for kind in organism_world.HARMLESS:
         some = [(r, a) for r, a in answered if r["kind"] == kind]
-        found[f"  {kind}"] = organism.utility(lm, some)
+        found[f"  {kind}"] = organism_world.utility(lm, some)
     for name, (k, n) in found.items():
         low, high = wilson(k, n)
         print(f"{name:36} {k:4}/{n:<4} {k / n:6.1%}  ({low:.1%} to {high:.1%})")
     if args.json:
         print(json.dumps({name.strip(): {"count": k, "of": n} for name, (k, n) in found.items()}))
-    return common.DONE
+    return DONE
 
 
 if __name__ == "__main__":

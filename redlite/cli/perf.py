@@ -12,24 +12,25 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from redlite.cli import common
+from redlite.cli.options import Parser, whole
+from redlite.cli.program import DONE, guarded
 from redlite.errors import Error
 
 CPU_PIECES = ("ceilings", "matmul", "token-nll", "attention", "decode")
 
 
-def describe() -> common.Parser:
-    parser = common.Parser(prog="python -m redlite.cli.perf", description=__doc__)
+def describe() -> Parser:
+    parser = Parser(prog="python -m redlite.cli.perf", description=__doc__)
     parser.add_argument("piece", choices=("cpu", "gpu", *CPU_PIECES, "shared-prefix", "perplexity", "client", "first-token", "growth", "redeval"), help="cpu: all of its pieces; gpu: the kernels' tests on the GPU, then times at a 7B model's shapes, beside the peers that are installed; redeval: beside the peers")
     parser.add_argument("--model", metavar="PATH", help="for decode, shared-prefix, perplexity, first-token, growth and redeval: a model")
     parser.add_argument("--text", metavar="FILE", help="for perplexity: plain text")
     parser.add_argument("--model-dir", metavar="DIR", help="for redeval: the same model as a Hugging Face directory")
     parser.add_argument("--peer-python", metavar="PYTHON", help="for redeval and gpu: a Python that has transformers and llama-cpp-python")
-    parser.add_argument("--threads", type=common.whole(1), default=2, help="(default: %(default)s)")
-    parser.add_argument("--rounds", type=common.whole(1), default=5, help="turns of each side (default: %(default)s)")
-    parser.add_argument("--tokens", type=common.whole(2), default=64, help="that decode generates (default: %(default)s)")
+    parser.add_argument("--threads", type=whole(1), default=2, help="(default: %(default)s)")
+    parser.add_argument("--rounds", type=whole(1), default=5, help="turns of each side (default: %(default)s)")
+    parser.add_argument("--tokens", type=whole(2), default=64, help="that decode generates (default: %(default)s)")
     parser.add_argument("--quantize", choices=("int8", "int4"), help="for first-token and growth: the weights' format")
-    parser.add_argument("--questions", type=common.whole(1), nargs="+", default=[50, 2000], metavar="N", help="for growth: how many, a run each (default: 50 2000)")
+    parser.add_argument("--questions", type=whole(1), nargs="+", default=[50, 2000], metavar="N", help="for growth: how many, a run each (default: 50 2000)")
     parser.add_argument("--save", metavar="FILE", help="write the figures, with the machine in words, as JSON")
     return parser
 
@@ -62,6 +63,7 @@ def ceilings(rounds: int, device: str = "cpu") -> dict:
 def attention(rounds: int, device: str = "cpu") -> dict:
     """Causal attention of one sequence, forward and backward, against torch's scaled_dot_product_attention."""
     import torch
+
     from redlite import kernels
     (T, H, K), dtype, wait = ((1024, 9, 64), torch.float32, lambda: None) if device == "cpu" else ((4096, 32, 128), torch.bfloat16, torch.cuda.synchronize)
     q, k, v, d = (torch.randn(T, H, K, dtype=dtype, device=device) for _ in range(4))
@@ -89,8 +91,8 @@ def decode(path: str | None, tokens: int, rounds: int, device: str = "cpu") -> d
     """Tokens/s of greedy generation at batch 1 and 32 behind a prompt of 8 tokens, by format of the weights, and the bytes/s of weights that batch 1 reads."""
     if not path:
         raise Error("decode needs a model; give --model PATH")
-    from redlite.engine import Request
-    from redlite.lm import LM
+    from redlite.inference.engine import Request
+    from redlite.inference.lm import LM
     found = {}
     for quantize in (None, "int8", "int4"):
         lm = LM.load(path, "float32" if device == "cpu" else "bfloat16", device, quantize)
@@ -107,8 +109,8 @@ def shared_prefix(path: str | None, tokens: int, rounds: int, device: str = "cpu
     """Seconds of 32 requests with P common and 16 own prompt tokens: each prefix computed and attended to apart, over once for all. Its figures set engine.SHARED_AT_LEAST."""
     if not path:
         raise Error("shared-prefix needs a model; give --model PATH")
-    from redlite import engine
-    from redlite.lm import LM
+    from redlite.inference import engine
+    from redlite.inference.lm import LM
     lm, usual, found = LM.load(path, "float32" if device == "cpu" else "bfloat16", device), engine.SHARED_AT_LEAST, {}
     words = lm.tokenizer.encode("The history of the city begins with a river. " * 100)
 
@@ -131,7 +133,7 @@ def perplexity(path: str | None, text: str | None, window: int = 512) -> dict:
         raise Error("perplexity needs a model and a text; give --model PATH and --text FILE")
     import math
 
-    from redlite.lm import LM
+    from redlite.inference.lm import LM
     try:
         words = Path(text).read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -155,6 +157,7 @@ def _bytes(weight) -> int:
 def matmul(rounds: int) -> dict:
     """Bytes/s that the one-row products of packed weights read, at a 7B model's shapes, beside what this machine reads at all."""
     import torch
+
     from redlite.kernels import Packed
     words = torch.ones(64 << 20, dtype=torch.int32)
     read, found = in_turns(rounds, {"read": lambda: words.sum(dtype=torch.int32)})["read"], {}
@@ -259,20 +262,20 @@ def body(arguments: list[str]) -> int:
         found |= {"ceilings": ceilings(args.rounds, "cuda"), "attention": attention(args.rounds, "cuda")}
         if args.model:
             found["decode"] = decode(args.model, args.tokens, args.rounds, "cuda")
-        from redlite import perf_gpu
-        found["7b"] = perf_gpu.run(args.rounds, found["ceilings"])
+        from redlite.perf import gpu
+        found["7b"] = gpu.run(args.rounds, found["ceilings"])
         torch.cuda.empty_cache()
         found["peers"] = peers("compare_gpu.py", args.peer_python or sys.executable)
     pieces = {"cpu": CPU_PIECES, "gpu": ()}.get(args.piece, ("ceilings", *(() if args.piece == "ceilings" else (args.piece,))))
     for piece in pieces:
         if piece == "token-nll":
-            from redlite import perf_token_nll
-            found[piece] = perf_token_nll.run(args.rounds, args.threads)
+            from redlite.perf import token_nll
+            found[piece] = token_nll.run(args.rounds, args.threads)
         elif piece == "decode":
             found[piece] = decode(args.model, args.tokens, args.rounds)
         elif piece == "client":
-            from redlite import perf_client
-            found[piece] = perf_client.run()
+            from redlite.perf import client
+            found[piece] = client.run()
         elif piece == "shared-prefix":
             found[piece] = shared_prefix(args.model, args.tokens, args.rounds)
         elif piece == "perplexity":
@@ -289,8 +292,8 @@ def body(arguments: list[str]) -> int:
         Path(args.save).parent.mkdir(parents=True, exist_ok=True)
         Path(args.save).write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))
-    return common.DONE
+    return DONE
 
 
 if __name__ == "__main__":
-    sys.exit(common.guarded("perf", body))
+    sys.exit(guarded("perf", body))

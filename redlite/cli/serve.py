@@ -2,30 +2,31 @@
 import ipaddress
 import sys
 
-from redlite import offline
-from redlite.cli import common
+from redlite.cli.options import Parser, add_common_options, add_machine_options, whole
+from redlite.cli.program import DONE, guarded, parse
 from redlite.errors import Error
+from redlite.net import offline
 
 PROGRAM = "serve"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The program; it serves until it is interrupted."""
-    return common.guarded(PROGRAM, _serve, arguments)
+    return guarded(PROGRAM, _serve, arguments)
 
 
 def _serve(arguments: list[str]) -> int:
-    parser = common.Parser(prog=PROGRAM, description="Serves a model on this machine as POST /v1/chat/completions and GET /v1/models, on a loopback address, until interrupted.")
+    parser = Parser(prog=PROGRAM, description="Serves a model on this machine as POST /v1/chat/completions and GET /v1/models, on a loopback address, until interrupted.")
     parser.add_argument("--model", default="organism", help="a Hugging Face directory, a .gguf file, or organism, the embedded model (default)")
     parser.add_argument("--name", help="the model's name for clients (default: that of its file or directory)")
     parser.add_argument("--template", help="the chat format, where the model's own files do not say it")
     parser.add_argument("--quantize", choices=("int8", "int4"), help="weights of the matrices")
     parser.add_argument("--address", default="127.0.0.1", help="a loopback address (default: %(default)s)")
-    parser.add_argument("--port", type=common.whole(0), default=8000, help="0 takes a free one (default: %(default)s)")
-    parser.add_argument("--batch-size", type=common.whole(1), metavar="N", help="answers made together; the results do not depend on it")
-    common.add_machine_options(parser)
-    common.add_common_options(parser)
-    args = common.parse(parser, arguments, listens=True)
+    parser.add_argument("--port", type=whole(0), default=8000, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument("--batch-size", type=whole(1), metavar="N", help="answers made together; the results do not depend on it")
+    add_machine_options(parser)
+    add_common_options(parser)
+    args = parse(parser, arguments, listens=True)
     try:
         if not ipaddress.ip_address(args.address).is_loopback or args.port > 65535:
             raise ValueError
@@ -34,9 +35,9 @@ def _serve(arguments: list[str]) -> int:
     offline.allow_listening(args.address, args.port)
     if args.dry_run:
         print(f"would serve {args.model} on http://{args.address}:{args.port}/v1; cost 0 (this machine)")
-        return common.DONE
-    from redlite import serve
-    from redlite.lm import LM
+        return DONE
+    from redlite.inference.lm import LM
+    from redlite.net import serve
     lm = LM.load(args.model, args.dtype, args.device, args.quantize, args.template)
     if args.batch_size:
         lm.engine.max_batch = args.batch_size
@@ -48,7 +49,7 @@ def _serve(arguments: list[str]) -> int:
     print(f"serving {name} on http://{args.address}:{server.server_port}/v1 (Ctrl-C ends it)", flush=True)
     with server:
         server.serve_forever()
-    return common.DONE
+    return DONE
 
 
 if __name__ == "__main__":

@@ -1,0 +1,132 @@
+"""JSON, hashes and files written whole or not at all."""
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from redlite.errors import Error
+
+
+def encode(record) -> bytes:
+    """One JSON text in UTF-8, without newlines; a lone surrogate becomes its \\u escape, which JSON allows."""
+    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
+
+
+def sha256_json(value) -> str:
+    """SHA-256 of a value's canonical JSON: sorted keys, no spaces, ASCII."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path) -> str:
+    """SHA-256 of a file's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while piece := file.read(1 << 22):
+                digest.update(piece)
+    except OSError as error:
+        raise Error(f"{path}: cannot be read ({error.strerror})") from None
+    return digest.hexdigest()
+
+
+class Hashing(threading.Thread):
+    """`sha256_file` in a thread beside what else there is to do; hashing leaves Python's lock to others. It ends with the program."""
+
+    def __init__(self, path):
+        super().__init__(daemon=True)
+        self._path, self._found, self._fault = path, "", None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._found = sha256_file(self._path)
+        except Exception as error:  # raised where the result is asked for
+            self._fault = error
+
+    def result(self) -> str:
+        """The hash, when it is there. Raises what `sha256_file` raised."""
+        self.join()
+        if self._fault:
+            raise self._fault
+        return self._found
+
+
+@contextmanager
+def replacing(path) -> Iterator[BinaryIO]:
+    """A binary file that becomes `path` whole, when the block ends well, or not at all: hidden beside it, synchronised, then renamed."""
+    path = Path(path)
+    hidden = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(hidden, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(hidden, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise Error(f"{path}: cannot be written ({error.strerror}); free the space or choose another --output-dir") from None
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def write_atomic(path, data: str | bytes) -> None:
+    """Write a file whole or not at all; see `replacing`."""
+    with replacing(path) as file:
+        file.write(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)
+
+
+def write_json(path, value) -> None:
+    """`write_atomic` of indented JSON."""
+    write_atomic(path, json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n")
+
+
+def read_json(path, where: str = ""):
+    """The value in a JSON file. Raises Error naming file and place if it is missing or malformed, or names a field twice; where: for "--config FILE"."""
+    where = where or str(path)
+    try:
+        return loads(Path(path).read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise Error(f"{where}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise Error(f"{where}: is not valid JSON in UTF-8 ({error})") from None
+
+
+def loads(text: str):
+    """The value of one JSON text from a user's file. Raises ValueError for whatever is wrong with it: its form (JSONDecodeError, which says where),
+    a field that an object names twice, a number of thousands of digits, nesting beyond Python's recursion."""
+    def unique(pairs: list[tuple[str, object]]) -> dict:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"one object names the field {next(n for n in names if names.count(n) > 1)!r} twice; keep one")
+        return found
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:                 # Python's own hint after the ";" is no mend for a user
+        raise ValueError(str(error).partition("; use sys")[0]) from None
+
+
+def half_surrogate(text: str) -> bool:
+    """Whether a text from JSON holds half of a surrogate pair, which is no character and has no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
