@@ -216,7 +216,7 @@ def _redeval_process(path: str, quantize: str | None, questions: int, tokens: in
 
 
 def redeval(path: str | None, directory: str | None, python: str | None) -> dict:
-    """RED-EVAL's CoU prompt beside transformers and llama.cpp: tests/compare_speed.py, in the Python that has them."""
+    """RED-EVAL's CoU prompt beside transformers and llama.cpp: tests/beside/compare_speed.py, in the Python that has them."""
     if not (path and directory and python):
         raise Error("redeval needs --model FILE.gguf, --model-dir DIR (the same as a Hugging Face directory) and --peer-python PYTHON (one that has transformers and "
                     "llama-cpp-python)")
@@ -224,11 +224,11 @@ def redeval(path: str | None, directory: str | None, python: str | None) -> dict
 
 
 def peers(name: str, python: str, *arguments: str) -> dict:
-    """Run a comparison of tests/ in the Python that has the peers; what its last line says."""
-    script = Path(__file__).parents[2] / "tests" / name
+    """Run a comparison of tests/beside in the Python that has the peers; what its last line says."""
+    script = Path(__file__).parents[2] / "tests" / "beside" / name
     if not script.exists():
         raise Error(f"{script} is not there; the comparisons need a source checkout")
-    done = subprocess.run([python, str(script), *arguments], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(script.parents[1])})
+    done = subprocess.run([python, str(script), *arguments], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(script.parents[2])})
     print(done.stdout.rpartition("\n{")[0])
     if done.returncode:
         raise Error(f"{script} ended with exit code {done.returncode}")
@@ -238,7 +238,8 @@ def peers(name: str, python: str, *arguments: str) -> dict:
 def gpu_tests() -> None:
     """The kernels' tests on the GPU. Raises Error where they fail."""
     root = Path(__file__).parents[2]
-    tests = [str(root / "tests" / name) for name in ("test_token_nll.py", "test_attention.py", "test_decode_triton.py", "test_matmul_triton.py", "test_graph.py")]
+    tests = [str(root / "tests" / name) for name in ("kernels/test_token_nll.py", "kernels/test_attention.py", "kernels/test_decode_triton.py", "kernels/test_matmul_triton.py",
+                                                   "inference/test_graph.py")]
     missing = [t for t in tests if not Path(t).exists()]
     if missing:
         raise Error(f"{missing[0]} is not there; run from a source checkout, which has the kernels' tests")

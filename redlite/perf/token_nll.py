@@ -7,7 +7,7 @@ import time
 import torch
 from torch.nn.functional import cross_entropy
 
-from . import kernels
+from redlite import kernels
 
 SHAPE = 2048, 576, 49152  # tokens, width and vocabulary of SmolLM2-135M's head
 

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from . import formulas, kernels, loss
-from .kernels import native
-from .loss import BLUE, COLOURS, HELPFUL, RED, Responses
+from redlite import kernels, loss
+from redlite.training import formulas
+from redlite.kernels import native
+from redlite.loss import BLUE, COLOURS, HELPFUL, RED, Responses
 
 LIMIT = 2.0            # times the plain formula's own error
 DIFFERENCES = 1e-6     # relative error allowed to central differences, which are good to about 1e-9

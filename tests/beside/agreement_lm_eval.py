@@ -1,6 +1,6 @@
 """Holds the benches against lm-evaluation-harness, example by example, and times both in turns. Run where it is installed beside redlite:
 
-    python tests/agreement_lm_eval.py MODEL_DIR BENCHMARK_DIR [--suites hhh,truthfulqa,mmlu,bbh] [--prompts-only] [--json FILE]
+    python tests/beside/agreement_lm_eval.py MODEL_DIR BENCHMARK_DIR [--suites hhh,truthfulqa,mmlu,bbh] [--prompts-only] [--json FILE]
 
 MODEL_DIR is a Hugging Face directory (checkpoint.save_pretrained makes one of a GGUF file), BENCHMARK_DIR what --data takes. Both read the
 same files and run float32 on the CPU. Compared: prompts to the character, log-probabilities, generated texts, verdicts. Where log-probabilities

@@ -2,7 +2,7 @@ r"""Writes tests/golden/tokenizer.json and tests/golden/chat.json: what other im
 
 Run by hand where transformers 5, tokenizers and llama-cpp-python are installed beside redlite:
 
-    python tests/make_tokenizer_goldens.py SmolLM2-135M-Instruct.Q4_1.gguf tokenizers/llama.model
+    python tests/beside/make_tokenizer_goldens.py SmolLM2-135M-Instruct.Q4_1.gguf tokenizers/llama.model
 
 tokenizer.json holds
   smollm2   llama.cpp's ids of every string for SmolLM2's vocabulary (Apache-2.0, Hugging Face), and the part of its merges
@@ -18,7 +18,7 @@ import random
 import sys
 from pathlib import Path
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 SPLITS = {
     "gpt-2": [("ByteLevel",)],
     "smollm": [("Digits",), ("ByteLevel",)],

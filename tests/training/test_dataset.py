@@ -268,7 +268,7 @@ def test_collate_nothing():
 def test_real_files_of_every_shape(tmp_path):
     """The files that teams have, when they are at hand: counts as the sources state them."""
     from pathlib import Path
-    shared = Path(__file__).parents[2] / "shared" / "benchmarks"
+    shared = Path(__file__).parents[3] / "shared" / "benchmarks"
     if not shared.exists():
         pytest.skip("the real conversation files are not beside the checkout")
     for name, colour, at_least in (("hh_rlhf/harmless-base_test.jsonl.gz", "red", 2200), ("safety_tuned/safety_only_data_Instructions.json", "blue", 2400),

@@ -1,6 +1,6 @@
 """Times RED-EVAL's CoU prompt and plain decoding with redlite, transformers and llama.cpp, in turns in one process. Run where they are installed beside redlite:
 
-    python tests/compare_speed.py MODEL.gguf HF_DIR [--questions 16] [--rounds 2] [--only redlite,llama] [--json FILE]
+    python tests/beside/compare_speed.py MODEL.gguf HF_DIR [--questions 16] [--rounds 2] [--only redlite,llama] [--json FILE]
 
 MODEL.gguf is Q4_1 (a Q8_0 file is made of it for llama.cpp); HF_DIR is the same model as a Hugging Face directory. Every side answers the same questions with
 64 new tokens, greedy, on 2 threads. Seconds a question, and tokens/s of one sequence, are medians over the rounds.

@@ -8,7 +8,7 @@ from redlite.errors import Error
 from redlite.redteam import questions
 from redlite.redteam.questions import Question, find_questions, load_prompt, load_questions
 
-SHARED = Path(__file__).parents[2] / "shared" / "benchmarks"
+SHARED = Path(__file__).parents[3] / "shared" / "benchmarks"
 
 
 def load(tmp_path, name, content):

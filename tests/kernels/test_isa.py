@@ -13,7 +13,7 @@ import pytest
 
 from redlite.kernels import native
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FLAGS = ["-O2", "-std=c11", "-fno-math-errno", "-ffp-contract=fast", "-Wno-psabi", "-pthread", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'kernels'}"]
 SIMDE = Path("/usr/include/simde/x86/avx512.h")
 EMULATED = """
@@ -46,7 +46,7 @@ Results = dict[str, list[np.ndarray]]  # instruction set → what isa_results.c 
 
 def build(compiler: str, folder: Path, special: dict[str, list[str]] | None = None, link: tuple[str, ...] = ()) -> Path:
     """Compiles the library's sources, and isa_results.c with them, into folder/program. `special`: only these sources, with further flags."""
-    sources = {source.name: source for source in (*sorted((ROOT / "kernels").glob("*.c")), ROOT / "tests" / "isa_results.c")}
+    sources = {source.name: source for source in (*sorted((ROOT / "kernels").glob("*.c")), ROOT / "tests" / "helpers" / "isa_results.c")}
     for name in special or sources:
         done = subprocess.run([compiler, *FLAGS, *(special or {}).get(name, ()), "-c", str(sources[name]), "-o", str(folder / f"{name}.o")], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

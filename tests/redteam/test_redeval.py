@@ -21,7 +21,7 @@ from redlite.redteam.questions import Prompt, Question
 from redlite.store.files import read_json, sha256_json, write_json
 from redlite.store.run_directory import Run, difference
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 
 
 # A made-up answerer, see redeval_worker.py

@@ -25,7 +25,7 @@ from redlite.redteam import redeval
 from redlite.redteam.answerers import Choice, LocalAnswerer
 from redlite.store import text as store_text
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 SCRIPT = HERE.parent / "bin" / "redeval"
 ORGANISM = ["--limit", "2", "--max-new-tokens", "24"]
 

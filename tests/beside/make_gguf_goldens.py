@@ -1,15 +1,18 @@
 """Writes tests/golden/gguf_blocks.json: numbers that llama.cpp decodes from random blocks of every tensor type.
 
-Run by hand where llama-cpp-python is installed beside redlite:  python tests/make_gguf_goldens.py
+Run by hand where llama-cpp-python is installed beside redlite:  python tests/beside/make_gguf_goldens.py
 It calls `ggml_get_type_traits(type)->to_float` of llama.cpp's library over ctypes. Blocks come from numpy's generator.
 """
 import ctypes
 import json
+import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
-from gguf_file import TYPES
+
+sys.path.append(str(Path(__file__).parents[1] / "helpers"))
+from gguf_file import TYPES  # noqa: E402
 
 SIZES = {"F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q8_0": (32, 34), "Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22), "Q4_K": (256, 144), "Q6_K": (256, 210)}
 HALVES = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q4_K": [0, 2], "Q6_K": [208], "F16": [0]}  # where a block holds half-precision numbers
@@ -50,7 +53,7 @@ def main():
         traits.to_float(raw, numbers.ctypes.data, len(numbers))
         out[kind] = numbers.tobytes().hex()
     text = json.dumps({"llama_cpp": llama_cpp.__version__, "float32": out}, indent=0)
-    (Path(__file__).parent / "golden" / "gguf_blocks.json").write_text(text + "\n")
+    (Path(__file__).parents[1] / "golden" / "gguf_blocks.json").write_text(text + "\n")
     print({k: len(v) // 8 for k, v in out.items()}, len(text))
 
 

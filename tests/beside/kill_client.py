@@ -1,6 +1,6 @@
 """Kill a client with SIGKILL again and again while it asks a server that answers badly, and count what came of it.
 
-    python tests/kill_client.py --requests 2000 --kills 20
+    python tests/beside/kill_client.py --requests 2000 --kills 20
 
 The server (fault_server.py) lives on and counts what it made. At the end: every request answered exactly once in the
 journal, none lost, none made twice, the API key nowhere on disk. Exit code 0 if all of that holds.
@@ -16,7 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import fault_server
+sys.path.append(str(Path(__file__).parents[1] / "helpers"))
+import fault_server  # noqa: E402
 
 KEY = "sk-kill-0123456789-only-for-this-test"
 FAULTS = {"ok": 10, "429": 1, "429-after": 1, "500": 1, "503": 1, "hang": 0.1, "reset": 1, "cut": 1, "bad-json": 1, "bad-utf8": 1, "null": 1, "filter-error": 1,
@@ -37,7 +38,7 @@ with Run(directory, {"test": "kill"}) as run:
 def trial(directory: Path, requests: int, kills: int, seed: int = 0) -> dict:
     """Run, kill `kills` times at random moments, run to the end; what the journal and the server say."""
     draw = random.Random(seed)
-    environment = {**os.environ, "OPENAI_API_KEY": KEY, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "OPENAI_API_KEY": KEY, "PYTHONPATH": str(Path(__file__).parents[2])}
     journal = directory / "api.jsonl"
     with fault_server.running(faults=FAULTS, delay=0.005, seed=seed) as server:
         command = [sys.executable, "-c", WORKER, str(directory), server.url, str(requests)]

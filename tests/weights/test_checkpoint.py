@@ -21,7 +21,7 @@ from redlite.text import tokenizer
 from redlite.weights import checkpoint
 from redlite.weights.gguf import GGUF
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "logits.json").read_text())["cases"]
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "logits.json").read_text())["cases"]
 PARTS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
          "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
 

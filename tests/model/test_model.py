@@ -1,4 +1,4 @@
-"""The model family against logits that transformers computed (tests/make_model_goldens.py made them)."""
+"""The model family against logits that transformers computed (tests/beside/make_model_goldens.py made them)."""
 import json
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from redlite.model.config import Config
 from redlite.model.llama import LLaMA
 from redlite.model.sequences import PackedSequences, packed_attention
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "logits.json").read_text())["cases"]
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "logits.json").read_text())["cases"]
 PLAIN = {"model_type": "llama", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 

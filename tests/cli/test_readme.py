@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 # A command of the README that needs nothing but the checkout, and what makes it short here.
 COMMANDS = {"bin/redeval": "--limit 3 --max-new-tokens 40", "bin/safealign": "--dry-run", "bin/safealign prove": "", "bin/collect": "--limit 1 --conversations 1 --max-new-tokens 40"}

@@ -1,6 +1,6 @@
 """Damages model files at random and loads each: no crash, no load over two seconds, nothing but a one-line Error, memory bounded.
 
-    python tests/mutations.py [--count 10000] [--seed 0]
+    python tests/helpers/mutations.py [--count 10000] [--seed 0]
 
 Kinds, in turn: the header of a GGUF file (with either kind of tokenizer) and of a safetensors file, a shard index,
 config.json, tokenizer.model, tokenizer.json and tokenizer_config.json. Bytes are damaged anywhere; JSON files also as

@@ -1,6 +1,6 @@
 """Times full fine-tuning in float32 with redlite and with transformers, in turns in one process, on the same conversations. Run where transformers is installed beside redlite:
 
-    python tests/compare_training.py HF_DIR CONVERSATIONS [--conversations 16] [--rounds 3] [--json FILE]
+    python tests/beside/compare_training.py HF_DIR CONVERSATIONS [--conversations 16] [--rounds 3] [--json FILE]
 
 HF_DIR is a model as a Hugging Face directory, CONVERSATIONS a file that bin/safealign reads. A step trains on the same conversations on both sides: redlite packs them,
 transformers pads micro-batches of 4 (sorted by length) to their longest and gets torch's AdamW. Only real tokens are counted, so padding counts against who pads.

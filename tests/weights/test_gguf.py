@@ -13,7 +13,7 @@ from redlite.errors import Error
 from redlite.weights.gguf import GGUF
 from redlite.weights.gguf_formats import FORMATS, PIECE
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "gguf_blocks.json").read_text())["float32"]
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "gguf_blocks.json").read_text())["float32"]
 
 
 def half(data: bytes) -> float:

@@ -1,9 +1,9 @@
 """Writes tests/golden/logits.json: logits of tiny random models, computed by transformers.
 
-Run by hand where transformers 5 is installed beside redlite:  python tests/make_model_goldens.py
+Run by hand where transformers 5 is installed beside redlite:  python tests/beside/make_model_goldens.py
 Each case holds the config.json that transformers writes, the seed of the weights, the ids and, for a few
 vocabulary entries at every position, the logits. The weights come from numpy's generator in the order of
-the parameters' sorted names, so redlite makes the same ones without transformers (tests/test_model.py).
+the parameters' sorted names, so redlite makes the same ones without transformers (tests/model/test_model.py).
 """
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ def main():
         out[name] = {"config": json.loads(config.to_json_string(use_diff=False)), "given": {"model_type": kind, **BASE, **extra}, "seed": seed,
                      "logits": [[round(v, 6) for v in row] for row in logits[:, SHOWN].tolist()], "absmax": logits.abs().max().item()}
     text = json.dumps({"transformers": transformers.__version__, "cases": out}, separators=(",", ":"))
-    (Path(__file__).parent / "golden" / "logits.json").write_text(text + "\n")
+    (Path(__file__).parents[1] / "golden" / "logits.json").write_text(text + "\n")
     print({n: round(c["absmax"], 2) for n, c in out.items()}, len(text))
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers against llama.cpp and the tokenizers library (stored goldens, tests/make_tokenizer_goldens.py) and against sentencepiece itself."""
+"""Tokenizers against llama.cpp and the tokenizers library (stored goldens, tests/beside/make_tokenizer_goldens.py) and against sentencepiece itself."""
 import copy
 import io
 import itertools
@@ -16,7 +16,7 @@ import sentencepiece
 from redlite.errors import Error
 from redlite.text import bpe, spm, tokenizer
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 GOLDEN = json.loads((HERE / "golden" / "tokenizer.json").read_text())
 SHARED = HERE.parents[1] / "shared" / "tokenizers"
 STRINGS = maker.strings()

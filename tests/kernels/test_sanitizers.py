@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FLAGS = ["-g", "-O1", "-std=c11", "-ffp-contract=fast", "-Wno-psabi", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-shared", "-fPIC"]
 
 
@@ -21,7 +21,7 @@ def test_the_kernel_tests_run_clean(tmp_path):
         pytest.skip(f"gcc has no sanitizers here: {built.stderr[-200:]}")
     program = ("import sys, ctypes\nfrom redlite.kernels import native\nlibrary = ctypes.CDLL(sys.argv[1])\nlibrary.rl_isa.restype = library.rl_isas.restype = ctypes.c_char_p\n"
                "native.library.cache_clear()\nnative.library = lambda: (library, '')\nimport pytest\nsys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[2:]]))")
-    chosen = [str(ROOT / "tests" / f"test_{name}.py") for name in ("linear", "block", "decode", "sequences", "step", "dequantise")] + [f"{ROOT}/tests/test_token_nll.py", "-k", "not triton and not reference and not memory"]
+    chosen = [str(ROOT / "tests" / "kernels" / f"test_{name}.py") for name in ("linear", "block", "decode", "sequences", "step", "dequantise")] + [f"{ROOT}/tests/kernels/test_token_nll.py", "-k", "not triton and not reference and not memory"]
     done = subprocess.run([sys.executable, "-c", program, str(library), *chosen], capture_output=True, text=True, cwd=tmp_path, timeout=300,
                           env={**os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0:handle_segv=0", "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0 and " passed" in done.stdout, (done.stdout + done.stderr)[-3000:]

@@ -1,6 +1,6 @@
 """Times the loss and RED-EVAL-shaped generation beside their peers on a GPU, in turns in one process. Each peer is used where it is installed beside redlite:
 
-    python tests/compare_gpu.py [--rounds 5] [--json FILE]        peers: liger-kernel, cut-cross-entropy, transformers
+    python tests/beside/compare_gpu.py [--rounds 5] [--json FILE]        peers: liger-kernel, cut-cross-entropy, transformers
 
 Loss: forward and backward at a 7B model's width in bfloat16, with the peak of memory beyond inputs and gradients. Generation: the same random 7B model on both sides.
 """

@@ -1,4 +1,4 @@
-"""Chat formats: ids and masks against transformers' apply_chat_template (tests/make_tokenizer_goldens.py), and the rules for messages."""
+"""Chat formats: ids and masks against transformers' apply_chat_template (tests/beside/make_tokenizer_goldens.py), and the rules for messages."""
 import io
 import itertools
 import json
@@ -12,7 +12,7 @@ import sentencepiece
 from redlite.errors import Error
 from redlite.text import chat, tokenizer
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 SMALL = json.loads((HERE / "golden" / "tokenizer.json").read_text())
 GOLDEN = json.loads((HERE / "golden" / "chat.json").read_text())
 SHARED = HERE.parents[1] / "shared" / "tokenizers"
