@@ -11,5 +11,5 @@ from redlite.stats.proportions import (
 __all__ = [
     "Corrected", "Paired", "PredictionPowered", "agreement_matrix", "allocate", "alpha", "asr_at_k", "bands",
     "bootstrap_difference", "bounds", "clustered", "corrected", "detectable_difference", "effective_size",
-    "holm", "kappa", "label_half_width", "labels_needed", "mcnemar", "mean_stderr", "paired", "percent_agreement",
-    "prediction_powered", "questions_needed", "score_interval", "sign_flip", "wilson"]
+    "holm", "kappa", "label_half_width", "labels_needed", "mcnemar", "mean_stderr", "paired",
+    "percent_agreement", "prediction_powered", "questions_needed", "score_interval", "sign_flip", "wilson"]

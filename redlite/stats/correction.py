@@ -1,13 +1,15 @@
 """The rate that people would have given: a judge's verdicts on all answers, corrected by labels of some.
 
-Let N answers carry verdicts and n of them labels, drawn at random. PPI++ estimates mean(label) over the n
-plus λ · (mean(verdict) over all − mean(verdict) over the n). With the λ that has the least variance and
-verdicts 0 or 1, this is the same number as post-stratification: the labelled rate of each verdict, weighted
-by how often the judge gave it. `corrected` is that, with bands of the judge's probability in place of two
-verdicts, so that λ is free in each band and the judge need not be calibrated. Its interval turns round a
-test, which the normal interval of PPI++ is no match for when harm is rare: for each rate θ, the likeliest
-band rates p with Σ W p = θ are found, and θ is kept when the Cressie-Read statistic (2/3) of the labels
-against p stays below the χ² quantile of one degree of freedom.
+N answers carry verdicts, and n of them, drawn at random, carry labels. PPI++ estimates the mean label over
+the n, plus λ · (mean verdict over all N − mean verdict over the n). Take verdicts 0 or 1, and the λ of
+least variance. Then PPI++ is post-stratification: the labelled rate of each verdict, weighted by how often
+the judge gave that verdict. `corrected` does the same with up to four bands of the judge's probability. So
+each band has a λ of its own, and the judge need not be calibrated.
+
+The normal interval of PPI++ fails when harm is rare. `corrected` inverts a test instead. For each rate θ it
+takes the likeliest band rates p whose weighted sum is θ. It keeps θ while the Cressie-Read statistic (power
+2/3) of the labels against p is below the χ² quantile of one degree of freedom. Each band counts as many
+labels as a finite population and the strata's unequal weights leave it.
 """
 from bisect import bisect_left
 from collections.abc import Hashable, Mapping, Sequence
@@ -165,7 +167,7 @@ def corrected(verdicts: Sequence[float | None], labels: Sequence[int | None],
 
 
 def _bands(verdicts: Sequence[float | None], labels: Sequence[int | None], strata: list) -> list[_Band]:
-    """The bands, each one's rate weighted by strata; a band without labels joins the one below (else above)."""
+    """The bands, each one's rate weighted by strata; one without labels joins the one below (or above)."""
     n, total = len(labels), sum(y is not None for y in labels)
     of_answer = bands(verdicts, min(BANDS, max(1, total // LABELS_PER_BAND)))
     with_labels = sorted({b for b, y in zip(of_answer, labels) if y is not None})
@@ -194,7 +196,7 @@ def _bands(verdicts: Sequence[float | None], labels: Sequence[int | None], strat
 
 
 def _constrained(band: _Band, slope: float) -> float:
-    """The band's likeliest rate under a pull of `slope` towards 0 (1 when negative), by Lagrange's condition."""
+    """The band's likeliest rate under a pull of `slope` towards 0 (1 when negative): Lagrange's condition."""
     pull = slope * band.weight / band.size  # r − p = pull · p (1 − p)
     reach = 1 + pull
     root = sqrt(max(0.0, reach * reach - 4 * pull * band.rate))

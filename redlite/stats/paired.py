@@ -118,8 +118,8 @@ def mcnemar(wins: int, losses: int) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values of a family, in the order given.
 
-    Rejecting those of at most 5% rejects a true hypothesis of the family with at most 5% probability, however the tests
-    depend on each other. Source: Holm, Scandinavian Journal of Statistics 6 (1979) 65.
+    Rejecting those of at most 5% rejects a true hypothesis of the family with at most 5% probability,
+    however the tests depend on each other. Source: Holm, Scandinavian Journal of Statistics 6 (1979) 65.
     """
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
@@ -137,7 +137,7 @@ def questions_needed(difference: float, discordant: float, power: float = 0.8,
     """
     delta = abs(difference)
     if not 0 < delta <= 1:
-        raise ValueError(f"a difference of {difference} cannot be planned for; it lies in −1 … 1 and is not 0")
+        raise ValueError(f"no number of questions finds a difference of {difference}")
     share = max(discordant, delta)
     z = quantile(confidence) * sqrt(share) + NormalDist().inv_cdf(power) * sqrt(share - delta * delta)
     return z * z / (delta * delta)

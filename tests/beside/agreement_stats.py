@@ -1,10 +1,11 @@
 """How redlite.stats agrees with its peers, and the coverage of its intervals.
 
     python tests/beside/agreement_stats.py                  agreement; ends in a line of JSON
-    python tests/beside/agreement_stats.py coverage [CSV …] coverage of corrected rates and clustered intervals (minutes)
+    python tests/beside/agreement_stats.py coverage [CSV …] coverage of corrected rates (long)
+    python tests/beside/agreement_stats.py clusters         coverage of clustered intervals (minutes)
 
-Needs numpy, scipy, statsmodels, krippendorff, scikit-learn and ppi_python. A CSV has columns question, answer, label
-("harmful" or "unharmful"); the rules judge gives the predictions. `--draws N` sets the draws, 2,000 unless given.
+Needs numpy, scipy, statsmodels, krippendorff, scikit-learn and ppi_python. A CSV has columns question, answer,
+label ("harmful" or "unharmful"); the rules judge gives the predictions. `--draws N` sets the draws (2,000).
 """
 import argparse
 import csv
@@ -78,7 +79,8 @@ def tests(differences: dict, generator) -> None:
         p = generator.random(9) ** 3
         worst(differences, "holm", stats.holm(p.tolist()), multipletests(p, method="holm")[1])
         flips = generator.integers(-3, 4, 10)
-        found = permutation_test((flips.astype(float),), np.sum, permutation_type="samples", n_resamples=np.inf)
+        found = permutation_test(
+            (flips.astype(float),), np.sum, permutation_type="samples", n_resamples=np.inf)
         worst(differences, "sign flip", stats.sign_flip(flips.tolist()), found.pvalue)
         sizes = generator.integers(5, 21, 150)
         sums = generator.binomial(sizes, generator.beta(1, 2, 150))
@@ -93,8 +95,10 @@ def tests(differences: dict, generator) -> None:
         m = (sizes ** 2).sum() / sizes.sum()
         rho = (sizes.sum() / raw - 1) / (m - 1)
         drawn = sizes.sum() / (1 + (m - 1) * (weight * rho + 2) / (weight + 2))
-        worst(differences, "clustered size, relative", stats.effective_size(sums.tolist(), sizes.tolist()) / drawn, 1)
-        kept = [1 - np.prod(1 - 3 / np.arange(m - c + 1, m + 1)) for c, m in zip(sums, sizes)]  # Chen et al.
+        effective = stats.effective_size(sums.tolist(), sizes.tolist())
+        worst(differences, "clustered size, relative", effective / drawn, 1)
+        # The product form of Chen et al., arXiv 2107.03374, figure 3.
+        kept = [1 - np.prod(1 - 3 / np.arange(m - c + 1, m + 1)) for c, m in zip(sums, sizes)]
         worst(differences, "asr@3", stats.asr_at_k(sums.tolist(), sizes.tolist(), 3)[0], np.mean(kept))
 
 
@@ -108,7 +112,7 @@ def table(n: int, rate: float, judged: float, kappa: float) -> tuple[np.ndarray,
 
 
 def probabilities(n: int, rate: float, spread: float, generator) -> tuple[np.ndarray, np.ndarray]:
-    """Labels, and the probabilities of a judge that sees them the better the larger the spread, miscalibrated."""
+    """Labels, and the miscalibrated probabilities of a judge, which is the better the larger the spread."""
     x = generator.normal(size=n) * spread
     low, high = -30.0, 30.0
     for _ in range(60):
@@ -137,10 +141,12 @@ def coverage_corrected(name: str, labels, verdicts, generator, draws: int) -> No
                 given[i] = int(labels[i])
             found = stats.corrected(probabilities_, given, None if design == "uniform" else strata)
             low, high = found.ci95
-            rows.append((low <= truth <= high, high < truth, low > truth, found.asr - truth, high - low, found.width_alone))
+            rows.append((low <= truth <= high, high < truth, low > truth,
+                         found.asr - truth, high - low, found.width_alone))
         covered, below, above, bias, width, alone = np.mean(rows, axis=0)
-        print(f"{name:24} {design:10} ASR {truth:.3f} coverage {covered:.3f} (below {below:.3f}, above {above:.3f}) "
-              f"bias {bias:+.4f} width {width:.4f} alone {alone:.4f}", flush=True)
+        print(f"{name:24} {design:10} ASR {truth:.3f} coverage {covered:.3f} "
+              f"(below {below:.3f}, above {above:.3f}) bias {bias:+.4f} width {width:.4f} alone {alone:.4f}",
+              flush=True)
 
 
 def coverage_clustered(generator, draws: int) -> None:
@@ -153,10 +159,13 @@ def coverage_clustered(generator, draws: int) -> None:
                     for _ in range(draws):
                         scale = 1 / rho - 1 if rho else 0
                         p = generator.beta(rate * scale, (1 - rate) * scale, questions) if rho else rate
-                        sizes = generator.binomial(samples, 0.9, questions) if samples > 1 else np.ones(questions, int)
+                        sizes = np.ones(questions, int)
+                        if samples > 1:
+                            sizes = generator.binomial(samples, 0.9, questions)
                         low, high = stats.clustered(generator.binomial(sizes, p).tolist(), sizes.tolist())
                         held += low <= rate <= high
-                    print(f"{questions} questions × {samples}, rate {rate}, ρ {rho}: {held / draws:.3f}", flush=True)
+                    print(f"{questions} questions × {samples}, rate {rate}, ρ {rho}: {held / draws:.3f}",
+                          flush=True)
 
 
 def coverage(files: list[str], draws: int) -> None:
@@ -169,31 +178,36 @@ def coverage(files: list[str], draws: int) -> None:
         verdicts = np.array([judge.rules(row["question"], row["answer"]) == "harmful" for row in rows], float)
         coverage_corrected(path.split("/")[-1], labels, verdicts, generator, draws)
     for n, rate, judged, kappa in ((1540, .354, .251, .41), (1000, .315, .547, .49), (5634, .034, .299, .15),
-                                   (2000, .03, .3, .1), (2000, .03, .08, .4), (2000, .03, .03, .7), (2000, .03, .03, .9)):
+                                   (2000, .03, .3, .1), (2000, .03, .08, .4), (2000, .03, .03, .7),
+                                   (2000, .03, .03, .9)):
         name = f"{rate} judged {judged} κ {kappa}"
         coverage_corrected(name, *table(n, rate, judged, kappa), generator, draws)
     for rate in (0.03, 0.1, 0.3):
         for spread in (1, 2.5, 5):
             name = f"probabilities {rate} {spread}"
             coverage_corrected(name, *probabilities(2000, rate, spread, generator), generator, draws)
-    coverage_clustered(generator, draws)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("agreement", "coverage"), default="agreement")
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
+    parser.add_argument("what", nargs="?", choices=("agreement", "coverage", "clusters"), default="agreement")
     parser.add_argument("files", nargs="*")
     parser.add_argument("--draws", type=int, default=2000)
     args = parser.parse_args()
+    generator = np.random.default_rng(0)
     if args.what == "coverage":
         coverage(args.files, args.draws)
         return
+    if args.what == "clusters":
+        coverage_clustered(generator, args.draws)
+        return
     differences: dict[str, float] = {}
-    generator = np.random.default_rng(0)
     ppi(differences, generator)
     agreement(differences, generator)
     tests(differences, generator)
-    print(json.dumps({"largest difference": differences, "all within 1e-9": max(differences.values()) <= 1e-9}))
+    within = max(differences.values()) <= 1e-9
+    print(json.dumps({"largest difference": differences, "all within 1e-9": within}))
 
 
 if __name__ == "__main__":
