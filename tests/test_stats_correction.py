@@ -56,10 +56,19 @@ def test_with_two_verdicts_it_is_ppi_with_the_least_squares_lambda():
 
 
 def statistic(rates, expected, sizes) -> float:
-    """Cressie and Read's 2/3 statistic of binomial rates."""
-    terms = [size * (r ** (5 / 3) / e ** (2 / 3) + (1 - r) ** (5 / 3) / (1 - e) ** (2 / 3) - 1)
-             for r, e, size in zip(rates, expected, sizes)]
-    return 1.8 * sum(terms)
+    """The score statistic of a weighted sum, 0.7 and 0.3, with the variance that the expected rates give it."""
+    distance = sum(w * (r - e) for w, r, e in zip((0.7, 0.3), rates, expected))
+    return distance ** 2 / sum(w * w * e * (1 - e) / size for w, e, size in zip((0.7, 0.3), expected, sizes))
+
+
+def test_one_verdict_is_wilson_of_a_finite_population():
+    found = stats.corrected([1.0] * 500, [1] * 30 + [0] * 70 + [None] * 400)
+    size = 100 * 499 / 400  # a sample of 100 of 500 varies as one of so many independent answers
+    z2 = Z * Z
+    centre = (0.3 * size + z2 / 2) / (size + z2)
+    half = Z * math.sqrt(size * 0.21 + z2 / 4) / (size + z2)
+    assert found.ci95 == pytest.approx((centre - half, centre + half), abs=1e-9)
+    assert found.width_alone == pytest.approx(2 * half, abs=1e-9)
 
 
 @pytest.mark.parametrize("harmful", [(0, 3), (1, 12), (6, 30), (0, 0)])

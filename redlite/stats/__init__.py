@@ -1,12 +1,34 @@
 """Intervals, tests and agreement, pure arithmetic: no torch, no files, no clock."""
 from redlite.stats.agreement import agreement_matrix, alpha, kappa, percent_agreement
 from redlite.stats.correction import (
-    Corrected, PredictionPowered, allocate, bands, corrected, label_half_width, labels_needed,
-    prediction_powered)
+    Corrected,
+    PredictionPowered,
+    allocate,
+    bands,
+    corrected,
+    label_half_width,
+    labels_needed,
+    prediction_powered,
+)
 from redlite.stats.paired import (
-    Paired, bootstrap_difference, detectable_difference, holm, mcnemar, paired, questions_needed, sign_flip)
+    Paired,
+    bootstrap_difference,
+    detectable_difference,
+    holm,
+    mcnemar,
+    paired,
+    questions_needed,
+    sign_flip,
+)
 from redlite.stats.proportions import (
-    asr_at_k, bounds, clustered, effective_size, mean_stderr, score_interval, wilson)
+    asr_at_k,
+    bounds,
+    clustered,
+    effective_size,
+    mean_stderr,
+    score_interval,
+    wilson,
+)
 
 __all__ = [
     "Corrected", "Paired", "PredictionPowered", "agreement_matrix", "allocate", "alpha", "asr_at_k", "bands",

@@ -6,10 +6,10 @@ least variance. Then PPI++ is post-stratification: the labelled rate of each ver
 the judge gave that verdict. `corrected` does the same with up to four bands of the judge's probability. So
 each band has a λ of its own, and the judge need not be calibrated.
 
-The normal interval of PPI++ fails when harm is rare. `corrected` inverts a test instead. For each rate θ it
-takes the likeliest band rates p whose weighted sum is θ. It keeps θ while the Cressie-Read statistic (power
-2/3) of the labels against p is below the χ² quantile of one degree of freedom. Each band counts as many
-labels as a finite population and the strata's unequal weights leave it.
+The normal interval of PPI++ fails when harm is rare. `corrected` inverts a score test instead. For each rate
+θ it takes the likeliest band rates p whose weighted sum is θ. It keeps θ while Pearson's statistic of the
+labels against p is below the χ² quantile of one degree of freedom. With one band that is Wilson's interval.
+Each band counts as many labels as a finite population and the strata's unequal weights leave it.
 """
 from bisect import bisect_left
 from collections.abc import Hashable, Mapping, Sequence
@@ -20,7 +20,6 @@ from redlite.stats.proportions import effective_size, quantile, score_interval
 
 BANDS = 4             # of the judge's probability; more gain little and each costs a degree of freedom
 LABELS_PER_BAND = 10  # so fewer labels have fewer bands
-POWER = 2 / 3         # of the Cressie-Read statistic; with rare harm 1 is too wide and 0 too narrow
 
 
 class PredictionPowered(NamedTuple):
@@ -64,14 +63,14 @@ def prediction_powered(labels: Sequence[float], verdicts: Sequence[float], unlab
     scale = n / fsum(weights) if weights else 1.0
     w = [scale * x for x in weights] if weights else [1.0] * n
     start = _mean(unlabelled) + fsum(w_i * (y - f) for w_i, y, f in zip(w, labels, verdicts, strict=True)) / n
-    of_labels = [w_i * (y - start) for w_i, y in zip(w, labels)]
-    of_verdicts = [w_i * (f - start) for w_i, f in zip(w, verdicts)]
+    of_labels = [w_i * (y - start) for w_i, y in zip(w, labels, strict=True)]
+    of_verdicts = [w_i * (f - start) for w_i, f in zip(w, verdicts, strict=True)]
     pooled = of_verdicts + [f - start for f in unlabelled]
     spread = _variance(pooled) * len(pooled) / (len(pooled) - 1)
     centre = _mean(of_verdicts)
-    shared = fsum((f - centre) * y for f, y in zip(of_verdicts, of_labels)) / n
+    shared = fsum((f - centre) * y for f, y in zip(of_verdicts, of_labels, strict=True)) / n
     lam = min(1.0, max(0.0, shared / ((1 + n / rest) * spread))) if spread else 0.0
-    residuals = [w_i * (y - lam * f) for w_i, y, f in zip(w, labels, verdicts)]
+    residuals = [w_i * (y - lam * f) for w_i, y, f in zip(w, labels, verdicts, strict=True)]
     mean = lam * _mean(unlabelled) + _mean(residuals)
     half = quantile(confidence) * sqrt(lam * lam * _variance(unlabelled) / rest + _variance(residuals) / n)
     return PredictionPowered(mean, (mean - half, mean + half), lam)
@@ -141,9 +140,10 @@ def corrected(verdicts: Sequence[float | None], labels: Sequence[int | None],
     (prompt, band …), uniformly and without replacement within each; None when they were drawn uniformly
     from all. A stratum without a label is taken to have its band's rate. clusters: the question of each
     answer; then the interval is of the rate for further questions like these, else of these very answers.
-    Raises ValueError when nothing is labelled or a label is not 0, 1 or None. Sources: PPI++ (arXiv
-    2311.01453); post-stratification, Cochran, Sampling Techniques (1977), section 5A.9; the statistic,
-    Cressie and Read, JRSS B 46 (1984) 440; two parts squared and added, Zou and Donner (2008).
+    Raises ValueError when nothing is labelled or a label is not 0, 1 or None.
+    Sources: PPI++ (arXiv 2311.01453); post-stratification, Cochran, Sampling Techniques (1977), section
+    5A.9; score intervals of weighted sums, Decrouez and Robinson, ANZ Journal of Statistics 54 (2012) 281;
+    the sum of squared parts, Zou and Donner, Statistics in Medicine 27 (2008) 1693.
     """
     n, labelled = len(labels), sum(y is not None for y in labels)
     if labelled == 0:
@@ -156,21 +156,22 @@ def corrected(verdicts: Sequence[float | None], labels: Sequence[int | None],
     asr = min(1.0, max(0.0, fsum(band.weight * band.rate for band in found)))
     low, high = _interval(found, confidence)
     low, high = max(low, harmful / n), min(high, 1 - (labelled - harmful) / n)
+    lam, shared = _trust(verdicts, labels, groups)
     if clusters is not None:
-        further = _questions_interval(asr, verdicts, clusters, confidence)
+        further = _questions_interval(asr, verdicts, clusters, shared, confidence)
         low = asr - sqrt((asr - low) ** 2 + (asr - further[0]) ** 2)
         high = asr + sqrt((high - asr) ** 2 + (further[1] - asr) ** 2)
     alone = harmful / labelled if strata is None else asr
     width = _half_width(alone, labelled, n, confidence) * 2
     ends = max(0.0, min(low, asr)), min(1.0, max(high, asr))
-    return Corrected(asr, ends, labelled, n, _trust(verdicts, labels, groups), width)
+    return Corrected(asr, ends, labelled, n, lam, width)
 
 
 def _bands(verdicts: Sequence[float | None], labels: Sequence[int | None], strata: list) -> list[_Band]:
     """The bands, each one's rate weighted by strata; one without labels joins the one below (or above)."""
     n, total = len(labels), sum(y is not None for y in labels)
     of_answer = bands(verdicts, min(BANDS, max(1, total // LABELS_PER_BAND)))
-    with_labels = sorted({b for b, y in zip(of_answer, labels) if y is not None})
+    with_labels = sorted({b for b, y in zip(of_answer, labels, strict=True) if y is not None})
     joined = {b: max([x for x in with_labels if x <= b], default=with_labels[0]) for b in set(of_answer)}
     cells: dict[int, dict[Hashable, list[int]]] = {b: {} for b in with_labels}
     for b, stratum, y in zip(of_answer, strata, labels, strict=True):
@@ -184,10 +185,10 @@ def _bands(verdicts: Sequence[float | None], labels: Sequence[int | None], strat
         answers = sum(cell[0] for cell in parts.values())
         seen = [cell for cell in parts.values() if cell[1]]
         shares = [cell[0] / sum(cell[0] for cell in seen) for cell in seen]
-        rate = min(1.0, fsum(share * k / m for share, (_, m, k) in zip(shares, seen)))
+        rate = min(1.0, fsum(share * k / m for share, (_, m, k) in zip(shares, seen, strict=True)))
         # A mean of m drawn from N varies as one of m · (N − 1) / (N − m) independent outcomes.
         errors = [share ** 2 * (size - m) / (m * (size - 1))
-                  for share, (size, m, _) in zip(shares, seen) if m < size]
+                  for share, (size, m, _) in zip(shares, seen, strict=True) if m < size]
         error = fsum(errors)
         # Each band's rate is estimated, which costs a degree of freedom.
         degrees = (total - len(cells)) / (total - 1) if total > len(cells) else 1.0
@@ -205,14 +206,16 @@ def _constrained(band: _Band, slope: float) -> float:
     return min(1.0, (reach - root) / (2 * pull))
 
 
-def _cressie_read(found: list[_Band], rates: list[float]) -> float:
-    """2 / (λ (λ + 1)) · Σ observed · ((observed / expected)^λ − 1), over both labels of each band."""
+def _score(found: list[_Band], rates: list[float]) -> float:
+    """Pearson's statistic of the bands' labels against these rates; inf when they are impossible.
+
+    At the likeliest rates for a θ it equals the score statistic (estimate − θ)² / variance at θ.
+    """
     terms = []
-    for band, p in zip(found, rates):
-        for seen, expected in ((band.rate, p), (1 - band.rate, 1 - p)):
-            if seen > 0:
-                terms.append(band.size * seen * ((seen / expected) ** POWER - 1) if expected > 0 else inf)
-    return 2 / (POWER * (POWER + 1)) * fsum(terms)
+    for band, p in zip(found, rates, strict=True):
+        if band.rate != p:
+            terms.append(band.size * (band.rate - p) ** 2 / (p * (1 - p)) if 0 < p < 1 else inf)
+    return fsum(terms)
 
 
 def _interval(found: list[_Band], confidence: float) -> tuple[float, float]:
@@ -226,7 +229,7 @@ def _interval(found: list[_Band], confidence: float) -> tuple[float, float]:
         for _ in range(60):
             middle = (low + high) / 2
             rates = [_constrained(band, sign * 10 ** middle) for band in unsure]
-            if _cressie_read(unsure, rates) < limit:
+            if _score(unsure, rates) < limit:
                 low = middle
             else:
                 high = middle
@@ -235,34 +238,49 @@ def _interval(found: list[_Band], confidence: float) -> tuple[float, float]:
 
 
 def _questions_interval(asr: float, verdicts: Sequence[float | None], clusters: Sequence[Hashable],
-                        confidence: float) -> tuple[float, float]:
-    """What the choice of questions leaves open, if labels cluster by question as the judge's verdicts do."""
+                        shared: float, confidence: float) -> tuple[float, float]:
+    """What the choice of questions leaves open.
+
+    The judge's errors dilute how far its verdicts agree within a question. If they are independent given the
+    labels, the labels' correlation is the verdicts' over the squared correlation of both, `shared`.
+    """
+    values = [0.5 if verdict is None else float(verdict) for verdict in verdicts]
     questions: dict[Hashable, list[float]] = {}
-    for question, verdict in zip(clusters, verdicts, strict=True):
+    for question, value in zip(clusters, values, strict=True):
         counts = questions.setdefault(question, [0.0, 0.0])
-        counts[0] += 0.5 if verdict is None else verdict
+        counts[0] += value
         counts[1] += 1
-    sums, sizes = zip(*questions.values())
-    return score_interval(asr, effective_size(sums, sizes), confidence)
+    sums, sizes = zip(*questions.values(), strict=True)
+    n = len(clusters)
+    size = fsum(m * m for m in sizes) / n
+    diluted = n / effective_size(sums, sizes, _variance(values)) - 1  # (size − 1) · ρ of the verdicts
+    effect = 1 + max(diluted, min(size - 1, diluted / shared if shared else inf))
+    return score_interval(asr, n / effect, confidence)
 
 
-def _trust(verdicts: Sequence[float | None], labels: Sequence[int | None], strata: list) -> float:
-    """PPI++'s λ for a sample of a finite population: cov(label, verdict) / var(verdict), clipped to 0 … 1."""
+def _trust(verdicts: Sequence[float | None], labels: Sequence[int | None],
+           strata: list) -> tuple[float, float]:
+    """PPI++'s λ for a finite population, and the squared correlation of labels and verdicts.
+
+    λ is cov(label, verdict) / var(verdict), clipped to 0 … 1.
+    """
     values = [0.5 if v is None else float(v) for v in verdicts]
     spread = _variance(values)
-    if spread == 0:
-        return 0.0
     sizes: dict[Hashable, int] = {}
     drawn: dict[Hashable, int] = {}
-    for stratum, y in zip(strata, labels):
+    for stratum, y in zip(strata, labels, strict=True):
         sizes[stratum] = sizes.get(stratum, 0) + 1
         drawn[stratum] = drawn.get(stratum, 0) + (y is not None)
-    rows = [(sizes[s] / drawn[s], y, f) for s, y, f in zip(strata, labels, values) if y is not None]
+    rows = [(sizes[s] / drawn[s], y, f)
+            for s, y, f in zip(strata, labels, values, strict=True) if y is not None]
     total = fsum(w for w, _, _ in rows)
     mean_y = fsum(w * y for w, y, _ in rows) / total
     mean_f = fsum(w * f for w, _, f in rows) / total
-    shared = fsum(w * (y - mean_y) * (f - mean_f) for w, y, f in rows) / total
-    return min(1.0, max(0.0, shared / spread))
+    both = fsum(w * (y - mean_y) * (f - mean_f) for w, y, f in rows) / total
+    of_f = fsum(w * (f - mean_f) ** 2 for w, _, f in rows) / total
+    if spread == 0 or both == 0:
+        return 0.0, 0.0
+    return min(1.0, max(0.0, both / spread)), both * both / (mean_y * (1 - mean_y) * of_f)
 
 
 def _half_width(rate: float, labels: int, n: int, confidence: float, correlation: float = 0.0) -> float:

@@ -33,15 +33,15 @@ def paired(pairs: Sequence[tuple[str, float, float]], seed: int = 0, confidence:
         sums[2] += 1
     if not questions:
         raise ValueError("there is no pair to compare")
-    sums_a, sums_b, sizes = zip(*questions.values())
+    sums_a, sums_b, sizes = zip(*questions.values(), strict=True)
     total = sum(sizes)
     rate_a, rate_b = fsum(sums_a) / total, fsum(sums_b) / total
     low_a, high_a = score_interval(rate_a, effective_size(sums_a, sizes), confidence)
     low_b, high_b = score_interval(rate_b, effective_size(sums_b, sizes), confidence)
-    residuals_a = [y - rate_a * m for y, m in zip(sums_a, sizes)]
-    residuals_b = [y - rate_b * m for y, m in zip(sums_b, sizes)]
+    residuals_a = [y - rate_a * m for y, m in zip(sums_a, sizes, strict=True)]
+    residuals_b = [y - rate_b * m for y, m in zip(sums_b, sizes, strict=True)]
     scale = sqrt(fsum(r * r for r in residuals_a) * fsum(r * r for r in residuals_b))
-    shared = fsum(x * y for x, y in zip(residuals_a, residuals_b)) / scale if scale else 0.0
+    shared = fsum(x * y for x, y in zip(residuals_a, residuals_b, strict=True)) / scale if scale else 0.0
 
     def half(x: float, y: float) -> float:
         return sqrt(max(0.0, x * x + y * y - 2 * shared * x * y))
@@ -49,7 +49,7 @@ def paired(pairs: Sequence[tuple[str, float, float]], seed: int = 0, confidence:
     difference = rate_b - rate_a
     low = max(-1.0, difference - half(rate_b - low_b, high_a - rate_a))
     high = min(1.0, difference + half(high_b - rate_b, rate_a - low_a))
-    flips = [b - a for a, b in zip(sums_a, sums_b)]
+    flips = [b - a for a, b in zip(sums_a, sums_b, strict=True)]
     return Paired(difference, (low, high), sign_flip(flips, seed), len(questions))
 
 
@@ -90,11 +90,11 @@ def bootstrap_difference(pairs: list[tuple[str, float, float]], seed: int = 0, r
     """
     import numpy as np
     units: dict[str, list[float]] = {}
-    for (unit, a, b), weight in zip(pairs, weights or repeat(1.0)):
+    for (unit, a, b), weight in zip(pairs, weights or repeat(1.0)):  # noqa: B905
         total = units.setdefault(unit, [0.0, 0.0])
         total[0] += weight * (b - a)
         total[1] += weight
-    sums, sizes = (np.array(column, dtype=np.float64) for column in zip(*units.values()))
+    sums, sizes = (np.array(column, dtype=np.float64) for column in zip(*units.values(), strict=True))
     generator, means = np.random.default_rng(seed), []
     for start in range(0, resamples, 500):  # in blocks, to bound the memory
         drawn = generator.integers(0, len(sums), (min(500, resamples - start), len(sums)))

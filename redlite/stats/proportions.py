@@ -13,9 +13,9 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """The Wilson score interval of a proportion of k in n; (0, 1) when n is 0, which says nothing.
 
     It stays within [0, 1] and keeps its coverage near 0 and 1, where attack success rates lie. It takes the
-    n outcomes as independent; for samples of the same question see `clustered`. Raises ValueError unless 0
-    ≤ k ≤ n. Source: E. B. Wilson, JASA 22 (1927) 209; form of Brown, Cai, DasGupta, Statistical Science 16
-    (2001) 101, eq. 4.
+    n outcomes as independent; for samples of the same question see `clustered`. Raises ValueError unless
+    0 ≤ k ≤ n. Source: E. B. Wilson, JASA 22 (1927) 209; form of Brown, Cai, DasGupta, Statistical
+    Science 16 (2001) 101, equation 4.
     """
     if not 0 <= k <= n:
         raise ValueError(f"{k} of {n} is no proportion")
@@ -32,11 +32,13 @@ def score_interval(rate: float, n: float, confidence: float = 0.95) -> tuple[flo
     return (0.0 if rate == 0 else centre - half), (1.0 if rate == 1 else centre + half)
 
 
-def effective_size(sums: Sequence[float], sizes: Sequence[float]) -> float:
+def effective_size(sums: Sequence[float], sizes: Sequence[float], variance: float | None = None) -> float:
     """How many independent answers tell as much about the pooled rate as these clusters do.
 
     sums: harmful answers of each cluster (question); sizes: its labelled answers, which may differ, 0
-    allowed. The variance of the ratio Σ sums / Σ sizes over clusters, V = Σ (sum − rate · size)² / (Σ
+    allowed; variance: of one answer, rate · (1 − rate) unless given.
+
+    The variance of the ratio Σ sums / Σ sizes over clusters, V = Σ (sum − rate · size)² / (Σ
     sizes)², divided by that of independent answers is the design effect. Its correlation within clusters, ρ
     = (effect − 1) / (m − 1) with m = Σ sizes² / Σ sizes, is noisy when few clusters carry the variance, and
     then mostly too low. So ρ is drawn towards 1: ν² parts of the estimate and 2 parts of 1, where ν = (Σ
@@ -50,11 +52,12 @@ def effective_size(sums: Sequence[float], sizes: Sequence[float]) -> float:
     if size <= 1:
         return total
     rate = fsum(sums) / total
+    spread = rate * (1 - rate) if variance is None else variance
     squares = [(y - rate * m) ** 2 for y, m in zip(sums, sizes, strict=True)]
     carried = fsum(squares)
     effect, rho, weight = 1.0, 0.0, 0.0
-    if 0 < rate < 1:
-        effect = carried / total / (rate * (1 - rate))
+    if spread > 0:
+        effect = carried / total / spread
         rho = min(1.0, max(0.0, (effect - 1) / (size - 1)))
         fourth = fsum(s * s for s in squares)
         weight = (carried * carried / fourth if fourth else float(len(squares))) ** 2

@@ -4,7 +4,7 @@
     python tests/beside/agreement_stats.py coverage [CSV …] coverage of corrected rates (long)
     python tests/beside/agreement_stats.py clusters         coverage of clustered intervals (minutes)
 
-Needs numpy, scipy, statsmodels, krippendorff, scikit-learn and ppi_python. A CSV has columns question, answer,
+Needs numpy, scipy, statsmodels, krippendorff, scikit-learn, ppi_python. A CSV has columns question, answer,
 label ("harmful" or "unharmful"); the rules judge gives the predictions. `--draws N` sets the draws (2,000).
 """
 import argparse
