@@ -36,7 +36,7 @@ def test_effective_size_rests_on_the_cluster_robust_variance():
     sums, sizes, variance = [3, 0, 5, 1, 2, 0, 4, 4], [5, 4, 5, 3, 5, 2, 5, 4], 0.015226983922200532
     rate, m = 19 / 33, (25 + 16 + 25 + 9 + 25 + 4 + 25 + 16) / 33
     rho = (variance / (rate * (1 - rate) / 33) - 1) / (m - 1)
-    squares = [(y - rate * size) ** 2 for y, size in zip(sums, sizes)]
+    squares = [(y - rate * size) ** 2 for y, size in zip(sums, sizes, strict=True)]
     weight = (sum(squares) ** 2 / sum(s * s for s in squares)) ** 2
     drawn = (weight * rho + 2) / (weight + 2)
     assert stats.effective_size(sums, sizes) == pytest.approx(33 / (1 + (m - 1) * drawn), rel=1e-12)
@@ -63,7 +63,7 @@ def test_coverage_of_clustered_intervals(samples, rate):
 def test_asr_at_k_is_the_mean_over_all_choices():
     harmful, samples, k = [2, 0, 5, 1], [5, 4, 5, 3], 2
     chances = []
-    for c, n in zip(harmful, samples):
+    for c, n in zip(harmful, samples, strict=True):
         chosen = list(combinations([1] * c + [0] * (n - c), k))
         chances.append(sum(map(any, chosen)) / len(chosen))
     mean, (low, high) = stats.asr_at_k(harmful, samples, k)
@@ -83,7 +83,7 @@ def test_sign_flip_enumerates_all_signs():
     # scipy 1.17.1, permutation_test(permutation_type="samples", n_resamples=inf), gave 0.21875.
     flips = [3, -1, 2, 2, 0, -2, 4, 1]
     assert stats.sign_flip(flips) == pytest.approx(0.21875, abs=1e-12)
-    sums = [abs(sum(s * d for s, d in zip(signs, flips))) for signs in product((1, -1), repeat=8)]
+    sums = [abs(np.dot(signs, flips)) for signs in product((1, -1), repeat=8)]
     assert stats.sign_flip(flips) == sum(s >= 9 for s in sums) / 256
     assert stats.sign_flip([]) == stats.sign_flip([0, 0]) == 1.0
 
@@ -96,7 +96,7 @@ def test_sign_flip_of_single_samples_is_mcnemar():
 
 def test_sign_flip_of_fractions_is_near_the_enumeration():
     flips = [0.31, -0.12, 0.25, 0.27, -0.2, 0.4, 0.11]
-    sums = [abs(sum(s * d for s, d in zip(signs, flips))) for signs in product((1, -1), repeat=7)]
+    sums = [abs(np.dot(signs, flips)) for signs in product((1, -1), repeat=7)]
     exact = sum(s >= sum(flips) - 1e-12 for s in sums) / 128
     assert stats.sign_flip(flips) == pytest.approx(exact, abs=0.01)
 
@@ -120,7 +120,7 @@ TABLES = [(36, 12, 2, 0), (20, 8, 3, 19), (0, 4, 0, 26), (30, 0, 0, 0), (5, 0, 0
 def test_paired_interval_of_single_samples_is_newcombes(table):
     outcomes = [(1, 1), (1, 0), (0, 1), (0, 0)]
     pairs = [(str(i), float(a), float(b)) for i, (b, a) in
-             enumerate(o for o, count in zip(outcomes, table) for _ in range(count))]
+             enumerate(o for o, count in zip(outcomes, table, strict=True) for _ in range(count))]
     found = stats.paired(pairs)
     assert found.ci95 == pytest.approx(newcombe(*table), abs=1e-7)
     assert found.difference == pytest.approx((table[1] - table[2]) / sum(table))

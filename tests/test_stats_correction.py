@@ -46,7 +46,7 @@ def population(cells: list[tuple[float, int, int, int]]) -> tuple[list[float], l
 
 def test_with_two_verdicts_it_is_ppi_with_the_least_squares_lambda():
     verdicts, labels = population([(0.0, 700, 60, 6), (1.0, 300, 40, 30)])
-    pairs = np.array([(v, y) for v, y in zip(verdicts, labels) if y is not None])
+    pairs = np.array([(v, y) for v, y in zip(verdicts, labels, strict=True) if y is not None])
     lam = np.polyfit(pairs[:, 0], pairs[:, 1], 1)[0]
     expected = pairs[:, 1].mean() + lam * (np.mean(verdicts) - pairs[:, 0].mean())
     found = stats.corrected(verdicts, labels)
@@ -56,9 +56,10 @@ def test_with_two_verdicts_it_is_ppi_with_the_least_squares_lambda():
 
 
 def statistic(rates, expected, sizes) -> float:
-    """The score statistic of a weighted sum, 0.7 and 0.3, with the variance that the expected rates give it."""
-    distance = sum(w * (r - e) for w, r, e in zip((0.7, 0.3), rates, expected))
-    return distance ** 2 / sum(w * w * e * (1 - e) / size for w, e, size in zip((0.7, 0.3), expected, sizes))
+    """The score statistic of a sum weighted 0.7 and 0.3, with the variance that the expected rates give it."""
+    weights, expected = np.array([0.7, 0.3]), np.array(expected)
+    variance = np.sum(weights ** 2 * expected * (1 - expected) / np.array(sizes))
+    return float((weights @ (np.array(rates) - expected)) ** 2 / variance)
 
 
 def test_one_verdict_is_wilson_of_a_finite_population():
@@ -85,7 +86,7 @@ def test_the_ends_are_where_brute_force_finds_them(harmful):
         ok = (second > 0) & (second < 1)
         first, second = first[ok], second[ok]
         likelihood = sum(size * (r * np.log(p) + (1 - r) * np.log(1 - p))
-                         for size, r, p in zip(sizes, rates, (first, second)))
+                         for size, r, p in zip(sizes, rates, (first, second), strict=True))
         best = int(np.argmax(likelihood))
         value = statistic(rates, (first[best], second[best]), sizes)
         assert value == pytest.approx(Z * Z, rel=1e-3)

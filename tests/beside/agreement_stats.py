@@ -84,7 +84,7 @@ def tests(differences: dict, generator) -> None:
         worst(differences, "sign flip", stats.sign_flip(flips.tolist()), found.pvalue)
         sizes = generator.integers(5, 21, 150)
         sums = generator.binomial(sizes, generator.beta(1, 2, 150))
-        outcomes = np.concatenate([np.arange(m) < y for y, m in zip(sums, sizes)]).astype(float)
+        outcomes = np.concatenate([np.arange(m) < y for y, m in zip(sums, sizes, strict=True)]).astype(float)
         clusters = np.repeat(np.arange(150), sizes)
         robust = OLS(outcomes, np.ones(len(outcomes))).fit(
             cov_type="cluster", cov_kwds={"groups": clusters, "use_correction": False})
@@ -98,7 +98,7 @@ def tests(differences: dict, generator) -> None:
         effective = stats.effective_size(sums.tolist(), sizes.tolist())
         worst(differences, "clustered size, relative", effective / drawn, 1)
         # The product form of Chen et al., arXiv 2107.03374, figure 3.
-        kept = [1 - np.prod(1 - 3 / np.arange(m - c + 1, m + 1)) for c, m in zip(sums, sizes)]
+        kept = [1 - np.prod(1 - 3 / np.arange(m - c + 1, m + 1)) for c, m in zip(sums, sizes, strict=True)]
         worst(differences, "asr@3", stats.asr_at_k(sums.tolist(), sizes.tolist(), 3)[0], np.mean(kept))
 
 
@@ -125,7 +125,7 @@ def probabilities(n: int, rate: float, spread: float, generator) -> tuple[np.nda
 def coverage_corrected(name: str, labels, verdicts, generator, draws: int) -> None:
     """Of 100 labels, drawn uniformly, and by three pretended prompts and the judge's bands."""
     n, truth, probabilities_ = len(labels), labels.mean(), verdicts.tolist()
-    strata = list(zip(stats.bands(probabilities_), generator.integers(0, 3, n).tolist()))
+    strata = list(zip(stats.bands(probabilities_), generator.integers(0, 3, n).tolist(), strict=True))
     members = {s: [i for i, t in enumerate(strata) if t == s] for s in sorted(set(strata))}
     wanted = stats.allocate({s: len(m) for s, m in members.items()}, 100)
     for design in ("uniform", "stratified"):
