@@ -56,7 +56,7 @@ def test_with_two_verdicts_it_is_ppi_with_the_least_squares_lambda():
 
 
 def statistic(rates, expected, sizes) -> float:
-    """The score statistic of a sum weighted 0.7 and 0.3, with the variance that the expected rates give it."""
+    """The score statistic of a sum weighted 0.7 and 0.3, with the variance that the expected rates give."""
     weights, expected = np.array([0.7, 0.3]), np.array(expected)
     variance = np.sum(weights ** 2 * expected * (1 - expected) / np.array(sizes))
     return float((weights @ (np.array(rates) - expected)) ** 2 / variance)
