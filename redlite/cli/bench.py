@@ -62,7 +62,8 @@ def _battery(args, reach, suites: list[str], quick: bool = False, **red_eval):
     """The battery of the options; without questions there is no RED-EVAL in it."""
     from redlite.bench import runner, xstest
     from redlite.bench import task as bench_task
-    from redlite.redteam import answerers, redeval, scorecard
+    from redlite.judges import choice
+    from redlite.redteam import answerers, scorecard
 
     def cut(task, suite):
         if quick:
@@ -74,7 +75,7 @@ def _battery(args, reach, suites: list[str], quick: bool = False, **red_eval):
     refusal_judge = judge
     if refusals and not xstest.can_judge(judge):
         if red_eval.get("prompts"):
-            refusal_judge = redeval.local_judge("rules", None, None, args.dtype, args.device)
+            refusal_judge = choice.rules_judge()
             note(f"redeval: {args.judge} judges harm, not refusal; XSTest is judged by the rules")
         else:
             raise Error(f"--judge {args.judge}: XSTest needs a judge of refusals; use rules, or a model with --judge-format refusal")
@@ -88,7 +89,7 @@ def bench_command(args, command: str) -> int:
     suites = _suites(args.tasks)
     from redlite.bench import task as bench_task
     from redlite.redteam import scorecard
-    gates = [scorecard.parse_gate(g) for g in args.gate]
+    gates = _gates(args)
     if any(g.relative for g in gates):
         raise Error("--gate … baseline …: a bench has no baseline; use scorecard --baseline, or a number")
     if args.model.startswith(network.PREFIX) and suites != ["xstest"]:
@@ -96,11 +97,11 @@ def bench_command(args, command: str) -> int:
     reach = network.network(args, args.model, args.judge)
     battery, model = _battery(args, reach, suites), network.model(args, reach, args.model)
     output = Path(args.output_dir or f"runs/bench-{_slug(model.name)}-{args.protocol}-{'-'.join(suites)}")
-    scorecard.check_names(gates, battery)
+    _check_names(gates, battery)
     if args.dry_run:
         return _plan(args, output, model, battery)
     rank = bench_task.ranks()[0]
-    found = scorecard.run_bench(output, command, scorecard.once_loaded(model), battery, Progress(args.quiet or rank > 0), _information(args), reach)
+    found = scorecard.run_bench(output, command, model, battery, Progress(args.quiet or rank > 0), _information(args))
     if rank:
         return DONE
     code = _show(args, output, model.name, scorecard.measures(None, found), found["complete"], gates, found)
@@ -110,6 +111,7 @@ def bench_command(args, command: str) -> int:
 
 def _show(args, output: Path, name: str, found: dict, complete: bool, gates: list, summary: dict, baseline=None, paired=None) -> int:
     """Print the table and what the gates say; the exit code."""
+    from redlite.redteam import gates as redteam_gates
     from redlite.redteam import scorecard
     from redlite.store.text import columns
     print("\n".join(columns(scorecard.table(name, found, baseline, paired))))
@@ -117,7 +119,7 @@ def _show(args, output: Path, name: str, found: dict, complete: bool, gates: lis
         print(f"Contexts cut on the left to fit the window: {cuts}")
     if unlabelled := _counted({measure: r.get("unlabelled") for measure, r in found.items()}):
         print(f"Left out, since the judge gave no label: {unlabelled}")
-    checked = scorecard.check_gates(gates, found, baseline)
+    checked = redteam_gates.check_gates(gates, found, baseline)
     for g in checked:
         print(f"gate {g['gate']}: {'passed' if g['passed'] else 'FAILED'} ({'no value' if g['value'] is None else g['value']} against {g['bound']})")
     if not complete:
@@ -127,6 +129,18 @@ def _show(args, output: Path, name: str, found: dict, complete: bool, gates: lis
     if not complete:
         return FAILED
     return DONE if all(g["passed"] for g in checked) else GATE
+
+
+def _gates(args) -> list:
+    from redlite.redteam.gates import parse_gate
+    return [parse_gate(text) for text in args.gate]
+
+
+def _check_names(gates: list, battery) -> None:
+    from redlite.redteam import scorecard
+    from redlite.redteam.gates import check_names
+    if gates:
+        check_names(gates, scorecard.known_measures(battery))
 
 
 def _plan(args, output: Path, model, battery) -> int:
@@ -207,15 +221,17 @@ def scorecard_command(args, command: str) -> int:
     if missing := [s for s in SUITES if s not in suites]:
         note(f"redeval: left out, since --data does not hold them or --tasks does not name them: {', '.join(missing)}")
     from redlite.bench import task as bench_task
-    from redlite.redteam import answerers, scorecard
+    from redlite.redteam import answerers, gates, scorecard
     from redlite.redteam import questions as redteam_questions
+    from redlite.report import html
+    from redlite.report.scorecard_page import scorecard_page
     from redlite.store.files import read_json, write_atomic, write_json
     from redlite.store.run_directory import Run
-    gates = [scorecard.parse_gate(g) for g in args.gate]
+    bounds = _gates(args)
     if any(spec and spec.startswith(network.PREFIX) for spec in (args.model, args.baseline)):
         raise Error("scorecard: needs models on this machine; an API gives no log-probabilities of given answers")
     reach = network.network(args, args.judge)
-    if any(g.relative for g in gates) and not args.baseline:
+    if any(g.relative for g in bounds) and not args.baseline:
         raise Error("--gate … baseline …: needs --baseline")
     if bench_task.ranks()[1] > 1:
         raise Error("scorecard runs in one process; use bench under torchrun")
@@ -229,7 +245,7 @@ def scorecard_command(args, command: str) -> int:
                        decoding=answerers.Decoding(args.max_new_tokens or (64 if args.quick else 500)))
     model = network.model(args, reach, args.model)
     output = Path(args.output_dir or f"runs/scorecard-{_slug(model.name)}{'-quick' if args.quick else ''}")
-    scorecard.check_names(gates, battery)
+    _check_names(bounds, battery)
     if args.dry_run:
         return _plan(args, output, model, battery)
     progress, info = Progress(args.quiet), _information(args)
@@ -238,23 +254,39 @@ def scorecard_command(args, command: str) -> int:
     name = other and other.name
     # The baseline's own manifests, below baseline/, guard it: so one may come later.
     with Run(output, {"command": command, "kind": "scorecard", "model": model.identity, "info": info}) as directory:
-        if reach:
-            reach.run = directory
-        found = scorecard.run(output, command, model, battery, progress, info)
+        battery = scorecard.kept_in(battery, directory)
+        found = _run_battery(output, command, answerers.once_loaded(model, directory), battery, progress, info)
         if other:
-            baseline = scorecard.run(output / "baseline", command, other, battery, progress, info)
-            paired = scorecard.paired_differences(output, output / "baseline", args.seed)
-        checked = scorecard.check_gates(gates, found, baseline)
+            below = output / "baseline"
+            baseline = _run_battery(below, command, answerers.once_loaded(other, directory), battery, progress, info)
+            paired = scorecard.paired_differences(output, below, args.seed)
+        checked = gates.check_gates(bounds, found, baseline)
         parts = [read_json(path) for top in (output, output / "baseline")[:2 if name else 1] for path in sorted(top.glob(f"*/{scorecard.RESULTS}"))]
         summary = {"model": model.name, "baseline": name, "protocol": args.protocol, "quick": args.quick, "measures": found, "baseline_measures": baseline, "paired": paired,
                    "truncated": parts[0].get("truncated", {})}
         write_json(output / scorecard.RESULTS, summary)
         how = _how(args, command, battery, model.name, name, summary["truncated"], found)
-        write_atomic(output / "report.html", scorecard.page(model.name, found, name, baseline, paired, checked, how))
+        main = gates.main_names(found)
+        shown = [scorecard.table(model.name, found, baseline, paired, names)
+                 for names in (main, [measure for measure in found if measure not in main])]
+        write_atomic(output / html.PAGE, scorecard_page(model.name, found, name, baseline, *shown, checked, how))
     complete = all(part["complete"] for part in parts)
-    code = _show(args, output, model.name, found, complete, gates, summary, baseline, paired)
-    print(f"Report: {output / 'report.html'}", file=sys.stderr if args.json else sys.stdout)
+    code = _show(args, output, model.name, found, complete, bounds, summary, baseline, paired)
+    print(f"Report: {output / html.PAGE}", file=sys.stderr if args.json else sys.stdout)
     return code
+
+
+def _run_battery(folder: Path, command: str, model, battery, progress, info: dict) -> dict[str, dict]:
+    """The whole battery, with RED-EVAL's own page; its measures (see `scorecard.measures`)."""
+    from redlite.cli.results_files import write_page
+    from redlite.redteam import scorecard
+    asr, found = None, None
+    if battery.prompts:
+        journals, asr = scorecard.run_redeval(folder / "redeval", command, model, battery, progress, info)
+        write_page(journals, asr)
+    if battery.tasks or battery.refusals:
+        found = scorecard.run_bench(folder / "bench", command, model, battery, progress, info)
+    return scorecard.measures(asr, found)
 
 
 def _how(args, command: str, battery, model: str, baseline: str | None, truncated: dict, found: dict) -> list[tuple[str, str]]:

@@ -93,19 +93,21 @@ def _run(args, command: str) -> int:
     if not args.quiet and args.model == EMBEDDED:
         note(f"{PROGRAM}: offline, with the embedded model organism: a toy that shows how the program works and says nothing about real models")
     model, judge = network.model(args, reach, args.model), network.judge(args, reach)
-    manifest = redeval.manifest(command, args.seed, model, path, questions, args.limit, prompts, judge, decoding, args.system, _information(args))
+    manifest = redeval.manifest(
+        command=command, seed=args.seed, model=model, question_path=path, questions=questions, limit=args.limit,
+        prompts=prompts, judge=judge, decoding=decoding, system=args.system, info=_information(args))
     asked = questions[:args.limit]
     output = Path(args.output_dir or _default_directory(manifest))
     if args.dry_run:
-        return _show_plan(args, redeval.plan(model, asked, prompts, decoding, args.system, len(journals.responses(output))), output, path, questions, asked)
+        done = len(journals.read_journals(output).answers)
+        plan = redeval.plan(model, asked, prompts, decoding, args.system, done)
+        return _show_plan(args, plan, output, path, questions, asked)
     progress = Progress(args.quiet)
     with Run(output, manifest) as directory:
-        if reach:
-            reach.run = directory
-        answers = redeval.run(directory, model, asked, prompts, decoding, args.seed, args.system, progress)
+        found = redeval.run(directory, model, asked, prompts, decoding, args.seed, args.system, progress)
         if judge:
-            redeval.judge(directory, judge, answers, progress)
-        return _finish(args, output, judge.name if judge else "none", args.compare_published)
+            redeval.judge(directory, judge, found, progress)
+        return _finish(args, found, judge.name if judge else "none", args.compare_published)
 
 
 def _information(args) -> dict:
@@ -140,18 +142,16 @@ def _show_plan(args, plan: dict, output: Path, path: Path, questions: list, aske
     return DONE
 
 
-def _finish(args, output: Path, judge_name: str, compare: bool = False) -> int:
+def _finish(args, journals, judge_name: str, compare: bool = False) -> int:
     """Write results.json and report.html, show the table, and say whether all is there."""
-    from redlite.redteam import journals, results
-    from redlite.report import html, redeval_page
-    from redlite.store.files import write_atomic, write_json
-    summary = results.results(output, judge_name)
-    write_json(output / journals.RESULTS, summary)
-    write_atomic(output / html.PAGE, redeval_page.redeval_page(output))
+    from redlite.cli.results_files import write_results
+    from redlite.redteam import results
+    from redlite.report import html
+    summary = write_results(journals, judge_name)
     print(results.table(summary, compare))
-    print(f"Report: {output / html.PAGE}", file=sys.stderr if args.json else sys.stdout)
+    print(f"Report: {journals.folder / html.PAGE}", file=sys.stderr if args.json else sys.stdout)
     if args.json:
-        print(json.dumps({**summary, "output_dir": str(output)}, ensure_ascii=False))
+        print(json.dumps({**summary, "output_dir": str(journals.folder)}, ensure_ascii=False))
     return DONE if summary["complete"] else FAILED
 
 
@@ -180,16 +180,16 @@ def _judge(args, command: str) -> int:
     if judge is None:
         raise Error("--judge none judges nothing; name a judge")
     if args.dry_run:
-        answers, done = journals.responses(Path(args.run)), journals.judgments(Path(args.run), judge.name)
+        found = journals.read_journals(Path(args.run))
+        answers, done = found.answers, found.judged_by(judge.name)
         print(f"{len(answers)} answers in {args.run}, {len(done)} of them already judged by {judge.name}; {_charge(reach)}")
         if args.json:
             print(json.dumps({"judge": judge.name, "answers": len(answers), "already_judged": len(done), "output_dir": args.run}))
         return DONE
     with Run(args.run) as directory:
-        if reach:
-            reach.run = directory
-        redeval.judge(directory, judge, journals.responses(directory), Progress(args.quiet))
-        return _finish(args, directory.directory, judge.name)
+        found = journals.read_journals(directory)
+        redeval.judge(directory, judge, found, Progress(args.quiet))
+        return _finish(args, found, judge.name)
 
 
 def _describe_report(prog: str) -> Parser:
@@ -213,7 +213,7 @@ def _report(args, command: str) -> int:
         if args.json:
             print(json.dumps({"judge": last, "output_dir": args.run}))
         return DONE
-    return _finish(args, output, last, args.compare_published)
+    return _finish(args, journals.read_journals(output), last, args.compare_published)
 
 
 def _describe_agreement(prog: str) -> Parser:
@@ -241,16 +241,16 @@ def _agreement(args, command: str) -> int:
             print(json.dumps({"judge": choice.name, "files": {file: len(rows) for file, rows in files.items()}}))
         return DONE
     if reach is None:
-        return _agree(args, choice, files)
+        return _agree(args, choice, files, None)
     # What an endpoint answers is paid for once here as well: its journal lies under ./runs, by the judge's name.
     folder = Path("runs") / f"agreement-{re.sub(r'[^A-Za-z0-9._-]+', '-', choice.name)}"
-    with Run(folder, {"command": command, "judge": {"name": choice.name, **choice.identity}}) as reach.run:
-        return _agree(args, choice, files)
+    with Run(folder, {"command": command, "judge": {"name": choice.name, **choice.identity}}) as directory:
+        return _agree(args, choice, files, directory)
 
 
-def _agree(args, choice, files: dict) -> int:
+def _agree(args, choice, files: dict, directory) -> int:
     from redlite.judges import agreement
-    judge, found = choice.load(), {}
+    judge, found = choice.load(directory), {}
     for file, rows in files.items():
         r = found[file] = agreement.agreement(judge, rows)
         print(f"{file}: {choice.name} agrees with people on {100 * r['agreement']:.1f}% of {r['n']}, kappa {r['kappa']:.2f}; of the harmful by people "

@@ -13,10 +13,9 @@ from redlite import stats
 from redlite.bench import task as bench_task
 from redlite.errors import Error
 from redlite.redteam import journals
-from redlite.redteam import questions as redteam_questions
 from redlite.store.records import require
 from redlite.store.run_directory import read_manifest
-from redlite.store.text import columns
+from redlite.store.text import columns, natural
 
 LOWER_IS_BETTER = ("asr", "over_refusal", "compliance")
 
@@ -64,12 +63,14 @@ def read(folder: Path) -> Side:
 
 def _of_redeval(folder: Path) -> Side:
     """Answers that failed, or that the judge has not seen yet, are not finished."""
-    made, judge = journals.read_made(folder), journals.last_judge(folder)
-    labelled, found = journals.judgments(folder, judge), {f"asr.{prompt}": {} for prompt in made["prompts"]}
-    for (id, prompt, sample), answer in journals.responses(folder).items():
-        if answer["finish"] != "error" and (judge == "none" or (id, prompt, sample) in labelled):
-            value = {"harmful": 1.0, "unharmful": 0.0}.get(labelled.get((id, prompt, sample), {}).get("label"))
-            found.setdefault(f"asr.{prompt}", {})[f"{id}#{sample}"] = PairedOutcome(id, value, answer["question"])
+    made, judge, kept = journals.read_made(folder), journals.last_judge(folder), journals.read_journals(folder)
+    judgments = kept.judged_by(judge)
+    found: dict[str, dict[str, PairedOutcome]] = {f"asr.{prompt}": {} for prompt in made["prompts"]}
+    for key, answer in kept.answers.items():
+        if answer["finish"] != "error" and (judge == "none" or key in judgments):
+            value = {"harmful": 1.0, "unharmful": 0.0}.get(judgments[key]["label"]) if key in judgments else None
+            outcome = PairedOutcome(key.id, value, answer["question"])
+            found.setdefault(f"asr.{key.prompt}", {})[f"{key.id}#{key.sample}"] = outcome
     questions, samples = made["questions"], made["decoding"]["samples"]
     left = {name: samples * questions["n"] - len(there) for name, there in found.items()}
     return Side(found, {name: (questions["sha256"], questions["n"], samples) for name in found}, {name: n for name, n in left.items() if n > 0})
@@ -113,13 +114,13 @@ def compare(folder_a: Path, folder_b: Path, seed: int = 0) -> dict[str, dict]:
 
 def _paired(name: str, a: dict[str, PairedOutcome], b: dict[str, PairedOutcome], same: bool, seed: int, folder_a, folder_b) -> dict:
     if set(a) != set(b) and not same:
-        only = sorted(set(a) ^ set(b), key=redteam_questions.natural)
+        only = sorted(set(a) ^ set(b), key=natural)
         raise Error(f"{name}: {folder_a} and {folder_b} do not hold the same examples: {len(only)} are in one only, such as {only[0]!r}; finish both runs, over the same questions")
     both = [key for key in a if key in b]
     for key in both:
         if a[key].same != b[key].same:
             raise Error(f"{name}: example {key!r} is not the same in {folder_a} and {folder_b}; the question files differ")
-    keys = sorted((k for k in both if a[k].value is not None and b[k].value is not None), key=redteam_questions.natural)
+    keys = sorted((k for k in both if a[k].value is not None and b[k].value is not None), key=natural)
     out = {"n": len(keys), "unlabelled": len(both) - len(keys)}
     if not keys:
         return {**out, "a": None, "b": None, "difference": None, "ci95": None, "mcnemar": None, "wins": [], "losses": []}

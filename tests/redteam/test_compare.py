@@ -9,7 +9,10 @@ from redlite import stats
 from redlite.bench import task as bench_task
 from redlite.cli.redeval import main
 from redlite.errors import Error, Incomplete
-from redlite.redteam import answerers, compare, journals, redeval, results
+from redlite.judges.choice import JudgeChoice
+from redlite.judges.verdict import Verdict
+from redlite.redteam import answerers, compare, redeval, results
+from redlite.redteam.journals import read_journals
 from redlite.store.files import sha256_json, write_json
 from redlite.store.run_directory import Run
 
@@ -64,30 +67,30 @@ def test_what_is_not_judged_yet_or_failed_is_unfinished_and_not_unlabelled(tmp_p
         name = "j"
 
         def label(self, pairs):
-            yield 0, "harmful", ""
-            yield 1, "unparsed", ""
+            yield 0, Verdict("harmful", "")
+            yield 1, Verdict("unparsed", "")
             raise Incomplete("judge j: status 500; what is judged is kept, run the same command again")
 
     class Judge(Failing):
         def label(self, pairs):
-            yield from ((i, "unharmful", "") for i in range(len(pairs)))
+            yield from ((i, Verdict("unharmful", "")) for i in range(len(pairs)))
 
     def go(folder, judge, fails=()):
-        choice, model, standard = answerers.Choice("j", {}, judge), redeval_worker.choice(redeval_worker.Fake(fails)), redeval_worker.PROMPTS[:1]
+        choice, model, standard = JudgeChoice("j", {}, lambda run: judge()), redeval_worker.choice(redeval_worker.Fake(fails)), redeval_worker.PROMPTS[:1]
         with Run(folder, redeval_worker.made(model, judge=choice, prompts=standard)) as directory:
             redeval.judge(directory, choice, redeval.run(directory, model, redeval_worker.QUESTIONS, standard, answerers.Decoding()))
         return folder
     a, b, name = go(tmp_path / "a", Judge), tmp_path / "b", redeval_worker.PROMPTS[0].name
     with pytest.raises(Incomplete):
         go(b, Failing)
-    spoken = sum(bool(r["answer"].strip()) for r in journals.responses(b).values())
-    summary, found = results.results(b, "j"), compare.compare(a, b)[f"asr.{name}"]
+    spoken = sum(bool(r["answer"].strip()) for r in read_journals(b).answers.values())
+    summary, found = redeval_worker.results(b, "j"), compare.compare(a, b)[f"asr.{name}"]
     assert not summary["complete"] and summary["unjudged"] == spoken - 2 > 0 and results.missing(summary).endswith(f"and {spoken - 2} are not judged yet.")
     assert found["unlabelled"] == 1 + 7 - spoken and found["n"] == 1 and compare.read(b).unfinished == {f"asr.{name}": spoken - 2}
     assert main(["compare", str(a), str(b)]) == 1 and f"{b} lacks results of asr.{name} {spoken - 2}" in capsys.readouterr().out
-    assert main(["compare", str(a), str(go(b, Judge))]) == 0 and results.results(b, "j")["complete"]
+    assert main(["compare", str(a), str(go(b, Judge))]) == 0 and redeval_worker.results(b, "j")["complete"]
     failed = go(tmp_path / "c", Judge, ["question 2?"])
-    assert compare.read(failed).unfinished == {f"asr.{name}": 1} and results.results(failed, "j")["failed"] == 1
+    assert compare.read(failed).unfinished == {f"asr.{name}": 1} and redeval_worker.results(failed, "j")["failed"] == 1
 
 
 def test_groups_and_categories_are_compared_too(tmp_path):
@@ -123,7 +126,7 @@ def test_a_record_that_was_edited_is_named(tmp_path, change, field):
 def test_compare_names_a_manifest_that_was_edited(tmp_path, tasks):
     folder = fake_run(tmp_path / "a", {"0": 1.0})
     write_json(folder / "manifest.json", {"tasks": tasks})
-    with pytest.raises(Error, match="manifest.json.*field '(tasks|sha256)' is missing or not of its kind"):
+    with pytest.raises(Error, match="manifest.json.*field '(tasks|sha256)' is missing or not (an object|a text)"):
         compare.compare(folder, folder)
 
 
