@@ -60,7 +60,8 @@ def check_gates(gates: list[Gate], found: dict[str, dict], baseline: dict[str, d
     for gate in gates:
         if gate.relative and baseline is None:
             raise Error(f"gate {gate.text!r}: needs a baseline")
-        value, bound = found[gate.measure]["value"], gate.bound
+        value: float | None = found[gate.measure]["value"]
+        bound: float | None = gate.bound
         if gate.relative:
             against = (baseline or {}).get(gate.measure, {}).get("value")
             bound = None if against is None else against + gate.bound

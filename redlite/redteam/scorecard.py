@@ -54,11 +54,9 @@ class Battery:
 
 def kept_in(battery: Battery, run: Run) -> Battery:
     """The same battery; what its judges behind an API reply is kept in `run`, whichever run asks."""
-    judges = {}
-    for name in ("judge", "refusal_judge"):
-        if judge := getattr(battery, name):
-            judges[name] = judge_choice.kept_in(judge, run)
-    return replace(battery, **judges)
+    judge, refusal_judge = battery.judge, battery.refusal_judge
+    return replace(battery, judge=judge and judge_choice.kept_in(judge, run),
+                   refusal_judge=refusal_judge and judge_choice.kept_in(refusal_judge, run))
 
 
 def bench_manifest(command: str, model: ModelChoice, battery: Battery, info: dict | None = None) -> dict:
@@ -165,7 +163,7 @@ def paired_differences(folder: Path, baseline: Path, seed: int) -> dict[str, dic
     found = {}
     for part in ("redeval", "bench"):
         if (folder / part / "manifest.json").exists():
-            found |= compare.compare(baseline / part, folder / part, seed)
+            found |= compare.compare(compare.read(baseline / part), compare.read(folder / part), seed)
     renamed = {}
     for name, r in found.items():
         first, _, rest = name.partition(".")

@@ -4,14 +4,16 @@ Everything that comes from a model, a question file or a command line is text to
 escaped, and the answers travel as one JSON block whose markup characters are escaped, from which the page's script
 builds text nodes, never markup. The content security policy allows exactly this script and this style, by hash.
 """
+from collections.abc import Mapping
 from html import escape
+from typing import Any
 
 from redlite.judges.verdict import LABELS
 from redlite.report.html import COLOURS, document, grid, interval_chart, section, span
 from redlite.store.text import natural, percent
 
 
-def redeval_page(made: dict, summary: dict, answers: dict[tuple, dict], judgments: dict[tuple, dict], *,
+def redeval_page(made: dict, summary: dict, answers: Mapping[Any, dict], judgments: Mapping[Any, dict], *,
                  others: dict[str, dict], published: dict, agreement: dict, incomplete: str) -> str:
     """The page of a RED-EVAL run.
 
@@ -150,7 +152,7 @@ _ANSWERS = """<p>What the model wrote, word for word; it may be harmful or untru
 """
 
 
-def _rows(summary: dict, answers: dict[tuple, dict], judgments: dict[tuple, dict]) -> dict:
+def _rows(summary: dict, answers: Mapping[Any, dict], judgments: Mapping[Any, dict]) -> dict:
     """The answers for the page's script: columns of repeated values as indices into lists."""
     lists = {"prompt": list(summary["prompts"]), "label": list(LABELS), "topic": [], "finish": [], "question": []}
     index = {name: {value: i for i, value in enumerate(values)} for name, values in lists.items()}
