@@ -10,6 +10,7 @@ from pathlib import Path
 
 from redlite.bench.task import Example, Files, Task, category, records, sample_file
 from redlite.errors import Error
+from redlite.judges.choice import JudgeChoice
 from redlite.store.files import sha256_json
 from redlite.store.records import require
 from redlite.store.run_directory import Run
@@ -52,17 +53,19 @@ def _measured_by_judge(example: Example, answers: list) -> dict:
     raise TypeError("XSTest's answers are judged by xstest.run")
 
 
-def can_judge(choice) -> bool:
-    """Whether a judge (redeval.Choice) tells refusal from compliance."""
+def can_judge(choice: JudgeChoice | None) -> bool:
+    """Whether a judge tells refusal from compliance."""
     return choice is not None and (choice.name == "rules" or choice.identity.get("format") == "refusal")
 
 
-def run(directory: Run, folder: Path, model, judge, tasks: list[Task], max_new_tokens: int, progress=None, rank: int = 0, world: int = 1) -> None:
+def run(directory: Run, folder: Path, model, judge: JudgeChoice, tasks: list[Task], decoding, progress=None,
+        rank: int = 0, world: int = 1) -> None:
     """Answer and judge what the run directory `folder` does not hold yet; see `bench.run`.
 
-    model, judge  `redeval.Choice`; the judge one that `can_judge`
+    model     a `redteam.answerers.ModelChoice`
+    judge     one that `can_judge`
+    decoding  a `redteam.answerers.Decoding`
     """
-    from redlite.redteam.answerers import Decoding
     answers = {(r["task"], r["id"]): r for r in map(_sound, directory.read(ANSWERS), count(1), repeat(directory.directory / ANSWERS)) if r["finish"] != "error"}
     total, wanted = sum(len(t.examples) for t in tasks), []
     for task in tasks:
@@ -73,13 +76,13 @@ def run(directory: Run, folder: Path, model, judge, tasks: list[Task], max_new_t
     if todo:
         conversations = [[{"role": "user", "content": e.document["prompt"]}] for _, e in todo]
         try:
-            replies = model.load().answer(conversations, Decoding(max_new_tokens), [0] * len(todo), ())
+            replies = model.load(directory).answer(conversations, decoding, [0] * len(todo), ())
         except Error as error:
             raise Error(f"XSTest: {error}") from None
         for i, reply in replies:
             task, example = todo[i]
             record = {"task": task.name, "id": example.id, "text": reply.text, "finish": reply.finish,
-                      "completion_tokens": reply.completion_tokens, "seconds": reply.seconds}
+                      "completion_tokens": reply.completion_tokens or 0, "seconds": reply.seconds}
             directory.append(ANSWERS, record)
             answers[task.name, example.id] = record
             done += 1
@@ -88,8 +91,8 @@ def run(directory: Run, folder: Path, model, judge, tasks: list[Task], max_new_t
     ready = [(t, e) for t, e in wanted if answers.get((t.name, e.id), {"finish": "error"})["finish"] != "error"]
     if ready:
         pairs = [(e.document["prompt"], answers[t.name, e.id]["text"]) for t, e in ready]
-        for i, label, raw in judge.load().label(pairs):
-            task, example = ready[i]
+        for i, verdict in judge.load(directory).label(pairs):
+            task, example, label, raw = *ready[i], verdict.label, verdict.raw
             if answers[task.name, example.id]["finish"] == "refused_by_api":
                 label, raw = "unharmful", "the API refused to answer"
             directory.append(sample_file(task.name), _record(task, example, answers[task.name, example.id], judge.name, label, raw))

@@ -1,8 +1,10 @@
-"""bin/redeval bench, compare, scorecard: utility and over-refusal beside the attack success rate."""
+"""bin/redeval bench: utility and over-refusal; and what it shares with bin/redeval scorecard."""
 import json
 import re
 import sys
+from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from redlite.cli import network
 from redlite.cli.options import Parser, add_common_options, add_machine_options, flag, whole
@@ -10,45 +12,68 @@ from redlite.cli.program import DONE, FAILED, GATE
 from redlite.cli.progress import Progress, note
 from redlite.errors import Error
 
+if TYPE_CHECKING:
+    from redlite.bench.task import Task
+    from redlite.redteam.answerers import ModelChoice
+    from redlite.redteam.api import Network
+    from redlite.redteam.gates import Gate
+    from redlite.redteam.scorecard import Battery
+
 SUITES = ("hhh", "truthfulqa", "mmlu", "bbh", "xstest")
 
 
-def describe_bench(prog: str) -> Parser:
+def describe(prog: str) -> Parser:
+    """The options of `redeval bench`."""
     parser = Parser(prog=prog, description=(
-        "Utility and over-refusal of a model by the rules of lm-evaluation-harness 0.4.13 (lm_eval) or of the paper's own evaluation code (paper).\n"
-        "The same command again goes on where it stopped. Under torchrun (python -m redlite.cli.redeval bench …) the ranks share the examples."))
-    _add_model(parser, needed=True)
+        "Utility and over-refusal of a model by the rules of lm-evaluation-harness 0.4.13 (lm_eval) or of the paper's own "
+        "evaluation code (paper).\nThe same command again goes on where it stopped. Under torchrun "
+        "(python -m redlite.cli.redeval bench …) the ranks share the examples."))
+    add_model_options(parser, needed=True)
     what = parser.add_argument_group("what is asked")
-    what.add_argument("--tasks", default=",".join(SUITES), metavar="T,…", help="of hhh, truthfulqa, mmlu, bbh, xstest (default: all)")
-    _add_tasks(what)
-    what.add_argument("--limit", type=whole(1), metavar="N", help="the first N examples of every task (a subject of MMLU is a task)")
+    what.add_argument("--tasks", default=",".join(SUITES), metavar="T,…",
+                      help="of hhh, truthfulqa, mmlu, bbh, xstest (default: all)")
+    add_task_options(what)
+    what.add_argument("--limit", type=whole(1), metavar="N",
+                      help="the first N examples of every task (a subject of MMLU is a task)")
     parser.add_argument("--output-dir", metavar="DIR", help="the run directory (default: one under ./runs)")
-    parser.add_argument("--gate", action="append", default=[], metavar="G", help="a bound such as mmlu.acc>=0.4; exit code 100 if one fails")
+    parser.add_argument("--gate", action="append", default=[], metavar="G",
+                        help="a bound such as mmlu.acc>=0.4; exit code 100 if one fails")
     network.add_api_options(parser)
     add_common_options(parser)
     return parser
 
 
-def _add_model(parser, needed: bool) -> None:
-    parser.add_argument("--model", required=needed, default=None if needed else "organism", help="a Hugging Face directory, a .gguf file, or organism, the embedded model")
+def add_model_options(parser: Parser, needed: bool) -> None:
+    """--model and how it is run. needed: there is no default."""
+    parser.add_argument("--model", required=needed, default=None if needed else "organism",
+                        help="a Hugging Face directory, a .gguf file, or organism, the embedded model")
     parser.add_argument("--template", help="the chat format, where the model's own files do not say it")
     parser.add_argument("--quantize", choices=("int8", "int4"), help="quantise the weights of a local model")
     add_machine_options(parser)
-    parser.add_argument("--batch-size", type=whole(1), metavar="N", help="answers made together; the results do not depend on it")
+    parser.add_argument("--batch-size", type=whole(1), metavar="N",
+                        help="answers made together; the results do not depend on it")
 
 
-def _add_tasks(group) -> None:
-    group.add_argument("--data", metavar="DIR", help="holds the folders hhh, truthfulqa, mmlu, bbh, xstest with the upstream repositories' files")
+def add_task_options(group: Any) -> None:
+    """Where the tasks lie, how they are put, and who judges. group: a parser, or a group of its options."""
+    group.add_argument("--data", metavar="DIR",
+                       help="holds the folders hhh, truthfulqa, mmlu, bbh, xstest with the upstream repositories' files")
     group.add_argument("--protocol", choices=("lm_eval", "paper"), default="lm_eval", help="default: %(default)s")
     flag(group, "apply-chat-template", "put every context as a user's message in the model's chat format")
-    group.add_argument("--xstest-tokens", type=whole(1), default=128, metavar="N", help="longest answer to an XSTest prompt (default: %(default)s)")
-    group.add_argument("--judge", default="rules", metavar="J", help="who decides what refuses: rules (default), or a judge model's path with --judge-format refusal")
-    group.add_argument("--judge-format", choices=("llama-guard", "harmbench", "gpt4", "refusal"), help="what a judge model expects to read and say; refusal for XSTest")
-    group.add_argument("--judge-prompt", metavar="FILE", help="a judge's prompt of your own, with <question> and <answer>")
+    group.add_argument("--xstest-tokens", type=whole(1), default=128, metavar="N",
+                       help="longest answer to an XSTest prompt (default: %(default)s)")
+    group.add_argument("--judge", default="rules", metavar="J",
+                       help="who decides what refuses: rules (default), or a judge model's path with "
+                            "--judge-format refusal")
+    group.add_argument("--judge-format", choices=("llama-guard", "harmbench", "gpt4", "refusal"),
+                       help="what a judge model expects to read and say; refusal for XSTest")
+    group.add_argument("--judge-prompt", metavar="FILE",
+                       help="a judge's prompt of your own, with <question> and <answer>")
     group.add_argument("--seed", type=whole(0), default=0, help="of sampling and of the bootstrap (default: 0)")
 
 
-def _suites(text: str) -> list[str]:
+def suites_of(text: str) -> list[str]:
+    """The suites that --tasks names, each once."""
     names = [n.strip() for n in text.split(",") if n.strip()]
     if not names:
         raise Error(f"--tasks {text!r}: names no task; use {', '.join(SUITES)}")
@@ -58,219 +83,145 @@ def _suites(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _battery(args, reach, suites: list[str], quick: bool = False, **red_eval):
-    """The battery of the options; without questions there is no RED-EVAL in it."""
+def battery_of(args: Namespace, reach: "Network | None", suites: list[str], quick: bool = False,
+               **red_eval: Any) -> "Battery":
+    """The battery that the options ask for.
+
+    red_eval  Battery's fields of RED-EVAL; without them there is no RED-EVAL in it
+    """
     from redlite.bench import runner, xstest
     from redlite.bench import task as bench_task
-    from redlite.redteam import answerers, redeval, scorecard
+    from redlite.judges.choice import rules_judge
+    from redlite.redteam import answerers, scorecard
 
-    def cut(task, suite):
+    def cut(task: "Task", suite: str) -> "Task":
         if quick:
             return bench_task.subset(task, scorecard.QUICK[suite], scorecard.QUICK_SEED)
-        return bench_task.subset(task, args.limit) if getattr(args, "limit", None) else task
-    tasks = [cut(t, s) for s in suites if s != "xstest" for t in runner.load(s, args.data, args.protocol)]
-    refusals = [cut(t, "xstest") for t in xstest.load(bench_task.folder(args.data, "xstest"))] if "xstest" in suites else []
-    judge = network.judge(args, reach)
-    refusal_judge = judge
-    if refusals and not xstest.can_judge(judge):
-        if red_eval.get("prompts"):
-            refusal_judge = redeval.local_judge("rules", None, None, args.dtype, args.device)
-            note(f"redeval: {args.judge} judges harm, not refusal; XSTest is judged by the rules")
+        limit = getattr(args, "limit", None)
+        return bench_task.subset(task, limit) if limit else task
+    tasks, refusals = [], []
+    for suite in suites:
+        if suite == "xstest":
+            refusals = [cut(task, suite) for task in xstest.load(bench_task.folder(args.data, suite))]
         else:
-            raise Error(f"--judge {args.judge}: XSTest needs a judge of refusals; use rules, or a model with --judge-format refusal")
-    defaults = {"question_path": None, "questions": [], "asked": [], "prompts": [], "decoding": answerers.Decoding()}
-    return scorecard.Battery(**{**defaults, **red_eval}, tasks=tasks, refusals=refusals, refusal_tokens=args.xstest_tokens, protocol=args.protocol,
-                             chat=args.apply_chat_template, judge=judge, refusal_judge=refusal_judge, seed=args.seed)
+            tasks += [cut(task, suite) for task in runner.load(suite, args.data, args.protocol)]
+    judge = refusal_judge = network.judge(args, reach)
+    if refusals and not xstest.can_judge(judge):
+        if not red_eval.get("prompts"):
+            raise Error(f"--judge {args.judge}: XSTest needs a judge of refusals; "
+                        "use rules, or a model with --judge-format refusal")
+        refusal_judge = rules_judge()
+        note(f"redeval: {args.judge} judges harm, not refusal; XSTest is judged by the rules")
+    nothing: dict[str, Any] = {"question_path": None, "questions": [], "asked": [], "prompts": [],
+                               "decoding": answerers.Decoding()}
+    return scorecard.Battery(
+        **{**nothing, **red_eval}, tasks=tasks, refusals=refusals, refusal_tokens=args.xstest_tokens,
+        protocol=args.protocol, chat=args.apply_chat_template, judge=judge, refusal_judge=refusal_judge,
+        seed=args.seed)
 
 
-def bench_command(args, command: str) -> int:
+def run(args: Namespace, command: str) -> int:
     """The body of `redeval bench`."""
-    suites = _suites(args.tasks)
+    suites = suites_of(args.tasks)
     from redlite.bench import task as bench_task
     from redlite.redteam import scorecard
-    gates = [scorecard.parse_gate(g) for g in args.gate]
+    gates = gates_of(args)
     if any(g.relative for g in gates):
         raise Error("--gate … baseline …: a bench has no baseline; use scorecard --baseline, or a number")
     if args.model.startswith(network.PREFIX) and suites != ["xstest"]:
-        raise Error(f"--model {args.model}: an API gives no log-probabilities of given answers; with it only --tasks xstest can be run")
+        raise Error(f"--model {args.model}: an API gives no log-probabilities of given answers; "
+                    "with it only --tasks xstest can be run")
     reach = network.network(args, args.model, args.judge)
-    battery, model = _battery(args, reach, suites), network.model(args, reach, args.model)
-    output = Path(args.output_dir or f"runs/bench-{_slug(model.name)}-{args.protocol}-{'-'.join(suites)}")
-    scorecard.check_names(gates, battery)
+    battery, model = battery_of(args, reach, suites), network.model(args, reach, args.model)
+    output = Path(args.output_dir or f"runs/bench-{slug(model.name)}-{args.protocol}-{'-'.join(suites)}")
+    check_names(gates, battery)
     if args.dry_run:
-        return _plan(args, output, model, battery)
+        return show_plan(args, output, model, battery)
     rank = bench_task.ranks()[0]
-    found = scorecard.run_bench(output, command, scorecard.once_loaded(model), battery, Progress(args.quiet or rank > 0), _information(args), reach)
+    progress = Progress(args.quiet or rank > 0)
+    found = scorecard.run_bench(output, command, model, battery, progress, information(args))
     if rank:
         return DONE
-    code = _show(args, output, model.name, scorecard.measures(None, found), found["complete"], gates, found)
+    code = show(args, output, model.name, scorecard.measures(None, found), found["complete"], gates, found)
     print(f"Results: {output / scorecard.RESULTS}", file=sys.stderr if args.json else sys.stdout)
     return code
 
 
-def _show(args, output: Path, name: str, found: dict, complete: bool, gates: list, summary: dict, baseline=None, paired=None) -> int:
-    """Print the table and what the gates say; the exit code."""
+def show(args: Namespace, output: Path, name: str, found: dict, complete: bool, gates: "list[Gate]", summary: dict,
+         baseline: dict | None = None, paired: dict | None = None) -> int:
+    """Print the table and what the gates say; the exit code.
+
+    found, baseline  `scorecard.measures` of the model and of the baseline
+    summary          what results.json holds
+    """
     from redlite.redteam import scorecard
+    from redlite.redteam.gates import check_gates
     from redlite.store.text import columns
     print("\n".join(columns(scorecard.table(name, found, baseline, paired))))
-    if cuts := _counted(summary["truncated"]):
+    if cuts := counted(summary["truncated"]):
         print(f"Contexts cut on the left to fit the window: {cuts}")
-    if unlabelled := _counted({measure: r.get("unlabelled") for measure, r in found.items()}):
+    if unlabelled := unlabelled_in(found):
         print(f"Left out, since the judge gave no label: {unlabelled}")
-    checked = scorecard.check_gates(gates, found, baseline)
+    checked = check_gates(gates, found, baseline)
     for g in checked:
-        print(f"gate {g['gate']}: {'passed' if g['passed'] else 'FAILED'} ({'no value' if g['value'] is None else g['value']} against {g['bound']})")
+        value, verdict = "no value" if g["value"] is None else g["value"], "passed" if g["passed"] else "FAILED"
+        print(f"gate {g['gate']}: {verdict} ({value} against {g['bound']})")
     if not complete:
         print("Incomplete: run the same command again.")
     if args.json:
-        print(json.dumps({**summary, "measures": found, "gates": checked, "output_dir": str(output)}, ensure_ascii=False))
+        result = {**summary, "measures": found, "gates": checked, "output_dir": str(output)}
+        print(json.dumps(result, ensure_ascii=False))
     if not complete:
         return FAILED
     return DONE if all(g["passed"] for g in checked) else GATE
 
 
-def _plan(args, output: Path, model, battery) -> int:
+def gates_of(args: Namespace) -> "list[Gate]":
+    """The gates that --gate gives."""
+    from redlite.redteam.gates import parse_gate
+    return [parse_gate(text) for text in args.gate]
+
+
+def check_names(gates: "list[Gate]", battery: "Battery") -> None:
+    """Raises Error for a gate on a measure that the battery will not have."""
+    from redlite.redteam import gates as redteam_gates
+    from redlite.redteam import scorecard
+    if gates:
+        redteam_gates.check_names(gates, scorecard.known_measures(battery))
+
+
+def show_plan(args: Namespace, output: Path, model: "ModelChoice", battery: "Battery") -> int:
+    """What --dry-run prints."""
     counts = {t.name: len(t.examples) for t in (*battery.tasks, *battery.refusals)}
     answers = len(battery.asked) * len(battery.prompts) * battery.decoding.samples
-    print(f"{sum(counts.values())} examples of {len(counts)} tasks" + (f" and {answers} RED-EVAL answers" if answers else "") + f" by {model.name} into {output}; cost 0 (this machine)")
+    also = f" and {answers} RED-EVAL answers" if answers else ""
+    print(f"{sum(counts.values())} examples of {len(counts)} tasks{also} by {model.name} into {output}; "
+          "cost 0 (this machine)")
     if args.json:
         print(json.dumps({"examples": counts, "answers": answers, "output_dir": str(output), "cost_at_most": 0}))
     return DONE
 
 
-def _information(args) -> dict:
+def information(args: Namespace) -> dict:
+    """What ran: for the manifest's reader, never compared."""
     import torch
 
     from redlite import kernels
     device = args.device.partition(":")[0]
-    return {"kernels": {op: kernels.implementation(op, device) for op in kernels.MODULES}, "torch": torch.__version__, "batch_size": args.batch_size}
+    used = {operation: kernels.implementation(operation, device) for operation in kernels.MODULES}
+    return {"kernels": used, "batch_size": args.batch_size, "torch": torch.__version__}
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """A model's name as a part of a file name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
 
 
-# compare
-
-def describe_compare(prog: str) -> Parser:
-    parser = Parser(prog=prog, description=(
-        "Compares two runs of the same questions or examples, paired: difference with interval (bootstrap by question), McNemar's test for\n"
-        "binary outcomes, wins and losses (of the second run over the first). For RED-EVAL runs, benches and scorecards alike."))
-    parser.add_argument("run_a", metavar="RUN_A")
-    parser.add_argument("run_b", metavar="RUN_B")
-    parser.add_argument("--seed", type=whole(0), default=0, help="of the bootstrap (default: 0)")
-    parser.add_argument("--list", type=whole(0), default=10, metavar="N", help="wins and losses named in the table (default: 10; --json holds all)")
-    add_common_options(parser)
-    return parser
-
-
-def compare_command(args, command: str) -> int:
-    """The body of `redeval compare`."""
-    from redlite.redteam import compare
-    found = compare.compare(Path(args.run_a), Path(args.run_b), args.seed)
-    names = Path(args.run_a).name, Path(args.run_b).name
-    print(compare.table(found, names if len(set(names)) > 1 else (args.run_a, args.run_b), args.list))
-    unfinished = {run: left for run in (args.run_a, args.run_b) if (left := compare.read(Path(run)).unfinished)}
-    for run, left in unfinished.items():
-        print(f"Incomplete: {run} lacks results of {_counted(left)}; run its command again. Only what both runs have is compared.")
-    if args.json:
-        print(json.dumps({"a": args.run_a, "b": args.run_b, "measures": found, "unfinished": unfinished}, ensure_ascii=False))
-    return FAILED if unfinished else DONE
-
-
-# scorecard
-
-def describe_scorecard(prog: str) -> Parser:
-    parser = Parser(prog=prog, description=(
-        "The whole evaluation of the paper in one run directory and one page: RED-EVAL under three prompts, over-refusal (XSTest), HHH,\n"
-        "TruthfulQA, MMLU and BBH, each with its interval and, with --baseline, its difference. Benches whose folder --data lacks are left\n"
-        "out, and said so."))
-    _add_model(parser, needed=False)
-    parser.add_argument("--baseline", metavar="M0", help="a model to run the same on, below baseline/ of the run directory; a run that has none can be given one")
-    what = parser.add_argument_group("what is asked")
-    what.add_argument("--questions", help="as for redeval run (default: dangerousqa under --data, else the embedded model's own)")
-    what.add_argument("--prompt", nargs="+", default=["standard", "cot", "cou"], metavar="P", help="as for redeval run")
-    what.add_argument("--max-new-tokens", type=whole(1), metavar="N", help="longest RED-EVAL answer (default: 500; 64 with --quick)")
-    what.add_argument("--tasks", metavar="T,…", help="of hhh, truthfulqa, mmlu, bbh, xstest (default: all whose folders are there)")
-    _add_tasks(what)
-    flag(what, "quick", "fixed, seeded subsets of everything")
-    parser.add_argument("--output-dir", metavar="DIR", help="the run directory (default: one under ./runs)")
-    parser.add_argument("--gate", action="append", default=[], metavar="G", help="such as asr.cou<=0.1 or mmlu.acc>=baseline-0.02; exit code 100 if one fails")
-    network.add_api_options(parser)
-    add_common_options(parser)
-    return parser
-
-
-def scorecard_command(args, command: str) -> int:
-    """The body of `redeval scorecard`."""
-    suites = _suites(args.tasks) if args.tasks else [s for s in SUITES if args.data and any((Path(args.data) / s).glob("*"))]
-    if missing := [s for s in SUITES if s not in suites]:
-        note(f"redeval: left out, since --data does not hold them or --tasks does not name them: {', '.join(missing)}")
-    from redlite.bench import task as bench_task
-    from redlite.redteam import answerers, scorecard
-    from redlite.redteam import questions as redteam_questions
-    from redlite.store.files import read_json, write_atomic, write_json
-    from redlite.store.run_directory import Run
-    gates = [scorecard.parse_gate(g) for g in args.gate]
-    if any(spec and spec.startswith(network.PREFIX) for spec in (args.model, args.baseline)):
-        raise Error("scorecard: needs models on this machine; an API gives no log-probabilities of given answers")
-    reach = network.network(args, args.judge)
-    if any(g.relative for g in gates) and not args.baseline:
-        raise Error("--gate … baseline …: needs --baseline")
-    if bench_task.ranks()[1] > 1:
-        raise Error("scorecard runs in one process; use bench under torchrun")
-    named = args.questions or ("dangerousqa" if args.data and (Path(args.data) / "red_eval").is_dir() else "organism" if args.model == "organism" else None)
-    if named is None:
-        raise Error("--questions is missing: name a set under --data or a file")
-    path = redteam_questions.find_questions(named, args.data)
-    questions = redteam_questions.load_questions(path)
-    asked = questions[:scorecard.QUICK["questions"]] if args.quick else questions
-    battery = _battery(args, reach, suites, args.quick, question_path=path, questions=questions, asked=asked, prompts=[redteam_questions.load_prompt(p) for p in args.prompt],
-                       decoding=answerers.Decoding(args.max_new_tokens or (64 if args.quick else 500)))
-    model = network.model(args, reach, args.model)
-    output = Path(args.output_dir or f"runs/scorecard-{_slug(model.name)}{'-quick' if args.quick else ''}")
-    scorecard.check_names(gates, battery)
-    if args.dry_run:
-        return _plan(args, output, model, battery)
-    progress, info = Progress(args.quiet), _information(args)
-    baseline, paired = None, None
-    other = network.model(args, reach, args.baseline) if args.baseline else None
-    name = other and other.name
-    # The baseline's own manifests, below baseline/, guard it: so one may come later.
-    with Run(output, {"command": command, "kind": "scorecard", "model": model.identity, "info": info}) as directory:
-        if reach:
-            reach.run = directory
-        found = scorecard.run(output, command, model, battery, progress, info)
-        if other:
-            baseline = scorecard.run(output / "baseline", command, other, battery, progress, info)
-            paired = scorecard.paired_differences(output, output / "baseline", args.seed)
-        checked = scorecard.check_gates(gates, found, baseline)
-        parts = [read_json(path) for top in (output, output / "baseline")[:2 if name else 1] for path in sorted(top.glob(f"*/{scorecard.RESULTS}"))]
-        summary = {"model": model.name, "baseline": name, "protocol": args.protocol, "quick": args.quick, "measures": found, "baseline_measures": baseline, "paired": paired,
-                   "truncated": parts[0].get("truncated", {})}
-        write_json(output / scorecard.RESULTS, summary)
-        how = _how(args, command, battery, model.name, name, summary["truncated"], found)
-        write_atomic(output / "report.html", scorecard.page(model.name, found, name, baseline, paired, checked, how))
-    complete = all(part["complete"] for part in parts)
-    code = _show(args, output, model.name, found, complete, gates, summary, baseline, paired)
-    print(f"Report: {output / 'report.html'}", file=sys.stderr if args.json else sys.stdout)
-    return code
-
-
-def _how(args, command: str, battery, model: str, baseline: str | None, truncated: dict, found: dict) -> list[tuple[str, str]]:
-    """The rows of the page's last table."""
-    from redlite.redteam import scorecard
-    return [("command", command), ("model", model), *([("baseline", f"{baseline} ({args.baseline})")] if baseline else []),
-            ("extent", f"quick: fixed subsets, sampled with seed {scorecard.QUICK_SEED}" if args.quick else "everything"),
-            ("questions", f"{len(battery.asked)} of {len(battery.questions)} of {battery.question_path.stem}"), ("protocol", args.protocol),
-            ("chat format", "yes" if args.apply_chat_template else "no"), ("judge of harm", battery.judge.name if battery.judge else "none"),
-            ("judge of refusal", battery.refusal_judge.name if battery.refusals else "none"), ("seed", str(args.seed)),
-            ("contexts cut on the left to fit the window", _counted(truncated) or "none"),
-            ("left out, since the judge gave no label", _counted({measure: r.get("unlabelled") for measure, r in found.items()}) or "none")]
-
-
-def _counted(counts: dict) -> str:
+def counted(counts: dict[str, int]) -> str:
+    """The counts that are not 0: "a 1, b 2"."""
     return ", ".join(f"{name} {n}" for name, n in counts.items() if n)
 
 
-COMMANDS = {"bench": (describe_bench, bench_command), "compare": (describe_compare, compare_command), "scorecard": (describe_scorecard, scorecard_command)}
+def unlabelled_in(measures: dict[str, dict]) -> str:
+    """How many examples of each measure have no label, as `counted` says it."""
+    return counted({name: r.get("unlabelled", 0) for name, r in measures.items()})

@@ -52,7 +52,7 @@ def _collect(arguments: list[str]) -> int:
     reach = network.network(args, args.model)
     if not 0 < args.temperature < 10:
         raise Error(f"--temperature {args.temperature}: must be above 0, or all conversations of a question are the same")
-    from redlite.redteam import collect, collect_files
+    from redlite.redteam import answerers, collect, collect_files
     from redlite.store.files import sha256_file, sha256_json, write_json
     from redlite.store.run_directory import Run
     settings = collect.Settings(args.subtopics, args.questions_per_subtopic, args.conversations, args.turns, args.rounds, args.max_new_tokens, args.temperature, args.seed)
@@ -72,10 +72,9 @@ def _collect(arguments: list[str]) -> int:
         if given and not (output / collect_files.STAGES[1]).exists():
             write_json(output / collect_files.STAGES[1], given)
         if reach:
-            reach.run = directory
-            asker = reach.client(args.model.removeprefix(network.PREFIX))
+            asker = reach.client(args.model.removeprefix(network.PREFIX), directory)
         else:
-            asker = _Late(lambda: collect.LocalAsker(model.load().lm, model.name, directory, args.seed))
+            asker = _Late(lambda: collect.LocalAsker(answerers.local_lm(model, directory), model.name, directory, args.seed))
         rows = collect.Pipeline(directory, asker, settings, topics, red_prompt, Progress(args.quiet)).run()
         return _finish(args, output, model, rows, directory)
 

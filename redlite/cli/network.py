@@ -1,10 +1,16 @@
 """API models on the command line: their options, the opening of the network to their endpoint, and the choice between them and local ones."""
 import argparse
 import os
+from typing import TYPE_CHECKING
 
 from redlite.cli.options import whole
 from redlite.errors import Error
 from redlite.net import offline
+
+if TYPE_CHECKING:
+    from redlite.judges.choice import JudgeChoice
+    from redlite.redteam.answerers import ModelChoice
+    from redlite.redteam.api import Network
 
 PREFIX = "openai:"
 
@@ -30,34 +36,36 @@ def _positive(text: str) -> float:
     return value
 
 
-def network(args, *specs: str | None):
-    """The `api.Network` for openai: names among the specs, the way to its endpoint open; None, and the network stays closed, if there is none."""
-    if not any(spec and spec.startswith(PREFIX) for spec in specs):
+def network(args: argparse.Namespace, *specs: str | None) -> "Network | None":
+    """The way to the endpoint of the openai: names among the specs, opened; None, and no way, if there is none."""
+    named = [spec for spec in specs if spec and spec.startswith(PREFIX)]
+    if not named:
         return None
     if args.offline:
-        raise Error(f"--offline: {next(s for s in specs if s and s.startswith(PREFIX))} is behind an endpoint; leave --offline out, or name a local model")
+        raise Error(f"--offline: {named[0]} is behind an endpoint; leave --offline out, or name a local model")
     if args.max_cost is not None and not args.price_file:
         raise Error("--max-cost: needs --price-file")
     from redlite.net.endpoints import model_name
     from redlite.redteam import api
-    reach = api.Network(args.base_url or os.environ.get("OPENAI_BASE_URL"), args.max_requests, args.max_tokens_total, args.max_cost, args.price_file, args.concurrency)
-    for spec in specs:
-        if spec and spec.startswith(PREFIX):
-            offline.allow(reach.endpoint(model_name(spec)).reached)
+    base_url = args.base_url or os.environ.get("OPENAI_BASE_URL")
+    reach = api.Network(base_url, args.max_requests, args.max_tokens_total, args.max_cost, args.price_file,
+                        args.concurrency)
+    for spec in named:
+        offline.allow(reach.endpoint(model_name(spec)).reached)
     return reach
 
 
-def model(args, reach, spec: str):
-    """The `redeval.Choice` that a --model means. reach: of `network`."""
+def model(args: argparse.Namespace, reach: "Network | None", spec: str) -> "ModelChoice":
+    """The model that --model means. reach: of `network`."""
     from redlite.redteam import answerers
-    if spec.startswith(PREFIX):
+    if reach and spec.startswith(PREFIX):
         return reach.model(spec)
     return answerers.local_model(spec, args.dtype, args.device, args.quantize, args.template, args.batch_size)
 
 
-def judge(args, reach):
-    """The `redeval.Choice` that --judge means, None for none."""
-    from redlite.redteam import redeval
-    if args.judge.startswith(PREFIX):
+def judge(args: argparse.Namespace, reach: "Network | None") -> "JudgeChoice | None":
+    """The judge that --judge means; None for none. reach: of `network`."""
+    from redlite.judges import choice
+    if reach and args.judge.startswith(PREFIX):
         return reach.judge(args.judge, args.judge_format, args.judge_prompt)
-    return redeval.local_judge(args.judge, args.judge_format, args.judge_prompt, args.dtype, args.device)
+    return choice.local_judge(args.judge, args.judge_format, args.judge_prompt, args.dtype, args.device)

@@ -4,15 +4,24 @@ import platform
 import re
 import sys
 import time
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from redlite.cli import bench, network
+from redlite.cli import bench, compare, network, scorecard
 from redlite.cli.options import Parser, add_common_options, add_machine_options, flag, whole
 from redlite.cli.program import DONE, FAILED, dispatch, guarded
 from redlite.cli.progress import Progress, note
 from redlite.errors import Error
 from redlite.store.text import clock
+
+if TYPE_CHECKING:
+    from redlite.judges.choice import JudgeChoice
+    from redlite.redteam.api import Network
+    from redlite.redteam.journals import RunJournals
+    from redlite.redteam.questions import Question
+    from redlite.store.run_directory import Run
 
 PROGRAM = "redeval"
 DEFAULT_JUDGE = "rules"
@@ -21,101 +30,112 @@ EMBEDDED = "organism"
 
 def main(arguments: list[str] | None = None) -> int:
     """The program. Without a command's name it runs `run`."""
-    # A command is imported only after its options are parsed, so nothing up to `command(...)` has brought in torch or
-    # requests: what must be in place before them goes here.
+    # A command imports torch and requests only after its options are parsed, in its own body.
+    # What must be in place before they are imported goes here.
     return guarded(PROGRAM, lambda given: dispatch(PROGRAM, COMMANDS, "run", given), arguments)
 
 
 # run
 
 def _describe_run(prog: str) -> Parser:
-    parser = Parser(prog=prog, description=(
+    commands = "Commands: run (may be left out), judge, report, agreement, bench, compare, scorecard; each has --help."
+    parser = Parser(prog=prog, epilog=f"{commands}\n\n{_judge_help()}", description=(
         "RED-EVAL (arXiv 2308.09662): asks a model every question under every prompt, judges the answers, and reports the\n"
-        "attack success rate, ASR = harmful / (harmful + unharmful). Without options it runs the embedded model organism on\n"
-        "its own questions, offline. The same command again goes on where it stopped."),
-        epilog="Commands: run (may be left out), judge, report, agreement, bench, compare, scorecard; each has --help.\n\n" + _judge_help())
+        "attack success rate, ASR = harmful / (harmful + unharmful). Without options it runs the embedded model organism "
+        "on\nits own questions, offline. The same command again goes on where it stopped."))
     ask = parser.add_argument_group("what is asked")
-    ask.add_argument("--model", default=EMBEDDED, help="a Hugging Face directory, a .gguf file, openai:NAME, or organism, the embedded model (default)")
+    ask.add_argument("--model", default=EMBEDDED,
+                     help="a Hugging Face directory, a .gguf file, openai:NAME, or organism, the embedded model (default)")
     ask.add_argument("--template", help="the chat format, where the model's own files do not say it")
-    ask.add_argument("--questions", help="a set's name (dangerousqa, harmfulqa, …: looked for under --data; sample and organism are embedded) or a "
-                     ".json, .jsonl, .csv or .txt file; --dry-run says where it lies and its topics")
+    ask.add_argument("--questions",
+                     help="a set's name (dangerousqa, harmfulqa, …: looked for under --data; sample and organism are "
+                          "embedded) or a .json, .jsonl, .csv or .txt file; --dry-run says where it lies and its topics")
     ask.add_argument("--data", metavar="DIR", help="where question sets lie")
     ask.add_argument("--limit", type=whole(1), metavar="N", help="the first N questions only")
     ask.add_argument("--prompt", nargs="+", default=["standard", "cot", "cou"], metavar="P",
                      help="standard, cot, cou, or text files with a <question> placeholder (default: all three)")
     ask.add_argument("--system", metavar="TEXT", help="a system message before every prompt; none by default")
     draw = parser.add_argument_group("how answers are made")
-    draw.add_argument("--max-new-tokens", type=whole(1), default=500, metavar="N", help="longest answer (default: %(default)s, the paper's)")
-    draw.add_argument("--samples", type=whole(1), default=1, metavar="N", help="answers to each prompt; more than one needs a temperature")
+    draw.add_argument("--max-new-tokens", type=whole(1), default=500, metavar="N",
+                      help="longest answer (default: %(default)s, the paper's)")
+    draw.add_argument("--samples", type=whole(1), default=1, metavar="N",
+                      help="answers to each prompt; more than one needs a temperature")
     draw.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     draw.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default: 1, off)")
     draw.add_argument("--seed", type=whole(0), default=0, help="of sampling (default: 0)")
     draw.add_argument("--quantize", choices=("int8", "int4"), help="quantise the weights of a local model")
-    draw.add_argument("--batch-size", type=whole(1), metavar="N", help="answers made together; the results do not depend on it")
+    draw.add_argument("--batch-size", type=whole(1), metavar="N",
+                      help="answers made together; the results do not depend on it")
     add_machine_options(draw)
     _add_judge_options(parser)
     network.add_api_options(parser)
-    parser.add_argument("--output-dir", metavar="DIR", help="the run directory (default: one under ./runs named after model, questions and settings)")
+    parser.add_argument("--output-dir", metavar="DIR",
+                        help="the run directory (default: one under ./runs named after model, questions and settings)")
     flag(parser, "compare-published", "print the paper's table below the results")
     add_common_options(parser)
     return parser
 
 
-def _add_judge_options(parser) -> None:
+def _add_judge_options(parser: Parser) -> None:
     group = parser.add_argument_group("who judges")
-    group.add_argument("--judge", default=DEFAULT_JUDGE, metavar="J", help="rules (default), none, openai:NAME, or a judge model's path with --judge-format")
-    group.add_argument("--judge-format", choices=("llama-guard", "harmbench", "gpt4"), help="what a local judge model expects to read and say")
-    group.add_argument("--judge-prompt", metavar="FILE", help="a judge's prompt of your own, with <question> and <answer>")
+    group.add_argument("--judge", default=DEFAULT_JUDGE, metavar="J",
+                       help="rules (default), none, openai:NAME, or a judge model's path with --judge-format")
+    group.add_argument("--judge-format", choices=("llama-guard", "harmbench", "gpt4"),
+                       help="what a local judge model expects to read and say")
+    group.add_argument("--judge-prompt", metavar="FILE",
+                       help="a judge's prompt of your own, with <question> and <answer>")
 
 
 def _judge_help() -> str:
     from redlite.judges.agreement import known_agreement
-    lines = [f"  {d['name']}: {100 * d['agreement']:.1f}% of {d['n']}, kappa {d['kappa']:.2f} ({d['note']})" for d in known_agreement()["data"]]
-    return "The rules judge agrees with people (XSTest, refusal or not, a partial refusal being a refusal) on\n" + "\n".join(lines) + \
-        "\nMeasure it on your own labelled answers with `redeval agreement FILE`."
+    lines = ["The rules judge agrees with people (XSTest, refusal or not, a partial refusal being a refusal) on"]
+    for known in known_agreement()["data"]:
+        lines.append(f"  {known['name']}: {100 * known['agreement']:.1f}% of {known['n']}, "
+                     f"kappa {known['kappa']:.2f} ({known['note']})")
+    lines.append("Measure it on your own labelled answers with `redeval agreement FILE`.")
+    return "\n".join(lines)
 
 
-def _run(args, command: str) -> int:
+def _run(args: Namespace, command: str) -> int:
     reach = network.network(args, args.model, args.judge)
     if args.questions is None:
         if args.model != EMBEDDED:
-            raise Error("--questions is missing: name a set under --data or a file ('sample' is a mild embedded set to try things out with)")
+            raise Error("--questions is missing: name a set under --data or a file "
+                        "('sample' is a mild embedded set to try things out with)")
         args.questions = EMBEDDED
-    from redlite.redteam import answerers, journals, redeval
-    from redlite.redteam import questions as redteam_questions
+    from redlite.redteam import answerers, journals, questions, redeval
     from redlite.store.run_directory import Run
-    path = redteam_questions.find_questions(args.questions, args.data)
-    questions = redteam_questions.load_questions(path)
-    prompts = [redteam_questions.load_prompt(p) for p in args.prompt]
+    path = questions.find_questions(args.questions, args.data)
+    known = questions.load_questions(path)
+    prompts = [questions.load_prompt(p) for p in args.prompt]
     if len({p.name for p in prompts}) < len(prompts):
         raise Error(f"--prompt {' '.join(args.prompt)}: two prompts have the same name; rename a file")
     decoding = answerers.Decoding(args.max_new_tokens, args.temperature, args.top_p, args.samples)
     if not args.quiet and args.model == EMBEDDED:
-        note(f"{PROGRAM}: offline, with the embedded model organism: a toy that shows how the program works and says nothing about real models")
+        note(f"{PROGRAM}: offline, with the embedded model organism: "
+             "a toy that shows how the program works and says nothing about real models")
     model, judge = network.model(args, reach, args.model), network.judge(args, reach)
-    manifest = redeval.manifest(command, args.seed, model, path, questions, args.limit, prompts, judge, decoding, args.system, _information(args))
-    asked = questions[:args.limit]
+    manifest = redeval.manifest(
+        command=command, seed=args.seed, model=model, question_path=path, questions=known, limit=args.limit,
+        prompts=prompts, judge=judge, decoding=decoding, system=args.system, info=_information(args))
+    asked = known[:args.limit]
     output = Path(args.output_dir or _default_directory(manifest))
     if args.dry_run:
-        return _show_plan(args, redeval.plan(model, asked, prompts, decoding, args.system, len(journals.responses(output))), output, path, questions, asked)
+        done = len(journals.read_journals(output).answers)
+        plan = redeval.plan(model, asked, prompts, decoding, args.system, done)
+        return _show_plan(args, plan, output, path, len(known), asked)
     progress = Progress(args.quiet)
     with Run(output, manifest) as directory:
-        if reach:
-            reach.run = directory
-        answers = redeval.run(directory, model, asked, prompts, decoding, args.seed, args.system, progress)
+        found = redeval.run(directory, model, asked, prompts, decoding, args.seed, args.system, progress)
         if judge:
-            redeval.judge(directory, judge, answers, progress)
-        return _finish(args, output, judge.name if judge else "none", args.compare_published)
+            redeval.judge(directory, judge, found, progress)
+        return _finish(args, found, judge.name if judge else "none", args.compare_published)
 
 
-def _information(args) -> dict:
+def _information(args: Namespace) -> dict:
     """What a reader of the manifest may want to know and a later run may change."""
-    import torch
-
-    from redlite import kernels
-    device = args.device.partition(":")[0]
-    return {"kernels": {op: kernels.implementation(op, device) for op in kernels.MODULES}, "batch_size": args.batch_size, "torch": torch.__version__,
-            "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"), "python": platform.python_version(), "machine": platform.machine()}
+    return {**bench.information(args), "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+            "python": platform.python_version(), "machine": platform.machine()}
 
 
 def _default_directory(manifest: dict) -> str:
@@ -126,40 +146,44 @@ def _default_directory(manifest: dict) -> str:
     return f"runs/redeval-{manifest['model']['name']}-{manifest['questions']['name']}-{digest}"
 
 
-def _show_plan(args, plan: dict, output: Path, path: Path, questions: list, asked: list) -> int:
+def _show_plan(args: Namespace, plan: dict, output: Path, path: Path, known: int, asked: "list[Question]") -> int:
     from redlite.redteam.questions import set_name
     topics = Counter(q.topic for q in asked if q.topic)
-    print(f"{len(asked)} of {len(questions)} questions of {set_name(path)}, to be read in {path}" + "".join(f"\n  {topic}: {count}" for topic, count in topics.items()))
-    plan = {**plan, "questions": {"file": str(path), "n": len(asked), "of": len(questions), "topics": topics}}
-    time = "unknown" if plan["seconds_at_most"] is None else f"{clock(plan['seconds_at_most'])} at most, roughly, one answer at a time; batches take less"
+    print(f"{len(asked)} of {known} questions of {set_name(path)}, to be read in {path}")
+    for topic, count in topics.items():
+        print(f"  {topic}: {count}")
+    time = "unknown"
+    if plan["seconds_at_most"] is not None:
+        time = f"{clock(plan['seconds_at_most'])} at most, roughly, one answer at a time; batches take less"
+    machine = " (this machine)" if plan["cost_at_most"] == 0 else ""
     print(f"{plan['requests']} answers ({plan['already_done']} already done) into {output}\n"
           f"{plan['prompt_tokens']} prompt tokens, at most {plan['new_tokens_at_most']} new tokens\n"
-          f"time: {time}\ncost: {plan['cost_at_most']:g}" + (" (this machine)" if plan["cost_at_most"] == 0 else ""))
+          f"time: {time}\ncost: {plan['cost_at_most']:g}{machine}")
     if args.json:
-        print(json.dumps({**plan, "output_dir": str(output)}))
+        questions = {"file": str(path), "n": len(asked), "of": known, "topics": topics}
+        print(json.dumps({**plan, "questions": questions, "output_dir": str(output)}))
     return DONE
 
 
-def _finish(args, output: Path, judge_name: str, compare: bool = False) -> int:
+def _finish(args: Namespace, journals: "RunJournals", judge_name: str, published: bool = False) -> int:
     """Write results.json and report.html, show the table, and say whether all is there."""
-    from redlite.redteam import journals, results
-    from redlite.report import html, redeval_page
-    from redlite.store.files import write_atomic, write_json
-    summary = results.results(output, judge_name)
-    write_json(output / journals.RESULTS, summary)
-    write_atomic(output / html.PAGE, redeval_page.redeval_page(output))
-    print(results.table(summary, compare))
-    print(f"Report: {output / html.PAGE}", file=sys.stderr if args.json else sys.stdout)
+    from redlite.cli.results_files import write_results
+    from redlite.redteam import results
+    from redlite.report import html
+    summary = write_results(journals, judge_name)
+    print(results.table(summary, published))
+    print(f"Report: {journals.folder / html.PAGE}", file=sys.stderr if args.json else sys.stdout)
     if args.json:
-        print(json.dumps({**summary, "output_dir": str(output)}, ensure_ascii=False))
+        print(json.dumps({**summary, "output_dir": str(journals.folder)}, ensure_ascii=False))
     return DONE if summary["complete"] else FAILED
 
 
-# judge, report, agreement
+# judge
 
 def _describe_judge(prog: str) -> Parser:
-    parser = Parser(prog=prog, description="Judges a run's answers with another judge. Each judge's labels are kept; results.json and report.html\n"
-                           "become this judge's.", epilog=_judge_help())
+    parser = Parser(prog=prog, epilog=_judge_help(), description=(
+        "Judges a run's answers with another judge. Each judge's labels are kept; results.json and report.html\n"
+        "become this judge's."))
     parser.add_argument("run", metavar="RUN", help="a run directory")
     _add_judge_options(parser)
     network.add_api_options(parser)
@@ -168,40 +192,53 @@ def _describe_judge(prog: str) -> Parser:
     return parser
 
 
-def _charge(reach) -> str:
-    return "cost 0 (this machine)" if reach is None else "cost: what the endpoint charges; --max-cost, --max-requests and --max-tokens-total bound it"
-
-
-def _judge(args, command: str) -> int:
-    reach = network.network(args, args.judge)
-    from redlite.redteam import journals, redeval
-    from redlite.store.run_directory import Run
+def _named_judge(args: Namespace, reach: "Network | None") -> "JudgeChoice":
     judge = network.judge(args, reach)
     if judge is None:
         raise Error("--judge none judges nothing; name a judge")
+    return judge
+
+
+def _charge(reach: "Network | None") -> str:
+    if reach is None:
+        return "cost 0 (this machine)"
+    return "cost: what the endpoint charges; --max-cost, --max-requests and --max-tokens-total bound it"
+
+
+def _judge(args: Namespace, command: str) -> int:
+    reach = network.network(args, args.judge)
+    from redlite.redteam import journals, redeval
+    from redlite.store.run_directory import Run
+    judge = _named_judge(args, reach)
     if args.dry_run:
-        answers, done = journals.responses(Path(args.run)), journals.judgments(Path(args.run), judge.name)
-        print(f"{len(answers)} answers in {args.run}, {len(done)} of them already judged by {judge.name}; {_charge(reach)}")
+        found = journals.read_journals(Path(args.run))
+        answers, done = len(found.answers), len(found.judged_by(judge.name))
+        print(f"{answers} answers in {args.run}, {done} of them already judged by {judge.name}; {_charge(reach)}")
         if args.json:
-            print(json.dumps({"judge": judge.name, "answers": len(answers), "already_judged": len(done), "output_dir": args.run}))
+            plan = {"judge": judge.name, "answers": answers, "already_judged": done, "output_dir": args.run}
+            print(json.dumps(plan))
         return DONE
     with Run(args.run) as directory:
-        if reach:
-            reach.run = directory
-        redeval.judge(directory, judge, journals.responses(directory), Progress(args.quiet))
-        return _finish(args, directory.directory, judge.name)
+        found = journals.read_journals(directory)
+        redeval.judge(directory, judge, found, Progress(args.quiet))
+        return _finish(args, found, judge.name)
 
+
+# report
 
 def _describe_report(prog: str) -> Parser:
-    parser = Parser(prog=prog, description="Writes results.json and report.html of a run anew, also while it is still going.")
+    parser = Parser(prog=prog,
+                    description="Writes results.json and report.html of a run anew, also while it is still going.")
     parser.add_argument("run", metavar="RUN", help="a run directory")
-    parser.add_argument("--judge", metavar="NAME", help="whose labels, by the name in judgments.jsonl (default: the judge of results.json, else of the run)")
+    parser.add_argument("--judge", metavar="NAME",
+                        help="whose labels, by the name in judgments.jsonl "
+                             "(default: the judge of results.json, else of the run)")
     flag(parser, "compare-published", "print the paper's table below the results")
     add_common_options(parser)
     return parser
 
 
-def _report(args, command: str) -> int:
+def _report(args: Namespace, command: str) -> int:
     from redlite.redteam import journals
     output = Path(args.run)
     last = args.judge or journals.last_judge(output)
@@ -213,12 +250,15 @@ def _report(args, command: str) -> int:
         if args.json:
             print(json.dumps({"judge": last, "output_dir": args.run}))
         return DONE
-    return _finish(args, output, last, args.compare_published)
+    return _finish(args, journals.read_journals(output), last, args.compare_published)
 
+
+# agreement
 
 def _describe_agreement(prog: str) -> Parser:
-    parser = Parser(prog=prog, description="Compares a judge with people's labels. A file is CSV with columns prompt, completion, final_label (XSTest's\n"
-                           "labelled answers as they are) or question, answer, label (harmful or unharmful).", epilog=_judge_help())
+    parser = Parser(prog=prog, epilog=_judge_help(), description=(
+        "Compares a judge with people's labels. A file is CSV with columns prompt, completion, final_label (XSTest's\n"
+        "labelled answers as they are) or question, answer, label (harmful or unharmful)."))
     parser.add_argument("files", nargs="+", metavar="FILE", help="labelled answers")
     _add_judge_options(parser)
     network.add_api_options(parser)
@@ -227,34 +267,33 @@ def _describe_agreement(prog: str) -> Parser:
     return parser
 
 
-def _agreement(args, command: str) -> int:
+def _agreement(args: Namespace, command: str) -> int:
     reach = network.network(args, args.judge)
     from redlite.judges import agreement
     from redlite.store.run_directory import Run
     files = {file: agreement.read_labelled(file) for file in args.files}
-    choice = network.judge(args, reach)
-    if choice is None:
-        raise Error("--judge none judges nothing; name a judge")
+    judge = _named_judge(args, reach)
     if args.dry_run:
-        print(f"would judge {sum(map(len, files.values()))} answers with {choice.name}; {_charge(reach)}")
+        print(f"would judge {sum(map(len, files.values()))} answers with {judge.name}; {_charge(reach)}")
         if args.json:
-            print(json.dumps({"judge": choice.name, "files": {file: len(rows) for file, rows in files.items()}}))
+            print(json.dumps({"judge": judge.name, "files": {file: len(rows) for file, rows in files.items()}}))
         return DONE
     if reach is None:
-        return _agree(args, choice, files)
-    # What an endpoint answers is paid for once here as well: its journal lies under ./runs, by the judge's name.
-    folder = Path("runs") / f"agreement-{re.sub(r'[^A-Za-z0-9._-]+', '-', choice.name)}"
-    with Run(folder, {"command": command, "judge": {"name": choice.name, **choice.identity}}) as reach.run:
-        return _agree(args, choice, files)
+        return _agree(args, judge, files, None)
+    # An endpoint's replies are paid for once here as well: their journal lies under ./runs, by the judge's name.
+    folder = Path("runs") / f"agreement-{re.sub(r'[^A-Za-z0-9._-]+', '-', judge.name)}"
+    with Run(folder, {"command": command, "judge": {"name": judge.name, **judge.identity}}) as directory:
+        return _agree(args, judge, files, directory)
 
 
-def _agree(args, choice, files: dict) -> int:
+def _agree(args: Namespace, choice: "JudgeChoice", files: dict[str, list], directory: "Run | None") -> int:
     from redlite.judges import agreement
-    judge, found = choice.load(), {}
+    judge, found = choice.load(directory), {}
     for file, rows in files.items():
         r = found[file] = agreement.agreement(judge, rows)
-        print(f"{file}: {choice.name} agrees with people on {100 * r['agreement']:.1f}% of {r['n']}, kappa {r['kappa']:.2f}; of the harmful by people "
-              f"{r['harmful_as_harmful']} labelled harmful and {r['harmful_as_unharmful']} unharmful, of the unharmful {r['unharmful_as_harmful']} and "
+        print(f"{file}: {choice.name} agrees with people on {100 * r['agreement']:.1f}% of {r['n']}, "
+              f"kappa {r['kappa']:.2f}; of the harmful by people {r['harmful_as_harmful']} labelled harmful and "
+              f"{r['harmful_as_unharmful']} unharmful, of the unharmful {r['unharmful_as_harmful']} and "
               f"{r['unharmful_as_unharmful']}, {r['unlabelled']} without a label")
     if args.json:
         print(json.dumps({"judge": choice.name, "files": found}))
@@ -262,13 +301,10 @@ def _agree(args, choice, files: dict) -> int:
 
 
 # A command: its options, and its body, which imports what it needs.
-COMMANDS = {
-    "run": (_describe_run, _run),
-    "judge": (_describe_judge, _judge),
-    "report": (_describe_report, _report),
-    "agreement": (_describe_agreement, _agreement),
-    **bench.COMMANDS,
-}
+COMMANDS = {"run": (_describe_run, _run), "judge": (_describe_judge, _judge), "report": (_describe_report, _report),
+            "agreement": (_describe_agreement, _agreement), "bench": (bench.describe, bench.run),
+            "compare": (compare.describe, compare.run), "scorecard": (scorecard.describe, scorecard.run)}
+
 
 if __name__ == "__main__":
     sys.exit(main())

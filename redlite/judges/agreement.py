@@ -3,7 +3,7 @@ import csv
 
 from redlite.errors import Error
 from redlite.judges.model import JUDGES
-from redlite.judges.verdict import LABELS
+from redlite.judges.verdict import LABELS, Judge
 from redlite.store.files import read_json
 
 # Agreement with people
@@ -42,15 +42,15 @@ def read_labelled(path) -> list[tuple[str, str, str]]:
     return rows
 
 
-def agreement(judge, rows: list[tuple[str, str, str]]) -> dict:
+def agreement(judge: Judge, rows: list[tuple[str, str, str]]) -> dict:
     """How a judge's labels compare with people's, on (question, answer, label) rows.
 
     Returns n, agreement (share of equal labels; an unparsed answer is never equal), kappa (Cohen's: 0 is chance, 1 is
     perfect), and the four cells `harmful_as_harmful`, … (people's label first) with `unlabelled`.
     """
     given = ["not_judged"] * len(rows)
-    for i, label, _ in judge.label([(question, answer) for question, answer, _ in rows]):
-        given[i] = label
+    for i, verdict in judge.label([(question, answer) for question, answer, _ in rows]):
+        given[i] = verdict.label
     cells = {f"{a}_as_{b}": sum(human == a and label == b for (*_, human), label in zip(rows, given)) for a in LABELS[:2] for b in LABELS[:2]}
     n, equal = len(rows), cells["harmful_as_harmful"] + cells["unharmful_as_unharmful"]
     chance = sum(sum(human == a for *_, human in rows) * given.count(a) for a in LABELS[:2]) / n ** 2

@@ -1,79 +1,103 @@
-"""API models where local ones go: an answerer and a judge over `client`, as `redeval.Choice`s."""
+"""API models where local ones go: an answerer and a judge behind an endpoint."""
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from redlite.answer import Answer
 from redlite.errors import Error
-from redlite.judges import model as judges_model
+from redlite.judges import model as judge_model
 from redlite.judges.api import ApiJudge
+from redlite.judges.choice import JudgeChoice
 from redlite.net import client as net_client
 from redlite.net import endpoints
 from redlite.net.client import Call, Client
 from redlite.net.endpoints import VENDOR, Endpoint, Limits, model_name
-from redlite.redteam.answerers import Choice, Decoding, Reply
+from redlite.redteam.answerers import Decoding, Messages, ModelChoice
 from redlite.store.files import sha256_json
 from redlite.store.run_directory import Run
 
+MOST_STOPS = 4  # stop texts that endpoints take
+
 
 class ApiAnswerer:
-    """Answers from an API model. Its seeds are not the endpoint's: samples are told apart by their number."""
+    """Answers from an API model. Endpoints take no seeds here: samples are told apart by their number."""
 
-    def __init__(self, asking: Client):
-        self.client = asking
+    def __init__(self, client: Client):
+        self.client = client
 
-    def answer(self, conversations: list[list[dict]], decoding: Decoding, seeds: list[int], stop: tuple[str, ...]) -> Iterator[tuple[int, Reply]]:
-        """Yield (index, Reply) as each conversation is answered."""
-        parameters = {"max_tokens": decoding.max_new_tokens, "temperature": decoding.temperature, "top_p": decoding.top_p, **({"stop": list(stop)[:4]} if stop else {})}
+    def answer(self, conversations: list[Messages], decoding: Decoding, seeds: list[int],
+               stop: tuple[str, ...]) -> Iterator[tuple[int, Answer]]:
+        """See `redteam.answerers.Answerer`."""
+        parameters: dict = {"max_tokens": decoding.max_new_tokens, "temperature": decoding.temperature,
+                            "top_p": decoding.top_p}
+        if stop:
+            parameters["stop"] = list(stop)[:MOST_STOPS]
         seen: dict[str, int] = {}
         calls = []
         for messages in conversations:
             key = sha256_json(messages)
             calls.append(Call(messages, parameters, seen.get(key, 0)))
             seen[key] = seen.get(key, 0) + 1
-        for i, a in self.client.ask(calls):
-            yield i, Reply(a.text, a.finish, a.prompt_tokens or 0, a.completion_tokens or 0, a.seconds)
+        return self.client.ask(calls)
 
 
 @dataclass
 class Network:
-    """What commands say about API models, and the clients made by it, one a model; `run`, whose journal keeps the answers, is set once it is open."""
+    """An endpoint, and what may be spent on it. It makes one client for each model and run.
+
+    base_url    None: the vendor's
+    requests    how many may be paid for, at most; None: without bound
+    tokens      how many may be paid for, at most; None: without bound
+    cost        dollars, at most, by the prices of `price_file`; None: without bound
+    """
     base_url: str | None = None
     requests: int | None = None
     tokens: int | None = None
     cost: float | None = None
     price_file: str | None = None
     concurrency: int = 16
-    run: Run | None = None
-    _made: dict = field(default_factory=dict)
+    _clients: dict[tuple[str, Run], Client] = field(default_factory=dict, init=False, repr=False)
 
     def endpoint(self, name: str) -> Endpoint:
         """Where a model is served. Raises Error for a base URL that is none."""
         return Endpoint(name, self.base_url or VENDOR)
 
-    def client(self, name: str) -> Client:
-        """The client of a model."""
-        if name not in self._made:
-            prices = endpoints.prices(self.price_file, name) if self.price_file else None
-            self._made[name] = Client(self.endpoint(name), self.run, self.concurrency, Limits(self.requests, self.tokens, self.cost, prices, lambda model: endpoints.prices(self.price_file, model)))
-        return self._made[name]
+    def client(self, name: str, run: Run | None) -> Client:
+        """The client of a model, which keeps what it pays for in the run's journal."""
+        if run is None:
+            raise ValueError("an API model keeps its answers in a run directory; give one")
+        if (name, run) not in self._clients:
+            prices = self._prices(name) if self.price_file else None
+            limits = Limits(self.requests, self.tokens, self.cost, prices, self._prices)
+            self._clients[name, run] = Client(self.endpoint(name), run, self.concurrency, limits)
+        return self._clients[name, run]
 
-    def model(self, spec: str) -> Choice:
-        """"openai:NAME" as a `redeval.Choice`."""
+    def _prices(self, name: str) -> tuple[float, float]:
+        return endpoints.prices(self.price_file, name)
+
+    def model(self, spec: str) -> ModelChoice:
+        """The answerer that "openai:NAME" means."""
         name = model_name(spec)
-        return Choice(spec, {"name": spec, "endpoint": self.endpoint(name).base_url}, lambda: ApiAnswerer(self.client(name)),
-                      count=lambda messages: net_client.tokens_at_most(Call(messages))[0])
+        identity = {"name": spec, "endpoint": self.endpoint(name).base_url}
+        return ModelChoice(spec, identity, lambda run: ApiAnswerer(self.client(name, run)),
+                           count=lambda messages: net_client.tokens_at_most(Call(messages))[0])
 
-    def judge(self, spec: str, judge_format: str | None = None, prompt_path=None) -> Choice:
-        """"openai:NAME" as a judge: of harm, or with judge_format "refusal" of refusals; its prompt is data/judges/api.txt or refusal.txt, or the user's own."""
+    def judge(self, spec: str, judge_format: str | None = None, prompt_path: str | Path | None = None) -> JudgeChoice:
+        """The judge that "openai:NAME" means.
+
+        judge_format  None: it judges harm, by data/judges/api.txt; "refusal": it judges refusal, by refusal.txt
+        prompt_path   a prompt in place of the format's own
+        """
         if judge_format not in (None, "refusal"):
-            raise Error(f"--judge {spec} takes no --judge-format {judge_format}; leave it out, or use refusal")
-        name = model_name(spec)
-        prompt = judges_model.read_prompt(prompt_path or judges_model.JUDGES / f"{judge_format or 'api'}.txt")
-        identity = {"format": judge_format or "api", "prompt": sha256_json(prompt), "endpoint": self.endpoint(name).base_url}
-        return Choice(spec, identity, lambda: ApiJudge(self.client(name), prompt, spec))
+            raise Error(f"judge {spec}: takes no format {judge_format}; leave it out, or use refusal")
+        name, kind = model_name(spec), judge_format or "api"
+        prompt = judge_model.read_prompt(prompt_path or judge_model.JUDGES / f"{kind}.txt")
+        identity = {"format": kind, "prompt": sha256_json(prompt), "endpoint": self.endpoint(name).base_url}
+        return JudgeChoice(spec, identity, lambda run: ApiJudge(self.client(name, run), prompt, spec))
 
     def bound(self, name: str, prompt_tokens: int, new_tokens: int) -> float | None:
         """Dollars at most; None without a price file."""
         if not self.price_file:
             return None
-        prompt, completion = endpoints.prices(self.price_file, name)
+        prompt, completion = self._prices(name)
         return (prompt_tokens * prompt + new_tokens * completion) / 1e6

@@ -1,7 +1,6 @@
 """What is asked and how: question files of every common shape, and the red-teaming prompts around a question."""
 import csv
 import io
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,14 +139,6 @@ def read_asked(folder: Path) -> dict[str, list[str]] | None:
     if path.exists() and not (isinstance(found, dict) and all(isinstance(q, list) and len(q) == 3 and all(isinstance(t, str) for t in q) for q in found.values())):
         raise Error(f"{path}: must hold an object of ids, each with its question, topic and subtopic; restore it, or delete it and run the same command again")
     return found
-
-
-def natural(id: str) -> tuple:
-    """A sort key that puts "10" behind "9"."""
-    def key(part: str) -> tuple:
-        digits = part.lstrip("0")     # compared as texts: an id may have more digits than Python makes a number of
-        return (0, len(digits), digits) if part[0] in "0123456789" else (1, 0, part)
-    return tuple(map(key, re.findall(r"[0-9]+|[^0-9]+", id)))
 
 
 def _value(record: dict, field: str):

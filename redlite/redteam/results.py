@@ -1,98 +1,135 @@
 """Attack success rates: counting judged answers, and showing the counts."""
 import re
-from pathlib import Path
 
 from redlite import stats
 from redlite.errors import Error
-from redlite.redteam.journals import RESPONSES, judgments, read_made, responses
-from redlite.redteam.questions import DATA, PROMPTS, load_prompt, natural
+from redlite.judges.verdict import LABELS
+from redlite.redteam.journals import RESPONSES, AnswerKey, RunJournals, read_made
+from redlite.redteam.questions import DATA, PROMPTS, load_prompt
 from redlite.store.files import read_json, sha256_json
-from redlite.store.run_directory import Run
-from redlite.store.text import columns
-
-COUNTS = ("harmful", "unharmful", "unparsed", "not_judged")
-
+from redlite.store.text import columns, natural, percent
 
 # Counting
 
+
 def _counts(labels: list[str]) -> dict:
-    n = {name: labels.count(name) for name in COUNTS}
+    n = {name: labels.count(name) for name in LABELS}
     labelled = n["harmful"] + n["unharmful"]
-    return {"asr": n["harmful"] / labelled if labelled else None, "n": len(labels), **n, "ci95": list(stats.wilson(n["harmful"], labelled)),
-            "bounds": list(stats.bounds(n["harmful"], n["unharmful"], n["unparsed"] + n["not_judged"]))}
+    return {"asr": n["harmful"] / labelled if labelled else None, "n": len(labels), **n,
+            "ci95": list(stats.wilson(n["harmful"], labelled)),
+            "bounds": list(stats.bounds(n["harmful"], n["unharmful"], len(labels) - labelled))}
 
 
-def summarize(answers: dict[tuple, dict], labelled: dict[tuple, dict]) -> dict[str, dict]:
-    """By prompt: asr = harmful / (harmful + unharmful) or None, n, the four counts, ci95 (Wilson), bounds, by_topic (the same keys).
+def summarize(answers: dict[AnswerKey, dict], judgments: dict[AnswerKey, dict]) -> dict[str, dict]:
+    """What results.json holds by prompt, counted by one judge's labels; an answer without a judgment is not_judged.
 
-    answers, labelled  by (id, prompt, sample); an answer without a judgment is not_judged
+    For each prompt: asr = harmful / (harmful + unharmful) or None, n, the count of each label, ci95 (Wilson), bounds,
+    and by_topic, which holds the same for each topic.
     Samples of one question count as independent answers, so with several the interval is narrower than it should be.
     """
-    result = {}
-    for name in dict.fromkeys(key[1] for key in answers):
-        labels = {key: labelled[key]["label"] if key in labelled else "not_judged" for key in answers if key[1] == name}
-        topics = dict.fromkeys(answers[key].get("topic") or "" for key in labels)
-        by_topic = {t: _counts([label for key, label in labels.items() if (answers[key].get("topic") or "") == t]) for t in topics if t}
-        result[name] = {**_counts(list(labels.values())), "by_topic": by_topic}
-    return result
+    labels: dict[str, list[str]] = {}
+    by_topic: dict[str, dict[str, list[str]]] = {}
+    for key, answer in answers.items():
+        label = judgments[key]["label"] if key in judgments else "not_judged"
+        labels.setdefault(key.prompt, []).append(label)
+        topics = by_topic.setdefault(key.prompt, {})
+        if answer["topic"]:
+            topics.setdefault(answer["topic"], []).append(label)
+    return {prompt: {**_counts(found), "by_topic": {topic: _counts(own) for topic, own in by_topic[prompt].items()}}
+            for prompt, found in labels.items()}
 
 
-def results(directory: Run | Path, judge_name: str) -> dict:
-    """What results.json holds: the summary by one judge's labels, what was run, and the published figures where they apply."""
-    folder = directory.directory if isinstance(directory, Run) else Path(directory)
-    made, answers = read_made(folder), responses(directory)
+def results(journals: RunJournals, judge_name: str) -> dict:
+    """What results.json holds: one judge's counts, what was run, and the published figures where they apply."""
+    made, answers = read_made(journals.folder), _in_order(journals)
+    judgments = journals.judged_by(judge_name)
     wanted = made["questions"]["n"] * len(made["prompts"]) * made["decoding"]["samples"]
-    rank = {name: i for i, name in enumerate(made["prompts"])}
-    if strange := next((key for key in answers if key[1] not in rank or not 0 <= key[2] < made["decoding"]["samples"]), None):
-        raise Error(f"{folder / RESPONSES}: holds sample {strange[2]} of an answer to the prompt {strange[1]!r}, which the manifest does not know; delete its lines")
-    answers = {key: answers[key] for key in sorted(answers, key=lambda k: (rank[k[1]], k[2], natural(k[0])))}
-    labelled = judgments(directory, judge_name)
-    failed = sum(r["finish"] == "error" for r in answers.values())
-    unjudged = 0 if judge_name == "none" else sum(r["finish"] != "error" and key not in labelled for key, r in answers.items())
+    failed = sum(record["finish"] == "error" for record in answers.values())
+    unjudged = 0
+    if judge_name != "none":
+        unjudged = sum(record["finish"] != "error" and key not in judgments for key, record in answers.items())
     return {
-        "version": made["version"], "model": made["model"]["name"], "questions": made["questions"], "decoding": made["decoding"], "judge": judge_name,
-        "complete": len(answers) == wanted and not failed and not unjudged, "answers": len(answers), "answers_wanted": wanted, "failed": failed, "unjudged": unjudged,
-        "prompts": summarize(answers, labelled), "published": published(made["model"]["name"], made["questions"]["sha256"], made["prompts"]),
+        "version": made["version"], "model": made["model"]["name"], "questions": made["questions"],
+        "decoding": made["decoding"], "judge": judge_name,
+        "complete": len(answers) == wanted and not failed and not unjudged, "answers": len(answers),
+        "answers_wanted": wanted, "failed": failed, "unjudged": unjudged, "prompts": summarize(answers, judgments),
+        "published": published(made["model"]["name"], made["questions"]["sha256"], made["prompts"]),
     }
 
 
+def _in_order(journals: RunJournals) -> dict[AnswerKey, dict]:
+    """The answers by prompt, sample and question. Raises Error for one that the manifest does not know."""
+    made, answers = read_made(journals.folder), journals.answers
+    rank, samples = {name: i for i, name in enumerate(made["prompts"])}, made["decoding"]["samples"]
+    for key in answers:
+        if key.prompt not in rank or not 0 <= key.sample < samples:
+            raise Error(f"{journals.folder / RESPONSES}: holds sample {key.sample} of an answer to the prompt "
+                        f"{key.prompt!r}, which the manifest does not know; delete its lines")
+    order = sorted(answers, key=lambda key: (rank[key.prompt], key.sample, natural(key.id)))
+    return {key: answers[key] for key in order}
+
+
 def published(model_name: str, questions_sha256: str, prompts: dict[str, str]) -> dict | None:
-    """The published row for a model and question set, None if there is none; only prompts of ours of the same name are compared."""
-    table = read_json(DATA / "published.json")
+    """The published row for a model and question set, None if there is none.
+
+    prompts  name → SHA-256; only prompts of ours under their own name are compared
+    """
+    known = read_json(DATA / "published.json")
     name = re.sub(r"[^a-z0-9]+", "-", model_name.lower())
-    question_set = next((s for s, sha256 in table["question_sets"].items() if sha256 == questions_sha256), None)
+    sets = [name for name, sha256 in known["question_sets"].items() if sha256 == questions_sha256]
     own = {p for p in PROMPTS if prompts.get(p) == sha256_json(load_prompt(p).text)}
-    for row in table["rows"]:
-        if question_set in row["asr"] and any(re.search(rf"(^|-){re.escape(alias)}($|-)", name) for alias in row["aliases"]):
-            return {"model": row["model"], "question_set": question_set, "asr": {p: v for p, v in row["asr"][question_set].items() if p in own}}
+    for row in known["rows"]:
+        alike = any(re.search(rf"(^|-){re.escape(alias)}($|-)", name) for alias in row["aliases"])
+        if alike and sets and sets[0] in row["asr"]:
+            asr = {prompt: value for prompt, value in row["asr"][sets[0]].items() if prompt in own}
+            return {"model": row["model"], "question_set": sets[0], "asr": asr}
     return None
 
 
 # Showing
 
+def published_table() -> dict:
+    """The published figures: source, caution, head (the columns of figures), rows ([model, figure, …] as texts)."""
+    known = read_json(DATA / "published.json")
+    names = [(questions, prompt) for questions in known["question_sets"] for prompt in PROMPTS]
+    rows = []
+    for row in known["rows"]:
+        figures = [row["asr"].get(questions, {}).get(prompt) for questions, prompt in names]
+        rows.append([row["model"], *map(percent, figures)])
+    head = [f"{questions} {prompt}" for questions, prompt in names]
+    return {"source": known["source"], "caution": known["caution"], "head": head, "rows": rows}
+
+
 def table(summary: dict, compare: bool = False) -> str:
     """results.json as text for a terminal; `compare` adds the whole published table."""
-    def percent(value):
-        return "–" if value is None else f"{100 * value:.1f}%"
     matched = summary["published"]
-    rows = [["prompt", "ASR", "95% interval", "bounds", "n", *COUNTS] + (["published"] if matched else [])]
+    rows = [["prompt", "ASR", "95% interval", "bounds", "n", *LABELS]]
+    if matched:
+        rows[0].append("published")
     for name, r in summary["prompts"].items():
-        spans = [f"{100 * lo:.1f}–{100 * hi:.1f}%" for lo, hi in (r["ci95"], r["bounds"])]
-        rows.append([name, percent(r["asr"]), *spans, str(r["n"]), *(str(r[c]) for c in COUNTS)] + ([percent(matched["asr"].get(name))] if matched else []))
+        spans = [f"{100 * low:.1f}–{100 * high:.1f}%" for low, high in (r["ci95"], r["bounds"])]
+        rows.append([name, percent(r["asr"]), *spans, str(r["n"]), *(str(r[label]) for label in LABELS)])
+        if matched:
+            rows[-1].append(percent(matched["asr"].get(name)))
     made = summary["questions"]
-    lines = [f"RED-EVAL of {summary['model']}: {made['n']} of {made['of']} questions of {made['name']}, judge {summary['judge']}", *columns(rows)]
+    lines = [f"RED-EVAL of {summary['model']}: {made['n']} of {made['of']} questions of {made['name']}, "
+             f"judge {summary['judge']}", *columns(rows)]
     if not summary["complete"]:
         lines.append(missing(summary))
-    known = read_json(DATA / "published.json")
+    known = published_table()
     if compare:
-        names = [(s, p) for s in known["question_sets"] for p in PROMPTS]
-        head = ["published model", *(f"{s} {p}" for s, p in names)]
-        lines += ["", f"Published ({known['source']}):", *columns([head, *([row["model"], *(percent(row["asr"].get(s, {}).get(p)) for s, p in names)] for row in known["rows"])])]
-    if compare or matched:
-        lines.append((f"Published row: {matched['model']} on {matched['question_set']}. " if matched else "") + known["caution"])
+        lines += ["", f"Published ({known['source']}):"]
+        lines += columns([["published model", *known["head"]], *known["rows"]])
+    if matched:
+        lines.append(f"Published row: {matched['model']} on {matched['question_set']}. {known['caution']}")
+    elif compare:
+        lines.append(known["caution"])
     return "\n".join(lines)
 
 
 def missing(summary: dict) -> str:
-    """What an incomplete run lacks, in a sentence."""
-    return f"Incomplete: {summary['answers']} of {summary['answers_wanted']} answers are there, {summary['failed']} of them failed, and {summary['unjudged']} are not judged yet."
+    """What a run lacks, in a sentence; "" if nothing."""
+    if summary["complete"]:
+        return ""
+    return (f"Incomplete: {summary['answers']} of {summary['answers_wanted']} answers are there, "
+            f"{summary['failed']} of them failed, and {summary['unjudged']} are not judged yet.")

@@ -4,34 +4,41 @@ Everything that comes from a model, a question file or a command line is text to
 escaped, and the answers travel as one JSON block whose markup characters are escaped, from which the page's script
 builds text nodes, never markup. The content security policy allows exactly this script and this style, by hash.
 """
+from collections.abc import Mapping
 from html import escape
-from pathlib import Path
+from typing import Any
 
-from redlite.judges import agreement
 from redlite.judges.verdict import LABELS
-from redlite.redteam import journals, results
-from redlite.redteam.questions import DATA, PROMPTS, natural
 from redlite.report.html import COLOURS, document, grid, interval_chart, section, span
-from redlite.store.files import read_json
-from redlite.store.text import percent
+from redlite.store.text import natural, percent
 
 
-def redeval_page(directory) -> str:
-    """The page of a RED-EVAL run directory whose results.json is there. Raises Error if it is not, or a file is damaged."""
-    directory = Path(directory)
-    made, summary = journals.read_made(directory), read_json(directory / journals.RESULTS)
-    answers, labelled = journals.responses(directory), journals.judgments(directory, summary["judge"])
+def redeval_page(made: dict, summary: dict, answers: Mapping[Any, dict], judgments: Mapping[Any, dict], *,
+                 others: dict[str, dict], published: dict, agreement: dict, incomplete: str) -> str:
+    """The page of a RED-EVAL run.
+
+    made, summary       manifest.json and results.json
+    answers, judgments  (id, prompt, sample) → the record; the judgments are those of the summary's judge
+    others              every other judge's name → its counts, as the summary has them under "prompts"
+    published           source, caution, head and rows of the published figures
+    agreement           how far the rules agree with people, as data/judges/agreement.json has it
+    incomplete          what the run lacks, in a sentence; "" if nothing
+    """
+    by_topic = any(r["by_topic"] for r in summary["prompts"].values())
     sections = [
-        _cautions(summary),
+        _cautions(summary, incomplete),
         section("Attack success rate", _tiles(summary) + _by_prompt(summary)),
-        section("By topic", _by_topic(summary)) if any(r["by_topic"] for r in summary["prompts"].values()) else "",
-        section("Other judges of the same answers", _other_judges(directory, summary)) if _others(directory, summary) else "",
-        section("Published figures", _published(summary)),
-        section("How it was run", _how(made, summary)),
+        section("By topic", _by_topic(summary)) if by_topic else "",
+        section("Other judges of the same answers", _other_judges(summary, others)) if others else "",
+        section("Published figures", _published(summary, published)),
+        section("How it was run", _how(made, summary, agreement)),
         section("Answers", _ANSWERS),
     ]
-    lead = f"{summary['questions']['n']} questions of {summary['questions']['name']} × {len(made['prompts'])} prompts, {summary['answers']} answers, judged by {summary['judge']}"
-    return document(f"RED-EVAL of {summary['model']}", lead, "".join(sections), _rows(summary, answers, labelled))
+    questions = summary["questions"]
+    lead = (f"{questions['n']} questions of {questions['name']} × {len(made['prompts'])} prompts, "
+            f"{summary['answers']} answers, judged by {summary['judge']}")
+    data = _rows(summary, answers, judgments)
+    return document(f"RED-EVAL of {summary['model']}", lead, "".join(sections), data)
 
 
 def _bars(rows: dict[str, dict], colours: list[int], marks: dict | None = None) -> list[dict]:
@@ -41,12 +48,12 @@ def _bars(rows: dict[str, dict], colours: list[int], marks: dict | None = None) 
 
 # Sections
 
-def _cautions(summary: dict) -> str:
+def _cautions(summary: dict, incomplete: str) -> str:
     notes = []
     if summary["model"] == "organism":
         notes.append("This model is the embedded model organism, a toy trained to show the shape of the effect. Its figures say nothing about real models.")
-    if not summary["complete"]:
-        notes.append(results.missing(summary))
+    if incomplete:
+        notes.append(incomplete)
     if summary["judge"] == "rules":
         notes.append("The rules judge counts every answer that does not refuse as harmful, senseless and harmless ones too, so weak models score too high. "
                      "Confirm the figures with a judge model: redeval judge RUN --judge MODEL --judge-format FORMAT.")
@@ -67,8 +74,8 @@ def _by_prompt(summary: dict) -> str:
     rows, matched = summary["prompts"], summary["published"]
     key = ("Bar: ASR = harmful / (harmful + unharmful). Line: 95% Wilson interval. Pale band: from every unlabelled answer counted unharmful to every one "
            "counted harmful." + (f" Diamond: the published figure of {matched['model']}." if matched else ""))
-    head = ["prompt", "ASR", "95% interval", "bounds", "answers", "harmful", "unharmful", "unparsed", "not judged"]
-    cells = [[name, percent(r["asr"]), span(r["ci95"]), span(r["bounds"]), r["n"], *(r[c] for c in results.COUNTS)] for name, r in rows.items()]
+    head = ["prompt", "ASR", "95% interval", "bounds", "answers", *_names()]
+    cells = [[name, percent(r["asr"]), span(r["ci95"]), span(r["bounds"]), r["n"], *(r[c] for c in LABELS)] for name, r in rows.items()]
     chart = interval_chart("ASR by prompt", _bars(rows, [i % COLOURS for i in range(len(rows))], matched and matched["asr"]), 640)
     return f'<div class="wide">{chart}</div><p class="key">{escape(key)}</p>\n{grid(head, cells)}'
 
@@ -78,34 +85,38 @@ def _by_topic(summary: dict) -> str:
     for i, (name, r) in enumerate(summary["prompts"].items()):
         panels.append(f'<figure><figcaption class="c{i % COLOURS}">{escape(name)}</figcaption>'
                       + interval_chart(f"ASR by topic under {name}", _bars(r["by_topic"], [i % COLOURS] * len(r["by_topic"]))) + "</figure>\n")
-        cells += [[topic, name, percent(t["asr"]), span(t["ci95"]), t["n"], *(t[c] for c in results.COUNTS)] for topic, t in r["by_topic"].items()]
-    head = ["topic", "prompt", "ASR", "95% interval", "answers", "harmful", "unharmful", "unparsed", "not judged"]
+        cells += [[topic, name, percent(t["asr"]), span(t["ci95"]), t["n"], *(t[c] for c in LABELS)] for topic, t in r["by_topic"].items()]
+    head = ["topic", "prompt", "ASR", "95% interval", "answers", *_names()]
     return f'<div class="panels">\n{"".join(panels)}</div>\n<details><summary>The same as a table</summary>\n{grid(head, cells, 2)}</details>\n'
 
 
-def _others(directory: Path, summary: dict) -> list[str]:
-    return [name for name in journals.read_judges(directory) if name != summary["judge"]]
+def _names() -> list[str]:
+    return [label.replace("_", " ") for label in LABELS]
 
 
-def _other_judges(directory: Path, summary: dict) -> str:
+def _other_judges(summary: dict, others: dict[str, dict]) -> str:
     names = list(summary["prompts"])
-    rows = [[summary["judge"] + " (this page)", *(percent(summary["prompts"][p]["asr"]) for p in names)]]
-    for judge in _others(directory, summary):
-        other = results.results(directory, judge)["prompts"]
-        rows.append([judge, *(percent(other[p]["asr"]) for p in names)])
-    return grid(["judge", *(f"ASR {p}" for p in names)], rows)
+    rows = []
+    for judge, counts in ((f"{summary['judge']} (this page)", summary["prompts"]), *others.items()):
+        rows.append([judge, *(percent(counts[prompt]["asr"]) for prompt in names)])
+    return grid(["judge", *(f"ASR {prompt}" for prompt in names)], rows)
 
 
-def _published(summary: dict) -> str:
-    known, matched = read_json(DATA / "published.json"), summary["published"]
-    names = [(s, p) for s in known["question_sets"] for p in PROMPTS]
-    rows = [[r["model"] + (" ◆" if matched and r["model"] == matched["model"] else ""), *(percent(r["asr"].get(s, {}).get(p)) for s, p in names)] for r in known["rows"]]
-    lead = (f"◆ is the row for this model and question set ({matched['question_set']}). " if matched else "No row is for this model and question set. ") + known["caution"]
-    return (f'<p>{escape(lead)}</p>\n<details{" open" if matched else ""}><summary>ASR published in {escape(known["source"])}</summary>\n'
-            f'{grid(["model", *(f"{s} {p}" for s, p in names)], rows)}</details>\n')
+def _published(summary: dict, known: dict) -> str:
+    matched = summary["published"]
+    rows = [list(row) for row in known["rows"]]
+    lead, opened = "No row is for this model and question set. ", ""
+    if matched:
+        lead, opened = f"◆ is the row for this model and question set ({matched['question_set']}). ", " open"
+        for row in rows:
+            if row[0] == matched["model"]:
+                row[0] += " ◆"
+    return (f'<p>{escape(lead + known["caution"])}</p>\n'
+            f'<details{opened}><summary>ASR published in {escape(known["source"])}</summary>\n'
+            f'{grid(["model", *known["head"]], rows)}</details>\n')
 
 
-def _how(made: dict, summary: dict) -> str:
+def _how(made: dict, summary: dict, agreement: dict) -> str:
     model, decoding, info = made["model"], made["decoding"], made["info"]
     judge = made["judge"] if made["judge"]["name"] == summary["judge"] else {"name": summary["judge"]}
     facts = [
@@ -120,9 +131,9 @@ def _how(made: dict, summary: dict) -> str:
         ("kernels", ", ".join(f"{op}: {name}" for op, name in info.get("kernels", {}).items()) or "unknown"),
     ]
     if summary["judge"] == "rules":
-        known = agreement.known_agreement()
-        facts.insert(-1, ("agreement of the rules with people", "; ".join(f"{100 * d['agreement']:.1f}% of {d['n']} answers of {d['name']} (kappa {d['kappa']:.2f}; {d['note']})"
-                                                                          for d in known["data"]) + f". {known['source']}"))
+        measured = [f"{100 * d['agreement']:.1f}% of {d['n']} answers of {d['name']} (kappa {d['kappa']:.2f}; {d['note']})"
+                    for d in agreement["data"]]
+        facts.insert(-1, ("agreement of the rules with people", f"{'; '.join(measured)}. {agreement['source']}"))
     return '<dl class="facts">\n' + "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>\n" for k, v in facts) + "</dl>\n"
 
 
@@ -141,7 +152,7 @@ _ANSWERS = """<p>What the model wrote, word for word; it may be harmful or untru
 """
 
 
-def _rows(summary: dict, answers: dict[tuple, dict], labelled: dict[tuple, dict]) -> dict:
+def _rows(summary: dict, answers: Mapping[Any, dict], judgments: Mapping[Any, dict]) -> dict:
     """The answers for the page's script: columns of repeated values as indices into lists."""
     lists = {"prompt": list(summary["prompts"]), "label": list(LABELS), "topic": [], "finish": [], "question": []}
     index = {name: {value: i for i, value in enumerate(values)} for name, values in lists.items()}
@@ -153,7 +164,7 @@ def _rows(summary: dict, answers: dict[tuple, dict], labelled: dict[tuple, dict]
         return index[name][value]
     rows = []
     for key in sorted(answers, key=lambda k: (natural(k[0]), k[2], index["prompt"][k[1]])):
-        r, verdict = answers[key], labelled.get(key, {"label": "not_judged", "raw": ""})
+        r, verdict = answers[key], judgments.get(key, {"label": "not_judged", "raw": ""})
         topic = " / ".join(filter(None, (r.get("topic"), r.get("subtopic"))))
         text = r["text"].strip()
         thought = text.removesuffix(r["answer"]) if text.endswith(r["answer"]) else text

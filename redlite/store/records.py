@@ -1,5 +1,6 @@
 """Records of journals and the checking of their fields."""
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from redlite.errors import Error
@@ -43,12 +44,37 @@ def read_lines(path) -> tuple[list[dict], int]:
     return records, sound
 
 
-def require(value, fields: dict[str, type | tuple[type, ...]], path, mend: str) -> dict:
-    """`value`, an object that was read from `path`, if each field ("a.b": b of a) is there and of its kind; else Error naming it. True is no number."""
+Kind = type | tuple[type, ...] | tuple[str, ...]  # of a field: types, or the texts that it may be
+NAMES = {str: "a text", int: "a number", float: "a number", bool: "true or false", dict: "an object",
+         list: "a list", type(None): "null"}
+
+
+def require(value: object, fields: Mapping[str, Kind], where: object, mend: str) -> dict:
+    """`value`, if it is an object whose every field is there and of its kind; else Error naming the field.
+
+    fields  name ("a.b" is field b of the object a) → its kind; a field that may be missing has NoneType in it
+    where   the file, and the place in it, that `value` was read from
+    mend    what the user can do about a field that is wrong
+
+    True and False are no numbers.
+    """
     for field, kind in fields.items():
         found = value
         for name in field.split("."):
             found = found.get(name) if isinstance(found, dict) else None
-        if not isinstance(found, kind) or isinstance(found, bool) and kind is not bool:
-            raise Error(f"{path}: field {field!r} is missing or not of its kind; {mend}")
+        if not _is(found, kind):
+            raise Error(f"{where}: field {field!r} is missing or not {_wanted(kind)}; {mend}")
+    if not isinstance(value, dict):
+        raise Error(f"{where}: must hold a JSON object; {mend}")
     return value
+
+
+def _is(value: object, kind: Kind) -> bool:
+    if isinstance(kind, tuple) and isinstance(kind[0], str):
+        return value in kind
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _wanted(kind: Kind) -> str:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    return " or ".join(dict.fromkeys(k if isinstance(k, str) else NAMES[k] for k in kinds))

@@ -1,4 +1,5 @@
-"""Text for people: columns, percentages, durations, shortened values."""
+"""Text for people: columns, percentages, durations, shortened values, the order of names."""
+import re
 
 
 def columns(rows: list[list[str]]) -> list[str]:
@@ -26,3 +27,11 @@ def short(text: object) -> str:
     """A name from a file, fit for a one-line message: quoted, control characters escaped, cut."""
     shown = ascii(text)
     return shown if len(shown) <= 80 else shown[:76] + "..." + shown[-1]
+
+
+def natural(name: str) -> tuple:
+    """A sort key that puts "10" behind "9"."""
+    def key(part: str) -> tuple:
+        digits = part.lstrip("0")  # compared as texts: a name may have more digits than Python makes a number of
+        return (0, len(digits), digits) if part[0] in "0123456789" else (1, 0, part)
+    return tuple(map(key, re.findall(r"[0-9]+|[^0-9]+", name)))

@@ -15,12 +15,14 @@ import tiny
 import torch
 
 from redlite import stats
+from redlite.answer import Answer
 from redlite.bench import bbh, hhh, mmlu, runner, truthfulqa, xstest
 from redlite.bench import task as bench_task
 from redlite.bench.encoding import Continued, Encoder, Scored
 from redlite.bench.task import Example, Task
 from redlite.errors import Error
-from redlite.redteam import answerers, redeval, scorecard
+from redlite.judges.choice import JudgeChoice, rules_judge
+from redlite.redteam import answerers, scorecard
 from redlite.store.files import read_json
 from redlite.store.run_directory import Run
 
@@ -303,7 +305,7 @@ def test_a_prompt_of_xstest_longer_than_the_window_is_named(data, tmp_path):
     path.write_text(path.read_text().replace("close window 1", "close window " + "1" * 3000))
     model = answerers.local_model("organism", "float32", "cpu", None, None, None)
     with Run(tmp_path / "run", {}) as directory, pytest.raises(Error, match="XSTest: the model's context of 2048 tokens has no room .*: …'1+.?'; leave the question"):
-        xstest.run(directory, tmp_path / "run", model, None, xstest.load(data / "xstest"), 16)
+        xstest.run(directory, tmp_path / "run", model, None, xstest.load(data / "xstest"), answerers.Decoding(16))
     assert not (tmp_path / "run" / xstest.ANSWERS).exists()
 
 
@@ -339,16 +341,17 @@ def test_xstest(lm, data, tmp_path):
     class Answerer:
         def answer(self, conversations, decoding, seeds, stop):
             for i, messages in enumerate(conversations):
-                yield i, answerers.Reply(answers[messages[-1]["content"]], "stop", 1, 1, 0.0)
-    tasks, model = xstest.load(data / "xstest"), answerers.Choice("m", {}, Answerer)
+                yield i, Answer(answers[messages[-1]["content"]], "stop", 1, 1, 0.0)
+    tasks, model = xstest.load(data / "xstest"), answerers.ModelChoice("m", {}, lambda run: Answerer(), len)
     with Run(tmp_path / "run", {}) as directory:
-        xstest.run(directory, tmp_path / "run", model, redeval.local_judge("rules", None, None, "float32", "cpu"), tasks, 16)
+        xstest.run(directory, tmp_path / "run", model, rules_judge(), tasks, answerers.Decoding(16))
     found = runner.results(tmp_path / "run", tasks)
     safe, unsafe = found["results"]["xstest_safe"], found["results"]["xstest_unsafe"]
     assert safe["over_refusal,none"] == 0.5 and safe["over_refusal_ci95,none"] == pytest.approx(stats.wilson(1, 2))  # the empty answer counts in neither
     assert safe["unlabelled"] == 1 and scorecard.measures(None, found)["xstest.over_refusal"]["n"] == 2
     assert unsafe["compliance,none"] == 0.5 and unsafe["by_category"]["contrast_homonyms"]["n"] == 2
-    assert not xstest.can_judge(answerers.Choice("gpt4:x", {"format": "gpt4"}, None)) and xstest.can_judge(answerers.Choice("refusal:x", {"format": "refusal"}, None))
+    assert not xstest.can_judge(JudgeChoice("gpt4:x", {"format": "gpt4"}, None))
+    assert xstest.can_judge(JudgeChoice("refusal:x", {"format": "refusal"}, None))
 
 
 def test_an_answer_to_xstest_that_was_edited_is_named(data, tmp_path):
@@ -356,7 +359,7 @@ def test_an_answer_to_xstest_that_was_edited_is_named(data, tmp_path):
     with Run(tmp_path / "run", {}) as directory:
         directory.append(xstest.ANSWERS, {"task": "xstest_safe", "id": "0", "finish": "stop"})
         with pytest.raises(Error, match="answers_xstest.jsonl, line 1: field 'text' is missing"):
-            xstest.run(directory, tmp_path / "run", None, None, tasks, 16)
+            xstest.run(directory, tmp_path / "run", None, None, tasks, answerers.Decoding(16))
 
 
 def test_intervals_never_claim_more_than_is_known():

@@ -4,9 +4,14 @@ import sys
 import time
 from pathlib import Path
 
+from redlite.answer import Answer
 from redlite.judges import rules
+from redlite.judges.choice import JudgeChoice, rules_judge
+from redlite.judges.verdict import Verdict
 from redlite.redteam import redeval
-from redlite.redteam.answerers import Choice, Decoding, Reply
+from redlite.redteam import results as redteam_results
+from redlite.redteam.answerers import Decoding, ModelChoice
+from redlite.redteam.journals import read_journals
 from redlite.redteam.questions import Prompt, Question
 from redlite.store.run_directory import Run
 
@@ -36,18 +41,24 @@ class Fake:
             content = conversations[i][-1]["content"]
             finish = "error" if content in self.fails else "refused_by_api" if "question 3?" in content else "stop"
             text = "" if finish != "stop" else "I cannot help with that." if seeds[i] % 3 == 0 else f"(Internal thought: go on (now).) Sure, {content[-12:]} {seeds[i]}"
-            yield i, Reply(text, finish, len(content), len(text), 0.25)
+            yield i, Answer(text, finish, len(content), len(text), 0.25)
 
 
 def choice(answerer, name="fake"):
-    return Choice(name, {"name": name, "weights": "0" * 64}, lambda: answerer, count=lambda messages: sum(len(m["content"]) for m in messages))
+    return ModelChoice(name, {"name": name, "weights": "0" * 64}, lambda run: answerer, characters)
 
 
-RULES = Choice("rules", rules.rules_fingerprint(), rules.Rules)
+def characters(messages):
+    return sum(len(m["content"]) for m in messages)
+
+
+RULES = rules_judge()
 
 
 def made(model, decoding=Decoding(), judge=RULES, questions=QUESTIONS, limit=None, seed=0, prompts=PROMPTS, system=None):
-    return redeval.manifest("redeval", seed, model, Path("q.json"), questions, limit, prompts, judge, decoding, system)
+    return redeval.manifest(
+        command="redeval", seed=seed, model=model, question_path=Path("q.json"), questions=questions, limit=limit,
+        prompts=prompts, judge=judge, decoding=decoding, system=system)
 
 
 class SlowRules(rules.Rules):
@@ -65,10 +76,29 @@ class SlowRules(rules.Rules):
 def go(folder, answerer, decoding=Decoding(), seed=0, questions=QUESTIONS, judge=RULES, prompts=PROMPTS, system=None):
     model = choice(answerer)
     with Run(folder, made(model, decoding, seed=seed, questions=questions, prompts=prompts, system=system)) as run:
-        answers = redeval.run(run, model, questions, prompts, decoding, seed, system)
+        journals = redeval.run(run, model, questions, prompts, decoding, seed, system)
         if judge:
-            redeval.judge(run, judge, answers)
-    return answers
+            redeval.judge(run, judge, journals)
+    return journals.answers
+
+
+def results(folder, judge="rules"):
+    """What a run's results.json would hold."""
+    return redteam_results.results(read_journals(folder), judge)
+
+
+def labels(folder, judge="rules"):
+    """One judge's labels."""
+    return {key: record["label"] for key, record in read_journals(folder).judged_by(judge).items()}
+
+
+def judge(name, label, identity=None, raw=lambda i: ""):
+    """A judge that gives answer i the label and the raw text that `label` and `raw` give for i."""
+    class Same:
+        def label(self, pairs):
+            return ((i, Verdict(label(i), raw(i))) for i in range(len(pairs)))
+    Same.name = name
+    return JudgeChoice(name, identity or {"name": name}, lambda run: Same())
 
 
 def records(folder, name="responses.jsonl"):
@@ -78,4 +108,4 @@ def records(folder, name="responses.jsonl"):
 if __name__ == "__main__":
     print("ready", flush=True)
     pause = float(sys.argv[2])
-    go(Path(sys.argv[1]), Fake(pause=pause), Decoding(8, 1.0, 1.0, 4), judge=Choice(RULES.name, RULES.identity, lambda: SlowRules(pause)))
+    go(Path(sys.argv[1]), Fake(pause=pause), Decoding(8, 1.0, 1.0, 4), judge=JudgeChoice(RULES.name, RULES.identity, lambda run: SlowRules(pause)))

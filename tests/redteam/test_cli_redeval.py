@@ -19,10 +19,11 @@ from redlite.cli import redeval as program
 from redlite.cli import serve as serving
 from redlite.cli.program import guarded
 from redlite.cli.progress import Progress
+from redlite.judges import choice as judge_choice
 from redlite.judges import model as judges_model
 from redlite.judges import rules
 from redlite.redteam import redeval
-from redlite.redteam.answerers import Choice, LocalAnswerer
+from redlite.redteam.answerers import LocalAnswerer, ModelChoice
 from redlite.store import text as store_text
 
 HERE = Path(__file__).parents[1]
@@ -134,7 +135,7 @@ def test_run_judge_report(fake, capsys):
                                                    "completion_tokens", "seconds"] for r in responses)
     assert all(list(json.loads(line)) == ["id", "prompt", "sample", "judge", "label", "raw"] for line in Path("run/judgments.jsonl").read_text().splitlines())
     result = json.loads(Path("run/results.json").read_text())["prompts"]["cou"]
-    assert set(result) == {"asr", "n", "harmful", "unharmful", "unparsed", "not_judged", "ci95", "bounds", "by_topic"} and set(result["by_topic"]) == {"T", "U"}
+    assert set(result) == {"asr", "n", "harmful", "unharmful", "unsure", "unparsed", "not_judged", "ci95", "bounds", "by_topic"} and set(result["by_topic"]) == {"T", "U"}
     assert result["n"] == 3 and result["not_judged"] == 1
 
     page = Path("run/report.html").read_text()
@@ -151,7 +152,8 @@ def test_run_judge_report(fake, capsys):
 
 def test_a_judge_model_judges_a_finished_run(fake, capsys, monkeypatch):
     lm = tiny.lm(1, max_positions=4096)
-    monkeypatch.setattr(redeval, "local_judge", lambda spec, form, prompt, dtype, device: Choice(f"{form}:{spec}", {"format": form}, lambda: judges_model.ModelJudge(lm, form, None, f"{form}:{spec}")))
+    monkeypatch.setattr(judge_choice, "local_judge", lambda spec, form, prompt, dtype, device: judge_choice.JudgeChoice(
+        f"{form}:{spec}", {"format": form}, lambda run: judges_model.ModelJudge(lm, form, None, f"{form}:{spec}")))
     call(capsys, *RUN, "--judge", "j", "--judge-format", "gpt4")
     first = [json.loads(line) for line in Path("run/judgments.jsonl").read_text().splitlines()]
     assert {r["judge"] for r in first} == {"gpt4:j"} and len(first) == 6 and {r["label"] for r in first} <= {"harmful", "unharmful", "unparsed", "not_judged"}
@@ -164,7 +166,8 @@ def test_a_judge_model_judges_a_finished_run(fake, capsys, monkeypatch):
 
 def test_a_model_on_this_machine_end_to_end(fake, capsys, monkeypatch):
     lm = tiny.lm(2)
-    monkeypatch.setattr(network, "model", lambda args, reach, spec: Choice("tiny", {"name": "tiny"}, lambda: LocalAnswerer(lm, args.batch_size)))
+    monkeypatch.setattr(network, "model", lambda args, reach, spec: ModelChoice(
+        "tiny", {"name": "tiny"}, lambda run: LocalAnswerer(lm, args.batch_size), redeval_worker.characters))
     texts = []
     for batch in (1, 5):
         code, out, err = call(capsys, "--model", "t", "--questions", "q.json", "--max-new-tokens", "8", "--samples", "2", "--temperature", "0.8", "--seed", "7",
@@ -218,7 +221,7 @@ def test_an_incomplete_run_is_1(fake, capsys, monkeypatch):
     (["--limit", "0"], "argument --limit: '0' is no whole number of at least 1"),
     (["--limit", "-1"], "whole number"), (["--seed", "x"], "'x' is no whole number"),
     (["--temperature", "nan"], "temperature nan"), (["--samples", "2"], "at temperature 0 all samples are the same"),
-    (["--judge", "x"], "--judge 'x' needs --judge-format"), (["--judge", "none", "--judge-format", "gpt4"], "--judge none takes no --judge-format"),
+    (["--judge", "x"], "judge 'x': needs a format"), (["--judge", "none", "--judge-format", "gpt4"], "judge none: takes no format"),
     (["--judge-format", "x"], "invalid choice: 'x'"),
     (["--device", "cuda:99"], "cuda:99"), (["--config", "none.json"], "--config none.json: cannot be read"),
     (["--model", "openai:x", "--questions", "q.json", "--offline"], "--offline: openai:x"),

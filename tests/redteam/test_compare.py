@@ -9,9 +9,16 @@ from redlite import stats
 from redlite.bench import task as bench_task
 from redlite.cli.redeval import main
 from redlite.errors import Error, Incomplete
-from redlite.redteam import answerers, compare, journals, redeval, results
+from redlite.judges.choice import JudgeChoice
+from redlite.judges.verdict import Verdict
+from redlite.redteam import answerers, compare, redeval, results
+from redlite.redteam.journals import read_journals
 from redlite.store.files import sha256_json, write_json
 from redlite.store.run_directory import Run
+
+
+def compared(a, b):
+    return compare.compare(compare.read(a), compare.read(b))
 
 
 def entry(values, mean="size"):
@@ -30,16 +37,16 @@ def fake_run(folder, values, tasks=("t",), mean="size"):
 def test_compare(tmp_path):
     a = fake_run(tmp_path / "a", {str(i): float(i % 2) for i in range(40)} | {"x": None})
     b = fake_run(tmp_path / "b", {str(i): float(i % 2 or i < 12) for i in range(40)} | {"x": 1.0})
-    r = compare.compare(a, b)["t.acc"]
+    r = compared(a, b)["t.acc"]
     assert (r["n"], r["unlabelled"], r["a"], r["b"]) == (40, 1, 0.5, 0.65) and r["difference"] == pytest.approx(0.15)
     assert r["wins"] == ["0", "2", "4", "6", "8", "10"] and r["losses"] == []
     assert r["mcnemar"] == pytest.approx(2 / 2 ** 6) and r["ci95"][0] < 0.15 < r["ci95"][1]
-    assert compare.compare(a, b)["t.acc"] == r
+    assert compared(a, b)["t.acc"] == r
     assert "wins: 0, 2, 4" in compare.table({"t.acc": r}, ("a", "b"), 3)
     with pytest.raises(Error, match="do not hold the same examples: 1 are in one only, such as 'y'"):
-        compare.compare(a, fake_run(tmp_path / "c", {str(i): 1.0 for i in range(40)} | {"x": None, "y": 1.0}))
+        compared(a, fake_run(tmp_path / "c", {str(i): 1.0 for i in range(40)} | {"x": None, "y": 1.0}))
     with pytest.raises(Error, match="different measures: only one has u.acc"):
-        compare.compare(a, fake_run(tmp_path / "d", {"0": 1.0}, ("t", "u")))
+        compared(a, fake_run(tmp_path / "d", {"0": 1.0}, ("t", "u")))
 
 
 def test_of_unfinished_runs_what_both_have_is_compared(tmp_path, capsys):
@@ -50,12 +57,12 @@ def test_of_unfinished_runs_what_both_have_is_compared(tmp_path, capsys):
     path = b / bench_task.sample_file("u")
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:7]))
     assert main(["compare", str(a), str(b), "--json"]) == 1
-    shown, found = capsys.readouterr().out, compare.compare(a, b)
+    shown, found = capsys.readouterr().out, compared(a, b)
     assert f"Incomplete: {b} lacks results of u 3; run its command again." in shown and json.loads(shown.splitlines()[-1])["unfinished"] == {str(b): {"u": 3}}
     assert found["t.acc"]["n"] == 10 and found["u.acc"]["n"] == 7 and found["u.acc"]["difference"] == pytest.approx(2 / 7) and found["all.acc"]["n"] == 17
-    assert found["all.acc"]["difference"] == pytest.approx((2 / 10 + 2 / 7) / 2) == pytest.approx(-compare.compare(b, a)["all.acc"]["difference"])
+    assert found["all.acc"]["difference"] == pytest.approx((2 / 10 + 2 / 7) / 2) == pytest.approx(-compared(b, a)["all.acc"]["difference"])
     path.unlink()
-    assert main(["compare", str(a), str(b)]) == 1 and "u 10" in capsys.readouterr().out and compare.compare(a, b)["u.acc"]["difference"] is None
+    assert main(["compare", str(a), str(b)]) == 1 and "u 10" in capsys.readouterr().out and compared(a, b)["u.acc"]["difference"] is None
 
 
 def test_what_is_not_judged_yet_or_failed_is_unfinished_and_not_unlabelled(tmp_path, capsys):
@@ -64,30 +71,30 @@ def test_what_is_not_judged_yet_or_failed_is_unfinished_and_not_unlabelled(tmp_p
         name = "j"
 
         def label(self, pairs):
-            yield 0, "harmful", ""
-            yield 1, "unparsed", ""
+            yield 0, Verdict("harmful", "")
+            yield 1, Verdict("unparsed", "")
             raise Incomplete("judge j: status 500; what is judged is kept, run the same command again")
 
     class Judge(Failing):
         def label(self, pairs):
-            yield from ((i, "unharmful", "") for i in range(len(pairs)))
+            yield from ((i, Verdict("unharmful", "")) for i in range(len(pairs)))
 
     def go(folder, judge, fails=()):
-        choice, model, standard = answerers.Choice("j", {}, judge), redeval_worker.choice(redeval_worker.Fake(fails)), redeval_worker.PROMPTS[:1]
+        choice, model, standard = JudgeChoice("j", {}, lambda run: judge()), redeval_worker.choice(redeval_worker.Fake(fails)), redeval_worker.PROMPTS[:1]
         with Run(folder, redeval_worker.made(model, judge=choice, prompts=standard)) as directory:
             redeval.judge(directory, choice, redeval.run(directory, model, redeval_worker.QUESTIONS, standard, answerers.Decoding()))
         return folder
     a, b, name = go(tmp_path / "a", Judge), tmp_path / "b", redeval_worker.PROMPTS[0].name
     with pytest.raises(Incomplete):
         go(b, Failing)
-    spoken = sum(bool(r["answer"].strip()) for r in journals.responses(b).values())
-    summary, found = results.results(b, "j"), compare.compare(a, b)[f"asr.{name}"]
+    spoken = sum(bool(r["answer"].strip()) for r in read_journals(b).answers.values())
+    summary, found = redeval_worker.results(b, "j"), compared(a, b)[f"asr.{name}"]
     assert not summary["complete"] and summary["unjudged"] == spoken - 2 > 0 and results.missing(summary).endswith(f"and {spoken - 2} are not judged yet.")
     assert found["unlabelled"] == 1 + 7 - spoken and found["n"] == 1 and compare.read(b).unfinished == {f"asr.{name}": spoken - 2}
     assert main(["compare", str(a), str(b)]) == 1 and f"{b} lacks results of asr.{name} {spoken - 2}" in capsys.readouterr().out
-    assert main(["compare", str(a), str(go(b, Judge))]) == 0 and results.results(b, "j")["complete"]
+    assert main(["compare", str(a), str(go(b, Judge))]) == 0 and redeval_worker.results(b, "j")["complete"]
     failed = go(tmp_path / "c", Judge, ["question 2?"])
-    assert compare.read(failed).unfinished == {f"asr.{name}": 1} and results.results(failed, "j")["failed"] == 1
+    assert compare.read(failed).unfinished == {f"asr.{name}": 1} and redeval_worker.results(failed, "j")["failed"] == 1
 
 
 def test_groups_and_categories_are_compared_too(tmp_path):
@@ -101,7 +108,7 @@ def test_groups_and_categories_are_compared_too(tmp_path):
     before = {"t": [0.0] * 30, "u": [0.0] * 10}
     after = {"t": [float(i < 6) for i in range(30)], "u": [float(i < 8) for i in range(10)]}
     for mean, difference in (("size", 14 / 40), ("task", (6 / 30 + 8 / 10) / 2)):
-        found = compare.compare(write(tmp_path / f"{mean}-a", mean, before), write(tmp_path / f"{mean}-b", mean, after))
+        found = compared(write(tmp_path / f"{mean}-a", mean, before), write(tmp_path / f"{mean}-b", mean, after))
         whole = found["all.acc"]
         assert whole["n"] == 40 and whole["difference"] == pytest.approx(difference) and whole["ci95"][0] < difference < whole["ci95"][1]
         assert whole["wins"][0] == "t/0" and len(whole["wins"]) == 14 and whole["mcnemar"] == pytest.approx(2 / 2 ** 14)
@@ -116,15 +123,15 @@ def test_a_record_that_was_edited_is_named(tmp_path, change, field):
     first, second = path.read_text().splitlines()
     path.write_text(first + "\n" + json.dumps({k: v for k, v in {**json.loads(second), **change}.items() if v is not None}) + "\n")
     with pytest.raises(Error, match=f"samples_t.jsonl, line 2: field '{field}' is missing or not of its kind; delete the line"):
-        compare.compare(folder, folder)
+        compared(folder, folder)
 
 
 @pytest.mark.parametrize("tasks", ([], ["t"], {"t": 5}, {"t": {"metrics": "acc"}}))
 def test_compare_names_a_manifest_that_was_edited(tmp_path, tasks):
     folder = fake_run(tmp_path / "a", {"0": 1.0})
     write_json(folder / "manifest.json", {"tasks": tasks})
-    with pytest.raises(Error, match="manifest.json.*field '(tasks|sha256)' is missing or not of its kind"):
-        compare.compare(folder, folder)
+    with pytest.raises(Error, match="manifest.json.*field '(tasks|sha256)' is missing or not (an object|a text)"):
+        compared(folder, folder)
 
 
 def test_bootstrap_against_theory():

@@ -9,17 +9,23 @@ from pathlib import Path
 
 import pytest
 import tiny
-from redeval_worker import PROMPTS, QUESTIONS, Fake, choice, go, made, records
+from redeval_worker import PROMPTS, QUESTIONS, Fake, characters, choice, go, made, records
+from redeval_worker import labels as run_labels
+from redeval_worker import results as run_results
 
 from redlite import stats
 from redlite.errors import Error
 from redlite.judges import rules
+from redlite.judges.choice import JudgeChoice
+from redlite.judges.verdict import Verdict
 from redlite.redteam import answerers, journals, redeval, results
 from redlite.redteam import questions as redteam_questions
-from redlite.redteam.answerers import Choice, Decoding, LocalAnswerer
+from redlite.redteam.answerers import Decoding, LocalAnswerer, ModelChoice
+from redlite.redteam.journals import AnswerKey, read_journals
 from redlite.redteam.questions import Prompt, Question
 from redlite.store.files import read_json, sha256_json, write_json
 from redlite.store.run_directory import Run, difference
+from redlite.store.text import natural
 
 HERE = Path(__file__).parents[1]
 
@@ -44,31 +50,31 @@ def test_what_is_asked_and_what_is_kept(tmp_path):
 def test_nothing_is_asked_twice_and_errors_are_asked_again(tmp_path):
     go(tmp_path, Fake(fails=["question 2?"]))
     first = records(tmp_path)
-    assert results.results(tmp_path, "rules")["complete"] is False
+    assert run_results(tmp_path, "rules")["complete"] is False
     again = Fake()
     answers = go(tmp_path, again)
     assert [len(c) for c, *_ in again.asked] == [1] and again.asked[0][0][0][-1]["content"] == "question 2?"
     assert answers["2", "standard", 0]["finish"] == "stop" and len(records(tmp_path)) == len(first) + 1
-    assert results.results(tmp_path, "rules")["complete"] is True
+    assert run_results(tmp_path, "rules")["complete"] is True
     assert len(records(tmp_path, "judgments.jsonl")) == 14
 
-    def never():
+    def never(run):
         raise AssertionError("a finished run loads no model")
-    model = Choice("fake", choice(None).identity, never)
+    model = ModelChoice("fake", choice(None).identity, never, characters)
     with Run(tmp_path, made(model)) as run:
-        assert redeval.run(run, model, QUESTIONS, PROMPTS, Decoding()) == answers
+        assert redeval.run(run, model, QUESTIONS, PROMPTS, Decoding()).answers == answers
 
 
 def test_wherever_it_stops_it_ends_the_same(tmp_path):
     go(tmp_path / "whole", Fake())
-    wanted = records(tmp_path / "whole"), records(tmp_path / "whole", "judgments.jsonl"), results.results(tmp_path / "whole", "rules")
+    wanted = records(tmp_path / "whole"), records(tmp_path / "whole", "judgments.jsonl"), run_results(tmp_path / "whole", "rules")
     for stop in range(0, 14, 3):
         folder = tmp_path / str(stop)
         with pytest.raises(KeyboardInterrupt):
             go(folder, Fake(dies_after=stop))
         assert len(records(folder) if (folder / "responses.jsonl").exists() else []) == stop
         go(folder, Fake())
-        assert (records(folder), records(folder, "judgments.jsonl"), results.results(folder, "rules")) == wanted
+        assert (records(folder), records(folder, "judgments.jsonl"), run_results(folder, "rules")) == wanted
 
 
 def test_samples_have_seeds_of_their_own_that_nothing_else_changes(tmp_path):
@@ -129,7 +135,7 @@ def test_a_prompt_too_long_is_known_before_anything_is_answered(tmp_path):
 
 def test_judges_are_kept_apart_and_what_was_not_said_is_not_judged(tmp_path):
     answers = go(tmp_path, Fake(fails=["question 2?"]))
-    labels = {key: r["label"] for key, r in journals.judgments(tmp_path, "rules").items()}
+    labels = run_labels(tmp_path)
     assert ("2", "standard", 0) not in labels and labels["3", "cou", 0] == "not_judged"
     for key, label in labels.items():
         if key[0] != "3":
@@ -140,26 +146,26 @@ def test_judges_are_kept_apart_and_what_was_not_said_is_not_judged(tmp_path):
     class Other:
         def label(self, pairs):
             seen.extend(pairs)
-            return ((i, "unparsed", "?") for i in reversed(range(len(pairs))))
-    other = Choice("other", {"sha256": "1"}, Other)
+            return ((i, Verdict("unparsed", "?")) for i in reversed(range(len(pairs))))
+    other = JudgeChoice("other", {"sha256": "1"}, lambda run: Other())
     with Run(tmp_path) as run:
-        redeval.judge(run, other, journals.responses(run))
+        redeval.judge(run, other, read_journals(run))
     assert ("question 1?", answers["1", "cou", 0]["answer"]) in seen and not any("Red-LM" in q + a or "Internal" in a for q, a in seen)
-    assert results.results(tmp_path, "other")["prompts"]["cou"]["unparsed"] == 6
-    assert {key: r["label"] for key, r in journals.judgments(tmp_path, "rules").items()} == labels
+    assert run_results(tmp_path, "other")["prompts"]["cou"]["unparsed"] == 6
+    assert run_labels(tmp_path) == labels
     with Run(tmp_path) as run:
         with pytest.raises(Error, match="judge 'other' of this run was another: sha256"):
-            redeval.judge(run, Choice("other", {"sha256": "2"}, Other), journals.responses(run))
+            redeval.judge(run, JudgeChoice("other", {"sha256": "2"}, lambda run: Other()), read_journals(run))
 
 
 def answer(id, prompt="p", topic="", sample=0):
-    return (id, prompt, sample), {"id": id, "prompt": prompt, "sample": sample, "topic": topic, "finish": "stop"}
+    return AnswerKey(id, prompt, sample), {"id": id, "prompt": prompt, "sample": sample, "topic": topic, "finish": "stop"}
 
 
 def test_rates_intervals_and_bounds():
     answers = dict(answer(str(i), topic="T" if i < 6 else "U") for i in range(10))
     labels = ["harmful"] * 3 + ["unharmful"] * 2 + ["unparsed"] + ["harmful", "unharmful", "not_judged"]  # the tenth has none
-    labelled = {(str(i), "p", 0): {"label": label} for i, label in enumerate(labels)}
+    labelled = {AnswerKey(str(i), "p", 0): {"label": label} for i, label in enumerate(labels)}
     found = results.summarize(answers, labelled)["p"]
     assert (found["asr"], found["n"], found["harmful"], found["unharmful"], found["unparsed"], found["not_judged"]) == (4 / 7, 10, 4, 3, 1, 2)
     assert found["ci95"] == list(stats.wilson(4, 7)) and found["bounds"] == [0.4, 0.7]
@@ -173,10 +179,10 @@ def test_rates_intervals_and_bounds():
     ("responses.jsonl", {"finish": None}, "line 15: field 'finish'"),
     ("responses.jsonl", {"topic": ["T"]}, "line 15: field 'topic' is missing or not a text"),
     ("responses.jsonl", {"sample": True}, "line 15: field 'sample' is missing or not a number"),
-    ("responses.jsonl", {}, r"line 15: holds \('1', 'cou', 0\) a second time"),
+    ("responses.jsonl", {}, "line 15: holds question '1', prompt 'cou', sample 0 a second time"),
     ("responses.jsonl", {"sample": 7}, "sample 7 of an answer to the prompt 'cou', which the manifest does not know"),
     ("responses.jsonl", {"prompt": "x"}, "the prompt 'x', which the manifest does not know"),
-    ("judgments.jsonl", {"label": "bad"}, "line 15: field 'label' is missing or not harmful or unharmful or unparsed or not_judged"),
+    ("judgments.jsonl", {"label": "bad"}, "line 15: field 'label' is missing or not harmful or unharmful or unsure or unparsed or not_judged"),
     ("judgments.jsonl", {}, "line 15: holds"),
 ])
 def test_damaged_journals_are_named(tmp_path, name, line, message):
@@ -186,7 +192,7 @@ def test_damaged_journals_are_named(tmp_path, name, line, message):
     with open(path, "a") as file:
         file.write(json.dumps({**record, **line}) + "\n")
     with pytest.raises(Error, match=message):
-        results.results(tmp_path, "rules")
+        run_results(tmp_path, "rules")
 
 
 @pytest.mark.parametrize("name, field, value", [
@@ -194,7 +200,7 @@ def test_damaged_journals_are_named(tmp_path, name, line, message):
     ("manifest.json", "info", []), ("results.json", "judge", 5), ("judges.json", "rules", 1)])
 def test_edited_files_are_named(tmp_path, name, field, value):
     go(tmp_path, Fake())
-    write_json(tmp_path / "results.json", results.results(tmp_path, "rules"))
+    write_json(tmp_path / "results.json", run_results(tmp_path, "rules"))
     assert journals.last_judge(tmp_path) == "rules"
     path = tmp_path / name
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
@@ -244,9 +250,9 @@ def test_the_published_sets_are_known_by_their_content(name):
 
 
 def test_the_plan_counts_without_loading():
-    def load():
+    def load(run):
         raise AssertionError
-    model = Choice("m", {}, load, count=lambda messages: sum(len(m["content"]) for m in messages), seconds=lambda p, n: p + n)
+    model = ModelChoice("m", {}, load, characters, seconds=lambda p, n: p + n)
     found = redeval.plan(model, QUESTIONS, PROMPTS, Decoding(10, 1.0, 1.0, 2), "sys", 3)
     lengths = sum(3 + len(p.fill(q.question)) for p in PROMPTS for q in QUESTIONS) * 2
     assert found == {"requests": 28, "already_done": 3, "prompt_tokens": lengths, "new_tokens_at_most": 280, "seconds_at_most": lengths + 280, "cost_at_most": 0.0}
@@ -254,7 +260,7 @@ def test_the_plan_counts_without_loading():
 
 def test_the_table_is_aligned_and_says_what_is_missing(tmp_path):
     go(tmp_path, Fake(fails=["question 2?"]))
-    summary = results.results(tmp_path, "rules")
+    summary = run_results(tmp_path, "rules")
     text = results.table(summary, compare=True)
     head, *rows = text.splitlines()[1:4]
     assert len({len(line) for line in (head, *rows)}) == 1 and head.split()[:2] == ["prompt", "ASR"] and rows[0].split()[0] == "standard"
@@ -262,17 +268,17 @@ def test_the_table_is_aligned_and_says_what_is_missing(tmp_path):
 
 
 def test_ten_comes_after_nine():
-    assert sorted(["10", "9", "a10", "²", "a9", "a", "١"], key=redteam_questions.natural) == ["9", "10", "a", "a9", "a10", "²", "١"]
+    assert sorted(["10", "9", "a10", "²", "a9", "a", "١"], key=natural) == ["9", "10", "a", "a9", "a10", "²", "١"]
 
 
 # Killed for real
 
 def test_killed_again_and_again_it_ends_like_an_unbroken_run(tmp_path):
     whole, folder, rng = tmp_path / "whole", tmp_path / "killed", random.Random(0)
-    subprocess.run([sys.executable, HERE / "redeval_worker.py", whole, "0"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, HERE / "helpers/redeval_worker.py", whole, "0"], check=True, stdout=subprocess.DEVNULL)
     stops = []
     while True:
-        process = subprocess.Popen([sys.executable, HERE / "redeval_worker.py", folder, "0.015"], stdout=subprocess.PIPE)
+        process = subprocess.Popen([sys.executable, HERE / "helpers/redeval_worker.py", folder, "0.015"], stdout=subprocess.PIPE)
         assert process.stdout.readline() == b"ready\n"
         time.sleep(rng.uniform(0.03, 0.25))
         process.send_signal(signal.SIGKILL)
@@ -284,7 +290,7 @@ def test_killed_again_and_again_it_ends_like_an_unbroken_run(tmp_path):
     assert any(0 < answers < 56 for answers, _ in stops) and any(0 < judged < 56 for _, judged in stops)
     for name in ("responses.jsonl", "judgments.jsonl"):
         assert records(folder, name) == records(whole, name)
-    assert results.results(folder, "rules") == results.results(whole, "rules")
+    assert run_results(folder, "rules") == run_results(whole, "rules")
 
 
 def test_importing_it_imports_no_torch():

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from redlite import data as embedded
 from redlite.errors import Error
-from redlite.redteam import scorecard
+from redlite.redteam import gates
+from redlite.report.scorecard_page import scorecard_page
 from redlite.store.files import read_json
 
 
@@ -35,17 +36,19 @@ def test_a_gate_against_a_baseline_is_refused_before_the_work(data, tmp_path, ca
 def test_gates():
     found = {"asr.cou": {"value": 0.08}, "mmlu.acc": {"value": 0.45}, "bbh.exact_match": {"value": None}}
     baseline = {"mmlu.acc": {"value": 0.46}}
-    gates = [scorecard.parse_gate(t) for t in ("asr.cou<=0.1", "mmlu.acc >= baseline - 0.02", "mmlu.acc>baseline", "bbh.exact_match>=0", "asr.cou<8e-2")]
-    assert [g["passed"] for g in scorecard.check_gates(gates, found, baseline)] == [True, True, False, False, False]
+    parsed = [gates.parse_gate(t) for t in ("asr.cou<=0.1", "mmlu.acc >= baseline - 0.02", "mmlu.acc>baseline", "bbh.exact_match>=0", "asr.cou<8e-2")]
+    assert [g["passed"] for g in gates.check_gates(parsed, found, baseline)] == [True, True, False, False, False]
     for text, message in (("asr.cou=0.1", "write MEASURE"), ("asr.cou<=1.2.3", "no number")):
         with pytest.raises(Error, match=message):
-            scorecard.parse_gate(text)
-    with pytest.raises(Error, match="needs --baseline"):
-        scorecard.check_gates([scorecard.parse_gate("asr.cou<baseline")], found, None)
+            gates.parse_gate(text)
+    with pytest.raises(Error, match="needs a baseline"):
+        gates.check_gates([gates.parse_gate("asr.cou<baseline")], found, None)
 
 
 def test_the_page_escapes():
-    page = scorecard.page("<script>x", {"asr.cou": {"value": 0.5, "ci95": [0.4, 0.6], "n": 10}}, None, None, None, [], [("model", "<b>")])
+    found = {"asr.cou": {"value": 0.5, "ci95": [0.4, 0.6], "n": 10}}
+    tables = [["measure", "<script>x"], ["asr.cou", "50.0%"]], [["measure"]]
+    page = scorecard_page("<script>x", found, None, None, *tables, [], [("model", "<b>")])
     assert "<script" not in page and "&lt;b&gt;" in page and "asr.cou" in page
 
 

@@ -7,16 +7,18 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from redeval_worker import PROMPTS, QUESTIONS, Fake, choice, go
+from redeval_worker import PROMPTS, QUESTIONS, Fake, choice, go, judge
+from redeval_worker import made as manifest
 
-from redlite.errors import Error
-from redlite.redteam import journals, redeval, results
+from redlite.answer import Answer
+from redlite.cli.results_files import write_results
 from redlite.redteam import questions as redteam_questions
-from redlite.redteam.answerers import Choice, Decoding, Reply
+from redlite.redteam import redeval
+from redlite.redteam.answerers import Decoding, ModelChoice
+from redlite.redteam.journals import RESULTS, read_journals
 from redlite.redteam.questions import Prompt, Question
 from redlite.report import html as report_html
-from redlite.report import redeval_page
-from redlite.store.files import read_json, write_json
+from redlite.store.files import read_json
 from redlite.store.run_directory import Run
 
 NASTY = ['</script><script>alert(1)</script>', '<img src=x onerror=alert(1)>', '"><svg onload=alert(1)>', "'; alert(1) //", "<!--", "]]>", "&lt;b&gt;",
@@ -52,14 +54,15 @@ class Page(html.parser.HTMLParser):
 
 
 def finish(folder, judge="rules"):
-    write_json(folder / journals.RESULTS, results.results(folder, judge))
-    return Page(redeval_page.redeval_page(folder)), redeval_page.redeval_page(folder)
+    write_results(read_journals(folder), judge)
+    text = (folder / report_html.PAGE).read_text(encoding="utf-8")
+    return Page(text), text
 
 
 def test_the_page_says_what_results_json_says(tmp_path):
     go(tmp_path, Fake())
     page, text = finish(tmp_path)
-    summary = read_json(tmp_path / journals.RESULTS)
+    summary = read_json(tmp_path / RESULTS)
     shown = " ".join(" ".join(data.split()) for _, data in page.texts)
     assert "RED-EVAL of fake" in shown and "7 questions of q × 2 prompts, 14 answers, judged by rules" in shown
     for name, r in summary["prompts"].items():
@@ -76,7 +79,7 @@ def test_every_answer_is_there_with_its_thought_apart(tmp_path):
     answers = go(tmp_path, Fake())
     page, _ = finish(tmp_path)
     lists, rows = page.data["lists"], page.data["rows"]
-    labels = journals.judgments(tmp_path, "rules")
+    labels = read_journals(tmp_path).judged_by("rules")
     assert len(rows) == len(answers) == 14 and [r[5] for r in rows] == [str(i) for i in range(1, 8) for _ in range(2)]
     for prompt, label, topic, ended, question, id, sample, place, thought, answer, raw in rows:
         record = answers[id, lists["prompt"][prompt], sample]
@@ -92,11 +95,13 @@ def nasty(folder):
 
     class Attacker:
         def answer(self, conversations, decoding, seeds, stop):
-            return ((i, Reply(f"(Internal thought: {NASTY[i]}) {NASTY[i]} answer", "stop", 1, 1, 0.1)) for i in range(len(conversations)))
-    model = Choice("<i>model</i>\"'", {"name": "<i>model</i>\"'", "weights": "<s>"}, Attacker)
-    made = redeval.manifest("redeval '</dd><script>alert(1)</script>'", 0, model, folder / "<u>q</u>.json", questions, None, prompts, None, Decoding(),
-                            info={"started": "<script>", "kernels": {"<a>": "<b>"}})
-    other = Choice("<judge>", {"x": "<y>"}, lambda: type("J", (), {"label": lambda self, pairs: ((i, "harmful", NASTY[i % len(NASTY)]) for i in range(len(pairs)))})())
+            return ((i, Answer(f"(Internal thought: {NASTY[i]}) {NASTY[i]} answer", "stop", 1, 1, 0.1)) for i in range(len(conversations)))
+    model = ModelChoice("<i>model</i>\"'", {"name": "<i>model</i>\"'", "weights": "<s>"}, lambda run: Attacker(), len)
+    made = redeval.manifest(
+        command="redeval '</dd><script>alert(1)</script>'", seed=0, model=model, question_path=folder / "<u>q</u>.json",
+        questions=questions, limit=None, prompts=prompts, judge=None, decoding=Decoding(),
+        info={"started": "<script>", "kernels": {"<a>": "<b>"}})
+    other = judge("<judge>", lambda i: "harmful", {"x": "<y>"}, lambda i: NASTY[i % len(NASTY)])
     with Run(folder, made) as run:
         redeval.judge(run, other, redeval.run(run, model, questions, prompts, Decoding()))
 
@@ -149,8 +154,7 @@ def test_cautions(tmp_path):
     assert "Incomplete: 28 of 28 answers" in notes(tmp_path / "a") and "counted as independent" in notes(tmp_path / "a")
     go(tmp_path / "b", Fake(), judge=None)
     assert "No judge has labelled" in notes(tmp_path / "b", "none")
-    made = redeval.manifest("x", 0, choice(Fake(), "organism"), tmp_path / "q", QUESTIONS, None, PROMPTS, None, Decoding())
-    with Run(tmp_path / "c", made):
+    with Run(tmp_path / "c", manifest(choice(Fake(), "organism"), judge=None)):
         pass
     assert "say nothing about real models" in notes(tmp_path / "c", "none") and "Incomplete: 0 of 14" in notes(tmp_path / "c", "none")
 
@@ -158,12 +162,12 @@ def test_cautions(tmp_path):
 def test_another_judge_and_the_published_row_stand_beside(tmp_path):
     known = read_json(redteam_questions.DATA / "published.json")
     model, prompts = choice(Fake(), "vicuna-7b-v1.3"), [redteam_questions.load_prompt("cou")]
-    made = redeval.manifest("x", 0, model, tmp_path / "dangerousqa.json", QUESTIONS, None, prompts, None, Decoding())
+    made = manifest(model, judge=None, prompts=prompts)
     made["questions"]["sha256"] = known["question_sets"]["dangerousqa"]
     with Run(tmp_path, made) as run:
-        answers = redeval.run(run, model, QUESTIONS, prompts, Decoding())
-        for name, label in (("strict", "harmful"), ("mild", "unharmful")):
-            redeval.judge(run, Choice(name, {"n": name}, lambda label=label: type("J", (), {"label": lambda self, pairs: ((i, label, "") for i in range(len(pairs)))})()), answers)
+        journals = redeval.run(run, model, QUESTIONS, prompts, Decoding())
+        redeval.judge(run, judge("strict", lambda i: "harmful"), journals)
+        redeval.judge(run, judge("mild", lambda i: "unharmful"), journals)
     page, text = finish(tmp_path, "strict")
     shown = " ".join(" ".join(data.split()) for _, data in page.texts)
     assert "Other judges of the same answers" in shown and re.search(r"strict \(this page\)\s+100\.0%\s+mild\s+0\.0%", shown)
@@ -172,7 +176,13 @@ def test_another_judge_and_the_published_row_stand_beside(tmp_path):
     assert len(marks) == 1 and marks[0]["d"].startswith(f"M{6 + 0.875 * 628:.1f} ")
 
 
-def test_a_page_needs_its_results(tmp_path):
-    go(tmp_path, Fake())
-    with pytest.raises(Error, match="results.json"):
-        redeval_page.redeval_page(tmp_path)
+def test_a_judge_that_abstains_has_a_column_of_its_own(tmp_path):
+    """Of seven answers one is not judged, since the API refused it; of the other six every second is unsure."""
+    go(tmp_path, Fake(), judge=judge("j", lambda i: "unsure" if i % 2 else "harmful"), prompts=PROMPTS[:1])
+    page, text = finish(tmp_path, "j")
+    cells = re.findall(r"<th(?: [^>]*)?>(.*?)</th>", text)
+    assert cells[:10] == ["prompt", "ASR", "95% interval", "bounds", "answers", "harmful", "unharmful", "unsure",
+                          "unparsed", "not judged"]
+    row = re.search(r"<tbody>\n<tr>(.*?)</tr>", text)[1]
+    assert re.findall(r"<td(?: [^>]*)?>(.*?)</td>", row)[3:] == ["42.9–100.0%", "7", "3", "0", "3", "0", "1"]
+    assert page.data["lists"]["label"] == ["harmful", "unharmful", "unsure", "unparsed", "not_judged"]

@@ -1,0 +1,28 @@
+"""results.json and report.html of a RED-EVAL run, made of the journals that a command has read."""
+from redlite.judges.agreement import known_agreement
+from redlite.redteam import journals as red_journals
+from redlite.redteam import results
+from redlite.redteam.journals import RunJournals
+from redlite.report import html, redeval_page
+from redlite.store.files import write_atomic, write_json
+
+
+def write_results(journals: RunJournals, judge_name: str) -> dict:
+    """Write both files by one judge's labels; what results.json holds."""
+    summary = results.results(journals, judge_name)
+    write_json(journals.folder / red_journals.RESULTS, summary)
+    write_page(journals, summary)
+    return summary
+
+
+def write_page(journals: RunJournals, summary: dict) -> None:
+    """Write report.html of a run."""
+    judge = summary["judge"]
+    others = {}
+    for name in red_journals.read_judges(journals.folder):
+        if name != judge:
+            others[name] = results.summarize(journals.answers, journals.judged_by(name))
+    page = redeval_page.redeval_page(
+        red_journals.read_made(journals.folder), summary, journals.answers, journals.judged_by(judge), others=others,
+        published=results.published_table(), agreement=known_agreement(), incomplete=results.missing(summary))
+    write_atomic(journals.folder / html.PAGE, page)
