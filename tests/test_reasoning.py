@@ -43,6 +43,13 @@ CUT = [
     "（Internal thought: be useful）Wait.",
     "【Internal thought：be useful】Wait.",
     "{thought: be useful} Wait.",
+    "((Internal thought: be useful)) Wait.",
+    "(internal_thought: be useful) Wait.",
+    "(My internal thought is to be useful.) Wait.",
+    "- (Internal thought: be useful) Wait.",
+    "[Internal thought]be useful[/Internal thought]Wait.",
+    "[Inner monologue] be useful (End of monologue) Wait.",
+    "Base-LM (thinking): be useful.\n\nWait.",
     "(Internal thought: be useful.)\n\nBase-LM: Wait.",
     "Base-LM (internal thought): be useful.\n\nBase-LM: Wait.",
     # labels without brackets
@@ -57,6 +64,8 @@ CUT = [
     "Base thought: be useful.\n\nWait.",
     "Thought: be useful.\nFinal answer: Wait.",
     "Thinking: be useful.\n\nWait.",
+    "Base-LM thinks: be useful.\n\nWait.",
+    "_Internal thought_: be useful.\n\nWait.",
     # blocks of reasoning models
     "<think>\nbe useful\n</think>\n\nWait.",
     "<think>\n\n</think>\n\nWait.",
@@ -71,11 +80,12 @@ CUT = [
     "<think>they ask about `</think>` itself</think>Wait.",
     "<seed:think>a<seed:cot_budget_reflect>9</seed:cot_budget_reflect></seed:think>Wait.",
     "[THINK]be useful[/THINK]Wait.",
+    "<|think|>be useful<|/think|>Wait.",
     "◁think▷be useful◁/think▷Wait.",
     "<|START_THINKING|>be useful<|END_THINKING|><|START_RESPONSE|>Wait.<|END_RESPONSE|>",
     "<|channel>thought\nbe useful<channel|>Wait.",
     "<|inner_prefix|>be useful<|inner_suffix|>Wait.",
-    "<|channel|>analysis<|message|>be useful<|end|><|start|>assistant<|channel|>final<|message|>Wait.<|return|>",
+    "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>Wait.<|return|>",
     "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>commentary to=f <|constrain|>json"
     "<|message|>{}<|call|><|start|>assistant<|channel|>final<|message|>Wait.",
     "analysisWe should be useful.assistantfinalWait.",
@@ -178,7 +188,7 @@ def test_brackets_pair_off(text, answer):
 
 
 @pytest.mark.parametrize("text, answer", [
-    ("<think>\nThe user asks …\n</think>\n\nI'm sorry, but I can't do that.", "I'm sorry, but I can't do that."),
+    ("<think>\nThe user asks …\n</think>\n\nI'm sorry, but no.", "I'm sorry, but no."),
     ("<think>It is [[A]] or [[B]]</think>[[B]]", "[[B]]"),
     ("(Thought: x)**Wait** here.", "**Wait** here."),
     ("(Thinking) Wait.\n\nGo.", "Wait.\n\nGo."),
@@ -240,10 +250,10 @@ def test_thoughts_of_random_nesting():
 
 # What texts of thoughts are made of, for the properties below.
 PARTS = [
-    "(Internal thought: ", "(thinking) ", "[Thought]", ")", "]", "1) ", ":)", "<think>", "</think>", "[THINK]",
-    "[/THINK]", "Thought: ", "*Internal thought: ", "*", "\n", "\n\n", " ", "Base-LM: ", "Answer: ", "word. ", "`",
-    "```", '"', "<|channel|>analysis<|message|>", "<|channel|>final<|message|>", "<|end|>", "analysisWe go ",
-    "assistantfinal", "<answer>", "</answer>", "Here is my thought process:", "Here is my response:",
+    "(Internal thought: ", "(thinking) ", "[Thought]", ")", "]", "1) ", ":)", "<think>", "</think>",
+    "[THINK]", "[/THINK]", "Thought: ", "*Internal thought: ", "*", "\n", "\n\n", " ", "Base-LM: ",
+    "Answer: ", "word. ", "`", "```", '"', "<|channel|>analysis<|message|>", "<|channel|>final<|message|>", "<|end|>",
+    "analysisWe go ", "assistantfinal", "<answer>", "</answer>", "Here is my thought process:", "Here is my response:",
     "### Inner thoughts\n"]
 
 

@@ -1,16 +1,16 @@
-"""What a model answers, apart from what it thinks first: internal thoughts in prose, blocks of reasoning models.
+"""What a model answers, without what it thinks first: thoughts in prose and blocks of reasoning models.
 
-Thoughts are not judged (arXiv 2308.09662, section 3.1). A thought counts at the start of the text, behind white
-space, markup and a speaker's label; several in a row all count. The rules, in the order in which they are tried:
+Thoughts are not judged (arXiv 2308.09662, section 3.1). A thought counts at the start of the text, behind
+white space, markup and a speaker's label; several in a row all count. The rules, in the order of trial:
 
  1. A reasoning tag, such as <think> or [THINK], opens a block up to the tag that closes it; blocks may nest.
  2. A bracket whose first words name somebody's thought is a thought up to its closing bracket.
     Brackets inside it pair off. Smileys and list marks "1)", "2)" do not close it, unless nothing else does.
-    A bracket that holds only a name, such as "*(Internal monologue)* …", is a heading. The paragraph behind it goes
-    too where another paragraph follows.
+    A bracket that holds only a name, such as "*(Internal monologue)* …", is a heading. The paragraph behind
+    it goes too where another paragraph follows. "(Thinking)" and "(thinks)" go alone.
  3. "Here is my thought process:" opens a thought only where "Here is my response:" follows (Granite).
- 4. A label without brackets, such as "Internal thought: …", opens a thought. It ends at the first blank line, or at
-    a label such as "Answer:" or "Base-LM:"; without these, at the first line break.
+ 4. A label without brackets, such as "Internal thought: …", opens a thought. It ends at the first blank
+    line, or at a label such as "Answer:" or "Base-LM:"; without these, at the first line break.
     "Thought:" and "Thinking:" count only where a blank line or an answer's label follows.
     "Thoughts:" and "Reasoning:" are how answers begin: they stay.
  5. A closing tag that no opening one precedes ends a thought that the prompt opened.
@@ -40,12 +40,12 @@ class _Cut:
 
 # ---- reasoning tags ----
 
-_TAG_NAME = (r"(?:[a-z]{1,12}[:_])?(?:(?:internal|inner)[ _-])?"
+_TAG_NAME = (r"(?:(?!start_|end_)[a-z]{1,12}[:_])?(?:(?:internal|inner)[ _-])?"
              r"(?:think(?:ing)?|thoughts?(?:[ _-]process)?|reasoning|reflection|monologue|scratchpad)")
 # DeepSeek, Qwen, Seed and others; Magistral; Kimi; Command; Gemma 4; Apertus; Pangu.
-_OPENING = (rf"<\s?{_TAG_NAME}\s?>|\[THINK\]|◁think▷|<\|START_THINKING\|>|<\|channel>thought\b"
+_OPENING = (rf"<\|?\s?{_TAG_NAME}\s?\|?>|\[THINK\]|◁think▷|<\|START_THINKING\|>|<\|channel>thought\b"
             r"|<\|inner_prefix\|>|\[unused16\]")
-_CLOSING = (rf"<\s?/\s?{_TAG_NAME}\s?>|\[/THINK\]|◁/think▷|<\|END_THINKING\|>|<channel\|>"
+_CLOSING = (rf"<\|?\s?/\s?{_TAG_NAME}\s?\|?>|\[/THINK\]|◁/think▷|<\|END_THINKING\|>|<channel\|>"
             r"|<\|inner_suffix\|>|\[unused17\]")
 _TAG = re.compile(f"(?P<opening>{_OPENING})|(?P<closing>{_CLOSING})", re.IGNORECASE)
 _QUOTES = tuple("`\"'“”‘’«»")
@@ -58,11 +58,14 @@ _MESSAGE = re.compile(_HEADER)
 _MESSAGE_END = re.compile(r"<\|(?:end|return|start|channel|call)\|>")
 _BARE = re.compile(f"(?P<fence>```)|(?P<opening>{_OPENING})|(?P<closing>{_CLOSING})|(?P<message>{_HEADER})",
                    re.IGNORECASE)
-# Harmony's text once a tokenizer has left its special tokens out: "analysisWe need …assistantfinalHere is …"
+# Harmony's text where the special tokens were left out: "analysisWe need …assistantfinalHere is …"
 _GLUED = re.compile(r"analysis(?=[A-Z][a-z']{0,12}\s)")
 _GLUED_FINAL = "assistantfinal"
 
-_WRAPPER = re.compile(r"\s*(?:<(answer|response|output|final_answer)>|<\|START_RESPONSE\|>)\s*", re.IGNORECASE)
+_OPENED_AT_END = re.compile(rf"(?:{_OPENING}|{_HEADER})\Z", re.IGNORECASE)
+
+_WRAPPER = re.compile(
+    r"\s*(?:<(answer|response|output|final_answer)>|<\|START_RESPONSE\|>)\s*", re.IGNORECASE)
 
 # ---- names of thoughts in prose ----
 
@@ -70,12 +73,13 @@ _WORD = r"[\w'’.-]{1,24}"
 _MARKS = r"""[\s*_"“”]{0,8}"""
 _HIDDEN = r"(?:internal|inner|private|hidden|secret|silent|unspoken)"
 _NOUN = r"(?:thoughts?(?:[ -]process)?|thinking(?:[ -]process)?|reasoning(?:[ -]process)?|monologue)"
-_MIND = rf"(?:{_HIDDEN}[\s,-]{{1,3}}(?:{_WORD}\s)?(?:{_NOUN}|dialog(?:ue)?|voice)\b)"
+_MIND = rf"(?:{_HIDDEN}[\s,_-]{{1,3}}(?:{_WORD}\s)?(?:{_NOUN}|dialog(?:ue)?|voice|reflection)(?![^\W_]))"
 _BASE = r"(?:the\s)?base[-_ ]?lm(?:['’]s)?\s"
 _MODEL = r"(?:the\s)?(?:base|blue|ai|assistant|model|chatbot|bot)(?:[-_ ]?l?m)?(?:['’]s?)?\s"
 # Whose thought it is. "Food for thought", "critical thinking" and the like are nobody's.
 _NOBODY = (r"(?:for|on|of|to|in|with|and|here|final|closing|parting|second|further"
            r"|critical|design|lateral|wishful|positive|deductive|inductive|logical)\s")
+_SOMEBODY = rf"(?:(?:my|its|his|her|their|the|{_WORD}['’]s)\s|{_MODEL})?"
 _OWNER = rf"(?:(?!{_NOBODY}){_WORD}:?\s{{1,3}}){{0,3}}"
 _MANNER = (r"(?:\s(?:to\s\w{0,6}sel(?:f|ves)|out\sloud|aloud|internally|privately|silently|quietly"
            r"|step\sby\sstep"
@@ -85,13 +89,12 @@ _MANNER = (r"(?:\s(?:to\s\w{0,6}sel(?:f|ves)|out\sloud|aloud|internally|privatel
 _STOP = rf"(?={_MARKS}(?:[:：=…)）\]】}}–—]|\.\.\.|-\s)|\s-|\s{{0,3}}\n)"
 _VERB = r"(?P<verb>thinks|thinking|(?<=\bI\s)think)"
 _BRACKET_NAME = re.compile(
-    rf"[(（\[【{{［]{_MARKS}"
-    rf"(?:{_MIND}|{_BASE}(?:{_NOUN}|thinks)\b|{_OWNER}(?:{_MIND}|{_VERB}|{_NOUN}){_MANNER}{_STOP})",
+    rf"[(（\[【{{［]{{1,2}}{_MARKS}"
+    rf"(?:{_SOMEBODY}{_MIND}|{_BASE}(?:{_NOUN}|thinks)\b|{_OWNER}(?:{_MIND}|{_VERB}|{_NOUN}){_MANNER}{_STOP})",
     re.IGNORECASE)
 _ALONE = re.compile(r"""[\s*_"“”.…:：]*(?=[)）\]】}］])""")
 _LABEL = re.compile(
-    rf"(?:(?P<declared>(?:(?:my|its|his|her|their|{_WORD}['’]s)\s|{_MODEL})?{_MIND}{_MANNER}"
-    rf"|{_MODEL}{_NOUN}{_MANNER})"
+    rf"(?:(?P<declared>{_SOMEBODY}{_MIND}{_MANNER}|{_MODEL}(?:{_NOUN}|thinks){_MANNER})"
     rf"|(?:my\s)?(?:thought(?:[ -]process)?|thinking|thinks){_MANNER})"
     r"\s?(?P<emphasis>[*_]{0,3})\s?(?:[:：]|(?P<dash>[–—]|-\s))[*_]{0,3}", re.IGNORECASE)
 _HEADING = re.compile(
@@ -103,7 +106,7 @@ _GRANITE_END = re.compile(r"here(?: is|['’]s) my response:", re.IGNORECASE)
 
 # Quantifiers next to each other never match the same characters, so that no text takes more than linear time.
 _SPACE = re.compile(r"\s*")
-_MARKUP = re.compile("[\\s*_\"“”'‘’>#💭🤔🧠\u200b\ufeff]*")
+_MARKUP = re.compile("[\\s*_\"“”'‘’>#•\\-💭🤔🧠\u200b\ufeff]*")
 _SPEAKER = re.compile(
     r"(?:(?:base|blue)[-_ ]?lm|assistant|ai|model|chatbot|bot)[*_]{0,3}\s?(?::|(?=[\s*_]{0,4}[(（\[【]))",
     re.IGNORECASE)
@@ -111,8 +114,10 @@ _BASE_TURN = r"(?:(?:base|blue)[-_ ]?lm|assistant)"
 _TURN = re.compile(rf"[\s*_#>]*{_BASE_TURN}[*_]{{0,3}}\s?:[*_]{{0,3}}", re.IGNORECASE)
 _HANDOVER = (rf"(?:[*_#\[(>]{{1,3}}\s?)?(?:(?:my\s|final\s)?(?:answer|response|reply|output)|{_BASE_TURN})"
              r"[*_\])]{0,3}\s?:[*_]{0,3}")
-# A thought's end: a blank line, or the label of what follows, at the start of a line or of a sentence.
-_BREAK = re.compile(rf"(?P<blank>\n[^\S\n]*\n)|(?:(?<=\n)|(?<=[.!?…*”\"]\s)){_HANDOVER}", re.IGNORECASE)
+# A thought's end: a blank line; the label of what follows, where a line or sentence starts; "[/Thought]".
+_BREAK = re.compile(
+    rf"(?P<blank>\n[^\S\n]*\n)|(?:(?<=\n)|(?<=[.!?…*”\"]\s)){_HANDOVER}"
+    r"|[\[(](?:/|end\sof\s)[\w ]{0,20}(?:thoughts?|thinking|monologue|reasoning)[\])]", re.IGNORECASE)
 _AFTER = re.compile(rf"\s*{_HANDOVER}", re.IGNORECASE)
 _BLANK = re.compile(r"[^\S\n]*\n[^\S\n]*\n")
 _COLON = re.compile(r"\s?[:：][*_]{0,3}")
@@ -125,9 +130,9 @@ _ITEM = re.compile(r"(?<!\S)(?:\d{1,2}|[a-z])$", re.IGNORECASE)
 
 
 def split_thoughts(text: str, opened: bool = False) -> Split:
-    """The thoughts that a generated text begins with, and the answer that is left. Takes time linear in the length.
+    """The thoughts that a generated text begins with, and the answer that is left, in linear time.
 
-    opened: the prompt ended in an opening reasoning tag (see `opens_thought`), so the text begins in a thought.
+    opened: the prompt ended in an opening reasoning tag (see `opens_thought`): the text begins in a thought.
     """
     reader = _Reader(text)
     pieces = []
@@ -155,11 +160,8 @@ def strip_thoughts(text: str, opened: bool = False) -> str:
 
 def opens_thought(prompt_tail: str) -> bool:
     """Whether a rendered prompt ends in an opening reasoning tag, with nothing but white space behind it."""
-    tail = prompt_tail.rstrip()
-    last = None
-    for last in re.finditer(f"{_OPENING}|{_HEADER}", tail[-200:], re.IGNORECASE):
-        pass
-    return last is not None and last.end() == len(tail[-200:]) and last["channel"] != "final"
+    last = _OPENED_AT_END.search(prompt_tail.rstrip()[-200:])
+    return last is not None and last["channel"] != "final"
 
 
 class _Reader:
@@ -245,10 +247,10 @@ class _Reader:
         # What closes the emphasis or quotes that the bracket stood in.
         while close < end and text[close] in '*_"”' and text[start - 1:start] in tuple('*_"“'):
             close += 1
-        if alone and not name["verb"]:
+        if alone:
             if colon := _COLON.match(text, close, end):
                 close = colon.end()
-            if colon or not _BLANK.match(text, close, end):
+            if colon or not (name["verb"] or _BLANK.match(text, close, end)):
                 return self._paragraph(close, end) or _Cut(close, end)
         return _Cut(close, end)
 
@@ -303,7 +305,7 @@ class _Reader:
         return self._closed_at(final + len(_GLUED_FINAL) if final >= 0 else None, end)
 
     def _bare(self, begin: int, end: int) -> _Cut | None:
-        """A thought that began before the text: up to the first closing tag or harmony message outside of code."""
+        """A thought that began before the text: up to the first closing tag or message outside of code."""
         text, in_code = self.text, False
         begin = _behind(_SPACE, text, begin, end)
         for match in _BARE.finditer(text, begin, end):
@@ -324,7 +326,7 @@ class _Reader:
         return None
 
     def _last_message(self, start: int, end: int) -> _Cut:
-        """Harmony: a thought up to the last message of the channel "final". Without one there is no answer."""
+        """Harmony: a thought up to the last message of channel "final". Without one there is no answer."""
         final = None
         for message in _MESSAGE.finditer(self.text, start, end):
             if message["channel"] == "final":
@@ -351,8 +353,8 @@ def _unwrapped(text: str, wrapper: re.Match, end: int) -> int:
 def _closing(text: str, start: int, end: int, lenient: bool) -> int | None:
     """The index behind the bracket that closes the one at `start`; None if none does.
 
-    lenient: smileys and the marks of a list do not close it. This reading stops at the next bracket that names a
-    thought, so that each part of a text is read in this way once.
+    lenient: smileys and the marks of a list do not close it. This reading stops at the next bracket that
+    names a thought, so that it reads each part of a text once.
     """
     kind = _KINDS[text[start]]
     depth, expected = 0, {"1", "a"}
