@@ -252,9 +252,9 @@ def test_thoughts_of_random_nesting():
 PARTS = [
     "(Internal thought: ", "(thinking) ", "[Thought]", ")", "]", "1) ", ":)", "<think>", "</think>",
     "[THINK]", "[/THINK]", "Thought: ", "*Internal thought: ", "*", "\n", "\n\n", " ", "Base-LM: ",
-    "Answer: ", "word. ", "`", "```", '"', "<|channel|>analysis<|message|>", "<|channel|>final<|message|>", "<|end|>",
-    "analysisWe go ", "assistantfinal", "<answer>", "</answer>", "Here is my thought process:", "Here is my response:",
-    "### Inner thoughts\n"]
+    "Answer: ", "word. ", "`", "```", '"', "<|channel|>analysis<|message|>", "<|channel|>final<|message|>",
+    "<|end|>", "analysisWe go ", "assistantfinal", "<answer>", "</answer>", "Here is my thought process:",
+    "Here is my response:", "### Inner thoughts\n"]
 
 
 def test_properties_of_random_texts():
@@ -282,9 +282,9 @@ def test_time_is_in_proportion_to_length(part):
     """Eight times the text may take 24 times as long; a quadratic reading takes 64 times."""
     seconds = []
     for size in (12_500, 100_000):
-        text = "(Internal thought: a) " + part * (size // len(part))
+        text = "<|channel|>final<|message|>(Internal thought) " + part * (size // len(part)) + "<|end|>\n\n"
         start = time.process_time()
-        split_thoughts(text)
+        split_thoughts(text + "a")
         split_thoughts(text, opened=True)
         seconds.append(time.process_time() - start)
     assert seconds[1] < max(24 * seconds[0], 0.5)
