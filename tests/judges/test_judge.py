@@ -209,7 +209,7 @@ def test_a_judges_prompt_of_ones_own(tmp_path):
     path.write_text("Q <question>")
     with pytest.raises(Error, match="p.txt: the judge's prompt must contain"):
         judges_model.format_prompt("harmbench", path)
-    with pytest.raises(Error, match="--judge-format 'x'"):
+    with pytest.raises(Error, match="judge format 'x'"):
         judges_model.format_prompt("x")
     with pytest.raises(Error, match="none.txt"):
         judges_model.format_prompt("gpt4", tmp_path / "none.txt")

@@ -215,7 +215,7 @@ def test_an_incomplete_run_is_1(fake, capsys, monkeypatch):
     (["--model", "none"], "--questions is missing"),
     (["--model", "none", "--questions", "q.json"], "model 'none': there is no such file or directory"),
     (["--questions", "nothing.json"], "questions 'nothing.json': there is no such file"),
-    (["--questions", "dangerousqa"], "say with --data where it lies"),
+    (["--questions", "dangerousqa"], "say where the data lies"),
     (["--prompt", "nothing.txt"], "prompt 'nothing.txt'"),
     (["--prompt", "cot", "cot"], "two prompts have the same name"),
     (["--limit", "0"], "argument --limit: '0' is no whole number of at least 1"),

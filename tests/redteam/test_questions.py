@@ -7,6 +7,7 @@ import pytest
 from redlite.errors import Error
 from redlite.redteam import questions
 from redlite.redteam.questions import Question, find_questions, load_prompt, load_questions
+from redlite.store.text import natural
 
 SHARED = Path(__file__).parents[3] / "shared" / "benchmarks"
 
@@ -54,7 +55,7 @@ def test_shapes(tmp_path, name):
     ("a.json", ["a?", {"text": "b"}], "record 2: has no question .*question, prompt, goal"),
     ("a.json", {"T": {"S": {"R": ["a?"]}}}, r"\['T'\]\['S'\]: is an object; expected a list of questions"),
     ("a.json", {"T": "a?"}, r"\['T'\]: is a text; expected"),
-    ("a.json", '["a?", "b \\ud800?"]', "record 2: holds half of a surrogate pair"),
+    ("a.json", '["a?", "b \\ud800?"]', "record 2: holds one half of a surrogate pair"),
     ("a.json", '[{"id": ' + "9" * 5000 + ', "question": "a?"}]', "is not valid JSON .*4300 digits"),
     ("a.json", '{"T": ["a?"], "T": ["b?"]}', "one object names the field 'T' twice"),
     ("a.json", [{"id": 1.5, "question": "a?"}], "record 1: the id 1.5 is neither a text nor a whole number"),
@@ -90,7 +91,7 @@ def test_sets_by_name(tmp_path):
         find_questions("one", tmp_path)
     with pytest.raises(Error, match="'xst': neither under .* nor embedded; use xstest_prompts, .*sample"):
         find_questions("xst", tmp_path)
-    with pytest.raises(Error, match="--data '.*none': is not a directory"):
+    with pytest.raises(Error, match="data '.*none': is not a directory"):
         find_questions("one", tmp_path / "none")
     with pytest.raises(Error, match="'dangerousqa': not an embedded set .*--data"):
         find_questions("dangerousqa")
@@ -154,4 +155,4 @@ def test_a_set_is_called_by_its_file_or_folder(tmp_path):
 
 def test_ids_sort_as_people_count():
     ids = ["10", "9", "a2", "a10", "b", "009", "8" * 5000, "7" * 5000]
-    assert sorted(ids, key=questions.natural) == ["9", "009", "10", "7" * 5000, "8" * 5000, "a2", "a10", "b"]
+    assert sorted(ids, key=natural) == ["9", "009", "10", "7" * 5000, "8" * 5000, "a2", "a10", "b"]
