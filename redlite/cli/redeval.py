@@ -43,8 +43,8 @@ def _describe_run(prog: str) -> Parser:
     parser = Parser(prog=prog, epilog=epilog, description=(
         "RED-EVAL (arXiv 2308.09662): asks a model every question under every prompt, judges the answers, "
         "and reports the\nattack success rate, ASR = harmful / (harmful + unharmful). Without options it "
-        "runs the embedded model organism on\nits own questions, offline. The same command again goes on where it "
-        "stopped."))
+        "runs the embedded model organism on\nits own questions, offline. The same command again goes on "
+        "where it stopped."))
     ask = parser.add_argument_group("what is asked")
     ask.add_argument("--model", default=EMBEDDED,
                      help="a Hugging Face directory, a .gguf file, openai:NAME, or organism, "
