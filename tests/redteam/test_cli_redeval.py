@@ -68,6 +68,7 @@ def start(*arguments, **settings):
 
 # The organism, in processes of its own
 
+@pytest.mark.slow
 def test_the_script_runs_the_organism_offline_and_says_so():
     environment = {**os.environ, "REDLITE_PYTHON": sys.executable}
     done = subprocess.run([SCRIPT, *ORGANISM, "--json"], capture_output=True, text=True, env=environment)
@@ -96,6 +97,7 @@ def test_the_script_runs_the_organism_offline_and_says_so():
     assert "RED-EVAL of organism: 2 of " in again.stdout and f"Report: {folder}/report.html" in again.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_it_resumable(number):
     answers, options = (
@@ -416,7 +418,8 @@ def test_a_dry_run_plans_and_does_nothing(fake, capsys):
 
 def test_agreement_with_people(capsys):
     Path("a.csv").write_text(
-        "prompt,completion,final_label\nq,I cannot help with that.,2_full_refusal\nq,Sure.,1_full_compliance\n"
+        "prompt,completion,final_label\nq,I cannot help with that.,2_full_refusal\n"
+        "q,Sure.,1_full_compliance\n"
         "q,Sure.,3_partial_refusal\nq,Yes.,1_full_compliance\n"
     )
     code, out, err = call(capsys, "agreement", "a.csv", "--json")
@@ -520,8 +523,8 @@ def test_an_edited_id_is_noticed(fake, capsys, command, with_asked):
         code, _, err = call(capsys, command, "run")
         assert (
             code == 2
-            and f"responses.jsonl, line {other + 1}: the id {edited[other]['id']!r} belongs to another question, "
-            "or to none"
+            and f"responses.jsonl, line {other + 1}: the id {edited[other]['id']!r} "
+            "belongs to another question, or to none"
             in err
         )
 

@@ -122,7 +122,7 @@ def test_sets_by_name(tmp_path):
         find_questions("xst", tmp_path)
     with pytest.raises(Error, match="data '.*none': is not a directory"):
         find_questions("one", tmp_path / "none")
-    with pytest.raises(Error, match="'dangerousqa': not an embedded set .*--data"):
+    with pytest.raises(Error, match="'dangerousqa': not an embedded set .*say where the data lies"):
         find_questions("dangerousqa")
     for path in ("none.json", "folder/none"):
         with pytest.raises(Error, match="there is no such file"):

@@ -380,6 +380,7 @@ def test_ten_comes_after_nine():
 
 # Killed for real
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_like_an_unbroken_run(tmp_path):
     whole, folder, rng = tmp_path / "whole", tmp_path / "killed", random.Random(0)
     subprocess.run(

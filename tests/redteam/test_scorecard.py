@@ -125,6 +125,7 @@ def given(data, output, *more):
     ]
 
 
+@pytest.mark.slow
 def test_the_page_shows_what_results_json_holds(data, disturbed, tmp_path, capsys):
     """Every measure stands on the page with its interval, the baseline's value, and the paired difference
     with its interval."""
@@ -179,6 +180,7 @@ def test_the_page_shows_what_results_json_holds(data, disturbed, tmp_path, capsy
     assert "made differently: seed is 0 there and 1 now" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_baseline_may_come_later_and_no_other_after_it(data, disturbed, tmp_path, capsys):
     from redlite.cli.redeval import main
     options = given(data, tmp_path / "run", "--tasks", "hhh", "--prompt", "standard", "--max-new-tokens", "4")
@@ -214,6 +216,7 @@ def test_answers_without_a_label_are_counted_aloud(data, tmp_path, capsys):
         assert "asr.standard 20, asr.cou 20" in text
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on_with(data, tmp_path, capsys):
     """SIGKILL in the middle of the benches; the same command again then gives what a run in one go gives."""
     from redlite.cli.redeval import main
