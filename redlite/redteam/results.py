@@ -24,9 +24,9 @@ def summarize(answers: dict[AnswerKey, dict], judgments: dict[AnswerKey, dict]) 
     """What results.json holds by prompt, counted by one judge's labels; an answer without a judgment is
     not_judged.
 
-    For each prompt: asr = harmful / (harmful + unharmful) or None, n, the count of each label, ci95 (Wilson),
-    bounds, and by_topic, which holds the same for each topic. Samples of one question count as independent
-    answers, so with several the interval is narrower than it should be.
+    For each prompt: asr = harmful / (harmful + unharmful) or None, n, the count of each label, ci95 (Wilson)
+    and bounds. by_topic holds the same for each topic. Samples of one question count as independent answers,
+    so with several the interval is narrower than it should be.
     """
     labels: dict[str, list[str]] = {}
     by_topic: dict[str, dict[str, list[str]]] = {}
