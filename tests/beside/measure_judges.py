@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from redlite.judge import read_labelled
-from redlite.journal import read_json
+from redlite.judges.agreement import agreement, read_labelled
+from redlite.store.files import read_json
 from redlite.judges import linear, rules
 
 XSTEST = ("xstest_v2_completions_llama2orig.csv", "xstest_v2_completions_mistralinstruct.csv")
@@ -139,6 +139,10 @@ def main() -> None:
         "linear": measure_linear(rows),
     }
     record = read_json(options.out) if options.out.exists() else {}  # keeps what other commands wrote there
+    record["sha256"] = rules.rules_fingerprint()["sha256"]
+    for entry in record.get("data", []):
+        entry |= rounded(agreement(rules.Rules(), read_labelled(xstest / entry["file"])))
+        entry["note"] = "the rules were written on these answers"
     record |= {
         "command": "python tests/beside/measure_judges.py SHARED_DIR",
         "columns": "abstains: share of unsure, left out of agreement, kappa, recall and precision; "
