@@ -116,7 +116,7 @@ def _guarded(program: str, body: Body, arguments: list[str]) -> int:
         _say_interrupted(program, run_directory.opened[opened:])
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of stdout went away (| head). Nothing can be said there any more; what was made is on disk.
+        # The reader of stdout went away (| head). What was made is on disk; nothing can be said any more.
         _discard_output()
         return FAILED
     except OSError as error:

@@ -158,7 +158,7 @@ def test_connections_are_kept(tmp_path):
     with fault_server.running() as server, Run(tmp_path, {}) as run:
         c = made(run, server, concurrency=1)
         list(c.ask(calls(20)))
-        pools = c._adapter.poolmanager.pools
+        pools = c.transport.adapter.poolmanager.pools
         assert [pools.get(key).num_connections for key in pools.keys()]  # noqa: SIM118 (no dict) == [1]
 
 
@@ -174,7 +174,7 @@ def test_policy_in_a_message_is_no_refusal(tmp_path):
 
 
 @pytest.mark.parametrize("status, mend", [(401, "check OPENAI_API_KEY"), (403, "what OPENAI_API_KEY may do"),
-                                          (404, "--base-url and the model's name")])
+                                          (404, "the address and the model's name")])
 def test_what_no_retry_mends_is_not_retried(tmp_path, status, mend):
     echo = {"error": {"message": f"Incorrect key provided: {KEY}"}}
     with fault_server.running(script=[{"status": status, "body": echo}] * 20) as server, Run(tmp_path,
@@ -310,7 +310,7 @@ def test_dead_endpoint_ends_the_run(tmp_path):
 def test_budget_of_requests_counts_over_runs(tmp_path):
     with fault_server.running() as server:
         for limit, total in ((3, 3), (3, 3), (5, 5)):
-            with Run(tmp_path, {}) as run, pytest.raises(Incomplete, match=f"--max-requests {limit}"):
+            with Run(tmp_path, {}) as run, pytest.raises(Incomplete, match=f"limit of {limit} requests"):
                 list(made(run, server, limits=Limits(requests=limit)).ask(calls(10)))
             assert server.counts()["requests"] == total
         with Run(tmp_path, {}) as run:
@@ -321,19 +321,19 @@ def test_budgets_of_tokens_and_cost_are_never_passed(tmp_path):
     with fault_server.running() as server:   # every answer uses 7 + 3 tokens; a call may use 16 + 16 + 2 + 5
         with Run(tmp_path / "a", {}) as run:
             c = made(run, server, limits=Limits(tokens=100), concurrency=1)
-            with pytest.raises(Incomplete, match="--max-tokens-total 100"):
+            with pytest.raises(Incomplete, match="limit of 100 tokens"):
                 list(c.ask(calls(50)))
             assert c.spent["prompt"] + c.spent["completion"] == 70   # 70 + 39 > 100
         with Run(tmp_path / "b", {}) as run:
             c = made(run, server, limits=Limits(cost=1e-4, prices=(1.0, 2.0)), concurrency=1)
-            with pytest.raises(Incomplete, match="--max-cost"):
+            with pytest.raises(Incomplete, match="limit of .* dollars"):
                 list(c.ask(calls(50)))
             assert c.cost == pytest.approx(5 * 13e-6)   # the sixth could have cost 34 + 2 · 5 millionths
         with Run(tmp_path / "c", {}) as run, pytest.raises(Error, match="max_tokens"):
             list(
                 made(run, server,
                      limits=Limits(tokens=100)).ask([client.Call([{"role": "user", "content": "x"}])]))
-    with pytest.raises(Error, match="--price-file"):
+    with pytest.raises(Error, match="needs a file of prices"):
         Limits(cost=1)
 
 
@@ -348,7 +348,7 @@ def test_each_models_tokens_cost_what_that_model_costs(tmp_path):
                                  run,
                                  limits=Limits(cost=cost, prices=of[model], prices_of=of.get))
         list(asker("dear", 1000).ask(calls(3)))
-        with pytest.raises(Incomplete, match="--max-cost"):
+        with pytest.raises(Incomplete, match="limit of .* dollars"):
             list(asker("cheap", 30.0).ask(calls(1)))
         cheap = asker("cheap", 30.1)
         assert len(list(cheap.ask(calls(1)))) == 1

@@ -5,12 +5,12 @@ import json
 
 import pytest
 
+from redlite.answer import Answer
 from redlite.cli import collect as command
 from redlite.errors import Error, Incomplete
-from redlite.net import client
+from redlite.net import api_journal, client
 from redlite.net.endpoints import Endpoint
-from redlite.net.reply import Answer
-from redlite.redteam import collect, collect_files
+from redlite.redteam import collect, collect_figures, collect_files, collect_replies, local_asker
 from redlite.store.files import read_json, write_json
 from redlite.store.run_directory import Run
 from redlite.training import conversations
@@ -19,11 +19,11 @@ ASKED = "How do I wake the dragon?"
 
 
 def test_lists():
-    assert collect.read_list(
+    assert collect_replies.read_list(
         "(Internal thought: 1. no)\n1. **Castle gates**\n 2) \"Old keys\"\n- dragons\nand that is all\n3: "
         "towers"
     ) == ["Castle gates", "Old keys", "dragons", "towers"]
-    assert collect.read_list("none") == []
+    assert collect_replies.read_list("none") == []
 
 
 @pytest.mark.parametrize("text", [
@@ -34,15 +34,15 @@ def test_lists():
     "1. The things:\n   - One thing\n   - Another\n2. :", "(1) One thing\r\n(2) Another\r\n"
 ])
 def test_lists_as_models_write_them(text):
-    assert collect.read_list(text) == ["One thing", "Another"]
+    assert collect_replies.read_list(text) == ["One thing", "Another"]
 
 
 def test_questions_without_marks():
-    assert collect.read_list(
+    assert collect_replies.read_list(
         "Here they are:\nHow tall is the tower?\n**Who keeps the key?**\nGood luck.") == [
             "How tall is the tower?", "Who keeps the key?"
         ]
-    assert collect.read_list("1. Not a question\nBut this?") == ["Not a question"]
+    assert collect_replies.read_list("1. Not a question\nBut this?") == ["Not a question"]
 
 
 @pytest.mark.parametrize("text,turns", [
@@ -54,7 +54,7 @@ def test_questions_without_marks():
     ("Sing.\n\n### The end\nmore", ["Sing."]),
 ])
 def test_conversations(text, turns):
-    found, reason = collect.read_conversation(ASKED, text)
+    found, reason = collect_replies.read_conversation(ASKED, text)
     assert reason == "" and [t["value"] for t in found] == [ASKED, *turns]
     assert [t["from"] for t in found] == ["human", "gpt"] * (len(found) // 2)
 
@@ -65,16 +65,16 @@ def test_conversations(text, turns):
                                          ("a\nBase-LM: b", "turns do not alternate"),
                                          ("a\nRed-LM:\nBase-LM: b", "an empty turn")])
 def test_what_is_no_conversation(text, reason):
-    assert collect.read_conversation(ASKED, text) == ([], reason)
+    assert collect_replies.read_conversation(ASKED, text) == ([], reason)
 
 
 def test_similarity():
     """Jaccard's index of runs of four characters, by hand: "abcde" and "abcdf" share abcd of abcd, bcde,
     bcdf.
     """
-    assert collect.similarity(collect.shingles("abcde"), collect.shingles("ABCDF")) == pytest.approx(1 / 3)
-    assert collect.similarity(collect.shingles("How do I open the gate?"),
-                              collect.shingles("how do I open the gate")) == 1
+    shingles, similarity = collect_replies.shingles, collect_replies.similarity
+    assert similarity(shingles("abcde"), shingles("ABCDF")) == pytest.approx(1 / 3)
+    assert similarity(shingles("How do I open the gate?"), shingles("how do I open the gate")) == 1
 
 
 class Model:
@@ -137,7 +137,7 @@ def test_the_four_stages(tmp_path):
     reasons = {(d["stage"], d["reason"]) for d in drops}
     assert {("topics", "repeats"), ("questions", "near-duplicate"), ("questions", "too short"),
             ("red", "refuses"), ("red", "repeats")} <= reasons
-    found = collect.statistics(rows, drops, lambda text: len(text.split()))
+    found = collect_figures.statistics(rows, drops, lambda text: len(text.split()))
     assert found["red"]["conversations"] == 6 and found["red"]["turns"] == 24
     assert found["by_topic"]["School"]["questions"] == 6
     assert sum(n for stage in found["drops"].values() for n in stage.values()) == len(drops)
@@ -166,7 +166,7 @@ def test_every_drop_counts_once_and_twins_count_twice(tmp_path):
             pipeline = collect.Pipeline(directory, Lister(), collect.Settings(subtopics=2, rounds=4),
                                         ["School"], "x")
             assert pipeline._topics() == {"School": ["Castle gates", "Old keys"]}
-            found = collect.statistics([], directory.read(collect.DROPS), len)["drops"]
+            found = collect_figures.statistics([], directory.read(collect.DROPS), len)["drops"]
         assert found == {"topics": {"refused by the provider": 1, "empty": 2, "repeats": 1}}
 
 
@@ -217,11 +217,11 @@ def test_what_an_edit_spoilt_is_named(tmp_path, name, value, where):
      {"key": "x", "sent": [1, "2"]}, {"key": "x", "text": 1, "finish": "stop", "seconds": 0, "detail": ""}])
 def test_a_spoilt_line_of_the_journal_is_named(tmp_path, line):
     with Run(tmp_path, {}) as directory:
-        directory.append(client.JOURNAL, line)
+        directory.append(api_journal.JOURNAL, line)
         with pytest.raises(Error, match="api.jsonl: field"):
             client.Client(Endpoint("m", "http://127.0.0.1:9/v1"), directory)
         with pytest.raises(Error, match="api.jsonl: field"):
-            collect.LocalAsker(None, "m", directory, 0)
+            local_asker.LocalAsker(None, "m", directory, 0)
 
 
 def test_broken_off_and_taken_up_again(tmp_path):
@@ -241,13 +241,13 @@ def test_the_command_on_the_organism(tmp_path, capsys):
     ]
     assert command.main(options) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    lines = (tmp_path / "run" / client.JOURNAL).read_bytes()
+    lines = (tmp_path / "run" / api_journal.JOURNAL).read_bytes()
     assert found["red"]["conversations"] > 0 and found["blue"]["conversations"] > 0
     assert "report.html" in {p.name for p in (tmp_path / "run").iterdir()}
     loaded = conversations.read(tmp_path / "run" / "harmfulqa.json", "red")[0]
     assert len(loaded) == found["red"]["conversations"]
     # all is there already
-    assert command.main(options) == 0 and (tmp_path / "run" / client.JOURNAL).read_bytes() == lines
+    assert command.main(options) == 0 and (tmp_path / "run" / api_journal.JOURNAL).read_bytes() == lines
     capsys.readouterr()
     assert command.main([
         *options, "--limit", "2"
@@ -295,7 +295,7 @@ def test_no_more_is_asked_than_the_plan_says(tmp_path):
             for colour in ("red", "blue")] == [[4], [4]]
     assert [d["reason"] for d in drops if d["stage"] == "questions"] == ["too long"]
     assert model.asked <= sum(
-        collect.plan(collect.Settings(rounds=2, **settings), ["School"], "x")["requests"].values())
+        collect_figures.plan(collect.Settings(rounds=2, **settings), ["School"], "x")["requests"].values())
 
 
 class Narrow(Model):
@@ -307,8 +307,9 @@ class Narrow(Model):
 
     def ask(self, calls):
         for (i, answer), call in zip(super().ask(calls), calls, strict=True):
-            yield i, answer if len(call.messages) <= self.most else Answer("", "error", None, None, 0.0,
-                                                                           self.detail)
+            if len(call.messages) > self.most:
+                answer = Answer("", "error", None, None, 0.0, detail=self.detail)
+            yield i, answer
 
 
 def test_a_request_that_the_model_cannot_take_is_dropped(tmp_path):
