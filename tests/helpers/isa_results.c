@@ -2,7 +2,8 @@
  * What every instruction set of a build of the C library computes from the same inputs, on stdout: for test_isa.py, which compares builds.
  * For each set: its name in 16 bytes, three int32 counts, then as many floats: products; blocks with int8 and int4; everything else.
  */
-#include "block.h"
+#include "sequence_attention.h"
+#include "transformer_block.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,11 +12,6 @@
 const char *rl_isas(void);
 int rl_use(const char *);
 size_t rl_packed_bytes(int, int64_t, int64_t);
-void rl_pack_float(int, void *, const float *, int64_t, int64_t, int64_t);
-int rl_cached_attention(const float *, const float *, const float *, void *, void *, int, const int64_t *, const void *const *, const void *const *, float *,
-                        int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, float, int);
-int rl_sequence_attention(const float *, const float *, const float *, const int64_t *, const int64_t *, int64_t, const void *const *, const void *const *,
-                          float *, int64_t, int64_t, int64_t, int64_t, int64_t, float, int);
 void rl_nll_statistics(float *, int64_t, int64_t, int64_t, const int64_t *, float *, float *, float *, int);
 void rl_nll_gradient(float *, int64_t, int64_t, int64_t, const int64_t *, const float *, const float *, const float *, int);
 
@@ -67,7 +63,7 @@ static void products(void)
                 int64_t columns = shapes[s][0], inputs = shapes[s][1];
                 void *matrix = packed(format, columns, inputs);
                 float *x = random_floats(rows * inputs), *bias = random_floats(columns), *y = get((size_t)(rows * columns) * sizeof(float));
-                if (rl_linear(format, matrix, x, bias, y, rows, columns, inputs, 1 + (int)(rows % 3)))
+                if (rl_products(&(Matrix){format, matrix, bias, columns, inputs}, 1, x, &y, rows, 1 + (int)(rows % 3)))
                     exit(3);
                 put(y, rows * columns);
                 free(matrix), free(x), free(bias), free(y);
@@ -83,7 +79,8 @@ static void block(int format)
         m[i] = (Matrix){format, packed(format, shapes[i][0], shapes[i][1]), NULL, shapes[i][0], shapes[i][1]};
     float *x = random_floats(ROWS * WIDTH), *norm = random_floats(WIDTH), *cos = random_floats(ROWS * SIZE), *sin = random_floats(ROWS * SIZE);
     static float q[ROWS * HEADS * SIZE], k[ROWS * GROUPS * SIZE], v[ROWS * GROUPS * SIZE], y[ROWS * WIDTH];
-    if (rl_before_attention(x, norm, 1e-5f, m, cos, sin, q, k, v, ROWS, SIZE, 2) || rl_after_attention(x, q, norm, 1e-5f, m + 3, y, ROWS, 2))
+    Block b = {norm, norm, m, m + 3, SIZE, 1e-5f};
+    if (rl_before_attention(&b, x, cos, sin, q, k, v, ROWS, 2) || rl_after_attention(&b, x, q, y, ROWS, 2))
         exit(3);
     put(q, ROWS * HEADS * SIZE), put(k, ROWS * GROUPS * SIZE), put(v, ROWS * GROUPS * SIZE), put(y, ROWS * WIDTH);
 }
@@ -103,7 +100,8 @@ static void decode(int64_t size, int64_t prefix)
             for (int64_t j = 0; half && j < B * G * CAPACITY * size; j++) /* ±0.5 to 1 */
                 ((uint16_t *)own[i])[j] = (uint16_t)(0x3800 | (j * 0x9e37 & 0x83ff));
         }
-        if (rl_cached_attention(q, k, v, own[0], own[1], half, places, keys, values, out, B, G, R, size, CAPACITY, prefix, 0, 0.7f, 2))
+        CachedAttention a = {q, k, v, own[0], own[1], places, keys, values, out, B, G, R, size, CAPACITY, prefix, 0, half, 0.7f};
+        if (rl_cached_attention(&a, 2))
             exit(3);
         put(out, B * G * R * size);
     }
@@ -117,7 +115,8 @@ static void sequences(int64_t size, int64_t prefix)
     for (int g = 0; g < G && prefix; g++)
         keys[g] = packed(0, prefix, size), values[g] = packed(0, size, prefix);
     float *out = get((size_t)(ROWS * G * R * size) * sizeof(float)), *q = random_floats(ROWS * G * R * size), *k = random_floats(ROWS * G * size), *v = random_floats(ROWS * G * size);
-    if (rl_sequence_attention(q, k, v, offsets, parents, 3, keys, values, out, G, R, size, prefix, 0, 0.7f, 2))
+    SequenceAttention a = {q, k, v, offsets, parents, keys, values, out, 3, G, R, size, prefix, 0, 0.7f, 0, NULL};
+    if (rl_sequence_attention(&a, 2))
         exit(3);
     put(out, ROWS * G * R * size);
 }

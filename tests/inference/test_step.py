@@ -3,37 +3,18 @@ import random
 
 import pytest
 import torch
+from packed_models import VARIANTS, make
 
 from redlite import kernels
 from redlite.inference.cache import Cache
 from redlite.inference.engine import Engine, Request
 from redlite.inference.forward import PackedForward
-from redlite.kernels import packed
-from redlite.model.config import Config
+from redlite.kernels.cpu import library, packed
 from redlite.model.llama import LLaMA
 from redlite.model.sequences import PackedSequences, packed_attention
 
-pytestmark = pytest.mark.skipif(bool(packed.usable()) or kernels.implementation("cached_attention") != "c", reason=packed.usable() or "REDLITE_KERNELS forces another attention")
-VARIANTS = {
-    "llama": Config("llama", 97, 32, 3, 4, 2, 8, 64),
-    "windows and biases": Config("qwen2", 97, 40, 4, 6, 2, 10, 77, windows=(None, 9, 9, None), qkv_bias=True, o_bias=True, mlp_bias=True),
-    "dynamic": Config("llama", 97, 32, 2, 4, 4, 8, 64, max_positions=24, rope_scaling={"rope_type": "dynamic", "factor": 4.0}),
-}
-
-
-def make(name, format="float32"):
-    model = LLaMA(VARIANTS[name]).initialize(0, std=0.3).requires_grad_(False)
-    for parameter in model.parameters():
-        if parameter.dim() == 1:
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
-    for module in model.modules():
-        if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
-            weight = kernels.Packed.of(module.weight, format)
-            del module.weight
-            module.weight = weight
-    for block in model.model.layers:
-        block.pack()
-    return model
+pytestmark = pytest.mark.skipif(bool(library.missing()) or kernels.implementation("cached_attention") != "c",
+                                reason=library.missing() or "REDLITE_KERNELS forces another attention")
 
 
 def filled(model, prefix, suffixes):

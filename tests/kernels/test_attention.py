@@ -14,19 +14,20 @@ if not torch.cuda.is_available():
 from torch.utils.checkpoint import checkpoint
 
 from redlite import kernels
-from redlite.kernels import attention_cpu, merge_attention, reference
+from redlite.kernels import merge_attention, reference
+from redlite.kernels.cpu import flash_attention
 
-IMPLEMENTATIONS = {"reference": reference, "torch-flash": attention_cpu}
+IMPLEMENTATIONS = {"reference": reference, "torch-flash": flash_attention}
 if find_spec("triton"):
-    from redlite.kernels import attention_triton
-    IMPLEMENTATIONS["triton"] = SimpleNamespace(attention=lambda *x, **named: on_gpu(*x, **named)) if torch.cuda.is_available() else attention_triton
+    from redlite.kernels.triton import attention as in_triton
+    IMPLEMENTATIONS["triton"] = SimpleNamespace(attention=lambda *x, **named: on_gpu(*x, **named)) if torch.cuda.is_available() else in_triton
 
 
 def on_gpu(*tensors, **named):
     """The Triton attention of CPU tensors, computed on the GPU; results come back, and gradients through the copies."""
     def moved(x):
         return x.cuda() if isinstance(x, torch.Tensor) else x
-    return tuple(x.cpu() for x in attention_triton.attention(*map(moved, tensors), **{n: moved(x) for n, x in named.items()}))
+    return tuple(x.cpu() for x in in_triton.attention(*map(moved, tensors), **{n: moved(x) for n, x in named.items()}))
 
 
 
@@ -173,8 +174,8 @@ def test_masked_pieces_longer_than_a_block_of_rows():
     CASES["long"] = ([600, 3], [700, 3], 2, 1, 8, dict(window=290), 1)
     CASES["long, no window"] = ([600, 3], [700, 3], 2, 1, 8, {}, 1)
     try:
-        check(attention_cpu.attention, "long", torch.float32)
-        check(attention_cpu.attention, "long, no window", torch.float32)
+        check(flash_attention.attention, "long", torch.float32)
+        check(flash_attention.attention, "long, no window", torch.float32)
     finally:
         del CASES["long"], CASES["long, no window"]
 
@@ -269,15 +270,15 @@ def test_the_cpu_serves_by_torch_flash_and_says_why_when_it_cannot(monkeypatch):
     if kernels.FORCED is None:
         assert (kernels.implementation("attention", "cpu"), kernels.why("attention", "cpu")) == ("torch-flash", "")
     monkeypatch.delattr(torch, "_scaled_dot_product_flash_attention_for_cpu")
-    assert "lacks the CPU flash kernel" in attention_cpu.unusable()
+    assert "lacks the CPU flash kernel" in flash_attention.unusable()
     monkeypatch.setattr(torch, "_scaled_dot_product_flash_attention_for_cpu",
                         lambda q, k, v, *a, **b: (torch.zeros_like(q), q[..., 0]), raising=False)
-    assert "does not compute what redlite needs" in attention_cpu.unusable()
+    assert "does not compute what redlite needs" in flash_attention.unusable()
     monkeypatch.setattr(kernels, "FORCED", None)
-    kernels._choose.cache_clear(), kernels._unusable.cache_clear()
+    kernels._choose.cache_clear(), kernels.unusable.cache_clear()
     try:
         assert kernels.implementation("attention", "cpu") == "reference"
         assert "does not compute" in kernels.why("attention", "cpu")
     finally:
         monkeypatch.undo()
-        kernels._choose.cache_clear(), kernels._unusable.cache_clear()
+        kernels._choose.cache_clear(), kernels.unusable.cache_clear()

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from redlite import kernels
-from redlite.kernels import native, packed
+from redlite.kernels.cpu import library, packed
 from redlite.model.config import Config
 from redlite.model.llama import LLaMA
 from redlite.model.sequences import PackedSequences, packed_attention
 
-pytestmark = pytest.mark.skipif(bool(packed.usable()), reason=packed.usable())
+pytestmark = pytest.mark.skipif(bool(library.missing()), reason=library.missing())
 SHAPES = {
     "even": dict(hidden_size=64, intermediate_size=160, num_attention_heads=4, num_key_value_heads=2),
     "odd": dict(hidden_size=40, intermediate_size=77, num_attention_heads=5, num_key_value_heads=1, head_dim=6),
@@ -28,7 +28,7 @@ def models(shape, format):
     for (_, a), (_, b) in zip(plain.named_modules(), fast.named_modules()):
         if isinstance(a, (torch.nn.Linear, torch.nn.Embedding)):
             del b.weight
-            b.weight = kernels.Packed.of(a.weight, format)
+            b.weight = kernels.PackedMatrix.of(a.weight, format)
             a.weight.copy_(b.weight.rows(torch.arange(len(a.weight))))
     for block in fast.model.layers:
         block.pack()
@@ -40,13 +40,13 @@ def run(model, sequences):
     return model(p.ids, p.positions, packed_attention(model.config, p.offsets), p.lengths)
 
 
-@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.parametrize("isa", library.isas())
 @pytest.mark.parametrize("format", packed.FORMATS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_against_float64(shape, format, isa):
     plain, fast = models(shape, format)
     sequences = [torch.randint(0, 50, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (1, 7, 30, 250)]  # more than a chunk of rows in all
-    with native.using(isa):
+    with library.using(isa):
         got = run(fast, sequences)
     expected = run(plain, sequences)
     assert got.dtype == torch.float32
@@ -57,7 +57,7 @@ def test_against_float64(shape, format, isa):
     assert rms(got.double() - expected) < 0.07 * rms(expected)
     for block in fast.model.layers:
         block.packed = None
-    with native.using(isa):
+    with library.using(isa):
         apart = run(fast, sequences)
     assert rms(got - apart) < 0.01 * rms(apart)
 

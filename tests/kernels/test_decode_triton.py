@@ -12,10 +12,11 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton", reason="triton is not installed")
 
 from redlite import kernels
-from redlite.kernels import decode_triton, token_nll_triton
+from redlite.kernels.triton import cached_attention as in_triton
+from redlite.kernels.triton import token_nll
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = pytest.mark.skipif(bool(token_nll_triton.unusable(DEVICE)), reason=token_nll_triton.unusable(DEVICE))
+pytestmark = pytest.mark.skipif(bool(token_nll.unusable(DEVICE)), reason=token_nll.unusable(DEVICE))
 CASES = [  # B, G, R, K, S, P, window
     (1, 1, 1, 8, 5, 0, None),
     (3, 2, 3, 64, 40, 47, None),
@@ -68,7 +69,7 @@ def test_against_float64(case, dtype):
     wanted = expected(*arguments, window, 0.1)
     moved = on_device(arguments)
     before = moved[3].clone(), moved[4].clone()
-    got = decode_triton.cached_attention(*moved, window=window, scale=0.1)
+    got = in_triton.cached_attention(*moved, window=window, scale=0.1)
     assert got.dtype == dtype
     assert (got.double().cpu() - wanted).abs().max() < {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}[dtype]
     rows = torch.arange(case[0], device=DEVICE)
@@ -83,19 +84,19 @@ def test_inputs_need_not_be_contiguous():
     both = torch.cat((k, v), 1)  # as of one projection for keys and values
     pairs = torch.stack(prefix, -1)
     q, both, pairs, keys, values, places = on_device([q.transpose(0, 1).contiguous(), both, pairs, keys, values, places])
-    got = decode_triton.cached_attention(q.transpose(0, 1), both[:, :2], both[:, 2:], keys, values, places, pairs.unbind(-1))
+    got = in_triton.cached_attention(q.transpose(0, 1), both[:, :2], both[:, 2:], keys, values, places, pairs.unbind(-1))
     assert (got.double().cpu() - wanted).abs().max() < 1e-5
     with pytest.raises(ValueError, match="contiguous"):
-        decode_triton.cached_attention(q.transpose(0, 1), both[:, :2], both[:, 2:], keys.transpose(1, 2), values, places)
+        in_triton.cached_attention(q.transpose(0, 1), both[:, :2], both[:, 2:], keys.transpose(1, 2), values, places)
     with pytest.raises(ValueError, match="float16"):
-        decode_triton.cached_attention(q.transpose(0, 1), both[:, :2].half(), both[:, 2:], keys, values, places)
+        in_triton.cached_attention(q.transpose(0, 1), both[:, :2].half(), both[:, 2:], keys, values, places)
 
 
 def test_huge_scores_and_an_empty_batch():
     q, keys, values = torch.full((1, 1, 8), 1e4, device=DEVICE), torch.full((1, 1, 3, 8), -1e4, device=DEVICE), torch.ones(1, 1, 3, 8, device=DEVICE)
-    out = decode_triton.cached_attention(q, q.clone(), torch.full_like(q, 5.0), keys, values, torch.tensor([2], device=DEVICE))
+    out = in_triton.cached_attention(q, q.clone(), torch.full_like(q, 5.0), keys, values, torch.tensor([2], device=DEVICE))
     assert torch.equal(out, torch.full_like(q, 5.0))
-    out = decode_triton.cached_attention(q[:0], q[:0], q[:0], keys, values, torch.tensor([], dtype=torch.int64, device=DEVICE))
+    out = in_triton.cached_attention(q[:0], q[:0], q[:0], keys, values, torch.tensor([], dtype=torch.int64, device=DEVICE))
     assert out.shape == (0, 1, 8)
 
 
@@ -110,7 +111,7 @@ def test_the_engine_generates_the_same_through_it(monkeypatch):
 
     def through_triton(*arguments, **options):
         prefixes.append(len(arguments[6][0]))
-        return decode_triton.cached_attention(*arguments, **options)
+        return in_triton.cached_attention(*arguments, **options)
     monkeypatch.setattr(kernels, "cached_attention", through_triton)
     monkeypatch.setattr(kernels, "shared_prefix", lambda k, v: (k, v))
     results = dict(Engine(model.to(DEVICE), 3).run([Request(p, 2 + i) for i, p in enumerate(wanted)]))

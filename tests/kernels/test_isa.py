@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from redlite.kernels import native
+from redlite.kernels.cpu import library
 
 ROOT = Path(__file__).parents[2]
-FLAGS = ["-O2", "-std=c11", "-fno-math-errno", "-ffp-contract=fast", "-Wno-psabi", "-pthread", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'kernels'}"]
+FLAGS = ["-O2", "-std=c11", "-fno-math-errno", "-ffp-contract=fast", "-Wno-psabi", "-pthread", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'kernels' / 'c'}"]
 SIMDE = Path("/usr/include/simde/x86/avx512.h")
 EMULATED = """
 #include <simde/x86/f16c.h>
@@ -46,7 +46,7 @@ Results = dict[str, list[np.ndarray]]  # instruction set → what isa_results.c 
 
 def build(compiler: str, folder: Path, special: dict[str, list[str]] | None = None, link: tuple[str, ...] = ()) -> Path:
     """Compiles the library's sources, and isa_results.c with them, into folder/program. `special`: only these sources, with further flags."""
-    sources = {source.name: source for source in (*sorted((ROOT / "kernels").glob("*.c")), ROOT / "tests" / "helpers" / "isa_results.c")}
+    sources = {source.name: source for source in (*sorted((ROOT / "kernels" / "c").glob("*.c")), ROOT / "tests" / "helpers" / "isa_results.c")}
     for name in special or sources:
         done = subprocess.run([compiler, *FLAGS, *(special or {}).get(name, ()), "-c", str(sources[name]), "-o", str(folder / f"{name}.o")], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -66,7 +66,7 @@ def results(*command: str) -> Results:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Where a plain build is."""
-    if not shutil.which("gcc") or not native.isas():
+    if not shutil.which("gcc") or not library.isas():
         pytest.skip("there is no gcc, or no library")
     folder = tmp_path_factory.mktemp("plain")
     build("gcc", folder)
@@ -76,19 +76,19 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def plain(folder) -> Results:
     found = results(str(folder / "program"))
-    assert tuple(found) == native.isas()
+    assert tuple(found) == library.isas()
     return found
 
 
 def assert_same(found: Results, plain: Results) -> None:
     """Near the portable path; and the products of all but the portable path the same to the last bit: no sum differs in its order."""
-    expected, exact = plain["portable"], plain[native.isas()[0]][0]
+    expected, exact = plain["portable"], plain[library.isas()[0]][0]
     for name, arrays in found.items():
         assert [len(a) for a in arrays[:2]] == [145 * 91 * 3, 2 * 7 * 96] and all(np.isfinite(a).all() for a in arrays)
         np.testing.assert_allclose(arrays[0], expected[0], rtol=0, atol=3e-5, err_msg=name)                                # sums of up to 333 terms up to 1
         np.testing.assert_allclose(arrays[1], expected[1], rtol=0, atol=2e-4 * abs(expected[1]).max(), err_msg=name)  # their inputs are rounded
         np.testing.assert_allclose(arrays[2], expected[2], rtol=3e-5, atol=3e-5, err_msg=name)
-        if name != "portable" and native.isa() != "portable":
+        if name != "portable" and library.isa() != "portable":
             assert np.array_equal(arrays[0], exact), name
 
 
@@ -97,20 +97,20 @@ def test_the_sets_of_this_processor(plain):
 
 
 def test_avx512_is_in_the_library():
-    if platform.machine() != "x86_64" or not native.isas():
+    if platform.machine() != "x86_64" or not library.isas():
         pytest.skip("not a built library for x86-64")
-    assert all(hasattr(native.library()[0], f"rl_tile_{format}_avx512") for format in ("f32", "q8", "q4"))
+    assert all(hasattr(library.library(), f"rl_tile_{format}_avx512") for format in ("f32", "q8", "q4"))
 
 
 def test_avx512_emulated(folder, plain, tmp_path):
-    if "avx2" not in native.isas() or not SIMDE.exists():
+    if "avx2" not in library.isas() or not SIMDE.exists():
         pytest.skip("AVX2 and SIMDe's headers (Debian: libsimde-dev) are needed")
     (tmp_path / "emulated.h").write_text(EMULATED)
     for object_file in folder.glob("*.o"):
         shutil.copy(object_file, tmp_path)
     emulate = ["-O1", "-mavx2", "-mfma", "-mf16c", "-w", "-DSIMDE_ENABLE_NATIVE_ALIASES", "-include", str(tmp_path / "emulated.h")]
-    program = build("gcc", tmp_path, {"linear_avx512.c": emulate, "isa.c": ["-D__builtin_cpu_supports(set)=1"]})
-    assert "zmm" not in subprocess.run(["objdump", "-d", str(tmp_path / "linear_avx512.c.o")], capture_output=True, text=True, check=True).stdout
+    program = build("gcc", tmp_path, {"matrix_products_avx512.c": emulate, "isa.c": ["-D__builtin_cpu_supports(set)=1"]})
+    assert "zmm" not in subprocess.run(["objdump", "-d", str(tmp_path / "matrix_products_avx512.c.o")], capture_output=True, text=True, check=True).stdout
     found = results(str(program))
     assert tuple(found) == ("avx512-vnni", "avx2", "portable")
     assert_same(found, plain)

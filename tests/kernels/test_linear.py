@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from redlite.kernels import native, packed
-from redlite.kernels.packed import Packed
+from redlite.kernels.cpu import library, packed
+from redlite.kernels.cpu.packed import PackedMatrix
 
-pytestmark = pytest.mark.skipif(bool(packed.usable()), reason=packed.usable())
+pytestmark = pytest.mark.skipif(bool(library.missing()), reason=library.missing())
 SHAPES = [(1, 1, 1), (1, 47, 31), (2, 16, 32), (5, 31, 64), (7, 123, 47), (13, 100, 160), (32, 33, 96), (61, 50, 70)]
 
 
-@pytest.fixture(params=native.isas())
+@pytest.fixture(params=library.isas())
 def path(request):
-    with native.using(request.param):
+    with library.using(request.param):
         yield request.param
 
 
@@ -64,7 +64,7 @@ def test_products_equal_float64_on_the_stored_matrix(path, format, shape):
     rng = np.random.default_rng(T * N + D)
     weight, x, bias = (rng.standard_normal(s).astype(np.float32) for s in ((N, D), (T, D), (N,)))
     kept = stored(weight, format)
-    matrix = Packed.of(torch.from_numpy(weight), format)
+    matrix = PackedMatrix.of(torch.from_numpy(weight), format)
     np.testing.assert_allclose(matrix.rows(torch.arange(N)).numpy(), kept, rtol=0, atol=1e-6)
     got = matrix.product(torch.from_numpy(x), torch.from_numpy(bias)).numpy()
     taken, half = rounded(x, format)
@@ -81,7 +81,7 @@ def test_the_largest_products_fit(path, format):
     sign = torch.where(torch.arange(64) % 2 == 0, 1.0, -1.0)
     weight = torch.stack([torch.ones(64), -torch.ones(64), sign, -sign, torch.full((64,), 15.0)])
     weight[4, ::32] = 0  # for int4: 0 to 15
-    matrix = Packed.of(weight, format)
+    matrix = PackedMatrix.of(weight, format)
     kept = matrix.rows(torch.arange(5)).double()
     for x in (torch.ones(64), -torch.ones(64), sign, -sign, (sign > 0).float(), -(sign < 0).float()):
         exact = kept @ torch.from_numpy(rounded(x[None].numpy(), format)[0][0])
@@ -89,7 +89,7 @@ def test_the_largest_products_fit(path, format):
     # Inputs of a few sizes, many of which round up, against weights that all have their sign or all the other.
     rng = np.random.default_rng(0)
     x = rng.choice(np.array([0, 1, 1 / 2, 1 / 3, 1 / 5, 0.25, 0.2539], np.float32), (300, 64)) * rng.choice(np.array([-1, 1, 1], np.float32), (300, 64))
-    matrix = Packed.of(torch.from_numpy(np.concatenate([np.where(x >= 0, 1, -1), np.where(x > 0, -1, 1)]).astype(np.float32)), format)
+    matrix = PackedMatrix.of(torch.from_numpy(np.concatenate([np.where(x >= 0, 1, -1), np.where(x > 0, -1, 1)]).astype(np.float32)), format)
     exact = rounded(x, format)[0] @ matrix.rows(torch.arange(600)).double().numpy().T
     np.testing.assert_allclose(matrix.product(torch.from_numpy(x)).numpy(), exact, rtol=1e-6, atol=2e-5)
 
@@ -97,7 +97,7 @@ def test_the_largest_products_fit(path, format):
 @pytest.mark.parametrize("format", packed.FORMATS)
 def test_a_rows_result_is_the_same_whatever_it_is_batched_with(path, format):
     torch.manual_seed(0)
-    matrix, x = Packed.of(torch.randn(100, 200), format), torch.randn(40, 200)
+    matrix, x = PackedMatrix.of(torch.randn(100, 200), format), torch.randn(40, 200)
     whole = matrix.product(x)
     for first, last in ((0, 1), (3, 5), (7, 13), (0, 17), (1, 40)):
         assert torch.equal(matrix.product(x[first:last]), whole[first:last])
@@ -106,7 +106,7 @@ def test_a_rows_result_is_the_same_whatever_it_is_batched_with(path, format):
 @pytest.mark.parametrize("format", packed.FORMATS)
 def test_threads_change_nothing(path, format):
     torch.manual_seed(0)
-    matrix, x, before = Packed.of(torch.randn(300, 64), format), torch.randn(9, 64), torch.get_num_threads()
+    matrix, x, before = PackedMatrix.of(torch.randn(300, 64), format), torch.randn(9, 64), torch.get_num_threads()
     try:
         results = []
         for threads in (1, 2, 3, 7):
@@ -117,7 +117,7 @@ def test_threads_change_nothing(path, format):
     assert all(torch.equal(r, results[0]) for r in results)
 
 
-def test_gguf_blocks_are_kept_as_they_are(path):
+def test_gguf_blocks_are_kept_as_they_are(path, tmp_path):
     """Blocks written here byte by byte as the GGUF specification lays them out."""
     rng = np.random.default_rng(0)
     N, D = 19, 96
@@ -133,17 +133,20 @@ def test_gguf_blocks_are_kept_as_they_are(path):
     x = rng.standard_normal((5, D)).astype(np.float32)
     for kind, (raw, meant) in cases.items():
         meant = meant.reshape(N, D)
-        matrix = Packed.of_gguf(kind, np.ascontiguousarray(raw).reshape(-1), (N, D))
+        (tmp_path / kind).write_bytes(raw.tobytes())
+        matrix = PackedMatrix(packed.GGUF_KINDS[kind].format, (N, D))
+        with open(tmp_path / kind, "rb") as file:
+            assert matrix.read(file.fileno(), 0, kind, keep=True) == 0
         np.testing.assert_allclose(matrix.rows(torch.arange(N)).numpy(), meant, rtol=1e-3, atol=1e-6)
         exact = rounded(x, "int8" if kind == "Q8_0" else "int4")[0] @ meant.T
         assert (abs(matrix.product(torch.from_numpy(x)).numpy() - exact) <= 1e-5 * (abs(x).max(1, keepdims=True) * abs(meant).sum(1))).all()
-    with pytest.raises(ValueError, match="whole blocks"):
-        Packed.of_gguf("Q8_0", np.zeros(34, np.uint8), (1, 64))
+    with pytest.raises(ValueError, match="are not int8 as they are"):
+        PackedMatrix("int8", (1, 40)).read(0, 0, "Q8_0", keep=True)
 
 
 @pytest.mark.parametrize("format", packed.FORMATS)
 def test_edges(path, format):
-    matrix = Packed.of(torch.randn(20, 40), format)
+    matrix = PackedMatrix.of(torch.randn(20, 40), format)
     assert matrix.product(torch.empty(0, 40)).shape == (0, 20)
     assert torch.equal(matrix.product(torch.zeros(2, 40)), torch.zeros(2, 20))
     x = torch.zeros(3, 40)
@@ -152,7 +155,7 @@ def test_edges(path, format):
     assert torch.equal(got[0], torch.zeros(20)) and not torch.isfinite(got[1:]).any(1).all()
     huge = matrix.product(torch.full((1, 40), 1e30))
     assert torch.isfinite(huge).all()
-    assert torch.equal(Packed.of(torch.zeros(16, 32), format).product(torch.randn(2, 32)), torch.zeros(2, 16))
+    assert torch.equal(PackedMatrix.of(torch.zeros(16, 32), format).product(torch.randn(2, 32)), torch.zeros(2, 16))
     with pytest.raises(ValueError, match=r"\[T, 40\]"):
         matrix.product(torch.randn(2, 41))
     with pytest.raises(IndexError):
@@ -160,13 +163,13 @@ def test_edges(path, format):
 
 
 def test_the_instruction_sets():
-    assert native.isa() == native.isas()[0] and native.isas()[-1] == "portable"
-    with native.using("portable"):
-        assert native.isa() == "portable"
-    assert native.isa() == native.isas()[0]
-    with pytest.raises(ValueError, match="no instruction set 'mmx' here"), native.using("mmx"):
+    assert library.isa() == library.isas()[0] and library.isas()[-1] == "portable"
+    with library.using("portable"):
+        assert library.isa() == "portable"
+    assert library.isa() == library.isas()[0]
+    with pytest.raises(ValueError, match="no instruction set 'mmx' here"), library.using("mmx"):
         pass
-    assert native.library()[0].rl_use(b"mmx") == -1
+    assert library.library().rl_use(b"mmx") == -1
     flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
     if {"avx2", "fma", "f16c"} <= set(flags):
-        assert native.isas()[-2:] == ("avx2", "portable") and ("avx512-vnni" in native.isas()) == ({"avx512f", "avx512bw", "avx512_vnni"} <= set(flags))
+        assert library.isas()[-2:] == ("avx2", "portable") and ("avx512-vnni" in library.isas()) == ({"avx512f", "avx512bw", "avx512_vnni"} <= set(flags))

@@ -11,11 +11,12 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from test_linear import stored
 
-from redlite.kernels import matmul_triton, token_nll_triton
-from redlite.kernels.matmul_triton import PackedTriton
+from redlite.kernels.triton import packed as packed_triton
+from redlite.kernels.triton import token_nll
+from redlite.kernels.triton.packed import PackedTriton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-UNUSABLE = token_nll_triton.unusable(DEVICE)
+UNUSABLE = token_nll.unusable(DEVICE)
 pytestmark = pytest.mark.skipif(bool(UNUSABLE), reason=UNUSABLE)
 SHAPES = [(1, 1, 1), (1, 47, 31), (2, 16, 32), (7, 70, 47), (13, 33, 160), (33, 40, 600), (64, 33, 96), (70, 40, 64), (129, 50, 70)]  # T, N, D
 UNIT = {torch.float32: 1e-6, torch.float16: 2 ** -11, torch.bfloat16: 2 ** -8}  # half a step of rounding; for float32 of a sum
@@ -27,7 +28,7 @@ UNIT = {torch.float32: 1e-6, torch.float16: 2 ** -11, torch.bfloat16: 2 ** -8}  
 def test_products_equal_float64_on_the_stored_matrix(format, dtype, shape, monkeypatch):
     if dtype == torch.bfloat16 and DEVICE == "cpu":
         pytest.skip("Triton's interpreter multiplies bfloat16 wrongly")
-    monkeypatch.setattr(matmul_triton, "CHUNK", 24)  # so that these small matrices take several
+    monkeypatch.setattr(packed_triton, "CHUNK", 24)  # so that these small matrices take several
     T, N, D = shape
     rng = np.random.default_rng(T * N + D)
     weight, x, bias = (torch.from_numpy(rng.standard_normal(s).astype(np.float32)) for s in ((N, D), (T, D), (N,)))
@@ -42,7 +43,7 @@ def test_products_equal_float64_on_the_stored_matrix(format, dtype, shape, monke
         assert got.dtype == dtype
         exact = x.double().numpy() @ kept.T + (0 if added is None else added.double().numpy())
         size = np.abs(x.double().numpy()) @ np.abs(kept).T  # of the terms summed: float32 sums; for many rows the weights are rounded to the dtype
-        allowed = UNIT[dtype] * np.abs(exact) + size * (UNIT[dtype] if T > matmul_triton.FEW else 1e-6) + 1e-6
+        allowed = UNIT[dtype] * np.abs(exact) + size * (UNIT[dtype] if T > packed_triton.FEW else 1e-6) + 1e-6
         assert (np.abs(got.double().cpu().numpy() - exact) <= 1.01 * allowed).all()
 
 

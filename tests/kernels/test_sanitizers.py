@@ -16,11 +16,12 @@ def test_the_kernel_tests_run_clean(tmp_path):
     except OSError:
         pytest.skip("there is no gcc")
     library = tmp_path / "_c.so"
-    built = subprocess.run(["gcc", *FLAGS, *map(str, sorted((ROOT / "kernels").glob("*.c"))), "-o", str(library), "-lm"], capture_output=True, text=True)
+    built = subprocess.run(["gcc", *FLAGS, *map(str, sorted((ROOT / "kernels" / "c").glob("*.c"))), "-o", str(library), "-lm"], capture_output=True, text=True)
     if built.returncode or not os.path.isabs(runtime):
         pytest.skip(f"gcc has no sanitizers here: {built.stderr[-200:]}")
-    program = ("import sys, ctypes\nfrom redlite.kernels import native\nlibrary = ctypes.CDLL(sys.argv[1])\nlibrary.rl_isa.restype = library.rl_isas.restype = ctypes.c_char_p\n"
-               "native.library.cache_clear()\nnative.library = lambda: (library, '')\nimport pytest\nsys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[2:]]))")
+    program = ("import ctypes, sys\nfrom redlite.kernels.cpu import library\n"
+               "library.find = lambda built=library.declare(ctypes.CDLL(sys.argv[1])): (built, '')\n"
+               "import pytest\nsys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[2:]]))")
     chosen = [str(ROOT / "tests" / "kernels" / f"test_{name}.py") for name in ("linear", "block", "decode", "sequences", "step", "dequantise")] + [f"{ROOT}/tests/kernels/test_token_nll.py", "-k", "not triton and not reference and not memory"]
     done = subprocess.run([sys.executable, "-c", program, str(library), *chosen], capture_output=True, text=True, cwd=tmp_path, timeout=300,
                           env={**os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0:handle_segv=0", "OMP_NUM_THREADS": "1"})

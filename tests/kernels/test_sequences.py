@@ -4,26 +4,28 @@ import random
 
 import pytest
 import torch
-from test_step import make
+from packed_models import make
 
 from redlite import kernels
 from redlite.inference.cache import Cache
 from redlite.inference.forward import Forward, PackedForward
-from redlite.kernels import native, packed, step_cpu
-from redlite.kernels.decode_cpu import SharedPrefix
+from redlite.kernels.cpu import library, structs, transformer
+from redlite.kernels.cpu.cached_attention import SharedPrefix
 from redlite.model.sequences import PackedSequences
 
-pytestmark = pytest.mark.skipif(bool(packed.usable()) or kernels.implementation("cached_attention") != "c", reason=packed.usable() or "REDLITE_KERNELS forces another attention")
+pytestmark = pytest.mark.skipif(bool(library.missing()) or kernels.implementation("cached_attention") != "c",
+                                reason=library.missing() or "REDLITE_KERNELS forces another attention")
 
 
 def attend(q_THK, k_TGK, v_TGK, offsets, parents=None, prefix=None, window=0, scale=0.3, threads=2):
     (T, H, K), G, out = q_THK.shape, k_TGK.shape[1], torch.full_like(q_THK, float("nan"))
     lists = [torch.tensor(x, dtype=torch.int64) if x is not None else None for x in (offsets, parents)]
     shared = SharedPrefix(*prefix) if prefix else None
-    failed = packed.library().rl_sequence_attention(
-        *(ctypes.c_void_p(t.data_ptr()) if t is not None else None for t in (q_THK, k_TGK, v_TGK, *lists)), ctypes.c_int64(len(offsets) - 1), shared and shared.keys, shared and shared.values,
-        ctypes.c_void_p(out.data_ptr()), *map(ctypes.c_int64, (G, H // G, K, shared.length if shared else 0, window)), ctypes.c_float(scale), ctypes.c_int(threads))
-    assert not failed
+    arguments = structs.SequenceAttention(
+        *(None if t is None else t.data_ptr() for t in (q_THK, k_TGK, v_TGK, *lists)), shared and shared.keys,
+        shared and shared.values, out.data_ptr(), len(offsets) - 1, G, H // G, K, shared.length if shared else 0,
+        window, scale)
+    assert library.library().rl_sequence_attention(ctypes.byref(arguments), threads) == 0
     return out
 
 
@@ -41,7 +43,7 @@ def expected(q, k, v, offsets, parents, prefix, window, scale):
     return out
 
 
-@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.parametrize("isa", library.isas())
 @pytest.mark.parametrize("G,R,K,P,lengths,parents,window", [
     (1, 1, 8, 0, [1], None, 0), (3, 3, 64, 47, [5, 70, 1, 64], None, 0), (2, 2, 10, 0, [130, 3], None, 0), (2, 1, 80, 20, [9, 4, 6, 2], [-1, -1, 0, 1], 0),
     (1, 50, 24, 17, [7, 3, 5], [-1, 0, 0], 0), (2, 2, 16, 0, [90, 8], None, 6), (1, 2, 16, 0, [1200], None, 520), (1, 1, 16, 530, [600, 20], [-1, 0], 0), (2, 8, 40, 33, [0, 17, 0], None, 0)])
@@ -50,7 +52,7 @@ def test_against_float64(isa, G, R, K, P, lengths, parents, window):
     offsets, T = [0, *torch.tensor(lengths).cumsum(0).tolist()], sum(lengths)
     q, k, v = torch.randn(T, G * R, K) * 2, torch.randn(T, G, K), torch.randn(T, G, K)
     prefix = (torch.randn(P, G, K), torch.randn(P, G, K)) if P else None
-    with native.using(isa):
+    with library.using(isa):
         got = attend(q, k, v, offsets, parents, prefix, window)
     assert (got.double() - expected(q, k, v, offsets, parents, prefix, window, 0.3)).abs().max() < 1e-5
 
@@ -72,10 +74,10 @@ def test_a_sequence_does_not_depend_on_its_batch_or_the_threads():
 
 @torch.no_grad()
 @pytest.mark.parametrize("name, shared", [("llama", 0), ("llama", 21), ("windows and biases", 0), ("dynamic", 0), ("llama", 1)])
-@pytest.mark.parametrize("work", [step_cpu.WORK, 1])
+@pytest.mark.parametrize("work", [transformer.WORK, 1])
 def test_a_packed_models_passes_are_those_of_plain_operations(name, shared, work, monkeypatch):
     """Prefix, prompts and a tree in one C call each, or a layer at a time, against the same model an operation at a time with torch's attention."""
-    monkeypatch.setattr(step_cpu, "WORK", work)
+    monkeypatch.setattr(transformer, "WORK", work)
     rng, model = random.Random(shared), make(name)
     ids = (lambda n: [rng.randrange(97) for _ in range(n)])
     prefix, prompts = ids(shared), [ids(rng.randint(1, 20)) for _ in range(5)]

@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
 
-from redlite.kernels import native, token_nll_cpu
+from redlite.kernels.cpu import library
+from redlite.kernels.cpu import token_nll as in_c
 from redlite.training import prove
 
 FOUND, MISSING = prove.available()
@@ -174,13 +175,13 @@ def small_tiles(implementation, monkeypatch):
     """Blocks so small that one call has several of rows and of vocabulary entries; returns the bytes that one may take."""
     nbytes = 16 * 40 * 4
     if implementation.name.startswith("c "):
-        monkeypatch.setattr(token_nll_cpu, "TILE_ROWS", 16)
-        monkeypatch.setattr(token_nll_cpu, "TILE_BYTES", nbytes)
+        monkeypatch.setattr(in_c, "TILE_ROWS", 16)
+        monkeypatch.setattr(in_c, "TILE_BYTES", nbytes)
     elif implementation.name.startswith("triton"):
-        from redlite.kernels import token_nll_triton
-        monkeypatch.setattr(token_nll_triton, "STATISTICS_ROWS", 32)
-        monkeypatch.setattr(token_nll_triton, "GRADIENT_ROWS", 16)
-        monkeypatch.setattr(token_nll_triton, "GRADIENT_BYTES", nbytes)
+        from redlite.kernels.triton import token_nll as in_triton
+        monkeypatch.setattr(in_triton, "STATISTICS_ROWS", 32)
+        monkeypatch.setattr(in_triton, "GRADIENT_ROWS", 16)
+        monkeypatch.setattr(in_triton, "GRADIENT_BYTES", nbytes)
     else:
         pytest.skip("the reference has blocks of rows only, of a fixed number")
     return nbytes
@@ -257,8 +258,8 @@ def test_shapes_that_do_not_fit(implementation):
             implementation.token_nll(*arguments)
 
 
-@pytest.mark.skipif(native.library()[0] is None, reason=native.library()[1])
-@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.skipif(bool(library.missing()), reason=library.missing())
+@pytest.mark.parametrize("isa", library.isas())
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_c_exponential(isa, threads):
     """Two units in the last place of float64's over the whole range, by the gradient pass with maximum 0, sum 1 and scale 1."""
@@ -266,22 +267,22 @@ def test_the_c_exponential(isa, threads):
     special = torch.tensor([-87.4, -1e4, -3e38, float("-inf"), float("nan")])
     tile = torch.cat((x, special))[None].repeat(4, 1).contiguous()
     zero, one, nowhere = torch.zeros(4), torch.ones(4), torch.full((4,), -1)
-    with native.using(isa):
-        token_nll_cpu._library().rl_nll_gradient(tile.data_ptr(), *tile.shape, 0, nowhere.data_ptr(), zero.data_ptr(), one.data_ptr(), one.data_ptr(), threads)
+    with library.using(isa):
+        library.library().rl_nll_gradient(tile.data_ptr(), *tile.shape, 0, nowhere.data_ptr(), zero.data_ptr(), one.data_ptr(), one.data_ptr(), threads)
     exact = x.double().exp()
     assert float(((tile[:, :len(x)].double() - exact).abs() / exact).max()) <= 2 * 2.0 ** -23
     assert (tile[:, -5:-1] == 0).all() and tile[:, -1].isnan().all()
 
 
-@pytest.mark.skipif(native.library()[0] is None, reason=native.library()[1])
+@pytest.mark.skipif(bool(library.missing()), reason=library.missing())
 def test_threads_change_nothing():
     given, before, results = inputs(61, 7, 333, torch.float32), torch.get_num_threads(), []
-    library = token_nll_cpu._library()
+    built = library.library()
     for threads in (1, 2, 3, 7):
         logits = (given[0] @ given[1].T).contiguous()
         maximum, total, target = torch.full((61,), torch.finfo(torch.float32).min), torch.zeros(61), torch.zeros(61)
-        library.rl_nll_statistics(logits.data_ptr(), 61, 333, 0, given[2].data_ptr(), maximum.data_ptr(), total.data_ptr(), target.data_ptr(), threads)
-        library.rl_nll_gradient(logits.data_ptr(), 61, 333, 0, given[2].data_ptr(), maximum.data_ptr(), total.data_ptr(), given[3].data_ptr(), threads)
+        built.rl_nll_statistics(logits.data_ptr(), 61, 333, 0, given[2].data_ptr(), maximum.data_ptr(), total.data_ptr(), target.data_ptr(), threads)
+        built.rl_nll_gradient(logits.data_ptr(), 61, 333, 0, given[2].data_ptr(), maximum.data_ptr(), total.data_ptr(), given[3].data_ptr(), threads)
         results.append((maximum, total, target, logits))
     assert torch.get_num_threads() == before
     assert all(torch.equal(x, y) for result in results[1:] for x, y in zip(result, results[0]))
@@ -291,7 +292,7 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from redlite.kernels import token_nll_triton as k
+from redlite.kernels.triton import token_nll as k
 tile, counts = dict(BM=128, BN=256, BK=64), dict(num_warps=8, num_stages=3)
 pointers = dict.fromkeys(("hidden", "weight", "a", "b"), "*bf16") | dict.fromkeys(("rows", "targets", "b_rows"), "*i64")
 pointers |= dict.fromkeys(("maximum", "total", "target", "scale"), "*fp32")

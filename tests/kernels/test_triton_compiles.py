@@ -10,7 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from redlite.kernels import decode_triton as d, matmul_triton as m
+from redlite.kernels.triton import cached_attention as d, packed as m
 
 BF16, F32 = "*bf16", "*fp32"
 TYPES = {"q": BF16, "k": BF16, "v": BF16, "keys": BF16, "values": BF16, "x": BF16, "bias": BF16, "partial": F32, "lse": F32, "out": F32,
