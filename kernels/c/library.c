@@ -10,16 +10,20 @@
 /* SHA-256 of the sources that this library was built from; setup.py passes it to the compiler. */
 const char *rl_sources(void) { return RL_SOURCES; }
 
-#define SIZE(type) (int32_t)sizeof(type)
-#define AT(type, a) (int32_t)offsetof(type, a)
+typedef struct {
+    const char *name; /* of a struct, or struct.field */
+    int64_t bytes;    /* its size, or its offset */
+} Layout;
+
+#define SIZE(type) {#type, sizeof(type)}
+#define AT(type, a) {#type "." #a, offsetof(type, a)}
 #define AT2(type, a, b) AT(type, a), AT(type, b)
 #define AT3(type, a, b, c) AT2(type, a, b), AT(type, c)
 #define CACHED(a, b, c) AT3(CachedAttention, a, b, c)
 #define SEQUENCE(a, b, c) AT3(SequenceAttention, a, b, c)
 
-/* The size of each struct that Python passes, then its fields' offsets, in the order of
- * kernels/cpu/structs.py. */
-static const int32_t LAYOUTS[] = {
+/* The structs that Python passes; kernels/cpu/structs.py has their twins. */
+static const Layout LAYOUTS[] = {
     SIZE(Matrix),
     AT3(Matrix, format, packed, bias),
     AT2(Matrix, columns, inputs),
@@ -52,9 +56,6 @@ static const int32_t LAYOUTS[] = {
     SEQUENCE(scale, count, tasks),
 };
 
-/* Point `layouts` at those numbers. Returns how many there are. */
-int rl_layouts(const int32_t **layouts)
-{
-    *layouts = LAYOUTS;
-    return (int)(sizeof LAYOUTS / sizeof *LAYOUTS);
-}
+int rl_layout_count(void) { return (int)(sizeof LAYOUTS / sizeof *LAYOUTS); }
+
+const Layout *rl_layouts(void) { return LAYOUTS; }

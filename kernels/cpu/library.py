@@ -65,10 +65,9 @@ def _built_from(library: ctypes.CDLL) -> str:
     return str(library.rl_sources().decode())
 
 
-def _layouts(library: ctypes.CDLL) -> list[int]:
-    numbers = ctypes.POINTER(ctypes.c_int32)()
-    count = library.rl_layouts(ctypes.byref(numbers))
-    return numbers[:count]
+def _layouts(library: ctypes.CDLL) -> dict[str, int]:
+    library.rl_layouts.restype = ctypes.POINTER(structs.Layout)
+    return {layout.name.decode(): layout.bytes for layout in library.rl_layouts()[:library.rl_layout_count()]}
 
 
 def declare(library: ctypes.CDLL) -> ctypes.CDLL:

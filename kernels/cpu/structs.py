@@ -47,10 +47,16 @@ class SequenceAttention(ctypes.Structure):
                 ("scale", c_float), ("count", c_int64), ("tasks", c_void_p)]
 
 
-def layouts() -> list[int]:
-    """The size of each struct, then its fields' offsets: as rl_layouts (library.c) for the C structs."""
-    numbers = []
+class Layout(ctypes.Structure):
+    """A name, and the size of that struct or the offset of that field; see library.c."""
+    _fields_ = [("name", ctypes.c_char_p), ("bytes", c_int64)]
+
+
+def layouts() -> dict[str, int]:
+    """The size of each struct, and the offset of each of its fields, by name: as rl_layouts (library.c) in C."""
+    found = {}
     for struct in (Matrix, Block, Layer, Shape, Rows, CachedAttention, SequenceAttention):
-        numbers.append(ctypes.sizeof(struct))
-        numbers += [getattr(struct, field[0]).offset for field in struct._fields_]
-    return numbers
+        found[struct.__name__] = ctypes.sizeof(struct)
+        for field in struct._fields_:
+            found[f"{struct.__name__}.{field[0]}"] = getattr(struct, field[0]).offset
+    return found

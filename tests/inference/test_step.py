@@ -1,4 +1,6 @@
-"""A packed model's generation step in one call: the same bits as block after block, and the same tokens as running the whole sequence again."""
+"""A packed model's generation step in one call: the same bits as block after block, and the same tokens as
+running the whole sequence again.
+"""
 import random
 
 import pytest
@@ -24,17 +26,20 @@ def filled(model, prefix, suffixes):
         cache.compute_prefix(model, prefix)
     cache.reserve(max(map(len, suffixes)))
     packed_ids = PackedSequences.of(suffixes, start=len(prefix))
-    model(packed_ids.ids, packed_ids.positions, cache.attend_prefill(0, packed_ids.offsets), packed_ids.lengths)
+    model(packed_ids.ids, packed_ids.positions, cache.attend_prefill(0, packed_ids.offsets),
+          packed_ids.lengths)
     return cache
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("format", packed.FORMATS)
-@pytest.mark.parametrize("name, shared", [("llama", 0), ("llama", 21), ("windows and biases", 0), ("dynamic", 0)])
+@pytest.mark.parametrize("name, shared", [("llama", 0), ("llama", 21), ("windows and biases", 0),
+                                          ("dynamic", 0)])
 @pytest.mark.parametrize("requests", [1, 9])
 def test_the_same_bits_as_block_after_block(name, shared, format, requests):
     rng, model = random.Random(requests), make(name, format)
-    prefix, suffixes = [rng.randrange(97) for _ in range(shared)], [[rng.randrange(97) for _ in range(rng.randint(1, 20))] for _ in range(requests)]
+    prefix, suffixes = [rng.randrange(97) for _ in range(shared)
+                        ], [[rng.randrange(97) for _ in range(rng.randint(1, 20))] for _ in range(requests)]
     one, other = filled(model, prefix, suffixes), filled(model, prefix, suffixes)
     steps, before, active = PackedForward.of(model, one), torch.get_num_threads(), requests
     try:
@@ -44,27 +49,35 @@ def test_the_same_bits_as_block_after_block(name, shared, format, requests):
                 one.free(1, active), other.free(1, active)
                 active -= 1
             ids = [rng.randrange(97) for _ in range(active)]
-            one.reserve(int(one.lengths[:active].max()) + 1), other.reserve(int(other.lengths[:active].max()) + 1)
+            one.reserve(int(one.lengths[:active].max())
+                        + 1), other.reserve(int(other.lengths[:active].max()) + 1)
             got = steps.logits(ids)
             positions = other.lengths[:active] + len(prefix)
-            wanted = model.logits(model(torch.tensor(ids), positions, other.attend_step(other.advance(active)), positions + 1))
+            wanted = model.logits(
+                model(torch.tensor(ids), positions, other.attend_step(other.advance(active)), positions + 1))
             assert torch.equal(got, wanted), step
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(one.lengths, other.lengths) and all(torch.equal(a, b) for a, b in zip(one.keys + one.values, other.keys + other.values))
+    assert torch.equal(one.lengths, other.lengths) and all(
+        torch.equal(a, b) for a, b in zip(one.keys + one.values, other.keys + other.values, strict=True))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llama", "windows and biases"])
 def test_the_engine_takes_it_and_gives_the_tokens_of_recomputation(name, monkeypatch):
     model, calls, logits = make(name), [], PackedForward.logits
-    monkeypatch.setattr(PackedForward, "logits", lambda self, ids: calls.append(len(ids)) or logits(self, ids))
+    monkeypatch.setattr(PackedForward, "logits",
+                        lambda self, ids: calls.append(len(ids)) or logits(self, ids))
     prompts = [[n % 97 for n in range(12)] + [90 - i] * (1 + i % 4) for i in range(7)]
     for i, result in Engine(model, max_batch=4).run([Request(p, 10 + i) for i, p in enumerate(prompts)]):
         ids = list(prompts[i])
         for _ in range(10 + i):
             whole = PackedSequences.of([ids])
-            ids.append(int(model.logits(model(whole.ids, whole.positions, packed_attention(model.config, whole.offsets), whole.lengths))[-1].argmax()))
+            ids.append(
+                int(
+                    model.logits(
+                        model(whole.ids, whole.positions, packed_attention(model.config, whole.offsets),
+                              whole.lengths))[-1].argmax()))
         assert result.ids == ids[len(prompts[i]):], i
     assert max(calls) == 4
 

@@ -1,4 +1,6 @@
-"""Reading tensors in C: the same bits as gguf_formats.py's numpy, for every kind, shape, order, dtype and number of threads; and no fault missed."""
+"""Reading tensors in C: the same bits as gguf_formats.py's numpy, for every kind, shape, order, dtype and
+number of threads; and no fault missed.
+"""
 import errno
 import os
 
@@ -13,11 +15,15 @@ from redlite.kernels.cpu.packed import GGUF_KINDS, PackedMatrix
 from redlite.weights import gguf_formats
 
 pytestmark = pytest.mark.skipif(bool(library.missing()), reason=library.missing())
-HALVES = {"F16": (0,), "BF16": (), "F32": (), "Q8_0": (0,), "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q4_K": (0, 2), "Q6_K": (208,)}  # where blocks have halves
+HALVES = {
+    "F16": (0, ), "BF16": (), "F32": (), "Q8_0": (0, ), "Q4_0": (0, ), "Q4_1": (0, 2), "Q5_0": (0, ),
+    "Q4_K": (0, 2), "Q6_K": (208, )}  # where blocks have halves
 
 
 def stored(kind: str, numbers: int, seed: int = 0) -> np.ndarray:
-    """Random bytes for so many numbers: every finite half (tiny ones and −0 too), quants of every value; float32 and bfloat16 below 2⁶⁴."""
+    """Random bytes for so many numbers: every finite half (tiny ones and −0 too), quants of every value;
+    float32 and bfloat16 below 2⁶⁴.
+    """
     elements, size = SIZES[kind]
     raw = np.random.default_rng(seed).integers(0, 256, (numbers // elements, size), dtype=np.uint8)
     for at in HALVES[kind]:
@@ -60,7 +66,8 @@ def test_the_same_bits_as_numpy(tmp_path, path, threads, kind, rows, blocks):
         expected = torch.empty(rows, width)
         gguf_formats.decode_in_numpy(descriptor, 7, kind, expected, "t", order)
         got = torch.empty(rows, width)
-        assert read_tensor.fill(descriptor, 7, kind, got, order) == 0 and np.array_equal(bits(got), bits(expected))
+        assert read_tensor.fill(descriptor, 7, kind, got, order) == 0 and np.array_equal(
+            bits(got), bits(expected))
         assert len(np.unique(bits(got))) > 1
         if kind not in ("F32", "BF16"):
             for dtype in (torch.bfloat16, torch.float16):
@@ -103,22 +110,29 @@ def test_every_half_both_ways(tmp_path, path):
     halves = halves[(halves & 0x7c00) != 0x7c00]
     descriptor = file_of(tmp_path, halves)
     got, expected = torch.empty(len(halves)), halves.view("<f2").astype(np.float32)
-    assert read_tensor.fill(descriptor, 7, "F16", got) == 0 and np.array_equal(bits(got), expected.view(np.uint8))
+    assert read_tensor.fill(descriptor, 7, "F16", got) == 0 and np.array_equal(
+        bits(got), expected.view(np.uint8))
     os.close(descriptor)
     steps = np.sort(expected[expected >= 0])
     between = ((steps[1:].astype(np.float64) + steps[:-1]) / 2).astype(np.float32)  # the ties
-    values = np.concatenate([between, np.nextafter(between, np.float32(0)), np.nextafter(between, np.float32(1e9)), [1e-30, 65504, -65504, -0.0]]).astype("<f4")
+    values = np.concatenate([
+        between,
+        np.nextafter(between, np.float32(0)),
+        np.nextafter(between, np.float32(1e9)), [1e-30, 65504, -65504, -0.0]]).astype("<f4")
     descriptor = file_of(tmp_path, values)
     for dtype in (torch.float16, torch.bfloat16):
         got = torch.empty(len(values), dtype=dtype)
-        assert read_tensor.fill(descriptor, 7, "F32", got) == 0 and np.array_equal(bits(got), bits(torch.from_numpy(values).to(dtype)))
+        assert read_tensor.fill(descriptor, 7, "F32", got) == 0 and np.array_equal(
+            bits(got), bits(torch.from_numpy(values).to(dtype)))
     os.close(descriptor)
 
 
-@pytest.mark.parametrize("kind, at", [("F32", 2), ("F16", 0), ("BF16", 0), ("Q8_0", 0), ("Q4_1", 2), ("Q4_0", 0), ("Q5_0", 0), ("Q4_K", 0), ("Q6_K", 208)])
+@pytest.mark.parametrize("kind, at", [("F32", 2), ("F16", 0), ("BF16", 0), ("Q8_0", 0), ("Q4_1", 2),
+                                      ("Q4_0", 0), ("Q5_0", 0), ("Q4_K", 0), ("Q6_K", 208)])
 @pytest.mark.parametrize("which", ["infinite", "NaN"])
 def test_no_number_that_is_not_finite_gets_through(tmp_path, path, threads, kind, at, which):
-    value = {"infinite": (b"\x80\x7f", b"\x00\xfc"), "NaN": (b"\xc0\xff", b"\x01\x7c")}[which][kind not in ("F32", "BF16")]
+    value = {"infinite": (b"\x80\x7f", b"\x00\xfc"),
+             "NaN": (b"\xc0\xff", b"\x01\x7c")}[which][kind not in ("F32", "BF16")]
     rows, width = 50, max(SIZES[kind][0], 32)
     raw = stored(kind, rows * width)
     if kind == "Q6_K":
@@ -128,15 +142,19 @@ def test_no_number_that_is_not_finite_gets_through(tmp_path, path, threads, kind
     assert read_tensor.fill(descriptor, 7, kind, torch.empty(rows, width)) == read_tensor.NOT_FINITE
     assert PackedMatrix("float32", (rows, width)).read(descriptor, 7, kind) == read_tensor.NOT_FINITE
     if kind in GGUF_KINDS:
-        assert PackedMatrix(GGUF_KINDS[kind].format, (rows, width)).read(descriptor, 7, kind, keep=True) == read_tensor.NOT_FINITE
+        assert PackedMatrix(GGUF_KINDS[kind].format, (rows, width)).read(descriptor, 7, kind,
+                                                                         keep=True) == read_tensor.NOT_FINITE
     os.close(descriptor)
 
 
 def test_faults_of_files_and_callers(tmp_path, threads):
     descriptor, out = file_of(tmp_path, stored("Q8_0", 40 * 64)), torch.empty(40, 64)
-    assert read_tensor.fill(descriptor, 8, "Q8_0", out) == read_tensor.SHORTER == PackedMatrix("int8", (40, 64)).read(descriptor, 8, "Q8_0", keep=True)
-    assert read_tensor.fill(descriptor, 7, "Q8_0", torch.empty(0, 64)) == 0 == PackedMatrix("float32", (0, 64)).read(descriptor, 7, "Q8_0")
-    assert read_tensor.fill(descriptor, 7, "Q4_K", torch.empty(3, 64), np.arange(3)) == errno.EINVAL  # rows are no whole blocks
+    assert read_tensor.fill(descriptor, 8, "Q8_0", out) == read_tensor.SHORTER == PackedMatrix(
+        "int8", (40, 64)).read(descriptor, 8, "Q8_0", keep=True)
+    assert read_tensor.fill(descriptor, 7, "Q8_0", torch.empty(0, 64)) == 0 == PackedMatrix(
+        "float32", (0, 64)).read(descriptor, 7, "Q8_0")
+    assert read_tensor.fill(descriptor, 7, "Q4_K", torch.empty(3, 64),
+                            np.arange(3)) == errno.EINVAL  # rows are no whole blocks
     with pytest.raises(Error, match=r"w: cannot be read \(Is a directory\)"):
         folder = os.open(tmp_path, os.O_RDONLY)
         gguf_formats.decode(folder, 0, "F32", out, "w")
