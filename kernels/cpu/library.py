@@ -60,7 +60,7 @@ def load(folder: Path) -> tuple[ctypes.CDLL | None, str]:
 
 def _built_from(library: ctypes.CDLL) -> str:
     if not hasattr(library, "rl_sources"):
-        return "(no digest)"
+        return "no digest"
     library.rl_sources.restype = c_char_p
     return str(library.rl_sources().decode())
 

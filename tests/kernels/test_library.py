@@ -44,7 +44,7 @@ def test_no_library(tmp_path):
     "source, digest_in_it",
     [
         ("int rl_isa(void) { __builtin_trap(); }",
-         "(no digest)"),  # older than the digest: a call would end the process
+         "no digest"),  # older than the digest: a call would end the process
         ('const char *rl_sources(void) { return "0123456789abcdef"; }', "0123456789ab"), ])
 def test_a_library_of_other_sources_is_refused(tmp_path, source, digest_in_it):
     built, here = build(tmp_path, source), digest(KERNELS / "c")[:12]
