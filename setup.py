@@ -1,8 +1,8 @@
 """Packages redlite and builds the C kernels.
 
-`redlite/kernels` and `redlite/data` are links to `kernels/` and `data/`. The C sources become one plain shared
-library, without a Python API, which ctypes loads. If there is no C compiler, the build says so and goes on: the
-reference kernels serve.
+`redlite/kernels` and `redlite/data` are links to `kernels/` and `data/`. The C sources become one plain
+shared library, without a Python API, which ctypes loads. If there is no C compiler, the build says so and
+goes on: the reference kernels serve.
 """
 import re
 import runpy

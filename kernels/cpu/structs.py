@@ -53,7 +53,7 @@ class Layout(ctypes.Structure):
 
 
 def layouts() -> dict[str, int]:
-    """The size of each struct, and the offset of each of its fields, by name: as rl_layouts (library.c) in C."""
+    """The size of each struct and the offset of each of its fields, by name; rl_layouts gives C's."""
     found = {}
     for struct in (Matrix, Block, Layer, Shape, Rows, CachedAttention, SequenceAttention):
         found[struct.__name__] = ctypes.sizeof(struct)
