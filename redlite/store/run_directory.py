@@ -100,8 +100,8 @@ def _agree(there: dict, here: dict, directory: Path) -> None:
     here = json.loads(encode(here))
     compared = [{k: v for k, v in made.items() if k not in INFORMATION} for made in (there, here)]
     if found := difference(compared[0], compared[1]):
-        raise Error(f"{directory / 'manifest.json'}: this run was made differently; use another directory, "
-                    f"or the settings it was made with: {found}", found.field)
+        raise Error(f"{directory / 'manifest.json'}: this run was made differently: {found}; "
+                    "use another directory, or the settings it was made with", found.field)
 
 
 class Run:
