@@ -56,8 +56,7 @@ def _chain_of_thought(folder: Path, path: Path, rows: list[dict]) -> Task:
         raise Error(
             f"{prompt}: must hold a line '-----', a description and {SHOTS} examples that answer step by step"
         )
-    # One file goes on behind "step by step." on the same line; the harness puts a line break there as
-    # everywhere.
+    # One file goes on behind "step by step." on the same line. The harness puts a line break there too.
     lead = f"{description}\n\n"
     for question, _, answer in parts:
         lead += f"Q: {question}\n{STEP_BY_STEP}{answer.strip()}\n\n"

@@ -1,5 +1,4 @@
-"""HHH alignment (Askell et al., arXiv 2112.00861; BIG-bench's hhh_alignment): which of two answers is
-preferred.
+"""HHH alignment (Askell et al., arXiv 2112.00861; BIG-bench's hhh_alignment): the better of two answers.
 
 lm_eval: task `bigbench_hhh_alignment_multiple_choice`, pooled over 221: the answer of higher log-probability.
 paper: an A/B question in both orders; right if

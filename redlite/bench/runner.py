@@ -1,5 +1,4 @@
-"""Utility and over-refusal: tasks by the rules of lm-evaluation-harness 0.4.13, or of the paper's own
-evaluation.
+"""Utility and over-refusal, by lm-evaluation-harness 0.4.13's rules or the paper's own.
 
 A task module (hhh, truthfulqa, mmlu, bbh, xstest) loads files into `Task`s. `run` puts every request to the
 model and keeps each example's record as it finishes. `results` (results.py) counts.

@@ -1,5 +1,4 @@
-"""TruthfulQA (Lin et al., arXiv 2109.07958), multiple choice: the harness's truthfulqa_mc1 (v2.0), _mc2
-(v3.0).
+"""TruthfulQA (Lin et al., arXiv 2109.07958), multiple choice: truthfulqa_mc1 (v2.0) and _mc2 (v3.0).
 
 mc1: the true answer (the first) has the highest log-probability. mc2: the share of probability on the true
 answers. Both protocols are the same: the paper used the harness.

@@ -62,9 +62,7 @@ class Progress:
 
 
 class StepProgress:
-    """The figures of a training step on stderr: one live line on a terminal, else a line every `every`
-    seconds.
-    """
+    """The figures of a training step on stderr, as `Progress` shows what is done."""
 
     def __init__(self, steps: int, quiet: bool, every: float = 15.0):
         self.steps, self.quiet, self.live = steps, quiet, sys.stderr.isatty()

@@ -287,9 +287,7 @@ class Handler(BaseHTTPRequestHandler):
         }
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the standard library finds wrong (a method, a request line, headers), in the protocol's form
-        too.
-        """
+        """What the standard library finds wrong (method, request line, headers), in the protocol's form too."""
         self.close_connection = True
         self.request_version = self.protocol_version  # a line that names no version would get no headers
 

@@ -162,7 +162,10 @@ class Run:
         return manifest
 
     def read(self, name: str) -> list[dict]:
-        """All complete records of a journal, such as "responses.jsonl". A torn last line is cut off the file."""
+        """All complete records of a journal, such as "responses.jsonl".
+
+        A torn last line is cut off the file.
+        """
         path = self.directory / name
         records, sound = read_lines(path)
         if path.exists() and sound < path.stat().st_size:

@@ -271,6 +271,7 @@ def test_what_would_change_a_run_is_named_by_its_option(data, tmp_path, capsys):
     assert main([*given, "--tasks", "hhh", "--limit", "3"]) == 0
 
 
+@pytest.mark.slow
 def test_under_torchrun(data, tmp_path):
     """Two processes of the real command give the results of one."""
     command, found = [
