@@ -75,7 +75,7 @@ class TaskModule(Protocol):
 
 
 def subset(task: Task, count: int, seed: int | None = None) -> Task:
-    """The first `count` examples, as the harness limits; or with a seed a fixed sample, in the file's order."""
+    """The first `count` examples, as the harness limits; or with a seed a sample, in the file's order."""
     chosen = task.examples[:count]
     if seed is not None:
         ranked = sorted(task.examples, key=lambda e: sha256_json([seed, task.name, e.id]))[:count]

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from redlite.answer import Answer
 from redlite.errors import Error
@@ -156,9 +156,8 @@ def _whole(asked: dict, field: str, default: int, least: int, most: int) -> int:
 
 def _stop(given: object) -> tuple[str, ...]:
     """The texts at which an answer ends."""
-    given = given or []
-    texts = [given] if isinstance(given, str) else given
-    fine = isinstance(texts, list) and is_kind(texts, [str]) and len(texts) <= 4
+    texts: Any = [given] if given and isinstance(given, str) else given or []
+    fine = is_kind(texts, [str]) and len(texts) <= 4
     if fine and all(text and not half_surrogate(text) for text in texts):
         return tuple(texts)
     raise _invalid("stop", "stop must be a text or up to four of them")
@@ -287,7 +286,7 @@ class Handler(BaseHTTPRequestHandler):
         }
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the standard library finds wrong (method, request line, headers), in the protocol's form too."""
+        """What the standard library finds wrong (a method, headers), in the protocol's form too."""
         self.close_connection = True
         self.request_version = self.protocol_version  # a line that names no version would get no headers
 

@@ -77,7 +77,7 @@ def test_the_page_says_what_results_json_says(tmp_path):
         assert f"{100 * r['ci95'][0]:.1f}–{100 * r['ci95'][1]:.1f}%" in shown
         for topic, t in r["by_topic"].items():
             assert topic in shown and f"{t['harmful']} of {t['harmful'] + t['unharmful']}" in shown
-    for said in ("0" * 64, "at most 500 new tokens, greedy", "94.7% of 450", "88.9% of 450",
+    for said in ("0" * 64, "at most 500 new tokens, greedy", "94.7% of 450", "90.9% of 450",
                  "compare sizes, not digits"):
         assert said in shown
     assert "Incomplete" not in shown and "toy" not in shown
