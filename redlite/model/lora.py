@@ -56,8 +56,8 @@ def attach(model: LLaMA, rank: int, alpha: float | None = None, targets: tuple[s
             setattr(model.get_submodule(owner), leaf, Adapted(module, rank, scale, generator))
             missing.discard(leaf)
     if missing:
-        raise Error(f"LoRA targets: the model has no matrix named {sorted(missing)[0]}; "
-                    f"use {', '.join(TARGETS)}")
+        raise Error(f"the model has no matrix named {sorted(missing)[0]}; use {', '.join(TARGETS)}",
+                    "lora_targets")
     return model
 
 

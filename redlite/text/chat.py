@@ -109,7 +109,7 @@ class Template:
     def _required(self, id: int | None, what: str) -> int:
         if id is None:
             raise Error(f"chat format {self.name}: the tokenizer has no control token {what}; "
-                        "name another format as the template")
+                        "name another format", "template")
         return id
 
 
@@ -327,7 +327,7 @@ def choose(tokenizer: Tokenizer, chat_template: str | None, model_name: str,
     if override is not None:
         name = override
         if name not in FORMATS:
-            raise Error(f"chat format {short(name)} is not known; use {', '.join(FORMATS)}")
+            raise Error(f"chat format {short(name)} is not known; use {', '.join(FORMATS)}", "template")
     elif chat_template:
         name, system = _format_of(chat_template, model_name)
     else:
@@ -348,7 +348,7 @@ def choose(tokenizer: Tokenizer, chat_template: str | None, model_name: str,
     try:
         template.encode(PROBE, True)  # a missing control token shows here, not at the first question
     except Error as error:
-        raise Error(f"{model_name}: {error}") from None
+        raise Error(f"{model_name}: {error}", error.setting) from None
     return template
 
 
@@ -358,7 +358,7 @@ def _format_of(chat_template: str, model_name: str) -> tuple[str, str | None]:
         if all(mark in chat_template for mark in marks):
             return _chatml_kind(chat_template) if name == "chatml" else (name, None)
     raise Error(f"{model_name}: its chat_template has none of the marks of the known formats; "
-                f"name one as the template ({', '.join(FORMATS)})")
+                f"name one ({', '.join(FORMATS)})", "template")
 
 
 def _format_by_name(model_name: str) -> str:
@@ -366,7 +366,7 @@ def _format_by_name(model_name: str) -> str:
         if re.search(words, model_name.lower()):
             return name
     raise Error(f"{model_name}: has no chat_template and no known name; "
-                f"name the format as the template ({', '.join(FORMATS)}; plain for a base model)")
+                f"name the format ({', '.join(FORMATS)}; plain for a base model)", "template")
 
 
 def _chatml_kind(chat_template: str) -> tuple[str, str | None]:

@@ -245,8 +245,8 @@ def test_llama_3_stops_and_dates(tmp_path):
 
 
 @pytest.mark.parametrize("template, name, override, word", [
-    ("{{ 'Q: ' }}", "m", None, "name one as the template"),
-    (None, "my-model", None, "name the format as the template"), (None, "m", "nonsense", "vicuna_v1.1"),
+    ("{{ 'Q: ' }}", "m", None, "name one (vicuna"),
+    (None, "my-model", None, "name the format (vicuna"), (None, "m", "nonsense", "vicuna_v1.1"),
     (None, "m", "chatml", "<|im_start|>"),
     ("<|start_header_id|>", "m", None, "<|start_header_id|>"),
 ])
