@@ -127,10 +127,9 @@ def _checked(messages: list[dict], add_generation_prompt: bool) -> tuple[str | N
     system = turns.pop(0).content if turns and turns[0].role == "system" else None
     for i, turn in enumerate(turns):
         if turn.role != ("user", "assistant")[i % 2]:
-            raise Error(
-                f"message {i + (system is not None)} is of the {turn.role}; user and assistant speak by "
-                "turns, the user first, and only the first message may be of the system"
-            )
+            number = i if system is None else i + 1
+            raise Error(f"message {number} is of the {turn.role}; user and assistant speak by turns, "
+                        "the user first, and only the first message may be of the system")
     if not turns:
         raise Error("the conversation has no message of the user")
     if add_generation_prompt and turns[-1].role == "assistant":

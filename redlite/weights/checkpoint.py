@@ -122,12 +122,11 @@ def _pack(stored: Stored, packed: str, dtype: torch.dtype, device: str | torch.d
     On CPUs a file's bytes become the packed matrix panel by panel. On GPUs, and from a .bin file, a whole
     matrix stands between.
     """
-    format, keep = packed, False
+    format, keep = packed, False  # keep: take the blocks as they are
     if isinstance(stored, Place):
         form = TYPES[stored.kind]
-        keep = packed != "float32" and form.kept in (packed, "int8")
-        if keep and form.kept:
-            format = form.kept
+        if packed != "float32" and form.kept and form.kept in (packed, "int8"):
+            format, keep = form.kept, True
         elif packed == "int4" and form.elements > 1:
             format = "int8"
         if torch.device(device).type == "cpu":
