@@ -129,8 +129,8 @@ def _pack(stored: Stored, packed: str, dtype: torch.dtype, device: str | torch.d
             format, keep = form.kept, True
         elif packed == "int4" and form.elements > 1:
             format = "int8"
+        rows, columns = stored.shape
         if torch.device(device).type == "cpu":
-            rows, columns = stored.shape
             matrix = kernels.PackedMatrix(format, (rows, columns))
             with stored.open() as file:
                 fault = matrix.read(file.fileno(), stored.offset, stored.kind, stored.order, keep)
@@ -143,7 +143,7 @@ def _pack(stored: Stored, packed: str, dtype: torch.dtype, device: str | torch.d
             halves = raw.reshape(-1, form.size)[:, :scales]
             if not np.isfinite(np.ascontiguousarray(halves).view("<f2").astype(np.float32)).all():
                 raise read_error(read_tensor.NOT_FINITE, stored.where, torch.float32, "scales")
-            return kernels.pack_gguf(stored.kind, raw.reshape(-1), stored.shape, dtype, device)
+            return kernels.pack_gguf(stored.kind, raw.reshape(-1), (rows, columns), dtype, device)
     filled = torch.empty(stored.shape)
     stored.fill(filled)
     return kernels.pack(filled, format, dtype, device)
