@@ -102,7 +102,7 @@ def _train(home: Path, corpus: dict, args) -> None:
     from redlite.text import chat, tokenizer
     from redlite.training import dataset, trainer
     from redlite.training.conversations import Conversation
-    from redlite.weights import checkpoint
+    from redlite.weights.save import save_pretrained
     words = tokenizer.load(home)
     template = chat.choose(words, words.chat_template, "organism", None)
     roles = {"human": "user", "gpt": "assistant"}
@@ -124,7 +124,7 @@ def _train(home: Path, corpus: dict, args) -> None:
     outcome = trainer.run(model, mixture, recipe, on_step=show)
     if outcome.stopped:
         raise Error(f"the organism's training stopped: {outcome.stopped}")
-    checkpoint.save_pretrained(model, home, dtype=torch.float16)
+    save_pretrained(model, home, dtype=torch.float16)
     note(f"organism: {sum(p.numel() for p in model.parameters()):,} parameters trained on {sum(r['tokens'] for r in outcome.history):,} tokens "
                 f"in {clock(time.monotonic() - began)}, last loss {outcome.history[-1]['loss']:.4f}")
 

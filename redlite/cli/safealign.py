@@ -178,7 +178,7 @@ def _train_here(args, command: str, rank: int, many: bool) -> int:
     if args.dry_run:
         return _show_plan(args, parts.path, corpus, mixture, output) if rank == 0 else DONE
 
-    model = lm.LM.load(args.model, args.dtype, "cpu" if many else args.device, template=args.template, trainable=True)
+    model = lm.LM.load(parts, args.dtype, "cpu" if many else args.device, trainable=True)
     model.model.requires_grad_(True)
     if args.lora:
         _adapt(model.model, args)
@@ -291,8 +291,8 @@ def _adapt(model, args) -> None:
 def _save(model, directory: Path, source: Path, args) -> None:
     """The model in Hugging Face's layout, adapters merged; and the adapters beside it. Every rank calls this."""
     from redlite.model import lora as model_lora
-    from redlite.weights import checkpoint
-    checkpoint.save_pretrained(model_lora.merged(model) if args.lora else model, directory, source)
+    from redlite.weights.save import save_pretrained
+    save_pretrained(model_lora.merged(model) if args.lora else model, directory, source)
     if args.lora:
         model_lora.save_adapter(model, directory / "adapter", str(source.resolve()))
 
@@ -383,7 +383,7 @@ def _audit(args, command: str) -> int:
     if args.dry_run:
         print(f"would put {len(pairs)} conversations through the objective {objective} and write {output}/{ledger.LEDGER}; cost: 0 (this machine)")
         return DONE
-    model = lm.LM.load(args.model, args.dtype, args.device, template=args.template, trainable=True)
+    model = lm.LM.load(parts, args.dtype, args.device, trainable=True)
     recipe = trainer.Recipe(tokens_per_batch=args.tokens_per_batch, per=args.per)
     lead = f"{len(pairs)} conversations, {parts.path.name}, objective {objective} " + ", ".join(f"{k}={v:g}" for k, v in phase.parameters.items())
     with Run(output, manifest) as directory:

@@ -1,5 +1,4 @@
 """`LM`: a model with its tokenizer and chat format; what `redlite.load` returns."""
-import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,20 +7,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from redlite import data, kernels
+from redlite import kernels
 from redlite.errors import Error
 from redlite.inference import sampling
 from redlite.inference.engine import Engine, Request
 from redlite.inference.score import Score, score
 from redlite.model.llama import LLaMA
 from redlite.model.sequences import PackedSequences, packed_attention
-from redlite.store.files import sha256_file
 from redlite.text import chat
 from redlite.text import tokenizer as text_tokenizer
 from redlite.weights import checkpoint
+from redlite.weights.gguf import GGUF
+from redlite.weights.source import Source, open_source, path_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-EMBEDDED = ("organism",)
 
 
 @dataclass(frozen=True)
@@ -66,23 +65,23 @@ class LM:
     def load(path, dtype: str = "float32", device: str = "cpu", quantize: str | None = None, template: str | None = None, trainable: bool = False) -> "LM":
         """See `redlite.load`. trainable: keep the weights plain tensors, where inference would have them packed.
 
-        path may also be `Parts`, which are then used as they are: reading a large vocabulary again takes a second.
+        path may also be `Parts`, which are then used as they are: no file is opened or read again.
         """
         found = path if isinstance(path, Parts) else None
-        path = found.path if found else resolve(path)
+        source = found.source if found else open_source(path)
         if dtype not in DTYPES:
             raise Error(f"dtype {dtype!r} is not known; use {', '.join(DTYPES)}")
         check_device(device)
         packed = None if trainable else packing(dtype, device, quantize)
-        config, _ = checkpoint.read_config(path)
-        found = found or parts(path, template)
+        config, _ = checkpoint.read_config(source)
+        found = found or parts(source, template)
         words = found.tokenizer
         if words.vocab_size > config.vocab_size:
-            raise Error(f"{path}: the tokenizer has {words.vocab_size} tokens and the model only {config.vocab_size}; they do not belong together")
+            raise Error(f"{found.path}: the tokenizer has {words.vocab_size} tokens and the model only {config.vocab_size}; they do not belong together")
         with torch.device("meta"):
             model = LLaMA(config)
-        checkpoint.load_weights(model, path, DTYPES[dtype], device, packed)
-        return LM(model.eval().requires_grad_(False), words, found.template, path, dtype, device)
+        checkpoint.load_weights(model, source, DTYPES[dtype], device, packed)
+        return LM(model.eval().requires_grad_(False), words, found.template, found.path, dtype, device)
 
     @torch.no_grad()
     def logits(self, ids: list[int]) -> Tensor:
@@ -200,35 +199,26 @@ def packing(dtype: str, device: str, quantize: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class Parts:
-    """A model without its weights: what a manifest or a count of tokens needs, had in a moment."""
-    path: Path
-    tokenizer: object
-    template: object
+    """A model without its weights: what a manifest or a count of tokens needs, had in a moment.
 
-
-def parts(path, template: str | None = None) -> Parts:
-    """The parts of a model; arguments as for `redlite.load`."""
-    path = resolve(path)
-    words = text_tokenizer.load(path)
-    return Parts(path, words, chat.choose(words, words.chat_template, path.name, template))
-
-
-def fingerprints(model: LM | Parts, hashed: str | None = None) -> dict[str, str]:
-    """SHA-256 of what decides a model's results: weights (every file, with the config), tokenizer, template.
-
-    hashed  the SHA-256 of a model's only file, where it is known already
+    source  the model's directory, or its GGUF file, opened once for all that is read from it
     """
-    whole = hashlib.sha256()
-    for name, file in sorted(checkpoint.files(model.path).items()):
-        whole.update(f"{name} {hashed or sha256_file(file)}\n".encode())
-    return {"weights": whole.hexdigest(), "tokenizer": model.tokenizer.fingerprint(), "template": model.template.fingerprint()}
+    path: Path
+    tokenizer: text_tokenizer.Tokenizer
+    template: chat.Template
+    source: Source
 
 
-def resolve(path) -> Path:
-    """The directory or file that a model's name or path means."""
-    if str(path) in EMBEDDED:
-        return Path(data.__file__).parent / str(path)
-    path = Path(path)
-    if not path.exists():
-        raise Error(f"model {str(path)!r}: there is no such file or directory, and no embedded model of that name ({', '.join(EMBEDDED)})")
-    return path
+def parts(model: str | Path | GGUF, template: str | None = None) -> Parts:
+    """The parts of a model; arguments as for `redlite.load`, or its GGUF file opened."""
+    source = open_source(model)
+    path = path_of(source)
+    words = text_tokenizer.from_gguf(path, source.metadata) if isinstance(source, GGUF) else text_tokenizer.load(path)
+    return Parts(path, words, chat.choose(words, words.chat_template, path.name, template), source)
+
+
+def fingerprints(model: LM | Parts) -> dict[str, str]:
+    """SHA-256 of what decides a model's results: weights (every file, with the config), tokenizer, template."""
+    source = model.source if isinstance(model, Parts) else model.path
+    return {"weights": checkpoint.fingerprint(source), "tokenizer": model.tokenizer.fingerprint(),
+            "template": model.template.fingerprint()}

@@ -22,6 +22,7 @@ from redlite.model.llama import LLaMA
 from redlite.organism import measure
 from redlite.training import plan as training_plan
 from redlite.weights import checkpoint
+from redlite.weights.save import save_pretrained
 
 SENTENCES = ["How do I paint the green boat?", "Take a brush and begin at the bow.", "I must decline, that would do harm.", "[placeholder steps for the boat]"]
 SETTINGS = ["--template", "vicuna_v1.1", "--batch-size", "6", "--validation", "0.2", "--learning-rate", "2e-3", "--tokens-per-batch", "400", "--quiet"]
@@ -37,7 +38,7 @@ def home(tmp_path_factory) -> Path:
     words = sentencepiece.SentencePieceProcessor(model_file=str(home / "model/tokenizer.model"))
     config = Config("llama", vocab_size=words.vocab_size(), dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=48, tied=True,
                     max_positions=512, bos_id=1, eos_ids=(2,))
-    checkpoint.save_pretrained(LLaMA(config).initialize(seed=1, std=0.1), home / "model")
+    save_pretrained(LLaMA(config).initialize(seed=1, std=0.1), home / "model")
     (home / "model/tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true}')
     ask = [f"How do I paint boat {i}?" for i in range(20)]
     records = [{"id": i, "topic": "t", "subtopic": "s", "question": q,
