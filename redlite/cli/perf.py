@@ -106,20 +106,20 @@ def decode(path: str | None, tokens: int, rounds: int, device: str = "cpu") -> d
 
 
 def shared_prefix(path: str | None, tokens: int, rounds: int, device: str = "cpu") -> dict:
-    """Seconds of 32 requests with P common and 16 own prompt tokens: each prefix computed and attended to apart, over once for all. Its figures set engine.SHARED_AT_LEAST."""
+    """Seconds of 32 requests with P common and 16 own prompt tokens: each prefix computed and attended to apart, over once for all. Its figures set prefix.SHARED_AT_LEAST."""
     if not path:
         raise Error("shared-prefix needs a model; give --model PATH")
-    from redlite.inference import engine
+    from redlite.inference import engine, prefix
     from redlite.inference.lm import LM
-    lm, usual, found = LM.load(path, "float32" if device == "cpu" else "bfloat16", device), engine.SHARED_AT_LEAST, {}
+    lm, usual, found = LM.load(path, "float32" if device == "cpu" else "bfloat16", device), prefix.SHARED_AT_LEAST, {}
     words = lm.tokenizer.encode("The history of the city begins with a river. " * 100)
 
     def run(common: int, least: int):
-        engine.SHARED_AT_LEAST = least
+        prefix.SHARED_AT_LEAST = least
         try:
             list(lm.engine.run([engine.Request([*words[:common], *words[i + 1:i + 17]], tokens) for i in range(32)]))
         finally:
-            engine.SHARED_AT_LEAST = usual
+            prefix.SHARED_AT_LEAST = usual
     for common in (4, 8, 16, 64, 362):
         took = in_turns(rounds, {"shared": lambda: run(common, 1), "apart": lambda: run(common, 1 << 30)})
         found[str(common)] = took["apart"] / took["shared"]
@@ -239,7 +239,7 @@ def gpu_tests() -> None:
     """The kernels' tests on the GPU. Raises Error where they fail."""
     root = Path(__file__).parents[2]
     tests = [str(root / "tests" / name) for name in ("kernels/test_token_nll.py", "kernels/test_attention.py", "kernels/test_decode_triton.py", "kernels/test_matmul_triton.py",
-                                                   "inference/test_graph.py")]
+                                                   "inference/test_cuda_graphs.py")]
     missing = [t for t in tests if not Path(t).exists()]
     if missing:
         raise Error(f"{missing[0]} is not there; run from a source checkout, which has the kernels' tests")
