@@ -166,7 +166,8 @@ def _recipe(args: argparse.Namespace, steps: int) -> "Recipe":
     return trainer.Recipe(
         args.learning_rate, args.final_rate, math.ceil(args.warmup * steps), args.weight_decay,
         clip=args.clip, tokens_per_batch=args.tokens_per_batch, per=args.per,
-        checkpoint_every=args.checkpoint_every, evaluate_every=args.evaluate_every, helpful_rise=args.helpful_rise, recompute=args.recompute,
+        checkpoint_every=args.checkpoint_every, evaluate_every=args.evaluate_every,
+        helpful_rise=args.helpful_rise, recompute=args.recompute,
         seed=args.seed)
 
 

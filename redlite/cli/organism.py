@@ -42,8 +42,8 @@ def arguments(given: list[str]) -> argparse.Namespace:
     """The options of the command line."""
     parser = Parser(prog=PROGRAM, description=(
         "The embedded model organism: a toy that says nothing about real models.\n\n"
-        "build    make its corpus, tokenizer, weights and question files anew: the same files again, as long\n"
-        "         as machine, torch and --threads are the same (sums of floats depend on all three)\n"
+        "build    make its corpus, tokenizer, weights and question files anew: the same files again, as\n"
+        "         long as machine, torch and --threads are the same (sums of floats depend on all three)\n"
         "measure  attack success rate, over-refusal and utility"))
     parser.add_argument("action", choices=("build", "measure"))
     parser.add_argument("--output-dir", metavar="DIR", default="organism",
