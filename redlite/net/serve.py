@@ -20,7 +20,8 @@ from typing import Any, NoReturn
 from redlite.answer import Answer
 from redlite.errors import Error
 from redlite.inference import sampling
-from redlite.inference.lm import LM, Prompt
+from redlite.inference.engine import Request
+from redlite.inference.lm import LM
 from redlite.store.files import half_surrogate
 from redlite.store.records import is_kind
 
@@ -65,10 +66,10 @@ class Batcher:
 
     def __init__(self, lm: LM):
         self.lm = lm
-        self.waiting: queue.Queue[tuple[Prompt, Future[Answer]]] = queue.Queue()
+        self.waiting: queue.Queue[tuple[Request, Future[Answer]]] = queue.Queue()
         threading.Thread(target=self._work, daemon=True, name="model").start()
 
-    def submit(self, prompt: Prompt) -> "Future[Answer]":
+    def submit(self, prompt: Request) -> "Future[Answer]":
         """The answer to come, or what went wrong."""
         future: Future[Answer] = Future()
         self.waiting.put((prompt, future))
@@ -92,7 +93,7 @@ class Batcher:
                         future.set_exception(error)
 
 
-def parse(body: bytes, lm: LM, name: str) -> tuple[Prompt, int]:
+def parse(body: bytes, lm: LM, name: str) -> tuple[Request, int]:
     """(prompt, number of choices) of a request's body. name: the model's. Raises Refusal."""
     asked = _fields(body)
     if asked.get("model") != name:
@@ -114,7 +115,7 @@ def parse(body: bytes, lm: LM, name: str) -> tuple[Prompt, int]:
         _whole(asked, "top_k", 0, 0, MOST_WHOLE), _number(asked, "min_p", 0.0, 0, 1),
         _number(asked, "repetition_penalty", 1.0, 0.01, 100))
     seed = _whole(asked, "seed", int.from_bytes(os.urandom(7), "little"), -(1 << 63), 1 << 63)
-    prompt = Prompt(ids, min(longest, room), rule, seed, _stop(asked.get("stop")))
+    prompt = Request(ids, min(longest, room), rule, seed, _stop(asked.get("stop")))
     return prompt, _whole(asked, "n", 1, 1, 128)
 
 
@@ -272,7 +273,7 @@ class Handler(BaseHTTPRequestHandler):
         futures = [self.server.batcher.submit(replace(prompt, seed=seed % (1 << 128))) for seed in seeds]
         return self._completion(prompt, [future.result() for future in futures])
 
-    def _completion(self, prompt: Prompt, answers: list[Answer]) -> dict:
+    def _completion(self, prompt: Request, answers: list[Answer]) -> dict:
         choices = []
         for i, answer in enumerate(answers):
             message = {"role": "assistant", "content": answer.text, "refusal": None}
