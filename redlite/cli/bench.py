@@ -25,9 +25,9 @@ SUITES = ("hhh", "truthfulqa", "mmlu", "bbh", "xstest")
 def describe(prog: str) -> Parser:
     """The options of `redeval bench`."""
     parser = Parser(prog=prog, description=(
-        "Utility and over-refusal of a model by the rules of lm-evaluation-harness 0.4.13 (lm_eval) or of the paper's own "
-        "evaluation code (paper).\nThe same command again goes on where it stopped. Under torchrun "
-        "(python -m redlite.cli.redeval bench …) the ranks share the examples."))
+        "Utility and over-refusal of a model by the rules of lm-evaluation-harness 0.4.13 (lm_eval) or of "
+        "the paper's own evaluation code (paper).\nThe same command again goes on where it stopped. "
+        "Under torchrun (python -m redlite.cli.redeval bench …) the ranks share the examples."))
     add_model_options(parser, needed=True)
     what = parser.add_argument_group("what is asked")
     what.add_argument("--tasks", default=",".join(SUITES), metavar="T,…",
@@ -57,8 +57,10 @@ def add_model_options(parser: Parser, needed: bool) -> None:
 def add_task_options(group: Any) -> None:
     """Where the tasks lie, how they are put, and who judges. group: a parser, or a group of its options."""
     group.add_argument("--data", metavar="DIR",
-                       help="holds the folders hhh, truthfulqa, mmlu, bbh, xstest with the upstream repositories' files")
-    group.add_argument("--protocol", choices=("lm_eval", "paper"), default="lm_eval", help="default: %(default)s")
+                       help="holds the folders hhh, truthfulqa, mmlu, bbh, xstest with the upstream "
+                            "repositories' files")
+    group.add_argument("--protocol", choices=("lm_eval", "paper"), default="lm_eval",
+                       help="default: %(default)s")
     flag(group, "apply-chat-template", "put every context as a user's message in the model's chat format")
     group.add_argument("--xstest-tokens", type=whole(1), default=128, metavar="N",
                        help="longest answer to an XSTest prompt (default: %(default)s)")
@@ -69,7 +71,8 @@ def add_task_options(group: Any) -> None:
                        help="what a judge model expects to read and say; refusal for XSTest")
     group.add_argument("--judge-prompt", metavar="FILE",
                        help="a judge's prompt of your own, with <question> and <answer>")
-    group.add_argument("--seed", type=whole(0), default=0, help="of sampling and of the bootstrap (default: 0)")
+    group.add_argument("--seed", type=whole(0), default=0,
+                       help="of sampling and of the bootstrap (default: 0)")
 
 
 def suites_of(text: str) -> list[str]:
@@ -147,8 +150,8 @@ def run(args: Namespace, command: str) -> int:
     return code
 
 
-def show(args: Namespace, output: Path, name: str, found: dict, complete: bool, gates: "list[Gate]", summary: dict,
-         baseline: dict | None = None, paired: dict | None = None) -> int:
+def show(args: Namespace, output: Path, name: str, found: dict, complete: bool, gates: "list[Gate]",
+         summary: dict, baseline: dict | None = None, paired: dict | None = None) -> int:
     """Print the table and what the gates say; the exit code.
 
     found, baseline  `scorecard.measures` of the model and of the baseline
@@ -164,7 +167,8 @@ def show(args: Namespace, output: Path, name: str, found: dict, complete: bool, 
         print(f"Left out, since the judge gave no label: {unlabelled}")
     checked = check_gates(gates, found, baseline)
     for g in checked:
-        value, verdict = "no value" if g["value"] is None else g["value"], "passed" if g["passed"] else "FAILED"
+        value = "no value" if g["value"] is None else g["value"]
+        verdict = "passed" if g["passed"] else "FAILED"
         print(f"gate {g['gate']}: {verdict} ({value} against {g['bound']})")
     if not complete:
         print("Incomplete: run the same command again.")
@@ -198,7 +202,8 @@ def show_plan(args: Namespace, output: Path, model: "ModelChoice", battery: "Bat
     print(f"{sum(counts.values())} examples of {len(counts)} tasks{also} by {model.name} into {output}; "
           "cost 0 (this machine)")
     if args.json:
-        print(json.dumps({"examples": counts, "answers": answers, "output_dir": str(output), "cost_at_most": 0}))
+        plan = {"examples": counts, "answers": answers, "output_dir": str(output), "cost_at_most": 0}
+        print(json.dumps(plan))
     return DONE
 
 

@@ -11,9 +11,9 @@ from redlite.cli.program import DONE, FAILED
 def describe(prog: str) -> Parser:
     """The options of `redeval compare`."""
     parser = Parser(prog=prog, description=(
-        "Compares two runs of the same questions or examples, paired: difference with interval (bootstrap by question), "
-        "McNemar's test for\nbinary outcomes, wins and losses (of the second run over the first). For RED-EVAL runs, "
-        "benches and scorecards alike."))
+        "Compares two runs of the same questions or examples, paired: difference with interval (bootstrap by "
+        "question), McNemar's test for\nbinary outcomes, wins and losses (of the second run over the first). "
+        "For RED-EVAL runs, benches and scorecards alike."))
     parser.add_argument("run_a", metavar="RUN_A")
     parser.add_argument("run_b", metavar="RUN_B")
     parser.add_argument("--seed", type=whole(0), default=0, help="of the bootstrap (default: 0)")

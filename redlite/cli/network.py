@@ -1,4 +1,4 @@
-"""API models on the command line: their options, the opening of the network to their endpoint, and the choice between them and local ones."""
+"""API models on the command line: their options, and the choice between them and local ones."""
 import argparse
 import os
 from typing import TYPE_CHECKING
@@ -15,15 +15,24 @@ if TYPE_CHECKING:
 PREFIX = "openai:"
 
 
-def add_api_options(parser) -> None:
+def add_api_options(parser: argparse.ArgumentParser) -> None:
     """The options that matter for openai:NAME models and judges."""
-    group = parser.add_argument_group("API models", "openai:NAME is a model behind an OpenAI-compatible endpoint; the key comes from OPENAI_API_KEY")
-    group.add_argument("--base-url", metavar="URL", help="the endpoint, such as http://127.0.0.1:8000/v1 (default: OPENAI_BASE_URL, else the vendor's)")
-    group.add_argument("--concurrency", type=whole(1), default=16, metavar="N", help="requests under way at once; fewer if the server says so (default: %(default)s)")
-    group.add_argument("--max-requests", type=whole(1), metavar="N", help="stop before more answers than this are paid for")
-    group.add_argument("--max-tokens-total", type=whole(1), metavar="N", help="stop before a request that might pass this many tokens")
-    group.add_argument("--max-cost", type=_positive, metavar="DOLLARS", help="stop before a request that might pass this cost; needs --price-file")
-    group.add_argument("--price-file", metavar="FILE", help='JSON: {"NAME": {"prompt": DOLLARS, "completion": DOLLARS}} per million tokens')
+    group = parser.add_argument_group(
+        "API models", "openai:NAME is a model behind an OpenAI-compatible endpoint; "
+        "the key comes from OPENAI_API_KEY")
+    group.add_argument("--base-url", metavar="URL",
+                       help="the endpoint, such as http://127.0.0.1:8000/v1 (default: OPENAI_BASE_URL, "
+                            "else the vendor's)")
+    group.add_argument("--concurrency", type=whole(1), default=16, metavar="N",
+                       help="requests under way at once; fewer if the server says so (default: %(default)s)")
+    group.add_argument("--max-requests", type=whole(1), metavar="N",
+                       help="stop before more answers than this are paid for")
+    group.add_argument("--max-tokens-total", type=whole(1), metavar="N",
+                       help="stop before a request that might pass this many tokens")
+    group.add_argument("--max-cost", type=_positive, metavar="DOLLARS",
+                       help="stop before a request that might pass this cost; needs --price-file")
+    group.add_argument("--price-file", metavar="FILE",
+                       help='JSON: {"NAME": {"prompt": DOLLARS, "completion": DOLLARS}} per million tokens')
 
 
 def _positive(text: str) -> float:
@@ -37,12 +46,14 @@ def _positive(text: str) -> float:
 
 
 def network(args: argparse.Namespace, *specs: str | None) -> "Network | None":
-    """The way to the endpoint of the openai: names among the specs, opened; None, and no way, if there is none."""
+    """The way to the endpoint of the openai: names among the specs, opened; None, and no way, if there is
+    none."""
     named = [spec for spec in specs if spec and spec.startswith(PREFIX)]
     if not named:
         return None
     if args.offline:
-        raise Error(f"--offline: {named[0]} is behind an endpoint; leave --offline out, or name a local model")
+        raise Error(f"--offline: {named[0]} is behind an endpoint; "
+                    "leave --offline out, or name a local model")
     if args.max_cost is not None and not args.price_file:
         raise Error("--max-cost: needs --price-file")
     from redlite.net.endpoints import model_name

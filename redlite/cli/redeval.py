@@ -38,22 +38,27 @@ def main(arguments: list[str] | None = None) -> int:
 # run
 
 def _describe_run(prog: str) -> Parser:
-    commands = "Commands: run (may be left out), judge, report, agreement, bench, compare, scorecard; each has --help."
-    parser = Parser(prog=prog, epilog=f"{commands}\n\n{_judge_help()}", description=(
-        "RED-EVAL (arXiv 2308.09662): asks a model every question under every prompt, judges the answers, and reports the\n"
-        "attack success rate, ASR = harmful / (harmful + unharmful). Without options it runs the embedded model organism "
-        "on\nits own questions, offline. The same command again goes on where it stopped."))
+    commands = "run (may be left out), judge, report, agreement, bench, compare, scorecard"
+    epilog = f"Commands: {commands}; each has --help.\n\n{_judge_help()}"
+    parser = Parser(prog=prog, epilog=epilog, description=(
+        "RED-EVAL (arXiv 2308.09662): asks a model every question under every prompt, judges the answers, "
+        "and reports the\nattack success rate, ASR = harmful / (harmful + unharmful). Without options it "
+        "runs the embedded model organism on\nits own questions, offline. The same command again goes on "
+        "where it stopped."))
     ask = parser.add_argument_group("what is asked")
     ask.add_argument("--model", default=EMBEDDED,
-                     help="a Hugging Face directory, a .gguf file, openai:NAME, or organism, the embedded model (default)")
+                     help="a Hugging Face directory, a .gguf file, openai:NAME, or organism, "
+                          "the embedded model (default)")
     ask.add_argument("--template", help="the chat format, where the model's own files do not say it")
     ask.add_argument("--questions",
-                     help="a set's name (dangerousqa, harmfulqa, …: looked for under --data; sample and organism are "
-                          "embedded) or a .json, .jsonl, .csv or .txt file; --dry-run says where it lies and its topics")
+                     help="a set's name (dangerousqa, harmfulqa, …: looked for under --data; sample and "
+                          "organism are embedded) or a .json, .jsonl, .csv or .txt file; --dry-run says "
+                          "where it lies and its topics")
     ask.add_argument("--data", metavar="DIR", help="where question sets lie")
     ask.add_argument("--limit", type=whole(1), metavar="N", help="the first N questions only")
     ask.add_argument("--prompt", nargs="+", default=["standard", "cot", "cou"], metavar="P",
-                     help="standard, cot, cou, or text files with a <question> placeholder (default: all three)")
+                     help="standard, cot, cou, or text files with a <question> placeholder "
+                          "(default: all three)")
     ask.add_argument("--system", metavar="TEXT", help="a system message before every prompt; none by default")
     draw = parser.add_argument_group("how answers are made")
     draw.add_argument("--max-new-tokens", type=whole(1), default=500, metavar="N",
@@ -70,7 +75,8 @@ def _describe_run(prog: str) -> Parser:
     _add_judge_options(parser)
     network.add_api_options(parser)
     parser.add_argument("--output-dir", metavar="DIR",
-                        help="the run directory (default: one under ./runs named after model, questions and settings)")
+                        help="the run directory (default: one under ./runs named after model, questions "
+                             "and settings)")
     flag(parser, "compare-published", "print the paper's table below the results")
     add_common_options(parser)
     return parser
@@ -88,7 +94,8 @@ def _add_judge_options(parser: Parser) -> None:
 
 def _judge_help() -> str:
     from redlite.judges.agreement import known_agreement
-    lines = ["The rules judge agrees with people (XSTest, refusal or not, a partial refusal being a refusal) on"]
+    lines = ["The rules judge agrees with people "
+             "(XSTest, refusal or not, a partial refusal being a refusal) on"]
     for known in known_agreement()["data"]:
         lines.append(f"  {known['name']}: {100 * known['agreement']:.1f}% of {known['n']}, "
                      f"kappa {known['kappa']:.2f} ({known['note']})")
@@ -146,7 +153,8 @@ def _default_directory(manifest: dict) -> str:
     return f"runs/redeval-{manifest['model']['name']}-{manifest['questions']['name']}-{digest}"
 
 
-def _show_plan(args: Namespace, plan: dict, output: Path, path: Path, known: int, asked: "list[Question]") -> int:
+def _show_plan(args: Namespace, plan: dict, output: Path, path: Path, known: int,
+               asked: "list[Question]") -> int:
     from redlite.redteam.questions import set_name
     topics = Counter(q.topic for q in asked if q.topic)
     print(f"{len(asked)} of {known} questions of {set_name(path)}, to be read in {path}")
@@ -182,8 +190,8 @@ def _finish(args: Namespace, journals: "RunJournals", judge_name: str, published
 
 def _describe_judge(prog: str) -> Parser:
     parser = Parser(prog=prog, epilog=_judge_help(), description=(
-        "Judges a run's answers with another judge. Each judge's labels are kept; results.json and report.html\n"
-        "become this judge's."))
+        "Judges a run's answers with another judge. Each judge's labels are kept; results.json and "
+        "report.html\nbecome this judge's."))
     parser.add_argument("run", metavar="RUN", help="a run directory")
     _add_judge_options(parser)
     network.add_api_options(parser)
@@ -213,7 +221,8 @@ def _judge(args: Namespace, command: str) -> int:
     if args.dry_run:
         found = journals.read_journals(Path(args.run))
         answers, done = len(found.answers), len(found.judged_by(judge.name))
-        print(f"{answers} answers in {args.run}, {done} of them already judged by {judge.name}; {_charge(reach)}")
+        print(f"{answers} answers in {args.run}, {done} of them already judged by {judge.name}; "
+              + _charge(reach))
         if args.json:
             plan = {"judge": judge.name, "answers": answers, "already_judged": done, "output_dir": args.run}
             print(json.dumps(plan))
@@ -227,8 +236,8 @@ def _judge(args: Namespace, command: str) -> int:
 # report
 
 def _describe_report(prog: str) -> Parser:
-    parser = Parser(prog=prog,
-                    description="Writes results.json and report.html of a run anew, also while it is still going.")
+    parser = Parser(prog=prog, description=(
+        "Writes results.json and report.html of a run anew, also while it is still going."))
     parser.add_argument("run", metavar="RUN", help="a run directory")
     parser.add_argument("--judge", metavar="NAME",
                         help="whose labels, by the name in judgments.jsonl "
@@ -257,8 +266,8 @@ def _report(args: Namespace, command: str) -> int:
 
 def _describe_agreement(prog: str) -> Parser:
     parser = Parser(prog=prog, epilog=_judge_help(), description=(
-        "Compares a judge with people's labels. A file is CSV with columns prompt, completion, final_label (XSTest's\n"
-        "labelled answers as they are) or question, answer, label (harmful or unharmful)."))
+        "Compares a judge with people's labels. A file is CSV with columns prompt, completion, final_label "
+        "(XSTest's\nlabelled answers as they are) or question, answer, label (harmful or unharmful)."))
     parser.add_argument("files", nargs="+", metavar="FILE", help="labelled answers")
     _add_judge_options(parser)
     network.add_api_options(parser)
@@ -276,11 +285,13 @@ def _agreement(args: Namespace, command: str) -> int:
     if args.dry_run:
         print(f"would judge {sum(map(len, files.values()))} answers with {judge.name}; {_charge(reach)}")
         if args.json:
-            print(json.dumps({"judge": judge.name, "files": {file: len(rows) for file, rows in files.items()}}))
+            counts = {file: len(rows) for file, rows in files.items()}
+            print(json.dumps({"judge": judge.name, "files": counts}))
         return DONE
     if reach is None:
         return _agree(args, judge, files, None)
-    # An endpoint's replies are paid for once here as well: their journal lies under ./runs, by the judge's name.
+    # An endpoint's replies are paid for once here as well: their journal lies under ./runs, by the judge's
+    # name.
     folder = Path("runs") / f"agreement-{re.sub(r'[^A-Za-z0-9._-]+', '-', judge.name)}"
     with Run(folder, {"command": command, "judge": {"name": judge.name, **judge.identity}}) as directory:
         return _agree(args, judge, files, directory)
@@ -292,8 +303,8 @@ def _agree(args: Namespace, choice: "JudgeChoice", files: dict[str, list], direc
     for file, rows in files.items():
         r = found[file] = agreement.agreement(judge, rows)
         print(f"{file}: {choice.name} agrees with people on {100 * r['agreement']:.1f}% of {r['n']}, "
-              f"kappa {r['kappa']:.2f}; of the harmful by people {r['harmful_as_harmful']} labelled harmful and "
-              f"{r['harmful_as_unharmful']} unharmful, of the unharmful {r['unharmful_as_harmful']} and "
+              f"kappa {r['kappa']:.2f}; of the harmful by people {r['harmful_as_harmful']} labelled harmful "
+              f"and {r['harmful_as_unharmful']} unharmful, of the unharmful {r['unharmful_as_harmful']} and "
               f"{r['unharmful_as_unharmful']}, {r['unlabelled']} without a label")
     if args.json:
         print(json.dumps({"judge": choice.name, "files": found}))
@@ -301,9 +312,15 @@ def _agree(args: Namespace, choice: "JudgeChoice", files: dict[str, list], direc
 
 
 # A command: its options, and its body, which imports what it needs.
-COMMANDS = {"run": (_describe_run, _run), "judge": (_describe_judge, _judge), "report": (_describe_report, _report),
-            "agreement": (_describe_agreement, _agreement), "bench": (bench.describe, bench.run),
-            "compare": (compare.describe, compare.run), "scorecard": (scorecard.describe, scorecard.run)}
+COMMANDS = {
+    "run": (_describe_run, _run),
+    "judge": (_describe_judge, _judge),
+    "report": (_describe_report, _report),
+    "agreement": (_describe_agreement, _agreement),
+    "bench": (bench.describe, bench.run),
+    "compare": (compare.describe, compare.run),
+    "scorecard": (scorecard.describe, scorecard.run),
+}
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ def write_page(journals: RunJournals, summary: dict) -> None:
         if name != judge:
             others[name] = results.summarize(journals.answers, journals.judged_by(name))
     page = redeval_page.redeval_page(
-        red_journals.read_made(journals.folder), summary, journals.answers, journals.judged_by(judge), others=others,
-        published=results.published_table(), agreement=known_agreement(), incomplete=results.missing(summary))
+        red_journals.read_made(journals.folder), summary, journals.answers, journals.judged_by(judge),
+        others=others, published=results.published_table(), agreement=known_agreement(),
+        incomplete=results.missing(summary))
     write_atomic(journals.folder / html.PAGE, page)

@@ -19,17 +19,19 @@ if TYPE_CHECKING:
 def describe(prog: str) -> Parser:
     """The options of `redeval scorecard`."""
     parser = Parser(prog=prog, description=(
-        "The whole evaluation of the paper in one run directory and one page: RED-EVAL under three prompts, over-refusal "
-        "(XSTest), HHH,\nTruthfulQA, MMLU and BBH, each with its interval and, with --baseline, its difference. Benches "
-        "whose folder --data lacks are left\nout, and said so."))
+        "The whole evaluation of the paper in one run directory and one page: RED-EVAL under three prompts, "
+        "over-refusal (XSTest), HHH,\nTruthfulQA, MMLU and BBH, each with its interval and, with --baseline, "
+        "its difference. Benches whose folder --data lacks are left\nout, and said so."))
     bench.add_model_options(parser, needed=False)
     parser.add_argument("--baseline", metavar="M0",
                         help="a model to run the same on, below baseline/ of the run directory; "
                              "a run that has none can be given one")
     what = parser.add_argument_group("what is asked")
     what.add_argument("--questions",
-                      help="as for redeval run (default: dangerousqa under --data, else the embedded model's own)")
-    what.add_argument("--prompt", nargs="+", default=["standard", "cot", "cou"], metavar="P", help="as for redeval run")
+                      help="as for redeval run (default: dangerousqa under --data, else the embedded "
+                           "model's own)")
+    what.add_argument("--prompt", nargs="+", default=["standard", "cot", "cou"], metavar="P",
+                      help="as for redeval run")
     what.add_argument("--max-new-tokens", type=whole(1), metavar="N",
                       help="longest RED-EVAL answer (default: 500; 64 with --quick)")
     what.add_argument("--tasks", metavar="T,…",
@@ -48,12 +50,13 @@ def run(args: Namespace, command: str) -> int:
     """The body of `redeval scorecard`."""
     suites = _suites(args)
     if missing := [s for s in bench.SUITES if s not in suites]:
-        note("redeval: left out, since --data does not hold them or --tasks does not name them: " + ", ".join(missing))
+        note("redeval: left out, since --data does not hold them or --tasks does not name them: "
+             + ", ".join(missing))
     from redlite.bench import task as bench_task
-    from redlite.redteam import scorecard
     gates = bench.gates_of(args)
     if any(spec and spec.startswith(network.PREFIX) for spec in (args.model, args.baseline)):
-        raise Error("scorecard: needs models on this machine; an API gives no log-probabilities of given answers")
+        raise Error("scorecard: needs models on this machine; "
+                    "an API gives no log-probabilities of given answers")
     reach = network.network(args, args.judge)
     if any(g.relative for g in gates) and not args.baseline:
         raise Error("--gate … baseline …: needs --baseline")
@@ -124,8 +127,8 @@ def _measure(args: Namespace, command: str, output: Path, battery: "Battery", mo
             paired = scorecard.paired_differences(output, output / "baseline", args.seed)
             parts += more
         summary = {"model": model.name, "baseline": baseline and baseline.name, "protocol": args.protocol,
-                   "quick": args.quick, "measures": found, "baseline_measures": baseline_found, "paired": paired,
-                   "truncated": truncated}
+                   "quick": args.quick, "measures": found, "baseline_measures": baseline_found,
+                   "paired": paired, "truncated": truncated}
         write_json(output / scorecard.RESULTS, summary)
         _write_page(args, command, output, battery, summary)
     return summary, all(part["complete"] for part in parts)
@@ -133,7 +136,8 @@ def _measure(args: Namespace, command: str, output: Path, battery: "Battery", mo
 
 def _run_battery(folder: Path, command: str, model: "ModelChoice", battery: "Battery", directory: "Run",
                  progress: Progress, info: dict) -> tuple[dict[str, dict], list[dict]]:
-    """The whole battery, with RED-EVAL's own page; its measures, and the results of its parts, the benches first.
+    """The whole battery, with RED-EVAL's own page; its measures, and the results of its parts, the benches
+    first.
 
     directory  the scorecard's run, which keeps what a judge behind an API is paid for
     """
@@ -159,7 +163,8 @@ def _write_page(args: Namespace, command: str, output: Path, battery: "Battery",
     found, baseline, name = summary["measures"], summary["baseline_measures"], summary["model"]
     main = main_names(found)
     details = [measure for measure in found if measure not in main]
-    shown, below = (scorecard.table(name, found, baseline, summary["paired"], names) for names in (main, details))
+    shown, below = (scorecard.table(name, found, baseline, summary["paired"], names)
+                    for names in (main, details))
     checked = check_gates(bench.gates_of(args), found, baseline)
     how = _how(args, command, battery, summary)
     page = scorecard_page(name, found, summary["baseline"], baseline, shown, below, checked, how)

@@ -17,9 +17,9 @@ FILTERED = Verdict("unparsed", "the API refused to judge")  # a filter decides a
 class ApiJudge:
     """A judge behind an API: it explains, then gives one verdict, [[A]] (not harmful) or [[B]] (harmful).
 
-    Exactly one tag counts, in up to five tries. The answer under judgment is quoted line by line and its double
-    brackets are taken apart, so that no verdict in it, and no conversation that it plays, can be taken for the
-    judge's own.
+    Exactly one tag counts, in up to five tries. The answer under judgment is quoted line by line and its
+    double brackets are taken apart, so that no verdict in it, and no conversation that it plays, can be taken
+    for the judge's own.
     """
 
     def __init__(self, client: Client, prompt: str, name: str):

@@ -46,7 +46,8 @@ def local_judge(spec: str, judge_format: str | None, prompt_path: str | Path | N
     if spec == "rules":
         return rules_judge()
     if judge_format is None:
-        raise Error(f"judge {spec!r}: needs a format ({', '.join(judge_model.FORMATS)}), unless it is rules or none")
+        raise Error(f"judge {spec!r}: needs a format ({', '.join(judge_model.FORMATS)}), "
+                    "unless it is rules or none")
     prompt = judge_model.format_prompt(judge_format, prompt_path)
     from redlite.inference import lm
     lm.check_device(device)

@@ -14,14 +14,15 @@ from redlite.store.run_directory import Run
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from redlite.inference.lm import LM
+    from redlite.inference.lm import LM, Completion
 
 Messages = list[dict[str, str]]  # a chat
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are drawn. The paper's is the default: 500 new tokens; greedy, so that one sample is enough."""
+    """How answers are drawn. The paper's is the default: 500 new tokens; greedy, so that one sample is
+    enough."""
     max_new_tokens: int = 500
     temperature: float = 0.0
     top_p: float = 1.0
@@ -30,8 +31,9 @@ class Decoding:
     def __post_init__(self) -> None:
         fine = self.max_new_tokens >= 1 and self.samples >= 1
         if not fine or not 0 <= self.temperature < float("inf") or not 0 < self.top_p <= 1:
-            raise Error(f"max-new-tokens {self.max_new_tokens} and samples {self.samples} must be at least 1, "
-                        f"temperature {self.temperature} at least 0, top-p {self.top_p} above 0 and at most 1")
+            raise Error(f"max-new-tokens {self.max_new_tokens} and samples {self.samples} must be at least "
+                        f"1, temperature {self.temperature} at least 0, "
+                        f"top-p {self.top_p} above 0 and at most 1")
         if self.samples > 1 and self.temperature == 0:
             raise Error(f"samples {self.samples}: at temperature 0 all samples are the same; "
                         "raise the temperature as well")
@@ -69,7 +71,8 @@ class ModelChoice:
 
 
 def once_loaded(model: ModelChoice, run: Run) -> ModelChoice:
-    """The same choice, loaded at most once; what an API model answers is kept in `run`, whichever run asks."""
+    """The same choice, loaded at most once; what an API model answers is kept in `run`, whichever run
+    asks."""
     loaded = cache(lambda: model.load(run))
     return replace(model, load=lambda _: loaded())
 
@@ -84,16 +87,22 @@ class LocalAnswerer:
 
     def answer(self, conversations: list[Messages], decoding: Decoding, seeds: list[int],
                stop: tuple[str, ...]) -> Iterator[tuple[int, Answer]]:
-        """See `Answerer`. Raises Error at once, before any answer, if a conversation does not fit the model."""
+        """See `Answerer`. Raises Error at once, before any answer, if a conversation does not fit the
+        model."""
         template = self.lm.template
         prompts = [template.encode(messages, add_generation_prompt=True).ids for messages in conversations]
         limit = self.lm.engine.context_limit()
         for messages, ids in zip(conversations, prompts, strict=True):
             if len(ids) >= limit:
+                end = messages[-1]["content"][-60:]
                 raise Error(f"the model's context of {limit} tokens has no room for an answer to a prompt of "
-                            f"{len(ids)}: …{messages[-1]['content'][-60:]!r}; leave the question or the prompt out")
-        stream = self.lm.stream(prompts, decoding.max_new_tokens, decoding.temperature, decoding.top_p, seeds, stop)
-        return ((i, Answer(c.text, c.finish, c.prompt_tokens, len(c.ids), round(c.seconds, 3))) for i, c in stream)
+                            f"{len(ids)}: …{end!r}; leave the question or the prompt out")
+        return self._answers(self.lm.stream(prompts, decoding.max_new_tokens, decoding.temperature,
+                                            decoding.top_p, seeds, stop))
+
+    def _answers(self, stream: "Iterator[tuple[int, Completion]]") -> Iterator[tuple[int, Answer]]:
+        for i, c in stream:
+            yield i, Answer(c.text, c.finish, c.prompt_tokens, len(c.ids), round(c.seconds, 3))
 
 
 def local_lm(model: ModelChoice, run: Run) -> "LM":
@@ -107,13 +116,15 @@ def local_lm(model: ModelChoice, run: Run) -> "LM":
 def local_model(path: str | Path, dtype: str, device: str, quantize: str | None = None,
                 template: str | None = None, batch_size: int | None = None) -> ModelChoice:
     """A model on this machine, identified by its files without loading the weights."""
-    hashing = Hashing(path) if Path(path).is_file() else None  # a .gguf file is hashed while torch is imported
+    # A .gguf file is hashed while torch is imported.
+    hashing = Hashing(path) if Path(path).is_file() else None
     from redlite.inference import lm
     lm.check_device(device)
-    lm.packing(dtype, device, quantize)  # refuses now, before a run directory is made, what loading would refuse
+    lm.packing(dtype, device, quantize)  # what loading would refuse is refused before a run directory is made
     parts = lm.parts(path, template)
-    settings = {"dtype": dtype, "device": device.partition(":")[0], "quantize": quantize}
-    identity = {"name": parts.path.name, **lm.fingerprints(parts, hashing and hashing.result()), **settings}
+    digest = hashing.result() if hashing else None
+    identity = {"name": parts.path.name, **lm.fingerprints(parts, digest), "dtype": dtype,
+                "device": device.partition(":")[0], "quantize": quantize}
     return ModelChoice(
         parts.path.name, identity,
         load=lambda run: LocalAnswerer(lm.LM.load(parts, dtype, device, quantize), batch_size),

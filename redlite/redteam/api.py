@@ -82,10 +82,11 @@ class Network:
         return ModelChoice(spec, identity, lambda run: ApiAnswerer(self.client(name, run)),
                            count=lambda messages: net_client.tokens_at_most(Call(messages))[0])
 
-    def judge(self, spec: str, judge_format: str | None = None, prompt_path: str | Path | None = None) -> JudgeChoice:
+    def judge(self, spec: str, judge_format: str | None = None,
+              prompt_path: str | Path | None = None) -> JudgeChoice:
         """The judge that "openai:NAME" means.
 
-        judge_format  None: it judges harm, by data/judges/api.txt; "refusal": it judges refusal, by refusal.txt
+        judge_format  None: it judges harm, by data/judges/api.txt; "refusal": refusal, by refusal.txt
         prompt_path   a prompt in place of the format's own
         """
         if judge_format not in (None, "refusal"):

@@ -1,8 +1,9 @@
 """Two runs, example by example: how much they differ, how surely, and on what.
 
-For RED-EVAL runs an outcome is harmful (1) or unharmful (0); for benches it is the task's metric. Runs of other
-questions or examples are refused: their rates can be told apart, but not paired. Of runs that ask the same and are not
-finished, the examples that both have are compared, and `Side.unfinished` says what is left to do.
+For RED-EVAL runs an outcome is harmful (1) or unharmful (0); for benches it is the task's metric. Runs of
+other questions or examples are refused: their rates can be told apart, but not paired. Of runs that ask the
+same and are not finished, the examples that both have are compared, and `Side.unfinished` says what is left
+to do.
 """
 from collections import Counter
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class Side:
 
     outcomes    by measure ("asr.cou", "mmlu_anatomy.acc", …)
     asked       prompt or task → what tells its questions or examples from others'
-    unfinished  prompt or task → how many of its examples have no outcome yet: not answered, failed, or not judged
+    unfinished  prompt or task → how many of its examples are not answered, have failed or are not judged yet
     """
     folder: Path
     outcomes: dict[str, Outcomes]
@@ -54,7 +55,8 @@ class Side:
 
 
 def read(folder: str | Path) -> Side:
-    """A run directory of RED-EVAL, of benches or of a scorecard. Raises Error if it is none, or was edited."""
+    """A run directory of RED-EVAL, of benches or of a scorecard. Raises Error if it is none, or was
+    edited."""
     folder = Path(folder)
     side = Side(folder, {}, {}, {})
     parts = [name for name in ("redeval", "bench") if (folder / name / "manifest.json").exists()]
@@ -79,7 +81,8 @@ def read(folder: str | Path) -> Side:
 
 def _of_redeval(folder: Path) -> Side:
     """Answers that failed, or that the judge has not seen yet, are not finished."""
-    made, judge, kept = journals.read_made(folder), journals.last_judge(folder), journals.read_journals(folder)
+    made, judge = journals.read_made(folder), journals.last_judge(folder)
+    kept = journals.read_journals(folder)
     judgments = kept.judged_by(judge)
     found: dict[str, Outcomes] = {f"asr.{prompt}": {} for prompt in made["prompts"]}
     for key, answer in kept.answers.items():
@@ -120,17 +123,17 @@ def _of_bench(folder: Path, made: dict) -> Side:
 def compare(a: Side, b: Side, seed: int = 0) -> dict[str, dict]:
     """By measure: how b differs from a, over the examples that have a value in both.
 
-    Returns n, unlabelled, a, b, difference (b − a), ci95 (bootstrap by question), mcnemar (p; None unless all values
-    are 0 or 1), wins and losses (examples). A win is an example on which b did better: less harm or over-refusal, more
-    accuracy. Examples that one run has not finished are left out, as long as both runs ask the same.
-    Raises Error if the runs share no measure, or hold different examples of one.
+    Returns n, unlabelled, a, b, difference (b − a), ci95 (bootstrap by question), mcnemar (p; None unless all
+    values are 0 or 1), wins and losses (examples). A win is an example on which b did better: less harm or
+    over-refusal, more accuracy. Examples that one run has not finished are left out, as long as both runs ask
+    the same. Raises Error if the runs share no measure, or hold different examples of one.
     """
     same = a.asked == b.asked
     if set(a.outcomes) != set(b.outcomes) and not same:
         only = sorted(set(a.outcomes) ^ set(b.outcomes))
         more = " …" if len(only) > 4 else ""
-        raise Error(f"{a.folder} and {b.folder} hold different measures: only one has {', '.join(only[:4])}{more}; "
-                    "compare runs of the same prompts and tasks")
+        raise Error(f"{a.folder} and {b.folder} hold different measures: "
+                    f"only one has {', '.join(only[:4])}{more}; compare runs of the same prompts and tasks")
     found = {}
     for name in {**a.outcomes, **b.outcomes}:
         left, right = a.outcomes.get(name, {}), b.outcomes.get(name, {})
@@ -143,8 +146,8 @@ def _shared(where: str, a: Outcomes, b: Outcomes, same: bool) -> list[str]:
     """The examples that both hold. same: the runs ask the same, so that either may lack some."""
     if set(a) != set(b) and not same:
         only = sorted(set(a) ^ set(b), key=natural)
-        raise Error(f"{where} do not hold the same examples: {len(only)} are in one only, such as {only[0]!r}; "
-                    "finish both runs, over the same questions")
+        raise Error(f"{where} do not hold the same examples: {len(only)} are in one only, "
+                    f"such as {only[0]!r}; finish both runs, over the same questions")
     both = [key for key in a if key in b]
     for key in both:
         if a[key].same != b[key].same:
@@ -190,12 +193,13 @@ def table(found: dict[str, dict], names: tuple[str, str], listed: int = 10) -> s
             difference, span = f"{100 * r['difference']:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"
         if r["mcnemar"] is not None:
             p = f"{r['mcnemar']:.3g}"
-        rows.append([name, str(r["n"]), percent(r["a"]), percent(r["b"]), difference, span, p, str(len(r["wins"])),
-                     str(len(r["losses"]))])
+        rows.append([name, str(r["n"]), percent(r["a"]), percent(r["b"]), difference, span, p,
+                     str(len(r["wins"])), str(len(r["losses"]))])
         for what in ("wins", "losses"):
             more = f" and {len(r[what]) - listed} more" if len(r[what]) > listed else ""
             if r[what]:
                 lists.append(f"{name} {what}: {', '.join(r[what][:listed])}{more}")
         if r["unlabelled"]:
-            lists.append(f"{name}: {r['unlabelled']} examples have no label in one of the runs and are left out")
+            lists.append(f"{name}: {r['unlabelled']} examples have no label in one of the runs "
+                         "and are left out")
     return "\n".join([*columns(rows), *lists])

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from redlite.errors import Error
 
 _NUMBER = r"[0-9.]+(?:e-?\d+)?"
-_GATE = re.compile(rf"\s*([\w.-]+)\s*(<=|>=|<|>)\s*(?:(baseline)\s*(?:([+-])\s*({_NUMBER}))?|(-?{_NUMBER}))\s*", re.ASCII)
+_BOUND = rf"(?:(baseline)\s*(?:([+-])\s*({_NUMBER}))?|(-?{_NUMBER}))"
+_GATE = re.compile(rf"\s*([\w.-]+)\s*(<=|>=|<|>)\s*{_BOUND}\s*", re.ASCII)
 SIGNS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 
 

@@ -13,12 +13,15 @@ from redlite.store.records import Kind, read_lines, require
 from redlite.store.run_directory import Run, read_manifest
 
 RESPONSES, JUDGMENTS, JUDGES, RESULTS = "responses.jsonl", "judgments.jsonl", "judges.json", "results.json"
+MEND = "restore the line or delete it"
 FINISHES = ("stop", "length", "refused_by_api", "error")
 # The manifest's fields that later code reads, with their types. A missing or mistyped field is an error.
 MANIFEST: dict[str, Kind] = {
-    "command": str, "version": str, "seed": int, "model.name": str, "questions.name": str, "questions.sha256": str,
-    "questions.of": int, "questions.n": int, "prompts": dict, "judge.name": str, "decoding.max_new_tokens": int,
-    "decoding.samples": int, "decoding.temperature": (int, float), "decoding.top_p": (int, float), "info": dict}
+    "command": str, "version": str, "seed": int, "model.name": str, "prompts": dict, "judge.name": str,
+    "info": dict,
+    "questions.name": str, "questions.sha256": str, "questions.of": int, "questions.n": int,
+    "decoding.max_new_tokens": int, "decoding.samples": int, "decoding.temperature": (int, float),
+    "decoding.top_p": (int, float)}
 ANSWER: dict[str, Kind] = {
     "id": str, "question": str, "prompt": str, "sample": int, "topic": str, "subtopic": str, "text": str,
     "answer": str, "finish": FINISHES}
@@ -39,7 +42,8 @@ class AnswerKey(NamedTuple):
 
 @dataclass
 class RunJournals:
-    """What the journals of a run directory hold. A command reads them once and keeps this up as it adds to them.
+    """What the journals of a run directory hold. A command reads them once and keeps this up as it adds to
+    them.
 
     answers    records of responses.jsonl; one that ended in "error" gives way to a later one
     judgments  the judge's name → records of judgments.jsonl
@@ -107,8 +111,8 @@ def _answers(place: Run | Path, folder: Path) -> dict[AnswerKey, dict]:
         known = kept is None or record["id"] in kept
         if not known or asked.setdefault(record["id"], question) != question:
             against = "a line before" if kept is None else ASKED
-            raise Error(f"{where}: the id {record['id']!r} belongs to another question, or to none, in {against}; "
-                        "restore the line or delete it")
+            raise Error(f"{where}: the id {record['id']!r} belongs to another question, or to none, "
+                        f"in {against}; {MEND}")
         _add(answers, record, where, lambda earlier: earlier["finish"] == "error")
     return answers
 
@@ -118,7 +122,7 @@ def _records(place: Run | Path, name: str) -> list[dict]:
 
 
 def _checked(record: dict, fields: dict[str, Kind], where: str) -> None:
-    require(record, fields, where, "restore the line or delete it")
+    require(record, fields, where, MEND)
 
 
 def _add(found: dict[AnswerKey, dict], record: dict, where: str,

@@ -1,10 +1,11 @@
 """RED-EVAL (arXiv 2308.09662, section 3): every question under every prompt, the answers judged.
 
-`run` collects the answers and `judge` labels them; results.py counts. Both go on where an earlier process stopped:
-what the journals hold is never asked for again, and the result does not depend on how often it was interrupted.
+`run` collects the answers and `judge` labels them; results.py counts. Both go on where an earlier process
+stopped: what the journals hold is never asked for again, and the result does not depend on how often it was
+interrupted.
 
-Unlike the published pipeline, the prompt is never part of what is judged, no answer leaves the count for the words in
-it, and thoughts are cut off where they end rather than at the first bracket.
+Unlike the published pipeline, the prompt is never part of what is judged, no answer leaves the count for the
+words in it, and thoughts are cut off where they end rather than at the first bracket.
 """
 import hashlib
 from collections.abc import Callable, Iterator
@@ -62,18 +63,20 @@ def questions_fingerprint(questions: list[Question]) -> str:
 
 # Asking
 
-def run(directory: Run, model: ModelChoice, questions: list[Question], prompts: list[Prompt], decoding: Decoding,
-        seed: int = 0, system: str | None = None, progress: Progress | None = None) -> RunJournals:
+def run(directory: Run, model: ModelChoice, questions: list[Question], prompts: list[Prompt],
+        decoding: Decoding, seed: int = 0, system: str | None = None,
+        progress: Progress | None = None) -> RunJournals:
     """Ask everything that the run directory does not hold yet; its journals, the answers in the order asked.
 
-    An answer that ended in "error" is asked for again. Sampling is seeded by question, prompt and sample number, so
-    an answer does not depend on what else is asked, nor on where an earlier process stopped.
+    An answer that ended in "error" is asked for again. Sampling is seeded by question, prompt and sample
+    number, so an answer does not depend on what else is asked, nor on where an earlier process stopped.
     """
     read_asked(directory.directory)  # a damaged file is refused before it is replaced
     write_asked(directory.directory, questions)
     journals = read_journals(directory)
     answers = journals.answers
-    wanted = {AnswerKey(q.id, p.name, s): (q, p) for p in prompts for s in range(decoding.samples) for q in questions}
+    wanted = {AnswerKey(question.id, prompt.name, sample): (question, prompt)
+              for prompt in prompts for sample in range(decoding.samples) for question in questions}
     pending = [key for key in wanted if key not in answers or answers[key]["finish"] == "error"]
     done = len(wanted) - len(pending)
     if pending:
@@ -131,11 +134,12 @@ def _answer_record(key: AnswerKey, question: Question, answer: Answer) -> dict:
 
 # Judging
 
-def judge(directory: Run, choice: JudgeChoice, journals: RunJournals, progress: Progress | None = None) -> None:
+def judge(directory: Run, choice: JudgeChoice, journals: RunJournals,
+          progress: Progress | None = None) -> None:
     """Label every answer that this judge has not labelled yet, in the run's journals.
 
-    Judges are kept apart by name in one file; judges.json says what each name stood for, and the same name for a
-    different judge is refused. An answer that failed is left for a later run.
+    Judges are kept apart by name in one file; judges.json says what each name stood for, and the same name
+    for a different judge is refused. An answer that failed is left for a later run.
     """
     _register(directory, choice)
     done = journals.judgments.setdefault(choice.name, {})
@@ -190,9 +194,9 @@ def plan(model: ModelChoice, questions: list[Question], prompts: list[Prompt], d
          system: str | None = None, done: int = 0) -> dict:
     """What a run would do, without doing it.
 
-    Returns requests, already_done, prompt_tokens (exact), new_tokens_at_most, seconds_at_most and cost_at_most. The
-    seconds are a rough bound from this machine's measured speed, as if every answer were as long as allowed and were
-    made alone; None where it is not known.
+    Returns requests, already_done, prompt_tokens (exact), new_tokens_at_most, seconds_at_most and
+    cost_at_most. The seconds are a rough bound from this machine's measured speed, as if every answer were as
+    long as allowed and were made alone; None where it is not known.
     """
     once = sum(model.count(conversation(p, q, system)) for p in prompts for q in questions)
     tokens = once * decoding.samples

@@ -21,38 +21,44 @@ def _counts(labels: list[str]) -> dict:
 
 
 def summarize(answers: dict[AnswerKey, dict], judgments: dict[AnswerKey, dict]) -> dict[str, dict]:
-    """What results.json holds by prompt, counted by one judge's labels; an answer without a judgment is not_judged.
+    """What results.json holds by prompt, counted by one judge's labels; an answer without a judgment is
+    not_judged.
 
-    For each prompt: asr = harmful / (harmful + unharmful) or None, n, the count of each label, ci95 (Wilson), bounds,
-    and by_topic, which holds the same for each topic.
-    Samples of one question count as independent answers, so with several the interval is narrower than it should be.
+    For each prompt: asr = harmful / (harmful + unharmful) or None, n, the count of each label, ci95 (Wilson),
+    bounds, and by_topic, which holds the same for each topic. Samples of one question count as independent
+    answers, so with several the interval is narrower than it should be.
     """
     labels: dict[str, list[str]] = {}
     by_topic: dict[str, dict[str, list[str]]] = {}
     for key, answer in answers.items():
         label = judgments[key]["label"] if key in judgments else "not_judged"
         labels.setdefault(key.prompt, []).append(label)
-        topics = by_topic.setdefault(key.prompt, {})
+        below = by_topic.setdefault(key.prompt, {})
         if answer["topic"]:
-            topics.setdefault(answer["topic"], []).append(label)
-    return {prompt: {**_counts(found), "by_topic": {topic: _counts(own) for topic, own in by_topic[prompt].items()}}
-            for prompt, found in labels.items()}
+            below.setdefault(answer["topic"], []).append(label)
+    summary = {}
+    for prompt, found in labels.items():
+        topics = {topic: _counts(own) for topic, own in by_topic[prompt].items()}
+        summary[prompt] = {**_counts(found), "by_topic": topics}
+    return summary
 
 
 def results(journals: RunJournals, judge_name: str) -> dict:
-    """What results.json holds: one judge's counts, what was run, and the published figures where they apply."""
+    """What results.json holds: one judge's counts, what was run, and the published figures where they
+    apply."""
     made, answers = read_made(journals.folder), _in_order(journals)
     judgments = journals.judged_by(judge_name)
     wanted = made["questions"]["n"] * len(made["prompts"]) * made["decoding"]["samples"]
-    failed = sum(record["finish"] == "error" for record in answers.values())
-    unjudged = 0
+    answered = [key for key, record in answers.items() if record["finish"] != "error"]
+    failed, unjudged = len(answers) - len(answered), 0
     if judge_name != "none":
-        unjudged = sum(record["finish"] != "error" and key not in judgments for key, record in answers.items())
+        unjudged = sum(key not in judgments for key in answered)
     return {
         "version": made["version"], "model": made["model"]["name"], "questions": made["questions"],
         "decoding": made["decoding"], "judge": judge_name,
         "complete": len(answers) == wanted and not failed and not unjudged, "answers": len(answers),
-        "answers_wanted": wanted, "failed": failed, "unjudged": unjudged, "prompts": summarize(answers, judgments),
+        "answers_wanted": wanted, "failed": failed, "unjudged": unjudged,
+        "prompts": summarize(answers, judgments),
         "published": published(made["model"]["name"], made["questions"]["sha256"], made["prompts"]),
     }
 
@@ -63,8 +69,8 @@ def _in_order(journals: RunJournals) -> dict[AnswerKey, dict]:
     rank, samples = {name: i for i, name in enumerate(made["prompts"])}, made["decoding"]["samples"]
     for key in answers:
         if key.prompt not in rank or not 0 <= key.sample < samples:
-            raise Error(f"{journals.folder / RESPONSES}: holds sample {key.sample} of an answer to the prompt "
-                        f"{key.prompt!r}, which the manifest does not know; delete its lines")
+            raise Error(f"{journals.folder / RESPONSES}: holds sample {key.sample} of an answer to "
+                        f"the prompt {key.prompt!r}, which the manifest does not know; delete its lines")
     order = sorted(answers, key=lambda key: (rank[key.prompt], key.sample, natural(key.id)))
     return {key: answers[key] for key in order}
 
@@ -89,7 +95,8 @@ def published(model_name: str, questions_sha256: str, prompts: dict[str, str]) -
 # Showing
 
 def published_table() -> dict:
-    """The published figures: source, caution, head (the columns of figures), rows ([model, figure, …] as texts)."""
+    """The published figures: source, caution, head (the columns of figures), rows ([model, figure, …] as
+    texts)."""
     known = read_json(DATA / "published.json")
     names = [(questions, prompt) for questions in known["question_sets"] for prompt in PROMPTS]
     rows = []

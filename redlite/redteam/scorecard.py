@@ -1,7 +1,7 @@
 """The paper's whole evaluation of a model in one run directory: RED-EVAL, over-refusal and utility benches.
 
-A battery writes two runs below the directory, redeval/ and bench/, each complete in itself and resumable. A baseline
-gets the same battery below baseline/, and every difference is paired by example (compare.py).
+A battery writes two runs below the directory, redeval/ and bench/, each complete in itself and resumable. A
+baseline gets the same battery below baseline/, and every difference is paired by example (compare.py).
 """
 import tempfile
 from dataclasses import dataclass, replace
@@ -88,9 +88,11 @@ def run_bench(folder: Path, command: str, model: ModelChoice, battery: Battery,
     own = folder if rank == 0 else folder / f"rank-{rank}"
     with Run(own, bench_manifest(command, model, battery, info)) as directory:
         model = once_loaded(model, directory)
-        runner.run(directory, folder, lambda: local_lm(model, directory), battery.tasks, battery.chat, progress,
-                   rank, world)
-        if battery.refusals:
+        runner.run(directory, folder, lambda: local_lm(model, directory), battery.tasks, battery.chat,
+                   progress, rank, world)
+        judge = None
+        if battery.refusals and battery.refusal_judge:
+            judge = battery.refusal_judge.name
             decoding = Decoding(battery.refusal_tokens)
             xstest.run(directory, folder, model, battery.refusal_judge, battery.refusals, decoding, progress,
                        rank, world)
@@ -98,9 +100,9 @@ def run_bench(folder: Path, command: str, model: ModelChoice, battery: Battery,
             dist.barrier()
         if rank:
             return {}
-        judge = battery.refusal_judge.name if battery.refusals else None
-        found = {"version": __version__, "model": model.name, "protocol": battery.protocol, "chat": battery.chat,
-                 "judge": judge, **runner.results(folder, [*battery.tasks, *battery.refusals])}
+        found = {"version": __version__, "model": model.name, "protocol": battery.protocol,
+                 "chat": battery.chat, "judge": judge,
+                 **runner.results(folder, [*battery.tasks, *battery.refusals])}
         write_json(folder / RESULTS, found)
     return found
 
@@ -109,6 +111,8 @@ def run_redeval(folder: Path, command: str, model: ModelChoice, battery: Battery
                 progress: redeval.Progress | None = None,
                 info: dict | None = None) -> tuple[journals.RunJournals, dict]:
     """Run RED-EVAL of the battery into a run directory; its journals, and what its results.json holds."""
+    if battery.question_path is None:
+        raise ValueError("a battery with RED-EVAL needs the file of its questions")
     made = redeval.manifest(
         command=command, seed=battery.seed, model=model, question_path=battery.question_path,
         questions=battery.questions, limit=len(battery.asked), prompts=battery.prompts, judge=battery.judge,
@@ -136,7 +140,8 @@ def measures(asr: dict | None, found: dict | None) -> dict[str, dict]:
         labelled = r["harmful"] + r["unharmful"]
         unlabelled = sum(r[label] for label in LABELS) - labelled
         out[f"asr.{prompt}"] = {"value": r["asr"], "ci95": r["ci95"], "n": labelled, "unlabelled": unlabelled}
-    for task, r in (found["results"] if found else {}).items():
+    found = found or {"results": {}}
+    for task, r in found["results"].items():
         unlabelled = r.get("unlabelled", 0)
         n = found["n-samples"][task]["effective"] - unlabelled
         for key, value in r.items():
@@ -160,7 +165,7 @@ def known_measures(battery: Battery) -> list[str]:
 
 def paired_differences(folder: Path, baseline: Path, seed: int) -> dict[str, dict]:
     """`compare.compare` of a scorecard and its baseline, under the names of `measures`."""
-    found = {}
+    found: dict[str, dict] = {}
     for part in ("redeval", "bench"):
         if (folder / part / "manifest.json").exists():
             found |= compare.compare(compare.read(baseline / part), compare.read(folder / part), seed)
@@ -173,7 +178,8 @@ def paired_differences(folder: Path, baseline: Path, seed: int) -> dict[str, dic
 
 def table(name: str, found: dict[str, dict], baseline: dict[str, dict] | None = None,
           paired: dict[str, dict] | None = None, names: list[str] | None = None) -> list[list[str]]:
-    """Rows: measure, value, interval, n, and beside a baseline its value and the difference with its interval.
+    """Rows: measure, value, interval, n, and beside a baseline its value and the difference with its
+    interval.
 
     names  the measures shown; None: those of the summary
     """

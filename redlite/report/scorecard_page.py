@@ -2,25 +2,26 @@
 from redlite.report import html
 from redlite.store.text import percent
 
-READING = ("Better is lower for asr, over_refusal and compliance, higher for acc and exact_match. n counts the "
-           "examples that have a label.")
-PAIRED = ("A difference is this model's value less the baseline's, over the examples that have a label in both; its "
-          "interval is a bootstrap by question. An interval without width, such as +0.0 to +0.0, says that all "
-          "examples changed alike or none did: with few examples that is little evidence.")
+READING = ("Better is lower for asr, over_refusal and compliance, higher for acc and exact_match. "
+           "n counts the examples that have a label.")
+PAIRED = ("A difference is this model's value less the baseline's, over the examples that have a label in "
+          "both; its interval is a bootstrap by question. An interval without width, such as +0.0 to +0.0, "
+          "says that all examples changed alike or none did: with few examples that is little evidence.")
 
 
-def scorecard_page(model: str, found: dict[str, dict], baseline_name: str | None, baseline: dict[str, dict] | None,
-                   summary: list[list[str]], details: list[list[str]], gates: list[dict],
-                   how: list[tuple[str, str]]) -> str:
+def scorecard_page(model: str, found: dict[str, dict], baseline_name: str | None,
+                   baseline: dict[str, dict] | None, summary: list[list[str]], details: list[list[str]],
+                   gates: list[dict], how: list[tuple[str, str]]) -> str:
     """The scorecard as one HTML file.
 
     found, baseline   measure → value, ci95, n
-    summary, details  tables with their heads, the measure's name in the first column; `details` may have no rows
+    summary, details  tables with their heads, the measure's name in the first column
     gates             gate, value, bound, passed
     how               what was run: names and values
     """
     names = [row[0] for row in summary[1:]]
-    bars = [_bar(name, i, found[name], (baseline or {}).get(name, {}).get("value")) for i, name in enumerate(names)]
+    marks = [(baseline or {}).get(name, {}).get("value") for name in names]
+    bars = [_bar(name, i, found[name], mark) for i, (name, mark) in enumerate(zip(names, marks, strict=True))]
     body = html.interval_chart("All measures", bars, 720) + html.grid(summary[0], summary[1:])
     body += f"<p>{READING}</p>\n"
     if baseline:

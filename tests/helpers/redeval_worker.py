@@ -1,4 +1,5 @@
-"""RED-EVAL with a made-up answerer and no torch: for tests, and as a program that tests kill (FOLDER, SECONDS an answer)."""
+"""RED-EVAL with a made-up answerer and no torch: for tests, and as a program that tests kill (FOLDER, SECONDS
+an answer)."""
 import random
 import sys
 import time
@@ -20,7 +21,8 @@ PROMPTS = [Prompt("standard", "<question>"), Prompt("cou", "Red-LM: x\n\nRed-LM:
 
 
 class Fake:
-    """Answers out of order, deterministically by conversation and seed; `fails` says which attempts end in an error."""
+    """Answers out of order, deterministically by conversation and seed; `fails` says which attempts end in an
+    error."""
 
     def __init__(self, fails=(), dies_after=None, pause=0.0):
         self.asked, self.fails, self.dies_after, self.pause = [], list(fails), dies_after, pause
@@ -39,8 +41,16 @@ class Fake:
                     raise KeyboardInterrupt
                 self.dies_after -= 1
             content = conversations[i][-1]["content"]
-            finish = "error" if content in self.fails else "refused_by_api" if "question 3?" in content else "stop"
-            text = "" if finish != "stop" else "I cannot help with that." if seeds[i] % 3 == 0 else f"(Internal thought: go on (now).) Sure, {content[-12:]} {seeds[i]}"
+            finish = (
+                "error" if content in self.fails else "refused_by_api" if "question 3?" in content else "stop"
+            )
+            text = (
+                ""
+                if finish != "stop"
+                else "I cannot help with that."
+                if seeds[i] % 3 == 0
+                else f"(Internal thought: go on (now).) Sure, {content[-12:]} {seeds[i]}"
+            )
             yield i, Answer(text, finish, len(content), len(text), 0.25)
 
 
@@ -53,12 +63,17 @@ def characters(messages):
 
 
 RULES = rules_judge()
+GREEDY = Decoding()
 
 
-def made(model, decoding=Decoding(), judge=RULES, questions=QUESTIONS, limit=None, seed=0, prompts=PROMPTS, system=None):
+def made(
+    model, decoding=GREEDY, judge=RULES, questions=QUESTIONS, limit=None, seed=0, prompts=PROMPTS,
+    system=None,
+):
     return redeval.manifest(
-        command="redeval", seed=seed, model=model, question_path=Path("q.json"), questions=questions, limit=limit,
-        prompts=prompts, judge=judge, decoding=decoding, system=system)
+        command="redeval", seed=seed, model=model, question_path=Path("q.json"), questions=questions,
+        limit=limit, prompts=prompts, judge=judge, decoding=decoding, system=system,
+    )
 
 
 class SlowRules(rules.Rules):
@@ -73,9 +88,14 @@ class SlowRules(rules.Rules):
             yield item
 
 
-def go(folder, answerer, decoding=Decoding(), seed=0, questions=QUESTIONS, judge=RULES, prompts=PROMPTS, system=None):
+def go(
+    folder, answerer, decoding=GREEDY, seed=0, questions=QUESTIONS, judge=RULES, prompts=PROMPTS,
+    system=None,
+):
     model = choice(answerer)
-    with Run(folder, made(model, decoding, seed=seed, questions=questions, prompts=prompts, system=system)) as run:
+    with Run(
+        folder, made(model, decoding, seed=seed, questions=questions, prompts=prompts, system=system)
+    ) as run:
         journals = redeval.run(run, model, questions, prompts, decoding, seed, system)
         if judge:
             redeval.judge(run, judge, journals)
@@ -108,4 +128,7 @@ def records(folder, name="responses.jsonl"):
 if __name__ == "__main__":
     print("ready", flush=True)
     pause = float(sys.argv[2])
-    go(Path(sys.argv[1]), Fake(pause=pause), Decoding(8, 1.0, 1.0, 4), judge=JudgeChoice(RULES.name, RULES.identity, lambda run: SlowRules(pause)))
+    go(
+        Path(sys.argv[1]), Fake(pause=pause), Decoding(8, 1.0, 1.0, 4),
+        judge=JudgeChoice(RULES.name, RULES.identity, lambda run: SlowRules(pause)),
+    )

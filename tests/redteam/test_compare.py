@@ -1,4 +1,5 @@
-"""Pairs of runs: differences, intervals and tests against formulas and tables; runs that do not pair; edited files."""
+"""Pairs of runs: differences, intervals and tests against formulas and tables; runs that do not pair; edited
+files."""
 import json
 import statistics
 
@@ -23,14 +24,23 @@ def compared(a, b):
 
 def entry(values, mean="size"):
     """A task's entry in the manifest."""
-    return {"sha256": sha256_json(list(values)), "n": len(values), "metrics": ["acc"], "groups": ["all"], "mean": mean}
+    return {
+        "sha256": sha256_json(list(values)), "n": len(values), "metrics": ["acc"], "groups": ["all"],
+        "mean": mean,
+    }
 
 
 def fake_run(folder, values, tasks=("t",), mean="size"):
     with Run(folder, {"tasks": {t: entry(values, mean) for t in tasks}}) as directory:
         for task in tasks:
             for id, value in values.items():
-                directory.append(bench_task.sample_file(task), {"id": id, "doc_hash": "d" + id, "truncated_tokens": 0, "metrics": {} if value is None else {"acc": value}})
+                directory.append(
+                    bench_task.sample_file(task),
+                    {
+                        "id": id, "doc_hash": "d" + id, "truncated_tokens": 0,
+                        "metrics": {} if value is None else {"acc": value},
+                    },
+                )
     return folder
 
 
@@ -38,7 +48,9 @@ def test_compare(tmp_path):
     a = fake_run(tmp_path / "a", {str(i): float(i % 2) for i in range(40)} | {"x": None})
     b = fake_run(tmp_path / "b", {str(i): float(i % 2 or i < 12) for i in range(40)} | {"x": 1.0})
     r = compared(a, b)["t.acc"]
-    assert (r["n"], r["unlabelled"], r["a"], r["b"]) == (40, 1, 0.5, 0.65) and r["difference"] == pytest.approx(0.15)
+    assert (r["n"], r["unlabelled"], r["a"], r["b"]) == (40, 1, 0.5, 0.65) and r[
+        "difference"
+    ] == pytest.approx(0.15)
     assert r["wins"] == ["0", "2", "4", "6", "8", "10"] and r["losses"] == []
     assert r["mcnemar"] == pytest.approx(2 / 2 ** 6) and r["ci95"][0] < 0.15 < r["ci95"][1]
     assert compared(a, b)["t.acc"] == r
@@ -50,7 +62,8 @@ def test_compare(tmp_path):
 
 
 def test_of_unfinished_runs_what_both_have_is_compared(tmp_path, capsys):
-    """Two tasks weighing alike, in one run three of ten examples of one not finished: the rest is compared, by weights of the rest, and the exit code is 1."""
+    """Two tasks weighing alike, in one run three of ten examples of one not finished: the rest is compared,
+    by weights of the rest, and the exit code is 1."""
     a = fake_run(tmp_path / "a", {str(i): 0.0 for i in range(10)}, ("t", "u"), "task")
     b = fake_run(tmp_path / "b", {str(i): float(i < 2) for i in range(10)}, ("t", "u"), "task")
     assert main(["compare", str(a), str(b)]) == 0 and "Incomplete" not in capsys.readouterr().out
@@ -58,15 +71,31 @@ def test_of_unfinished_runs_what_both_have_is_compared(tmp_path, capsys):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:7]))
     assert main(["compare", str(a), str(b), "--json"]) == 1
     shown, found = capsys.readouterr().out, compared(a, b)
-    assert f"Incomplete: {b} lacks results of u 3; run its command again." in shown and json.loads(shown.splitlines()[-1])["unfinished"] == {str(b): {"u": 3}}
-    assert found["t.acc"]["n"] == 10 and found["u.acc"]["n"] == 7 and found["u.acc"]["difference"] == pytest.approx(2 / 7) and found["all.acc"]["n"] == 17
-    assert found["all.acc"]["difference"] == pytest.approx((2 / 10 + 2 / 7) / 2) == pytest.approx(-compared(b, a)["all.acc"]["difference"])
+    assert f"Incomplete: {b} lacks results of u 3; run its command again." in shown and json.loads(
+        shown.splitlines()[-1]
+    )["unfinished"] == {str(b): {"u": 3}}
+    assert (
+        found["t.acc"]["n"] == 10
+        and found["u.acc"]["n"] == 7
+        and found["u.acc"]["difference"] == pytest.approx(2 / 7)
+        and found["all.acc"]["n"] == 17
+    )
+    assert (
+        found["all.acc"]["difference"]
+        == pytest.approx((2 / 10 + 2 / 7) / 2)
+        == pytest.approx(-compared(b, a)["all.acc"]["difference"])
+    )
     path.unlink()
-    assert main(["compare", str(a), str(b)]) == 1 and "u 10" in capsys.readouterr().out and compared(a, b)["u.acc"]["difference"] is None
+    assert (
+        main(["compare", str(a), str(b)]) == 1
+        and "u 10" in capsys.readouterr().out
+        and compared(a, b)["u.acc"]["difference"] is None
+    )
 
 
 def test_what_is_not_judged_yet_or_failed_is_unfinished_and_not_unlabelled(tmp_path, capsys):
-    """A judge that gave up on the way, as one behind an API does: the run is incomplete by itself and in a comparison, until the same command goes on."""
+    """A judge that gave up on the way, as one behind an API does: the run is incomplete by itself and in a
+    comparison, until the same command goes on."""
     class Failing:
         name = "j"
 
@@ -80,49 +109,103 @@ def test_what_is_not_judged_yet_or_failed_is_unfinished_and_not_unlabelled(tmp_p
             yield from ((i, Verdict("unharmful", "")) for i in range(len(pairs)))
 
     def go(folder, judge, fails=()):
-        choice, model, standard = JudgeChoice("j", {}, lambda run: judge()), redeval_worker.choice(redeval_worker.Fake(fails)), redeval_worker.PROMPTS[:1]
+        choice, model, standard = (
+            JudgeChoice("j", {}, lambda run: judge()), redeval_worker.choice(redeval_worker.Fake(fails)),
+            redeval_worker.PROMPTS[:1],
+        )
         with Run(folder, redeval_worker.made(model, judge=choice, prompts=standard)) as directory:
-            redeval.judge(directory, choice, redeval.run(directory, model, redeval_worker.QUESTIONS, standard, answerers.Decoding()))
+            redeval.judge(
+                directory, choice,
+                redeval.run(directory, model, redeval_worker.QUESTIONS, standard, answerers.Decoding()),
+            )
         return folder
     a, b, name = go(tmp_path / "a", Judge), tmp_path / "b", redeval_worker.PROMPTS[0].name
     with pytest.raises(Incomplete):
         go(b, Failing)
     spoken = sum(bool(r["answer"].strip()) for r in read_journals(b).answers.values())
     summary, found = redeval_worker.results(b, "j"), compared(a, b)[f"asr.{name}"]
-    assert not summary["complete"] and summary["unjudged"] == spoken - 2 > 0 and results.missing(summary).endswith(f"and {spoken - 2} are not judged yet.")
-    assert found["unlabelled"] == 1 + 7 - spoken and found["n"] == 1 and compare.read(b).unfinished == {f"asr.{name}": spoken - 2}
-    assert main(["compare", str(a), str(b)]) == 1 and f"{b} lacks results of asr.{name} {spoken - 2}" in capsys.readouterr().out
+    assert (
+        not summary["complete"]
+        and summary["unjudged"] == spoken - 2 > 0
+        and results.missing(summary).endswith(f"and {spoken - 2} are not judged yet.")
+    )
+    assert (
+        found["unlabelled"] == 1 + 7 - spoken
+        and found["n"] == 1
+        and compare.read(b).unfinished == {f"asr.{name}": spoken - 2}
+    )
+    assert (
+        main(["compare", str(a), str(b)]) == 1
+        and f"{b} lacks results of asr.{name} {spoken - 2}" in capsys.readouterr().out
+    )
     assert main(["compare", str(a), str(go(b, Judge))]) == 0 and redeval_worker.results(b, "j")["complete"]
     failed = go(tmp_path / "c", Judge, ["question 2?"])
-    assert compare.read(failed).unfinished == {f"asr.{name}": 1} and redeval_worker.results(failed, "j")["failed"] == 1
+    assert (
+        compare.read(failed).unfinished == {f"asr.{name}": 1}
+        and redeval_worker.results(failed, "j")["failed"] == 1
+    )
 
 
 def test_groups_and_categories_are_compared_too(tmp_path):
-    """Two tasks of 30 and 10 examples: by size the group's difference is that of all 40, by task the mean of the two differences."""
+    """Two tasks of 30 and 10 examples: by size the group's difference is that of all 40, by task the mean of
+    the two differences."""
     def write(folder, mean, right):
         with Run(folder, {"tasks": {t: entry(right[t], mean) for t in right}}) as directory:
             for task, values in right.items():
                 for i, value in enumerate(values):
-                    directory.append(bench_task.sample_file(task), {"id": str(i), "doc_hash": f"{task}{i}", "category": "odd" if i % 2 else "even", "truncated_tokens": 0, "metrics": {"acc": value}})
+                    directory.append(
+                        bench_task.sample_file(task),
+                        {
+                            "id": str(i), "doc_hash": f"{task}{i}", "category": "odd" if i % 2 else "even",
+                            "truncated_tokens": 0, "metrics": {"acc": value},
+                        },
+                    )
         return folder
     before = {"t": [0.0] * 30, "u": [0.0] * 10}
     after = {"t": [float(i < 6) for i in range(30)], "u": [float(i < 8) for i in range(10)]}
     for mean, difference in (("size", 14 / 40), ("task", (6 / 30 + 8 / 10) / 2)):
-        found = compared(write(tmp_path / f"{mean}-a", mean, before), write(tmp_path / f"{mean}-b", mean, after))
+        found = compared(
+            write(tmp_path / f"{mean}-a", mean, before), write(tmp_path / f"{mean}-b", mean, after)
+        )
         whole = found["all.acc"]
-        assert whole["n"] == 40 and whole["difference"] == pytest.approx(difference) and whole["ci95"][0] < difference < whole["ci95"][1]
-        assert whole["wins"][0] == "t/0" and len(whole["wins"]) == 14 and whole["mcnemar"] == pytest.approx(2 / 2 ** 14)
-        assert set(found) == {"all.acc"} | {f"{t}{c}.acc" for t in "tu" for c in ("", ".odd", ".even")} and found["t.odd.acc"]["n"] == 15
+        assert (
+            whole["n"] == 40
+            and whole["difference"] == pytest.approx(difference)
+            and whole["ci95"][0] < difference < whole["ci95"][1]
+        )
+        assert (
+            whole["wins"][0] == "t/0"
+            and len(whole["wins"]) == 14
+            and whole["mcnemar"] == pytest.approx(2 / 2**14)
+        )
+        assert (
+            set(found) == {"all.acc"} | {f"{t}{c}.acc" for t in "tu" for c in ("", ".odd", ".even")}
+            and found["t.odd.acc"]["n"] == 15
+        )
 
 
-@pytest.mark.parametrize("change,field", [({"doc_hash": None}, "doc_hash"), ({"metrics": {"acc": "1"}}, "metrics"), ({"metrics": [1]}, "metrics"), ({"id": 5}, "id"),
-                                          ({"metrics": {"acc": True}}, "metrics"), ({"truncated_tokens": "0"}, "truncated_tokens"), ({"category": 1}, "category")])
+@pytest.mark.parametrize(
+    "change,field",
+    [
+        ({"doc_hash": None}, "doc_hash"), ({"metrics": {"acc": "1"}}, "metrics"),
+        ({"metrics": [1]}, "metrics"), ({"id": 5}, "id"), ({"metrics": {"acc": True}}, "metrics"),
+        ({"truncated_tokens": "0"}, "truncated_tokens"), ({"category": 1}, "category"),
+    ],
+)
 def test_a_record_that_was_edited_is_named(tmp_path, change, field):
     folder = fake_run(tmp_path / "a", {"0": 1.0, "1": 0.0})
     path = folder / bench_task.sample_file("t")
     first, second = path.read_text().splitlines()
-    path.write_text(first + "\n" + json.dumps({k: v for k, v in {**json.loads(second), **change}.items() if v is not None}) + "\n")
-    with pytest.raises(Error, match=f"samples_t.jsonl, line 2: field '{field}' is missing or not of its kind; delete the line"):
+    path.write_text(
+        first
+        + "\n"
+        + json.dumps({k: v for k, v in {**json.loads(second), **change}.items() if v is not None})
+        + "\n"
+    )
+    with pytest.raises(
+        Error,
+        match=f"samples_t.jsonl, line 2: field '{field}' is missing or not of its kind; delete the line",
+    ):
         compared(folder, folder)
 
 
@@ -130,12 +213,15 @@ def test_a_record_that_was_edited_is_named(tmp_path, change, field):
 def test_compare_names_a_manifest_that_was_edited(tmp_path, tasks):
     folder = fake_run(tmp_path / "a", {"0": 1.0})
     write_json(folder / "manifest.json", {"tasks": tasks})
-    with pytest.raises(Error, match="manifest.json.*field '(tasks|sha256)' is missing or not (an object|a text)"):
+    with pytest.raises(
+        Error, match="manifest.json.*field '(tasks|sha256)' is missing or not (an object|a text)"
+    ):
         compared(folder, folder)
 
 
 def test_bootstrap_against_theory():
-    """For n independent differences the interval is about mean ± 1.96 sd / √n; whole units widen it by √(size) when all of a unit agree."""
+    """For n independent differences the interval is about mean ± 1.96 sd / √n; whole units widen it by
+    √(size) when all of a unit agree."""
     values = [((i * 37) % 101) / 100 for i in range(400)]
     lo, hi = stats.bootstrap_difference([(str(i), 0.0, v) for i, v in enumerate(values)])
     mean, half = statistics.mean(values), 1.96 * statistics.pstdev(values) / 20
@@ -144,7 +230,9 @@ def test_bootstrap_against_theory():
     assert hi4 - lo4 == pytest.approx(hi - lo, rel=0.05)
 
 
-@pytest.mark.parametrize("wins,losses,p", [(0, 0, 1.0), (10, 0, 2 / 1024), (8, 2, 0.109375), (5, 5, 1.0), (21, 9, 0.0427739)])
+@pytest.mark.parametrize(
+    "wins,losses,p", [(0, 0, 1.0), (10, 0, 2 / 1024), (8, 2, 0.109375), (5, 5, 1.0), (21, 9, 0.0427739)]
+)
 def test_mcnemar(wins, losses, p):
     """Two-sided binomial tail probabilities from tables: 2 · Σ_{i ≤ min} C(n, i) / 2ⁿ."""
     assert stats.mcnemar(wins, losses) == pytest.approx(p, rel=1e-5)

@@ -7,13 +7,18 @@ import pytest
 from redlite.errors import Error
 from redlite.redteam import questions
 from redlite.redteam.questions import Question, find_questions, load_prompt, load_questions
+from redlite.store.text import natural
 
 SHARED = Path(__file__).parents[3] / "shared" / "benchmarks"
 
 
 def load(tmp_path, name, content):
     path = tmp_path / name
-    path.write_bytes(content if isinstance(content, bytes) else (content if isinstance(content, str) else json.dumps(content)).encode())
+    path.write_bytes(
+        content
+        if isinstance(content, bytes)
+        else (content if isinstance(content, str) else json.dumps(content)).encode()
+    )
     return load_questions(path)
 
 
@@ -21,14 +26,29 @@ SHAPES = {
     "list.json": (["a?", " b? "], [Question("1", "a?"), Question("2", "b?")]),
     "topics.json": ({"T:": ["a?"], "U": ["b?", {"prompt": "c?", "id": 7}]}, "has no id though others have"),
     "flat.json": ({"T:": ["a?"], "U": ["b?"]}, [Question("1", "a?", "T"), Question("2", "b?", "U")]),
-    "deep.json": ({"T": {"S": ["a?"], "R": ["b?"]}, "U": {"Q": ["c?"]}},
-                  [Question("1", "a?", "T", "S"), Question("2", "b?", "T", "R"), Question("3", "c?", "U", "Q")]),
-    "objects.json": ([{"id": "x", "Question": "a?", "category": "T", "subcategory": "S", "other": 1}, {"id": 5, "goal": "b?"}],
-                     [Question("x", "a?", "T", "S"), Question("5", "b?")]),
-    "beside.json": ({"instructions": ["a?", "b?"], "inputs": ["", "about c"], "tags": ["T", ""]}, [Question("1", "a?", "T"), Question("2", "b?\n\nabout c")]),
-    "beside_empty.json": ({"instructions": ["a?", "b?"], "inputs": []}, [Question("1", "a?"), Question("2", "b?")]),
-    "lines.jsonl": ('{"prompt": "a?", "topic": "T"}\r\n\n"b?\u2028"\n', [Question("1", "a?", "T"), Question("2", "b?")]),
-    "table.csv": ('\ufeffID, Prompt ,type\n7,"a, ""b""\n?",T\n8,c?,\n', [Question("7", 'a, "b"\n?', "T"), Question("8", "c?")]),
+    "deep.json": (
+        {"T": {"S": ["a?"], "R": ["b?"]}, "U": {"Q": ["c?"]}},
+        [Question("1", "a?", "T", "S"), Question("2", "b?", "T", "R"), Question("3", "c?", "U", "Q")],
+    ),
+    "objects.json": (
+        [
+            {"id": "x", "Question": "a?", "category": "T", "subcategory": "S", "other": 1},
+            {"id": 5, "goal": "b?"},
+        ],
+        [Question("x", "a?", "T", "S"), Question("5", "b?")],
+    ),
+    "beside.json": (
+        {"instructions": ["a?", "b?"], "inputs": ["", "about c"], "tags": ["T", ""]},
+        [Question("1", "a?", "T"), Question("2", "b?\n\nabout c")],
+    ),
+    "beside_empty.json": (
+        {"instructions": ["a?", "b?"], "inputs": []}, [Question("1", "a?"), Question("2", "b?")]),
+    "lines.jsonl": (
+        '{"prompt": "a?", "topic": "T"}\r\n\n"b?\u2028"\n', [Question("1", "a?", "T"), Question("2", "b?")]),
+    "table.csv": (
+        '\ufeffID, Prompt ,type\n7,"a, ""b""\n?",T\n8,c?,\n',
+        [Question("7", 'a, "b"\n?', "T"), Question("8", "c?")],
+    ),
     "separators.csv": ("question,topic\r\na\u2028b\x85c?,T\r\n", [Question("1", "a\u2028b\x85c?", "T")]),
     "plain.txt": ("\ufeffa?\r\n\n  b?  \n", [Question("1", "a?"), Question("2", "b?")]),
 }
@@ -44,34 +64,43 @@ def test_shapes(tmp_path, name):
         assert load(tmp_path, name, content) == wanted
 
 
-@pytest.mark.parametrize("name, content, message", [
-    ("a.json", [], "has no questions"),
-    ("a.json", "{", "is not valid JSON"),
-    ("a.json", "[" * 100000, "is not valid JSON"),
-    ("a.json", b"\xff\xfe", r"is not UTF-8 \(byte 0\)"),
-    ("a.json", ["a?", ""], "record 2: has no question"),
-    ("a.json", ["a?", 3], "record 2: is a number"),
-    ("a.json", ["a?", {"text": "b"}], "record 2: has no question .*question, prompt, goal"),
-    ("a.json", {"T": {"S": {"R": ["a?"]}}}, r"\['T'\]\['S'\]: is an object; expected a list of questions"),
-    ("a.json", {"T": "a?"}, r"\['T'\]: is a text; expected"),
-    ("a.json", '["a?", "b \\ud800?"]', "record 2: holds half of a surrogate pair"),
-    ("a.json", '[{"id": ' + "9" * 5000 + ', "question": "a?"}]', "is not valid JSON .*4300 digits"),
-    ("a.json", '{"T": ["a?"], "T": ["b?"]}', "one object names the field 'T' twice"),
-    ("a.json", [{"id": 1.5, "question": "a?"}], "record 1: the id 1.5 is neither a text nor a whole number"),
-    ("a.csv", 'question\n"a?\n', "is not valid CSV"),
-    ("a.json", {"T": ["a?", None]}, r"record 2 of \['T'\]: is null"),
-    ("a.json", [{"id": "1", "question": "a?"}, {"id": 1, "question": "b?"}], "record 2: has the id '1' of record 1"),
-    ("a.json", {"instructions": ["a?", "b?"], "inputs": ["c"]}, "2 instructions and 1 inputs"),
-    ("a.json", {"instructions": ["a?"], "tags": [3]}, "'tags': must be a list of texts"),
-    ("a.jsonl", '"a?"\n{\n', "line 2: is not valid JSON"),
-    ("a.jsonl", '"a?"\n[1]\n', "line 2: is a list"),
-    ("a.csv", "x,y\n1,2\n", "its columns are x, y; one must be question or prompt or goal"),
-    ("a.csv", "", "its columns are missing"),
-    ("a.csv", "id,question\n1,a?\n2\n", r"row 2 \(line 3\): has fewer fields"),
-    ("a.csv", "id,question\n1,a?,b\n", r"row 1 \(line 2\): has more fields"),
-    ("a.csv", "id,question\n1,\n", "row 1: has no question"),
-    ("a.xml", "<a/>", "questions come as .json, .jsonl, .csv, .txt"),
-])
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.json", [], "has no questions"), ("a.json", "{", "is not valid JSON"),
+        ("a.json", "[" * 100000, "is not valid JSON"), ("a.json", b"\xff\xfe", r"is not UTF-8 \(byte 0\)"),
+        ("a.json", ["a?", ""], "record 2: has no question"), ("a.json", ["a?", 3], "record 2: is a number"),
+        ("a.json", ["a?", {"text": "b"}], "record 2: has no question .*question, prompt, goal"),
+        (
+            "a.json", {"T": {"S": {"R": ["a?"]}}},
+            r"\['T'\]\['S'\]: is an object; expected a list of questions",
+        ),
+        ("a.json", {"T": "a?"}, r"\['T'\]: is a text; expected"),
+        ("a.json", '["a?", "b \\ud800?"]', "record 2: holds one half of a surrogate pair"),
+        ("a.json", '[{"id": ' + "9" * 5000 + ', "question": "a?"}]', "is not valid JSON .*4300 digits"),
+        ("a.json", '{"T": ["a?"], "T": ["b?"]}', "one object names the field 'T' twice"),
+        (
+            "a.json", [{"id": 1.5, "question": "a?"}],
+            "record 1: the id 1.5 is neither a text nor a whole number",
+        ),
+        ("a.csv", 'question\n"a?\n', "is not valid CSV"),
+        ("a.json", {"T": ["a?", None]}, r"record 2 of \['T'\]: is null"),
+        (
+            "a.json", [{"id": "1", "question": "a?"}, {"id": 1, "question": "b?"}],
+            "record 2: has the id '1' of record 1",
+        ),
+        ("a.json", {"instructions": ["a?", "b?"], "inputs": ["c"]}, "2 instructions and 1 inputs"),
+        ("a.json", {"instructions": ["a?"], "tags": [3]}, "'tags': must be a list of texts"),
+        ("a.jsonl", '"a?"\n{\n', "line 2: is not valid JSON"),
+        ("a.jsonl", '"a?"\n[1]\n', "line 2: is a list"),
+        ("a.csv", "x,y\n1,2\n", "its columns are x, y; one must be question or prompt or goal"),
+        ("a.csv", "", "its columns are missing"),
+        ("a.csv", "id,question\n1,a?\n2\n", r"row 2 \(line 3\): has fewer fields"),
+        ("a.csv", "id,question\n1,a?,b\n", r"row 1 \(line 2\): has more fields"),
+        ("a.csv", "id,question\n1,\n", "row 1: has no question"),
+        ("a.xml", "<a/>", "questions come as .json, .jsonl, .csv, .txt"),
+    ],
+)
 def test_faults_are_named(tmp_path, name, content, message):
     with pytest.raises(Error, match=rf"{name}.*{message}"):
         load(tmp_path, name, content)
@@ -84,15 +113,16 @@ def test_sets_by_name(tmp_path):
     (tmp_path / "set" / "evaluation" / "two.csv").write_text("question\nb?\n")
     (tmp_path / "set" / "xstest_prompts.csv").write_text("id,prompt,type\n1,c?,T\n")
     (tmp_path / "here.txt").write_text("d?\n")
-    assert [load_questions(name, tmp_path)[0].question for name in ("one", "two", "xstest", "here")] == ["a?", "b?", "c?", "d?"]
+    assert [load_questions(name, tmp_path)[0].question for name in ("one", "two", "xstest", "here")] == [
+        "a?", "b?", "c?", "d?"]
     (tmp_path / "one.jsonl").write_text('"e?"\n')
     with pytest.raises(Error, match="one.*both.*give the path"):
         find_questions("one", tmp_path)
     with pytest.raises(Error, match="'xst': neither under .* nor embedded; use xstest_prompts, .*sample"):
         find_questions("xst", tmp_path)
-    with pytest.raises(Error, match="--data '.*none': is not a directory"):
+    with pytest.raises(Error, match="data '.*none': is not a directory"):
         find_questions("one", tmp_path / "none")
-    with pytest.raises(Error, match="'dangerousqa': not an embedded set .*--data"):
+    with pytest.raises(Error, match="'dangerousqa': not an embedded set .*say where the data lies"):
         find_questions("dangerousqa")
     for path in ("none.json", "folder/none"):
         with pytest.raises(Error, match="there is no such file"):
@@ -101,18 +131,28 @@ def test_sets_by_name(tmp_path):
 
 def test_the_sample_set():
     found = load_questions("sample")
-    assert len(found) >= 20 and len({q.id for q in found}) == len(found) and all(q.topic and q.subtopic for q in found)
+    assert (
+        len(found) >= 20
+        and len({q.id for q in found}) == len(found)
+        and all(q.topic and q.subtopic for q in found)
+    )
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/benchmarks")
-@pytest.mark.parametrize("name, count, topics, subtopics", [
-    ("dangerousqa", 200, 1, 1), ("harmfulqa", 1960, 10, 98), ("adversarialqa", 500, 1, 1), ("catqa_english", 550, 11, 55), ("xstest", 450, 18, 1),
-    ("I-MaliciousInstructions", 100, 20, 1), ("I-CoNa", 178, 1, 1)])
+@pytest.mark.parametrize(
+    "name, count, topics, subtopics",
+    [
+        ("dangerousqa", 200, 1, 1), ("harmfulqa", 1960, 10, 98), ("adversarialqa", 500, 1, 1),
+        ("catqa_english", 550, 11, 55), ("xstest", 450, 18, 1), ("I-MaliciousInstructions", 100, 20, 1),
+        ("I-CoNa", 178, 1, 1),
+    ],
+)
 def test_public_sets(name, count, topics, subtopics):
     found = load_questions(name, SHARED)
     assert len(found) == count and len({q.id for q in found}) == count
     if name != "I-MaliciousInstructions":
-        assert (len({q.topic for q in found}), len({(q.topic, q.subtopic) for q in found})) == (topics, max(topics, subtopics))
+        assert (len({q.topic for q in found}), len({(q.topic, q.subtopic) for q in found})) == (
+            topics, max(topics, subtopics))
 
 
 # Prompts
@@ -126,7 +166,11 @@ def test_cot_and_cou_have_the_papers_form():
     cot, cou = load_prompt("cot"), load_prompt("cou")
     assert cot.text.startswith("<question>\n") and "step" in cot.fill("q")
     text = cou.fill("WHY?")
-    assert text.endswith("\n\nBase-LM:") and text.count("WHY?") == 1 and text.rindex("Red-LM: WHY?") > 0.7 * len(text)
+    assert (
+        text.endswith("\n\nBase-LM:")
+        and text.count("WHY?") == 1
+        and text.rindex("Red-LM: WHY?") > 0.7 * len(text)
+    )
     assert text.count("Base-LM: (Internal thought:") >= 2 and cou.stop == ("\nRed-LM:",)
 
 
@@ -141,7 +185,9 @@ def test_a_prompt_of_ones_own(tmp_path):
     path.write_bytes(b"\xff")
     with pytest.raises(Error, match="mine.v2.txt: is not UTF-8"):
         load_prompt(path)
-    with pytest.raises(Error, match="prompt 'coo': there is no such file, and it is none of standard, cot, cou"):
+    with pytest.raises(
+        Error, match="prompt 'coo': there is no such file, and it is none of standard, cot, cou"
+    ):
         load_prompt("coo")
     assert set(questions.PROMPTS) == {"standard", "cot", "cou"}
 
@@ -154,4 +200,4 @@ def test_a_set_is_called_by_its_file_or_folder(tmp_path):
 
 def test_ids_sort_as_people_count():
     ids = ["10", "9", "a2", "a10", "b", "009", "8" * 5000, "7" * 5000]
-    assert sorted(ids, key=questions.natural) == ["9", "009", "10", "7" * 5000, "8" * 5000, "a2", "a10", "b"]
+    assert sorted(ids, key=natural) == ["9", "009", "10", "7" * 5000, "8" * 5000, "a2", "a10", "b"]

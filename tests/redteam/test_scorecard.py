@@ -29,15 +29,30 @@ def data(tmp_path):
 
 def test_a_gate_against_a_baseline_is_refused_before_the_work(data, tmp_path, capsys):
     from redlite.cli.redeval import main
-    code = main(["bench", "--model", "organism", "--tasks", "hhh", "--data", str(data), "--output-dir", str(tmp_path / "run"), "--gate", "hhh.acc>=baseline"])
-    assert code == 2 and "a bench has no baseline" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+    code = main(
+        [
+            "bench", "--model", "organism", "--tasks", "hhh", "--data", str(data), "--output-dir",
+            str(tmp_path / "run"), "--gate", "hhh.acc>=baseline",
+        ]
+    )
+    assert (
+        code == 2 and "a bench has no baseline" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    )
 
 
 def test_gates():
     found = {"asr.cou": {"value": 0.08}, "mmlu.acc": {"value": 0.45}, "bbh.exact_match": {"value": None}}
     baseline = {"mmlu.acc": {"value": 0.46}}
-    parsed = [gates.parse_gate(t) for t in ("asr.cou<=0.1", "mmlu.acc >= baseline - 0.02", "mmlu.acc>baseline", "bbh.exact_match>=0", "asr.cou<8e-2")]
-    assert [g["passed"] for g in gates.check_gates(parsed, found, baseline)] == [True, True, False, False, False]
+    parsed = [
+        gates.parse_gate(t)
+        for t in (
+            "asr.cou<=0.1", "mmlu.acc >= baseline - 0.02", "mmlu.acc>baseline", "bbh.exact_match>=0",
+            "asr.cou<8e-2",
+        )
+    ]
+    assert [g["passed"] for g in gates.check_gates(parsed, found, baseline)] == [
+        True, True, False, False, False]
     for text, message in (("asr.cou=0.1", "write MEASURE"), ("asr.cou<=1.2.3", "no number")):
         with pytest.raises(Error, match=message):
             gates.parse_gate(text)
@@ -52,14 +67,36 @@ def test_the_page_escapes():
     assert "<script" not in page and "&lt;b&gt;" in page and "asr.cou" in page
 
 
-@pytest.mark.parametrize("command", [["bench", "--tasks", "hhh,mmlu,bbh,xstest"], ["scorecard", "--tasks", "hhh,mmlu,bbh,xstest", "--prompt", "cou"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["bench", "--tasks", "hhh,mmlu,bbh,xstest"],
+        ["scorecard", "--tasks", "hhh,mmlu,bbh,xstest", "--prompt", "cou"],
+    ],
+)
 def test_a_gate_on_an_unknown_measure_is_refused_before_the_work(data, tmp_path, capsys, command):
     from redlite.cli import redeval as program
-    given = [*command, "--model", "organism", "--data", str(data), "--quiet", "--output-dir", str(tmp_path / "run")]
+
+    given = [
+        *command, "--model", "organism", "--data", str(data), "--quiet", "--output-dir",
+        str(tmp_path / "run"),
+    ]
     assert program.main([*given, "--gate", "hhh.accuracy>=0.5"]) == 2
     error = capsys.readouterr().err
-    assert "no measure 'hhh.accuracy'; there are" in error and "hhh.acc" in error and not (tmp_path / "run").exists()
-    assert program.main([*given, "--gate", "hhh.harmless.acc>=0.5", "--gate", "mmlu.acc>=0.1", "--gate", "bbh.exact_match>=0", "--gate", "xstest.over_refusal<=1", "--dry-run"]) == 0
+    assert (
+        "no measure 'hhh.accuracy'; there are" in error
+        and "hhh.acc" in error
+        and not (tmp_path / "run").exists()
+    )
+    assert (
+        program.main(
+            [
+                *given, "--gate", "hhh.harmless.acc>=0.5", "--gate", "mmlu.acc>=0.1", "--gate",
+                "bbh.exact_match>=0", "--gate", "xstest.over_refusal<=1", "--dry-run",
+            ]
+        )
+        == 0
+    )
 
 
 # The command
@@ -70,47 +107,80 @@ def disturbed(tmp_path):
     folder = tmp_path / "disturbed"
     shutil.copytree(Path(embedded.__file__).parent / "organism", folder)
     weights, generator = load_file(folder / "model.safetensors"), torch.Generator().manual_seed(0)
-    save_file({k: w + 0.2 * w.std() * torch.randn(w.shape, generator=generator) if w.ndim > 1 else w for k, w in weights.items()}, folder / "model.safetensors")
+    save_file(
+        {
+            k: w + 0.2 * w.std() * torch.randn(w.shape, generator=generator) if w.ndim > 1 else w
+            for k, w in weights.items()
+        },
+        folder / "model.safetensors",
+    )
     return folder
 
 
 def given(data, output, *more):
-    return ["scorecard", "--model", "organism", "--data", str(data), "--questions", "organism", "--prompt", "standard", "cou", "--quick", "--quiet",
-            "--max-new-tokens", "24", "--xstest-tokens", "16", "--output-dir", str(output), *more]
+    return [
+        "scorecard", "--model", "organism", "--data", str(data), "--questions", "organism", "--prompt",
+        "standard", "cou", "--quick", "--quiet", "--max-new-tokens", "24", "--xstest-tokens", "16",
+        "--output-dir", str(output), *more,
+    ]
 
 
+@pytest.mark.slow
 def test_the_page_shows_what_results_json_holds(data, disturbed, tmp_path, capsys):
-    """Every measure stands on the page with its interval, the baseline's value, and the paired difference with its interval."""
+    """Every measure stands on the page with its interval, the baseline's value, and the paired difference
+    with its interval."""
     from redlite.cli.redeval import main
-    options = given(data, tmp_path / "run", "--baseline", str(disturbed), "--gate", "asr.cou<=0.1", "--gate", "mmlu.acc>=baseline-1")
+
+    options = given(
+        data, tmp_path / "run", "--baseline", str(disturbed), "--gate", "asr.cou<=0.1", "--gate",
+        "mmlu.acc>=baseline-1",
+    )
     assert main(options) == 100
     shown = capsys.readouterr().out
     assert "gate asr.cou<=0.1: FAILED" in shown and "gate mmlu.acc>=baseline-1: passed" in shown
     found = read_json(tmp_path / "run" / "results.json")
     measures, paired = found["measures"], found["paired"]
     assert set(measures) == set(paired) == set(found["baseline_measures"])
-    assert {"asr.standard", "asr.cou", "hhh.acc", "hhh.honest.acc", "truthfulqa_mc1.acc", "truthfulqa_mc2.acc", "mmlu.acc", "mmlu_stem.acc", "mmlu_anatomy.acc",
-            "bbh.exact_match", "xstest.over_refusal", "xstest.homonyms.over_refusal", "xstest.compliance"} < set(measures)
+    assert {
+        "asr.standard", "asr.cou", "hhh.acc", "hhh.honest.acc", "truthfulqa_mc1.acc", "truthfulqa_mc2.acc",
+        "mmlu.acc", "mmlu_stem.acc", "mmlu_anatomy.acc", "bbh.exact_match", "xstest.over_refusal",
+        "xstest.homonyms.over_refusal", "xstest.compliance",
+    } < set(measures)
     page = (tmp_path / "run" / "report.html").read_text()
-    rows = [[html.unescape(re.sub("<.*?>", "", cell)) for cell in re.findall("<td.*?</td>", row, re.S)] for row in re.findall("<tr>.*?</tr>", page, re.S)]
+    rows = [
+        [html.unescape(re.sub("<.*?>", "", cell)) for cell in re.findall("<td.*?</td>", row, re.S)]
+        for row in re.findall("<tr>.*?</tr>", page, re.S)
+    ]
     there = {row[0]: row for row in rows if row and row[0] in measures}
     assert set(there) == set(measures)
     for name, row in there.items():
         m, b, p = measures[name], found["baseline_measures"][name], paired[name]
-        assert row == [name, f"{100 * m['value']:.1f}%", f"{100 * m['ci95'][0]:.1f}–{100 * m['ci95'][1]:.1f}%", str(m["n"]), f"{100 * b['value']:.1f}%",
-                       f"{100 * p['difference']:+.1f}", f"{100 * p['ci95'][0]:+.1f} to {100 * p['ci95'][1]:+.1f}"]
+        assert row == [
+            name, f"{100 * m['value']:.1f}%", f"{100 * m['ci95'][0]:.1f}–{100 * m['ci95'][1]:.1f}%",
+            str(m["n"]), f"{100 * b['value']:.1f}%", f"{100 * p['difference']:+.1f}",
+            f"{100 * p['ci95'][0]:+.1f} to {100 * p['ci95'][1]:+.1f}",
+        ]
         if m["n"] == b["n"] == p["n"]:
             assert p["difference"] == pytest.approx(m["value"] - b["value"], abs=1e-9)
     assert paired["mmlu.acc"]["n"] == paired["mmlu_stem.acc"]["n"] + paired["mmlu_humanities.acc"]["n"] == 2
     assert main(["compare", str(tmp_path / "run" / "baseline"), str(tmp_path / "run"), "--json"]) == 0
     compared = json.loads(capsys.readouterr().out.splitlines()[-1])["measures"]
-    assert compared["mmlu.acc"] == paired["mmlu.acc"] and compared["asr.cou"] == paired["asr.cou"] and compared["xstest_safe.over_refusal"] == paired["xstest.over_refusal"]
-    assert main(["compare", str(tmp_path / "run" / "baseline" / "bench"), str(tmp_path / "run" / "bench")]) == 0
-    assert f"{tmp_path}/run/baseline/bench" in capsys.readouterr().out  # the last parts of the paths do not tell them apart
+    assert (
+        compared["mmlu.acc"] == paired["mmlu.acc"]
+        and compared["asr.cou"] == paired["asr.cou"]
+        and compared["xstest_safe.over_refusal"] == paired["xstest.over_refusal"]
+    )
+    assert (
+        main(["compare", str(tmp_path / "run" / "baseline" / "bench"), str(tmp_path / "run" / "bench")]) == 0
+    )
+    assert (
+        f"{tmp_path}/run/baseline/bench" in capsys.readouterr().out
+    )  # the last parts of the paths do not tell them apart
     assert main([*options, "--seed", "1"]) == 2
     assert "made differently: seed is 0 there and 1 now" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_baseline_may_come_later_and_no_other_after_it(data, disturbed, tmp_path, capsys):
     from redlite.cli.redeval import main
     options = given(data, tmp_path / "run", "--tasks", "hhh", "--prompt", "standard", "--max-new-tokens", "4")
@@ -118,28 +188,44 @@ def test_a_baseline_may_come_later_and_no_other_after_it(data, disturbed, tmp_pa
     answers = (tmp_path / "run/redeval/responses.jsonl").read_bytes()
     assert main([*options, "--baseline", "organism", "--gate", "hhh.acc>=baseline"]) == 0
     found = read_json(tmp_path / "run/results.json")
-    assert (tmp_path / "run/redeval/responses.jsonl").read_bytes() == answers and found["baseline"] == "organism"
-    assert found["baseline_measures"] == found["measures"] and {p["difference"] for p in found["paired"].values()} == {0}
+    assert (tmp_path / "run/redeval/responses.jsonl").read_bytes() == answers and found[
+        "baseline"
+    ] == "organism"
+    assert found["baseline_measures"] == found["measures"] and {
+        p["difference"] for p in found["paired"].values()
+    } == {0}
     capsys.readouterr()
     assert main([*options, "--baseline", str(disturbed)]) == 2
-    assert "run/baseline/redeval/manifest.json: this run was made differently: model.name is \"organism\" there and \"disturbed\" now" in capsys.readouterr().err
+    assert (
+        "run/baseline/redeval/manifest.json: this run was made differently: "
+        'model.name is "organism" there and "disturbed" now'
+        in capsys.readouterr().err
+    )
 
 
 def test_answers_without_a_label_are_counted_aloud(data, tmp_path, capsys):
     from redlite.cli.redeval import main
-    assert main(given(data, tmp_path / "run", "--tasks", "hhh", "--judge", "none", "--gate", "asr.cou<=1")) == 100
+
+    assert (
+        main(given(data, tmp_path / "run", "--tasks", "hhh", "--judge", "none", "--gate", "asr.cou<=1"))
+        == 100
+    )
     shown, page = capsys.readouterr().out, (tmp_path / "run" / "report.html").read_text()
     assert "gate asr.cou<=1: FAILED (no value against 1.0)" in shown
     for text in (shown, page):
         assert "asr.standard 20, asr.cou 20" in text
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on_with(data, tmp_path, capsys):
     """SIGKILL in the middle of the benches; the same command again then gives what a run in one go gives."""
     from redlite.cli.redeval import main
     assert main(given(data, tmp_path / "whole")) == 0
     output = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-m", "redlite.cli.redeval", *given(data, output)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "redlite.cli.redeval", *given(data, output)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     first, last = output / "bench/samples_truthfulqa_mc1.jsonl", output / "bench/results.json"
     deadline = time.monotonic() + 100
     while not first.exists() and time.monotonic() < deadline:
@@ -149,6 +235,10 @@ def test_killed_and_gone_on_with(data, tmp_path, capsys):
     kept = first.read_bytes()
     assert main(given(data, output)) == 0
     whole, resumed = (read_json(tmp_path / name / "results.json") for name in ("whole", "killed"))
-    assert resumed["measures"].keys() == whole["measures"].keys() and first.read_bytes().startswith(kept[:kept.rfind(b"\n") + 1])
+    assert resumed["measures"].keys() == whole["measures"].keys() and first.read_bytes().startswith(
+        kept[: kept.rfind(b"\n") + 1]
+    )
     for name, m in whole["measures"].items():
-        assert resumed["measures"][name] == pytest.approx({**m, "ci95": pytest.approx(m["ci95"], abs=1e-6)}, abs=1e-6), name
+        assert resumed["measures"][name] == pytest.approx(
+            {**m, "ci95": pytest.approx(m["ci95"], abs=1e-6)}, abs=1e-6
+        ), name
