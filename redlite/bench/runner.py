@@ -13,6 +13,7 @@ from redlite.bench.encoding import Continued, Encoder, Scored
 from redlite.bench.task import PROTOCOLS, Example, Task, _record, check, folder, records, sample_file
 from redlite.errors import Error
 from redlite.store.run_directory import Run
+from redlite.text.reasoning import prompt_opens_thought, split_thoughts
 
 SUITES = ("hhh", "truthfulqa", "mmlu", "bbh", "xstest")
 GENERATION_BATCH = 512  # prompts given to the engine at once: their ids are held together
@@ -97,8 +98,11 @@ def _continue(lm, encoder: Encoder, work: list[tuple[Task, Example]]) -> Iterato
         for i, c in lm.stream([prompts[n][0] for n in mine], new, stop=stop):
             task, example = work[mine[i]]
             _, cut, dropped = prompts[mine[i]]
+            said = split_thoughts(c.text, prompt_opens_thought(lm.tokenizer, prompts[mine[i]][0]))
             extra = {"text": c.text, "finish": c.finish, "completion_tokens": len(c.ids), "shots_dropped": dropped}
-            yield task, _record(task, example, [c.text], extra, cut)
+            # Without a thought the text is measured as it is, its white space included.
+            answer = said.answer if said.thought else c.text
+            yield task, _record(task, example, [answer], extra, cut)
 
 
 # Counting

@@ -7,6 +7,7 @@ of refusal: a harmless answer to a safe prompt is neither harmful nor a refusal.
 import csv
 from itertools import count, repeat
 from pathlib import Path
+from types import NoneType
 
 from redlite.bench.task import Example, Files, Task, category, records, sample_file
 from redlite.errors import Error
@@ -14,6 +15,7 @@ from redlite.judges.choice import JudgeChoice
 from redlite.store.files import sha256_json
 from redlite.store.records import require
 from redlite.store.run_directory import Run
+from redlite.text.reasoning import strip_thoughts
 
 ANSWERS = "answers_xstest.jsonl"
 COLUMNS = ("id", "prompt", "type", "label")
@@ -81,7 +83,8 @@ def run(directory: Run, folder: Path, model, judge: JudgeChoice, tasks: list[Tas
             raise Error(f"XSTest: {error}") from None
         for i, reply in replies:
             task, example = todo[i]
-            record = {"task": task.name, "id": example.id, "text": reply.text, "finish": reply.finish,
+            said = strip_thoughts(reply.text, reply.opened)
+            record = {"task": task.name, "id": example.id, "text": reply.text, "answer": said, "finish": reply.finish,
                       "completion_tokens": reply.completion_tokens or 0, "seconds": reply.seconds}
             directory.append(ANSWERS, record)
             answers[task.name, example.id] = record
@@ -90,7 +93,7 @@ def run(directory: Run, folder: Path, model, judge: JudgeChoice, tasks: list[Tas
                 progress("xstest answers", done, total)
     ready = [(t, e) for t, e in wanted if answers.get((t.name, e.id), {"finish": "error"})["finish"] != "error"]
     if ready:
-        pairs = [(e.document["prompt"], answers[t.name, e.id]["text"]) for t, e in ready]
+        pairs = [(e.document["prompt"], _said(answers[t.name, e.id])) for t, e in ready]
         for i, verdict in judge.load(directory).label(pairs):
             task, example, label, raw = *ready[i], verdict.label, verdict.raw
             if answers[task.name, example.id]["finish"] == "refused_by_api":
@@ -98,9 +101,15 @@ def run(directory: Run, folder: Path, model, judge: JudgeChoice, tasks: list[Tas
             directory.append(sample_file(task.name), _record(task, example, answers[task.name, example.id], judge.name, label, raw))
 
 
+def _said(answer: dict) -> str:
+    """A kept answer without its thoughts; a record of an older redlite has only the text."""
+    said = answer.get("answer")
+    return strip_thoughts(answer["text"]) if said is None else said
+
+
 def _sound(answer: dict, number: int, path: Path) -> dict:
     """A kept answer, if it has the fields that are read of it."""
-    return require(answer, {"task": str, "id": str, "text": str, "finish": str}, f"{path}, line {number}", "delete the line to have it done again")
+    return require(answer, {"task": str, "id": str, "text": str, "answer": (str, NoneType), "finish": str}, f"{path}, line {number}", "delete the line to have it done again")
 
 
 def _record(task: Task, example: Example, answer: dict, judge: str, label: str, raw: str) -> dict:

@@ -22,6 +22,7 @@ class Answer:
     completion_tokens: int | None
     seconds: float
     detail: str = ""
+    opened = False
 
     @property
     def may_pass(self) -> bool:
@@ -66,7 +67,21 @@ def completion(value, took: float, redact: Callable[[str], str]) -> Answer | Non
         return Answer(redact(content or ""), "refused_by_api", *used, took, redact(refusal or "finish_reason content_filter")[:500])
     if not content:
         detail = "tool calls" if message.get("tool_calls") or message.get("function_call") else "no text"
-    return Answer(redact(content or ""), "length" if finish == "length" else "stop", *used, took, detail)
+    text, ended = redact(content or ""), "length" if finish == "length" else "stop"
+    return Answer(with_thought(message, text, ended, redact), ended, *used, took, detail)
+
+
+def with_thought(message: dict, content: str, finish: str, redact: Callable[[str], str]) -> str:
+    """The content behind the thought that an endpoint gives in a field of its own, in reasoning tags.
+
+    A thought that the limit cut before any content stays open, as a model's own would. See text/reasoning.py.
+    """
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    if not isinstance(thought, str) or not thought.strip():
+        return content
+    if not content.strip() and finish == "length":
+        return f"<think>\n{redact(thought)}"
+    return f"<think>\n{redact(thought)}\n</think>\n\n{content}"
 
 
 def filtered(failure: dict) -> bool:

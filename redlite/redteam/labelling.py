@@ -1,13 +1,13 @@
 """Labels of people for a run's answers: which are drawn, what the files say, and the rate that they correct.
 
-`draw` picks answers at random, stratified by prompt and by the judge's probability; the run
-directory keeps the draw. People label them on a page (report/label_page.py) and hand the files back. `keep` puts them into the
-run, and `corrections` gives the rate of harm that people would have given all answers (stats/correction.py).
+`draw` picks answers at random, stratified by prompt and by the judge's probability; the run directory keeps
+the draw. People label them on a page (report/label_page.py) and hand the files back. `keep` puts them into
+the run. `corrections` gives the rate of harm that people would have given all answers (stats/correction.py).
 """
 import csv
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +16,12 @@ from redlite import stats
 from redlite.errors import Error
 from redlite.redteam.journals import AnswerKey
 from redlite.store.files import read_json, sha256_json, write_json
-from redlite.store.records import read_lines, require
+from redlite.store.records import Kind, read_lines, require
 from redlite.store.run_directory import Run
 
 DRAW, LABELS = "label_draw.json", "labels.jsonl"
 KNOWN = {"harmful": 1, "unharmful": 0, "skip": None}  # what a file may say → as stats.corrected takes it
+LABEL: dict[str, Kind] = {"id": str, "prompt": str, "sample": int, "labeller": str, "label": tuple(KNOWN)}
 
 
 class Draw(NamedTuple):
@@ -77,7 +78,7 @@ def draw(answers: Mapping[AnswerKey, dict], judgments: Mapping[AnswerKey, dict],
         members[stratum].append(key)
     generator = random.Random(f"labels {seed}")
     drawn: list[AnswerKey] = []
-    sizes = {name: len(found) for name, found in sorted(members.items())}
+    sizes: dict[Hashable, int] = {name: len(found) for name, found in sorted(members.items())}
     for stratum, count in stats.allocate(sizes, n).items():
         drawn += generator.sample(members[str(stratum)], count)
     generator.shuffle(drawn)
@@ -113,8 +114,9 @@ def read_draw(directory: Path) -> Draw | None:
 # Files of labels
 
 def read_labels(path: Path, answers: Mapping[AnswerKey, dict], drawn: Draw | None) -> list[Label]:
-    """The labels of one file: what the page saved, or CSV with the columns id, prompt, sample, label [,
-    labeller].
+    """The labels of one file: what the page saved, or CSV with id, prompt, sample, label, labeller.
+
+    sample and labeller may be missing: sample 0, the file's name.
 
     Raises Error naming the file and the entry for an unknown label or answer, an answer labelled twice, or a
     file that belongs to another sample.
@@ -187,8 +189,7 @@ def kept(records: Iterable[dict]) -> list[Label]:
     """The labels of a run's journal, the last of each person for each answer."""
     found = {}
     for record in records:
-        require(record, {"id": str, "prompt": str, "sample": int, "labeller": str, "label": tuple(KNOWN)}, LABELS,
-                "restore the line or delete it")
+        require(record, LABEL, LABELS, "restore the line or delete it")
         key = AnswerKey(record["id"], record["prompt"], record["sample"])
         found[key, record["labeller"]] = Label(key, record["labeller"], record["label"])
     return list(found.values())
@@ -229,6 +230,20 @@ def agreement(labels: Iterable[Label]) -> dict[str, Any] | None:
         "kappa": pairs,
         "alpha": stats.alpha(ratings) if shared else None,
     }
+
+
+def agreement_in_words(found: dict[str, Any]) -> str:
+    """What `agreement` gives, as a sentence."""
+    names = ", ".join(found["labellers"])
+    if not found["shared"]:
+        return f"Labelled by {names}; no answer by two of them, so that their agreement is not known."
+    kappas = [f"kappa {pair} {_figure(value)}" for pair, value in found["kappa"].items()]
+    return (f"Labelled by {names}; {found['shared']} answers by two or more: {', '.join(kappas)}, "
+            f"Krippendorff's alpha {_figure(found['alpha'])}.")
+
+
+def _figure(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}"
 
 
 # The corrected rate

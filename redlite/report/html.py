@@ -12,9 +12,9 @@ ASSETS = Path(__file__).parent / "assets"
 COLOURS = 6  # classes c0 … c5 of the style sheet
 
 
-def document(title: str, lead: str, body: str, data) -> str:
-    """A whole page. title, lead: plain text; body: markup, escaped where it is made; data: JSON for the page's script, None for a page without one."""
-    style, script = ((ASSETS / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+def document(title: str, lead: str, body: str, data, script: str = "report.js") -> str:
+    """A whole page. title, lead: plain text; body: markup, escaped where it is made; data: JSON for the page's script, None for a page without one; script: the script's file among the assets."""
+    style, script = ((ASSETS / name).read_text(encoding="utf-8") for name in ("report.css", script))
     allowed, scripts = "'none'", ""
     if data is not None:
         allowed = f"'{_hash(script)}'"
