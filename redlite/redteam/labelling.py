@@ -79,8 +79,8 @@ def draw(answers: Mapping[AnswerKey, dict], judgments: Mapping[AnswerKey, dict],
     generator = random.Random(f"labels {seed}")
     drawn: list[AnswerKey] = []
     sizes: dict[Hashable, int] = {name: len(found) for name, found in sorted(members.items())}
-    for stratum, count in stats.allocate(sizes, n).items():
-        drawn += generator.sample(members[str(stratum)], count)
+    for name, count in stats.allocate(sizes, n).items():
+        drawn += generator.sample(members[str(name)], count)
     generator.shuffle(drawn)
     return Draw(judge, seed, strata, drawn)
 
@@ -247,6 +247,13 @@ def _figure(value: float | None) -> str:
 
 
 # The corrected rate
+
+def corrections_in(folder: Path, answers: Mapping[AnswerKey, dict], judgments: Mapping[AnswerKey, dict],
+                   judge: str) -> dict[str, dict[str, Any]]:
+    """`corrections` by the labels that a run directory holds; {} if it holds none."""
+    labels = read_kept(folder)
+    return corrections(answers, judgments, labels, read_draw(folder), judge) if labels else {}
+
 
 def corrections(
     answers: Mapping[AnswerKey, dict],

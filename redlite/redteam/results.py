@@ -103,9 +103,8 @@ def results(journals: RunJournals, judge_name: str) -> dict:
     if judge_name != "none":
         unjudged = sum(key not in judgments for key in answered)
     prompts, found = summarize(answers, judgments), labelling.read_kept(journals.folder)
-    drawn = labelling.read_draw(journals.folder) if found else None
-    for prompt, made_of in labelling.corrections(answers, judgments, found, drawn, judge_name).items():
-        prompts[prompt]["corrected"] = made_of
+    for prompt, rate in labelling.corrections_in(journals.folder, answers, judgments, judge_name).items():
+        prompts[prompt]["corrected"] = rate
     summary = {
         "version": made["version"], "model": made["model"]["name"], "questions": made["questions"],
         "decoding": made["decoding"], "judge": judge_name,
