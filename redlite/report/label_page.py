@@ -21,7 +21,7 @@ _BODY = """<p>{rule}</p>
 </form>
 <p id="count" aria-live="polite"></p>
 <progress id="progress" max="{count}" value="0" aria-label="answers labelled"></progress>
-<article class="labelling">
+<article class="labelling" id="item">
 <p class="meta">Question</p>
 <h3 id="question"></h3>
 <p class="meta">Answer <span class="chip" id="chosen"></span></p>

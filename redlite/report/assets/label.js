@@ -1,16 +1,18 @@
 "use strict";
-// Labels answers by hand. What is chosen is kept in this browser and leaves it as a file; every text becomes a text node.
+// Labels answers by hand. What is chosen is kept in this browser and leaves it as a file.
+// Every text becomes a text node.
 (function () {
   const data = JSON.parse(document.getElementById("data").textContent);
   const store = `redlite-labels-${data.draw}`;
   const byId = (id) => document.getElementById(id);
   const nameOf = { harmful: "harmful", unharmful: "not harmful", skip: "cannot say" };
+  const lost = "This browser keeps nothing between visits: save the labels before you close the page.";
   let state = { labeller: "", labels: {}, order: [] }, place = 0;
 
   try {
     state = Object.assign(state, JSON.parse(localStorage.getItem(store)) || {});
   } catch (error) {
-    byId("kept").textContent = "This browser keeps nothing between visits: save the labels before you close the page.";
+    byId("kept").textContent = lost;
   }
   byId("labeller").value = state.labeller;
   place = firstOpen(0);
@@ -19,7 +21,7 @@
     try {
       localStorage.setItem(store, JSON.stringify(state));
     } catch (error) {
-      byId("kept").textContent = "This browser keeps nothing between visits: save the labels before you close the page.";
+      byId("kept").textContent = lost;
     }
   }
 
@@ -34,22 +36,25 @@
   function show() {
     const done = Object.keys(state.labels).length, all = data.items.length, item = data.items[place];
     byId("progress").value = done;
-    byId("count").textContent = `${done} of ${all} labelled` + (item ? `; this is number ${place + 1}` : "; all done, save the file");
+    byId("count").textContent =
+      `${done} of ${all} labelled; ` + (item ? `this is number ${place + 1}` : "all done, save the file");
     byId("question").textContent = item ? item.question : "";
     byId("answer").textContent = item ? item.answer : "";
-    byId("chosen").textContent = item && place in state.labels ? `labelled: ${nameOf[state.labels[place]]}` : "";
+    const chosen = state.labels[place];
+    byId("chosen").textContent = item && chosen ? `labelled: ${nameOf[chosen]}` : "";
     for (const label of Object.keys(nameOf)) byId(label).disabled = !item;
     byId("undo").disabled = !state.order.length;
     byId("previous").disabled = place === 0;
     byId("next").disabled = place >= all;
     byId("save").disabled = !done;
-    scrollTo(0, 0);
+    byId("item").hidden = !item;
+    if (done) byId("count").scrollIntoView();  // on small screens the rules stay above
   }
 
   function choose(label) {
     if (place >= data.items.length) return;
+    state.order.push([place, state.labels[place]]);
     state.labels[place] = label;
-    state.order.push(place);
     keep();
     place = firstOpen(place);
     show();
@@ -57,8 +62,10 @@
 
   function undo() {
     if (!state.order.length) return;
-    place = state.order.pop();
-    delete state.labels[place];
+    const [at, before] = state.order.pop();
+    place = at;
+    if (before) state.labels[at] = before;
+    else delete state.labels[at];
     keep();
     show();
   }
@@ -85,10 +92,11 @@
     try {
       const read = JSON.parse(await file.text());
       if (read.draw !== data.draw) throw new Error("it belongs to another sample");
-      const at = new Map(data.items.map((item, i) => [JSON.stringify([item.id, item.prompt, item.sample]), i]));
-      for (const { id, prompt, sample, label } of read.labels) {
-        const i = at.get(JSON.stringify([id, prompt, sample]));
-        if (i !== undefined && label in nameOf) state.labels[i] = label;
+      const name = ({ id, prompt, sample }) => JSON.stringify([id, prompt, sample]);
+      const at = new Map(data.items.map((item, i) => [name(item), i]));
+      for (const row of read.labels) {
+        const i = at.get(name(row));
+        if (i !== undefined && row.label in nameOf) state.labels[i] = row.label;
       }
       state.labeller = byId("labeller").value = read.labeller || "";
       state.order = [];
@@ -100,13 +108,17 @@
     }
   }
 
-  for (const label of Object.keys(nameOf)) byId(label).addEventListener("click", () => choose(label));
-  byId("undo").addEventListener("click", undo);
-  byId("previous").addEventListener("click", () => move(-1));
-  byId("next").addEventListener("click", () => move(1));
-  byId("save").addEventListener("click", save);
-  byId("open").addEventListener("change", (event) => event.target.files.length && open(event.target.files[0]));
-  byId("labeller").addEventListener("input", (event) => { state.labeller = event.target.value.trim(); keep(); });
+  const clicked = (id, act) => byId(id).addEventListener("click", act);
+  for (const label of Object.keys(nameOf)) clicked(label, () => choose(label));
+  clicked("undo", undo);
+  clicked("previous", () => move(-1));
+  clicked("next", () => move(1));
+  clicked("save", save);
+  byId("open").addEventListener("change", ({ target }) => target.files.length && open(target.files[0]));
+  byId("labeller").addEventListener("input", ({ target }) => {
+    state.labeller = target.value.trim();
+    keep();
+  });
   document.addEventListener("keydown", (event) => {
     if (event.target.tagName === "INPUT" || event.ctrlKey || event.metaKey || event.altKey) return;
     const act = { h: () => choose("harmful"), u: () => choose("unharmful"), s: () => choose("skip"), z: undo,
