@@ -1,22 +1,30 @@
-"""Packages redlite and builds the C kernels. `redlite/kernels` and `redlite/data` are links to `kernels/` and `data/`.
+"""Packages redlite and builds the C kernels.
 
-The C sources become one plain shared library (no Python API in it, loaded by ctypes). Where there
-is no C compiler the build goes on without it, says so, and the reference kernels serve.
+`redlite/kernels` and `redlite/data` are links to `kernels/` and `data/`. The C sources become one plain
+shared library, without a Python API, which ctypes loads. If there is no C compiler, the build says so and
+goes on: the reference kernels serve.
 """
 import re
+import runpy
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "redlite/__init__.py").read_text()).group(1)
+KERNELS = Path("redlite/kernels")  # through the link, so that a source distribution holds each file once
+COMMANDS = ("redeval", "collect", "safealign")
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "redlite/__init__.py").read_text())[1]
+DIGEST = runpy.run_path(str(ROOT / KERNELS / "cpu/sources.py"))["digest"](ROOT / KERNELS / "c")
 
 
 class BuildKernels(build_ext):
     """Builds the library; a missing or failing compiler costs speed, never the installation."""
 
     def build_extension(self, ext):
+        built = Path(self.get_ext_fullpath(ext.name))
+        if built.exists() and DIGEST.encode() not in built.read_bytes():
+            self.force = True  # it is of other sources, whatever the files' times say
         try:
             super().build_extension(ext)
         except Exception as error:  # distutils raises several unrelated types for "no compiler"
@@ -30,7 +38,10 @@ class BuildKernels(build_ext):
             self.warn(f"redlite: no C kernels to copy ({error})")
 
 
-sources = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "kernels").glob("*.c"))
+def c_files(ending):
+    return sorted(str(p.relative_to(ROOT)) for p in (ROOT / KERNELS / "c").glob(f"*.{ending}"))
+
+
 setup(
     name="redlite",
     version=VERSION,
@@ -38,11 +49,16 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["redlite", "redlite.*"]),
-    package_data={"redlite.report": ["assets/*"], "redlite.kernels": ["*.c", "*.h", "README.md"], "redlite.data": ["**/*"]},
-    install_requires=["numpy>=1.24", "torch>=2.4", "safetensors>=0.4", "sentencepiece>=0.2", "requests>=2.28"],
+    package_data={"redlite": ["py.typed"], "redlite.report": ["assets/*"],
+                  "redlite.kernels": ["c/*.[ch]", "README.md"], "redlite.data": ["**/*"]},
+    entry_points={"console_scripts": [f"{name} = redlite.cli.{name}:main" for name in COMMANDS]},
+    install_requires=["numpy>=1.24", "torch>=2.4", "safetensors>=0.4", "sentencepiece>=0.2",
+                      "requests>=2.28"],
     extras_require={"test": ["pytest>=7"], "gpu": ["triton>=3.0"]},
-    ext_modules=[Extension("redlite.kernels._c", sources=sources, depends=sorted(str(p.relative_to(ROOT)) for p in (ROOT / "kernels").glob("*.h")),
-                           extra_compile_args=["-O3", "-std=c11", "-fno-math-errno", "-ffp-contract=fast", "-Wno-psabi", "-pthread"],
-                           extra_link_args=["-pthread", "-lm"])] if sources else [],
+    ext_modules=[Extension("redlite.kernels._c", sources=c_files("c"), depends=c_files("h"),
+                           define_macros=[("RL_SOURCES", f'"{DIGEST}"')],
+                           extra_compile_args=["-O3", "-std=c11", "-fno-math-errno", "-ffp-contract=fast",
+                                               "-Wno-psabi", "-pthread"],
+                           extra_link_args=["-pthread", "-lm"])],
     cmdclass={"build_ext": BuildKernels},
 )

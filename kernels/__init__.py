@@ -1,117 +1,221 @@
 """The operations that the model and the losses are made of, each in up to three implementations.
 
-`reference` is plain PyTorch and the definition; `c` is the library built at install, for CPUs; `triton`
-is for GPUs (and for CPUs under TRITON_INTERPRET=1, where tests prove it); `torch-flash` is attention on
-CPUs by torch's own flash kernel. For each operation the
-fastest implementation that exists for the tensors' device serves; the environment variable
-REDLITE_KERNELS=reference|c|triton, read once at import, forces one. `implementation(op, device)` says
-which one runs, and `why(op, device)` why a faster one does not.
+- `reference`: plain PyTorch; the definition.
+- `c`: the library built at install, for CPUs; `torch-flash`: attention on CPUs by torch's own flash kernel.
+- `triton`: for GPUs, and for CPUs under TRITON_INTERPRET=1, where tests prove it.
 
-The Triton files are called `<op>_triton.py`, not `<op>.py`: importing a submodule named like the
-function would put the module in the function's place.
+The fastest one that exists for the tensors' device serves. The environment variable
+REDLITE_KERNELS=reference|c|triton, read at import, forces one. `implementation(op, device)` says which one
+runs, `why(op, device)` why no faster one does.
+
+Shape letters: T tokens of all sequences packed end to end, S keys likewise, H query heads, G key/value heads,
+K head size, B requests, P tokens of a shared prefix, N rows or output columns, D hidden width, V vocabulary.
 """
 import os
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache
 from importlib import import_module
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from . import native, reference
-from .block_cpu import PackedBlock
-from .packed import Packed
-from .reference import merge_attention
-from .step_cpu import PackedTrunk
+from . import reference
+from .cpu import library
+from .cpu.cached_attention import SharedPrefix
+from .cpu.packed import PackedMatrix
+from .cpu.transformer import PackedBlock, PackedTrunk
+from .reference import merge_attention, rms_norm, rotary, swiglu
 
+__all__ = [
+    "FORCED", "MODULES", "PackedBlock", "PackedMatrix", "PackedTrunk", "PackedWeight", "attention",
+    "cached_attention", "embedding", "implementation", "linear", "merge_attention", "notice", "pack",
+    "pack_gguf", "rms_norm", "rotary", "shared_prefix", "swiglu", "token_nll", "unpackable", "unusable",
+    "why"]
 FORCED = os.environ.get("REDLITE_KERNELS") or None
 if FORCED not in (None, "reference", "c", "triton"):
     raise ValueError(f"REDLITE_KERNELS={FORCED!r}: use reference, c or triton")
 
 # operation → implementation → the module here that defines a function of the operation's name
 MODULES = {
-    "attention": {"reference": "reference", "torch-flash": "attention_cpu", "triton": "attention_triton"},
-    "cached_attention": {"reference": "reference", "c": "decode_cpu", "triton": "decode_triton"},
-    "token_nll": {"reference": "reference", "c": "token_nll_cpu", "triton": "token_nll_triton"},
-    "rms_norm": {"reference": "reference"},
-    "rotary": {"reference": "reference"},
-    "swiglu": {"reference": "reference"},
-}
+    "attention": {
+        "reference": "reference", "torch-flash": "cpu.flash_attention",
+        "triton": "triton.attention"}, "cached_attention": {
+            "reference": "reference", "c": "cpu.cached_attention", "triton": "triton.cached_attention"},
+    "token_nll": {"reference": "reference", "c": "cpu.token_nll", "triton": "triton.token_nll"}, }
 PREFERENCE = {"cpu": ("c", "torch-flash", "reference"), "cuda": ("triton", "reference")}
+Prefix = tuple[Tensor, Tensor] | SharedPrefix  # what `shared_prefix` makes
 
 
-@lru_cache(maxsize=None)
-def _unusable(name: str) -> str:
-    """Why the implementation `name` cannot run on this machine; "" if it can."""
+class PackedWeight(Protocol):
+    """A matrix [N, D] that `pack` made. `shape`, `dtype` and `device` are those of the matrix that it stands
+    for.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    def product(self, x_TD: Tensor, bias_N: Tensor | None = None) -> Tensor:
+        """x @ matrix.T + bias, [T, N]."""
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """The matrix's rows at int64 ids [T]: [T, D]."""
+
+
+class Choice(NamedTuple):
+    """An operation's function, its implementation, and why no faster one serves ("": it is the first choice).
+    """
+    function: Callable[..., Any]
+    name: str
+    why: str
+
+
+@cache
+def unusable(name: str, device_type: str = "cpu") -> str:
+    """Why the implementation `name` cannot run on "cpu" or "cuda" of this machine; "" if it can."""
     if name == "c":
-        return native.library()[1]
+        return library.missing()
     if name == "triton":
         try:
-            import triton  # noqa: F401
+            return str(import_module(f"{__name__}.triton.token_nll").unusable(device_type))
         except ImportError as error:
             return f"triton is not installed ({error})"
     if name == "torch-flash":
-        return import_module(f"{__name__}.attention_cpu").unusable()
+        return str(import_module(f"{__name__}.cpu.flash_attention").unusable())
     return ""
 
 
-@lru_cache(maxsize=None)
-def _choose(op: str, device_type: str):
-    """(function, implementation, why not a faster one) for an operation on a kind of device."""
+@cache
+def _choose(op: str, device_type: str) -> Choice:
+    """The implementation of an operation on a kind of device."""
     reasons = []
-    for name in (FORCED,) if FORCED else [n for n in PREFERENCE.get(device_type, ("reference",)) if n in MODULES[op]]:
-        module = MODULES[op].get(name)
-        reason = _unusable(name) if module else f"{op} has no {name} implementation"
-        if not reason:
-            return getattr(import_module(f"{__name__}.{module}"), op), name, "; ".join(reasons)
-        reasons.append(reason)
-    return getattr(reference, op), "reference", "; ".join(reasons)
+    names = PREFERENCE.get(device_type, ("reference",)) if FORCED is None else (FORCED,)
+    for name in names:
+        if name not in MODULES[op]:
+            if FORCED:
+                reasons.append(f"{op} has no {name} implementation")
+            continue
+        if reason := unusable(name, device_type):
+            reasons.append(reason)
+            continue
+        return Choice(getattr(import_module(f"{__name__}.{MODULES[op][name]}"), op), name, "; ".join(reasons))
+    return Choice(getattr(reference, op), "reference", "; ".join(reasons))
 
 
 def implementation(op: str, device_type: str = "cpu") -> str:
-    """The implementation that serves `op` on "cpu" or "cuda": "reference", "c", "torch-flash" or "triton"."""
-    return _choose(op, device_type)[1]
+    """The implementation that serves `op`, a key of MODULES, on "cpu" or "cuda".
+
+    One of "reference", "c", "torch-flash" and "triton".
+    """
+    return _choose(op, device_type).name
 
 
 def why(op: str, device_type: str = "cpu") -> str:
     """Why no faster implementation of `op` serves; "" if the first choice does."""
-    return _choose(op, device_type)[2]
+    return _choose(op, device_type).why
 
 
-def attention(q, k, v, q_offsets, k_offsets=None, *, causal=True, window=None, scale=None):
-    """Attention over packed sequences; see `reference.attention` for shapes and meaning. Returns (out, log-sum-exp)."""
-    return _choose("attention", q.device.type)[0](q, k, v, q_offsets, k_offsets, causal=causal, window=window, scale=scale)
-
-
-def cached_attention(q, k, v, keys, values, places, prefix=None, *, window=None, scale=None):
-    """Attention of a generation step over a shared prefix and the requests' caches; see `reference.cached_attention`.
-
-    prefix: what `shared_prefix` made. The C implementation serves float32 queries only; its caches may be float16.
+def notice() -> str:
+    """One line for the user if the C library should serve but cannot: what is wrong, and how to mend it; else
+    "".
     """
-    function, name, _ = _choose("cached_attention", q.device.type)
-    if name == "c" and q.dtype != torch.float32:
-        function = reference.cached_attention
+    reason = library.missing() if FORCED in (None, "c") else ""
+    return reason and f"the reference kernels serve, which are slower: {reason}"
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_offsets: Tensor | None = None, *,
+              causal: bool = True, window: int | None = None,
+              scale: float | None = None) -> tuple[Tensor, Tensor]:
+    """Attention over packed sequences, differentiable in q, k and v.
+
+    | argument | shape, dtype | meaning |
+    |---|---|---|
+    | q | [T, H, K] float32, bfloat16, float16 | queries of all sequences |
+    | k, v | [S, G, K], q's dtype | keys and values; H is a multiple of G |
+    | q_offsets | [B + 1] integers | where each sequence's queries begin; the last is T |
+    | k_offsets | [B + 1] integers, or None | the same for keys; None: as the queries |
+    | causal | bool | a query sees its own key and those before it; the last query stands at the last key |
+    | window | int ≥ 1, or None | it sees only the last `window` of those |
+    | scale | float > 0, or None | of the scores; None: 1/√K |
+
+    Returns out [T, H, K] in q's dtype, and the log-sum-exp of the scaled scores [T, H], float32. A query that
+    sees no key has out 0 and log-sum-exp −∞. Raises ValueError where the arguments do not fit together.
+    """
+    function: Callable[..., tuple[Tensor, Tensor]] = _choose("attention", q.device.type).function
+    return function(q, k, v, q_offsets, k_offsets, causal=causal, window=window, scale=scale)
+
+
+def cached_attention(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, places: Tensor,
+                     prefix: Prefix | None = None, *, window: int | None = None,
+                     scale: float | None = None) -> Tensor:
+    """Attention of a generation step: each request's new key and value go into its cache, then its query
+    attends.
+
+    | argument | shape, dtype | meaning |
+    |---|---|---|
+    | q | [B, H, K] | the query of each request's new token |
+    | k, v | [B, G, K], q's dtype | its key and value |
+    | keys, values | [B or more, G, S, K], contiguous | the caches, written in place; on CPUs also float16 |
+    | places | [B] int64, 0 to S − 1 | where request b's new key goes; its query sees the keys up to there |
+    | prefix | what `shared_prefix` made, or None | keys and values that come before every cache |
+    | window | int ≥ 1, or None | a query sees only the last `window` keys |
+    | scale | float > 0, or None | of the scores; None: 1/√K |
+
+    Returns [B, H, K] in q's dtype. Raises ValueError where the arguments do not fit together.
+    """
+    choice = _choose("cached_attention", q.device.type)
+    # The C implementation serves float32 queries only.
+    in_c = choice.name == "c" and q.dtype != torch.float32
+    function: Callable[..., Tensor] = reference.cached_attention if in_c else choice.function
     return function(q, k, v, keys, values, places, prefix, window=window, scale=scale)
 
 
-def shared_prefix(k, v):
-    """The keys and values [P, G, K] of a shared prefix in the form that `cached_attention` takes."""
+def shared_prefix(k: Tensor, v: Tensor) -> Prefix:
+    """The keys and values [P, G, K] of a prefix that all requests share, in the form that `cached_attention`
+    takes.
+    """
     if k.dtype == torch.float32 and implementation("cached_attention", k.device.type) == "c":
-        return import_module(f"{__name__}.decode_cpu").SharedPrefix(k, v)
+        return SharedPrefix(k, v)
     return k, v
 
 
-def token_nll(hidden, weight, targets):
-    """−log softmax(hidden @ weight.T)[target] a row, float32 [N]; never holds [N, V]; see `reference.token_nll`."""
-    return _choose("token_nll", hidden.device.type)[0](hidden, weight, targets)
+def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """−log softmax(hidden @ weight.T)[target] of each row, float32 [N]; the logits [N, V] are never held.
+
+    | argument | shape, dtype | meaning |
+    |---|---|---|
+    | hidden | [N, D] float32, bfloat16, float16 | last hidden states |
+    | weight | [V, D] float32, bfloat16, float16 | output weights |
+    | targets | [N] int64 or int32 | 0 to V − 1; −100: the row gives 0, without work or gradient |
+
+    Differentiable in hidden and weight, for any upstream gradient: one number a row, of any sign. Raises
+    ValueError where the arguments do not fit together, or a target is outside the vocabulary.
+    """
+    function: Callable[..., Tensor] = _choose("token_nll", hidden.device.type).function
+    return function(hidden, weight, targets)
 
 
-def linear(x, weight, bias=None):
-    """x @ weight.T + bias, [T, N]; a matrix that `pack` made has its own product (inference), a tensor goes to torch."""
-    return torch.nn.functional.linear(x, weight, bias) if isinstance(weight, torch.Tensor) else weight.product(x, bias)
+def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias.
+
+    | argument | shape, dtype | meaning |
+    |---|---|---|
+    | x | [T, D] | activations |
+    | weight | [N, D] | a tensor of x's dtype, or a matrix that `pack` made (inference only) |
+    | bias | [N], or None | |
+
+    Returns [T, N] in x's dtype.
+    """
+    if isinstance(weight, Tensor):
+        return torch.nn.functional.linear(x, weight, bias)
+    return weight.product(x, bias)
 
 
-def embedding(ids, weight):
-    """Rows of a [V, D] matrix, a tensor or what `pack` made."""
-    return torch.nn.functional.embedding(ids, weight) if isinstance(weight, torch.Tensor) else weight.rows(ids)
+def embedding(ids: Tensor, weight: Tensor | PackedWeight) -> Tensor:
+    """The rows [T, D] at int64 ids [T] of a matrix [V, D], which is a tensor or what `pack` made."""
+    return torch.nn.functional.embedding(ids, weight) if isinstance(weight, Tensor) else weight.rows(ids)
 
 
 def unpackable(device_type: str) -> str:
@@ -119,36 +223,43 @@ def unpackable(device_type: str) -> str:
     wanted = {"cpu": "c", "cuda": "triton"}.get(device_type)
     if wanted is None:
         return f"there are no packed products for {device_type}"
-    return f"REDLITE_KERNELS={FORCED} has no packed products for {device_type}" if FORCED not in (None, wanted) else _unusable(wanted)
+    if FORCED not in (None, wanted):
+        return f"REDLITE_KERNELS={FORCED} has no packed products for {device_type}"
+    return unusable(wanted, device_type)
 
 
-def pack(weight, format, dtype, device):
-    """A matrix [N, D] in "int8" or "int4", on CPUs also "float32", for `linear` and `embedding` on that device with activations of `dtype`.
+def pack(weight: Tensor, format: str, dtype: torch.dtype, device: str | torch.device) -> PackedWeight:
+    """A matrix packed for `linear` and `embedding`, for inference.
 
-    On CPUs a `packed.Packed` (float32 only), on GPUs a `matmul_triton.PackedTriton`.
+    | argument | shape, dtype | meaning |
+    |---|---|---|
+    | weight | [N, D] float32, bfloat16, float16 | the matrix |
+    | format | "int8", "int4"; on CPUs also "float32" | blocks of 32 inputs are quantised with one scale |
+    | dtype | float32; on GPUs also bfloat16, float16 | of the activations |
+    | device | "cpu", "cuda" or a torch device | where the products run |
+
+    Raises RuntimeError if the device has no packed products; `unpackable` says why.
     """
     if torch.device(device).type == "cpu":
-        return Packed.of(weight, format)
-    return import_module(f"{__name__}.matmul_triton").PackedTriton.of(weight, format, dtype, device)
+        return PackedMatrix.of(weight, format)
+    packed: PackedWeight = _triton_packed().of(weight, format, dtype, device)
+    return packed
 
 
-def pack_gguf(kind, raw, shape, dtype, device):
-    """As `pack`, of the blocks of a GGUF tensor as they are; kind: a key of packed.GGUF_KINDS, raw: a contiguous uint8 array."""
-    if torch.device(device).type == "cpu":
-        return Packed.of_gguf(kind, raw, shape)
-    return import_module(f"{__name__}.matmul_triton").PackedTriton.of_gguf(kind, raw, shape, dtype, device)
+def pack_gguf(kind: str, raw: np.ndarray, shape: tuple[int, int], dtype: torch.dtype,
+              device: str | torch.device) -> PackedWeight:
+    """As `pack`, for GPUs, from the blocks of a GGUF tensor as they are; on CPUs `PackedMatrix.read` does
+    this.
+
+    | argument | shape, dtype | meaning |
+    |---|---|---|
+    | kind | "Q8_0", "Q4_0" or "Q4_1" | the tensor's type |
+    | raw | uint8, contiguous | the blocks |
+    | shape | (N, D), D a multiple of 32 | of the matrix |
+    """
+    packed: PackedWeight = _triton_packed().of_gguf(kind, raw, shape, dtype, device)
+    return packed
 
 
-def rms_norm(x, weight, eps):
-    """Root-mean-square normalisation of the last axis; see `reference.rms_norm`."""
-    return _choose("rms_norm", x.device.type)[0](x, weight, eps)
-
-
-def rotary(x, cos, sin):
-    """Rotary position embedding of packed heads; see `reference.rotary`."""
-    return _choose("rotary", x.device.type)[0](x, cos, sin)
-
-
-def swiglu(gate, up):
-    """silu(gate) · up; see `reference.swiglu`."""
-    return _choose("swiglu", gate.device.type)[0](gate, up)
+def _triton_packed() -> Any:
+    return import_module(f"{__name__}.triton.packed").PackedTriton

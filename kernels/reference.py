@@ -3,10 +3,12 @@
 Shapes: T tokens of all sequences packed end to end, S keys likewise, H query heads, G key/value
 heads (H a multiple of G), K the head size, N rows, D hidden width, V vocabulary size, F the MLP's width.
 """
+from typing import Any
+
 import torch
 from torch import Tensor
 
-ROWS = 256  # rows that token_nll holds at once: their logits and log-probabilities, [ROWS, V] float32, and nothing else of that size
+ROWS = 256  # rows whose logits and log-probabilities, [ROWS, V] float32, token_nll holds at once
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -17,9 +19,10 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
 
 def rotary(x_THK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-    """Rotate the half-split pairs (x[i], x[i + K/2]) of every head (arXiv 2104.09864, in the layout of HF checkpoints).
+    """Rotary position embedding of the pairs (x[i], x[i + K/2]) of every head (arXiv 2104.09864).
 
-    cos_TK, sin_TK: the angle of each pair, written twice along K, in x's dtype.
+    The pairs lie as in Hugging Face checkpoints. cos_TK, sin_TK: of each pair's angle, written twice along K,
+    in x's dtype.
     """
     first, second = x_THK.chunk(2, dim=-1)
     return x_THK * cos_TK[:, None] + torch.cat((-second, first), dim=-1) * sin_TK[:, None]
@@ -30,35 +33,49 @@ def swiglu(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
     return torch.nn.functional.silu(gate_TF) * up_TF
 
 
-def check_attention(q_THK: Tensor, k_SGK: Tensor, v_SGK: Tensor, q_offsets: Tensor, k_offsets: Tensor | None, *,
-                    causal: bool, window: int | None, scale: float | None) -> None:
-    """Raise ValueError where the arguments of `attention` do not fit together; reads no values, so no GPU waits."""
+def check_attention(q_THK: Tensor, k_SGK: Tensor, v_SGK: Tensor, q_offsets: Tensor, k_offsets: Tensor | None,
+                    *, causal: bool, window: int | None, scale: float | None) -> None:
+    """Raise ValueError where the arguments of `attention` do not fit together. Values are not read: no GPU
+    waits.
+    """
     shapes = f"q {tuple(q_THK.shape)}, k {tuple(k_SGK.shape)}, v {tuple(v_SGK.shape)}"
     if not (q_THK.ndim == k_SGK.ndim == 3 and k_SGK.shape == v_SGK.shape and q_THK.shape[2] == k_SGK.shape[2]
             and k_SGK.shape[1] > 0 and q_THK.shape[1] % k_SGK.shape[1] == 0):
-        raise ValueError(f"attention wants q [T, H, K] and k, v [S, G, K] with H a multiple of G; got {shapes}")
+        raise ValueError(
+            f"attention wants q [T, H, K] and k, v [S, G, K] with H a multiple of G; got {shapes}")
     if not q_THK.dtype == k_SGK.dtype == v_SGK.dtype:
-        raise ValueError(f"attention wants q, k and v of one dtype; got {q_THK.dtype}, {k_SGK.dtype}, {v_SGK.dtype}")
+        raise ValueError(
+            f"attention wants q, k and v of one dtype; got {q_THK.dtype}, {k_SGK.dtype}, {v_SGK.dtype}")
     if k_offsets is None and len(q_THK) != len(k_SGK):
         raise ValueError(f"attention without k_offsets wants as many keys as queries; got {shapes}")
     if k_offsets is not None and len(q_offsets) != len(k_offsets):
-        raise ValueError(f"attention wants equally many q_offsets and k_offsets; got {len(q_offsets)} and {len(k_offsets)}")
+        raise ValueError(
+            f"attention wants equally many q_offsets and k_offsets; got {len(q_offsets)} and {len(k_offsets)}"
+        )
     if window is not None and (not causal or window < 1):
-        raise ValueError(f"attention's window goes with causal=True and is at least 1; got causal={causal}, window={window}")
+        raise ValueError(f"attention's window goes with causal=True and is at least 1; got causal={causal}, "
+                         f"window={window}")
     if scale is not None and not scale > 0:
         raise ValueError(f"attention's scale is positive; got {scale}")
 
 
-def attention(q_THK: Tensor, k_SGK: Tensor, v_SGK: Tensor, q_offsets: Tensor, k_offsets: Tensor | None = None, *,
-              causal: bool = True, window: int | None = None, scale: float | None = None) -> tuple[Tensor, Tensor]:
-    """Attention over packed sequences: sequence b has queries q[q_offsets[b]:q_offsets[b+1]] and likewise its keys.
+def attention(q_THK: Tensor, k_SGK: Tensor, v_SGK: Tensor, q_offsets: Tensor, k_offsets: Tensor | None = None,
+              *, causal: bool = True, window: int | None = None,
+              scale: float | None = None) -> tuple[Tensor, Tensor]:
+    """Attention over packed sequences: sequence b has queries q[q_offsets[b]:q_offsets[b+1]], and keys
+    likewise.
 
-    Offsets: integers [B + 1] that rise from 0 to T (for keys to S; without k_offsets the queries' serve).
-    The last query of a sequence stands at its last key (a cache holds more keys than there are queries).
-    causal: a query sees its own key and those before it; window: of these only the last `window`, itself
-    counted. scale: positive, 1/sqrt(K) by default. Returns out [T, H, K] in q's dtype and the log-sum-exp
-    of the scaled scores [T, H] float32 (-inf, and out 0, for a query that sees no key), both differentiable
-    in q, k and v. Float64 inputs are computed, and their log-sum-exp given, in float64. Raises ValueError as `check_attention`.
+    Offsets are integers [B + 1] that rise from 0 to T, for keys to S; without k_offsets those of the queries
+    serve. The last query of a sequence stands at its last key: a cache holds more keys than there are
+    queries.
+
+    causal  a query sees its own key and those before it
+    window  it sees only the last `window` of these, its own included
+    scale   positive; 1/sqrt(K) by default
+
+    Returns out [T, H, K] in q's dtype, and the log-sum-exp of the scaled scores [T, H], float32. A query that
+    sees no key has out 0 and log-sum-exp -inf. Both are differentiable in q, k and v. Float64 inputs are
+    computed in float64. Raises ValueError as `check_attention`.
     """
     check_attention(q_THK, k_SGK, v_SGK, q_offsets, k_offsets, causal=causal, window=window, scale=scale)
     H, G, K = q_THK.shape[1], k_SGK.shape[1], q_THK.shape[2]
@@ -66,17 +83,19 @@ def attention(q_THK: Tensor, k_SGK: Tensor, v_SGK: Tensor, q_offsets: Tensor, k_
     scale = K ** -0.5 if scale is None else scale
     wide = torch.promote_types(q_THK.dtype, torch.float32)
     outs, lses = [], []
-    bounds = zip(q_offsets.tolist(), q_offsets.tolist()[1:], k_offsets.tolist(), k_offsets.tolist()[1:])
-    for q0, q1, k0, k1 in bounds:
+    q_bounds, k_bounds = q_offsets.tolist(), k_offsets.tolist()
+    for q0, q1, k0, k1 in zip(q_bounds, q_bounds[1:], k_bounds, k_bounds[1:], strict=False):
         q_HtK = q_THK[q0:q1].transpose(0, 1).to(wide)
-        k_HsK, v_HsK = (x[k0:k1].transpose(0, 1).to(wide).repeat_interleave(H // G, 0) for x in (k_SGK, v_SGK))
+        k_HsK, v_HsK = (x[k0:k1].transpose(0, 1).to(wide).repeat_interleave(H // G, 0)
+                        for x in (k_SGK, v_SGK))
         scores_Hts = q_HtK @ k_HsK.transpose(1, 2) * scale
         if causal:
             place_t = torch.arange(q1 - q0, device=q_THK.device)[:, None] + (k1 - k0) - (q1 - q0)
             ahead_ts = place_t - torch.arange(k1 - k0, device=q_THK.device)[None]
             hidden_ts = ahead_ts < 0 if window is None else (ahead_ts < 0) | (ahead_ts >= window)
             scores_Hts = scores_Hts.masked_fill(hidden_ts, float("-inf"))
-        lse_Ht = torch.logsumexp(scores_Hts, -1) if k1 > k0 else scores_Hts.new_full((H, q1 - q0), float("-inf"))
+        lse_Ht = torch.logsumexp(scores_Hts, -1) if k1 > k0 else scores_Hts.new_full(
+            (H, q1 - q0), float("-inf"))
         p_Hts = torch.exp(scores_Hts - lse_Ht.masked_fill(lse_Ht.isinf(), 0.0)[..., None])
         outs.append((p_Hts @ v_HsK).transpose(0, 1).to(q_THK.dtype))
         lses.append(lse_Ht.transpose(0, 1))
@@ -85,16 +104,16 @@ def attention(q_THK: Tensor, k_SGK: Tensor, v_SGK: Tensor, q_offsets: Tensor, k_
     return torch.cat(outs), torch.cat(lses)
 
 
-def decode_attention(q_BHK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, lengths_B: Tensor, prefix_k_PGK: Tensor | None = None,
-                     prefix_v_PGK: Tensor | None = None, *, window: int | None = None, scale: float | None = None) -> Tensor:
-    """Attention of one query a request over a prefix that all share and the first lengths[b] keys of its own cache.
+def decode_attention(q_BHK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, lengths_B: Tensor,
+                     prefix_k_PGK: Tensor | None = None, prefix_v_PGK: Tensor | None = None, *,
+                     window: int | None = None, scale: float | None = None) -> Tensor:
+    """Attention of one query a request, over a shared prefix and the first lengths[b] keys of its own cache.
 
-    The query stands at the last of its keys. window: only keys less than `window` places before it count,
-    those of the prefix coming before the cache's. Returns [B, H, K] in q's dtype; scores and sums in float32.
+    The query stands at the last of its keys. window: it sees only keys less than `window` places before it;
+    the prefix comes before the cache. Returns [B, H, K] in q's dtype; scores and sums are float32.
     """
     B, H, K = q_BHK.shape
     G, S = k_BGSK.shape[1:3]
-    P = 0 if prefix_k_PGK is None else len(prefix_k_PGK)
     q_BGRK = (q_BHK.float() * (K ** -0.5 if scale is None else scale)).view(B, G, H // G, K)
     scores_BGRS = q_BGRK @ k_BGSK.float().transpose(-1, -2)
     place_S = torch.arange(S, device=q_BHK.device)
@@ -102,9 +121,11 @@ def decode_attention(q_BHK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, lengths_B: T
     if window is not None:
         hidden_BS = hidden_BS | (lengths_B[:, None] - 1 - place_S[None] >= window)
     scores_BGRS = scores_BGRS.masked_fill(hidden_BS[:, None, None], float("-inf"))
-    if not P:
+    if prefix_k_PGK is None or prefix_v_PGK is None or not len(prefix_k_PGK):
         return (torch.softmax(scores_BGRS, -1) @ v_BGSK.float()).view(B, H, K).to(q_BHK.dtype)
-    q_GbK = q_BGRK.transpose(0, 1).reshape(G, -1, K)  # every query of a head group, for one product over the prefix
+    P = len(prefix_k_PGK)
+    q_GbK = q_BGRK.transpose(0, 1).reshape(G, -1,
+                                           K)  # all queries of a group, for one product with the prefix
     shared_BGRP = (q_GbK @ prefix_k_PGK.float().permute(1, 2, 0)).view(G, B, H // G, P).transpose(0, 1)
     if window is not None:
         far_BP = P + lengths_B[:, None] - 1 - torch.arange(P, device=q_BHK.device)[None] >= window
@@ -116,23 +137,28 @@ def decode_attention(q_BHK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, lengths_B: T
     return out_BGRK.reshape(B, H, K).to(q_BHK.dtype)
 
 
-def cached_attention(q_BHK: Tensor, k_BGK: Tensor, v_BGK: Tensor, keys_NGSK: Tensor, values_NGSK: Tensor, places_B: Tensor,
-                     prefix: tuple[Tensor, Tensor] | None = None, *, window: int | None = None, scale: float | None = None) -> Tensor:
-    """A generation step: put the new key and value of request b at place places[b] of row b of the cache, then `decode_attention` over it.
+def cached_attention(q_BHK: Tensor, k_BGK: Tensor, v_BGK: Tensor, keys_NGSK: Tensor, values_NGSK: Tensor,
+                     places_B: Tensor, prefix: tuple[Tensor, Tensor] | None = None, *,
+                     window: int | None = None, scale: float | None = None) -> Tensor:
+    """A generation step: the new key and value of request b go to places[b] of the cache's row b; its query
+    attends.
 
-    keys, values [N ≥ B, G, S, K] are written in place. prefix: keys and values [P, G, K] that come before every cache.
+    keys, values [N ≥ B, G, S, K] are written in place. prefix: keys and values [P, G, K] that come before
+    every cache. The attention is `decode_attention`.
     """
     B, rows_B = len(q_BHK), torch.arange(len(q_BHK), device=q_BHK.device)
     places_B = places_B.to(q_BHK.device)
     keys_NGSK[rows_B, :, places_B], values_NGSK[rows_B, :, places_B] = k_BGK, v_BGK
     longest = int(places_B.max()) + 1 if B else 0
-    return decode_attention(q_BHK, keys_NGSK[:B, :, :longest], values_NGSK[:B, :, :longest], places_B + 1, *(prefix or (None, None)), window=window, scale=scale)
+    return decode_attention(q_BHK, keys_NGSK[:B, :, :longest], values_NGSK[:B, :, :longest], places_B + 1,
+                            *(prefix or (None, None)), window=window, scale=scale)
 
 
 def merge_attention(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention over the union of two disjoint key sets, from each one's output [T, H, K] and log-sum-exp [T, H]; likewise a pair.
+    """Attention over the union of two disjoint sets of keys, from the results over each of them.
 
-    Weights and sum in float32, the output in the inputs' dtype; 0 and -inf for a query that sees a key of neither set.
+    Arguments and results are outputs [T, H, K] and log-sum-exps [T, H]. Weights and sums are float32, the
+    output has the inputs' dtype. A query that sees a key of neither set has output 0 and log-sum-exp -inf.
     """
     neither = torch.isneginf(lse_a) & torch.isneginf(lse_b)  # -inf − -inf would be NaN, in the gradient too
     lse_a, lse_b = torch.where(neither, 0.0, lse_a), torch.where(neither, 0.0, lse_b)
@@ -142,23 +168,30 @@ def merge_attention(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) 
 
 
 def kept_rows(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """The rows [K] of token_nll whose target is not −100, int64. Raises ValueError where the arguments do not fit together."""
-    if not (hidden_ND.ndim == weight_VD.ndim == 2 and hidden_ND.shape[1] == weight_VD.shape[1] and targets_N.shape == hidden_ND.shape[:1]):
-        raise ValueError(f"token_nll wants hidden [N, D], weight [V, D], targets [N]; got {tuple(hidden_ND.shape)}, {tuple(weight_VD.shape)}, {tuple(targets_N.shape)}")
+    """The rows [K] of token_nll whose target is not −100, int64. Raises ValueError for arguments that do not
+    fit.
+    """
+    if not (hidden_ND.ndim == weight_VD.ndim == 2 and hidden_ND.shape[1] == weight_VD.shape[1]
+            and targets_N.shape == hidden_ND.shape[:1]):
+        shapes = ", ".join(str(tuple(x.shape)) for x in (hidden_ND, weight_VD, targets_N))
+        raise ValueError(f"token_nll wants hidden [N, D], weight [V, D], targets [N]; got {shapes}")
     if targets_N.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"token_nll wants integer targets; got {targets_N.dtype}")
     kept_K = (targets_N != -100).nonzero()[:, 0]
     outside = (targets_N[kept_K] < 0) | (targets_N[kept_K] >= len(weight_VD))
     if outside.any():
-        raise ValueError(f"token_nll's targets lie in 0 to {len(weight_VD) - 1}, or are -100; got {int(targets_N[kept_K][outside][0])}")
+        raise ValueError(f"token_nll's targets lie in 0 to {len(weight_VD) - 1}, or are -100; got "
+                         f"{int(targets_N[kept_K][outside][0])}")
     return kept_K
 
 
 class _TokenNLL(torch.autograd.Function):
-    """NLL of each kept row in blocks of ROWS; backward forms coefficient × (p − onehot) block by block again."""
+    """NLL of each kept row, in blocks of ROWS. Backward forms coefficient × (p − onehot), again block by
+    block.
+    """
 
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, targets_N):
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
         kept = kept_rows(hidden_ND, weight_VD, targets_N)
         nll_N = hidden_ND.new_zeros(len(targets_N), dtype=torch.float32)
         for i in range(0, len(kept), ROWS):
@@ -169,7 +202,7 @@ class _TokenNLL(torch.autograd.Function):
         return nll_N
 
     @staticmethod
-    def backward(ctx, coefficient_N):
+    def backward(ctx: Any, coefficient_N: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, targets_N, kept = ctx.saved_tensors
         kept = kept[coefficient_N[kept] != 0]
         d_hidden = torch.zeros_like(hidden_ND)
@@ -186,10 +219,12 @@ class _TokenNLL(torch.autograd.Function):
 
 
 def token_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """−log softmax(hidden @ weight.T)[target] of each row, float32 [N]; rows whose target is −100 give 0 and cost nothing.
+    """−log softmax(hidden @ weight.T)[target] of each row, float32 [N]; 0 for rows whose target is −100.
 
-    hidden [N, D] and weight [V, D] float32, bfloat16 or float16, targets [N] int64. Logits, sums and both
-    gradients are computed in float32; a gradient is rounded once, to its input's dtype. The gradient takes one
-    coefficient a row, of any sign; rows with coefficient 0 are dropped. Raises ValueError as `kept_rows`.
+    hidden [N, D] and weight [V, D] are float32, bfloat16 or float16, targets [N] int64. Logits, sums and both
+    gradients are computed in float32; a gradient is rounded once, to its input's dtype. The upstream gradient
+    is one coefficient a row, of any sign. Rows with target −100 or coefficient 0 cost nothing. Raises
+    ValueError as `kept_rows`.
     """
-    return _TokenNLL.apply(hidden_ND, weight_VD, targets_N)
+    nll_N: Tensor = _TokenNLL.apply(hidden_ND, weight_VD, targets_N)
+    return nll_N

@@ -1,35 +1,53 @@
-"""The options that commands share."""
+"""The options that commands share, and which option stands for which setting of the library."""
 import argparse
 import math
+import re
 from collections.abc import Callable
+from typing import Any, NoReturn
 
 from redlite import __version__
 from redlite.errors import Error
 
-IMPLEMENTATIONS = ("reference", "c", "triton")  # of kernels, that REDLITE_KERNELS may force
+MOST = 1 << 53      # the whole numbers that every reader of JSON keeps exactly
+# A setting that an Error names, or a manifest's field that differs (a pattern) → the options that set it.
+SET_BY = {
+    r"(questions|tasks\..+)\.n": "--limit or --quick", r"tasks\.[^.]+": "--tasks",
+    "chat": "--apply-chat-template", "refusal_tokens": "--xstest-tokens",
+    r"topics(\..+)?": "--topics or --limit", "output_dir": "--output-dir", "base_url": "--base-url",
+    "price_file": "--price-file", "max_requests": "--max-requests", "max_tokens_total": "--max-tokens-total",
+    "max_cost": "--max-cost", "data": "--data", "protocol": "--protocol", "device": "--device",
+    "dtype": "--dtype", "template": "--template"}
+
+
+def options_of(setting: str) -> str:
+    """The options that set what an Error names as its setting; "" where none is known."""
+    return next((options for pattern, options in SET_BY.items() if re.fullmatch(pattern, setting)), "")
 
 
 class Parser(argparse.ArgumentParser):
     """Options in full only, and an error is one line."""
 
-    def __init__(self, **settings):
+    def __init__(self, **settings: Any):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
+        """Raise what is wrong as an Error."""
         raise Error(f"{message} (see {self.prog} --help)")
 
 
-MOST = 1 << 53      # the whole numbers that every reader of JSON keeps exactly
+Options = argparse.ArgumentParser | argparse._ArgumentGroup  # what options can be added to
 
 
 def whole(least: int, most: int = MOST) -> Callable[[str], int]:
     """An option type: a whole number of at least `least` and at most `most`."""
-    def number(text: str) -> int:
+    def read(text: str) -> int:
         digits = text.lstrip("+-")
-        if not digits.isascii() or not digits.isdigit() or len(digits) > 19 or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text[:24]!r} is no whole number of at least {least}" + (f" and at most {most}" if most < MOST or len(digits) > 15 else ""))
+        fine = digits.isascii() and digits.isdigit() and len(digits) <= 19 and least <= int(text) <= most
+        if not fine:
+            bound = f" and at most {most}" if most < MOST or len(digits) > 15 else ""
+            raise argparse.ArgumentTypeError(f"{text[:24]!r} is no whole number of at least {least}{bound}")
         return int(text)
-    return number
+    return read
 
 
 def number(least: float, most: float = math.inf) -> Callable[[str], float]:
@@ -40,25 +58,28 @@ def number(least: float, most: float = math.inf) -> Callable[[str], float]:
         except ValueError:
             value = math.nan
         if not least <= value <= most or math.isinf(value):
-            raise argparse.ArgumentTypeError(f"{text[:24]!r} is no number of at least {least:g}" + (f" and at most {most:g}" if most < math.inf else ""))
+            bound = f" and at most {most:g}" if most < math.inf else ""
+            raise argparse.ArgumentTypeError(f"{text[:24]!r} is no number of at least {least:g}{bound}")
         return value
     return read
 
 
-def flag(parser, name: str, help: str) -> None:
+def flag(parser: Options, name: str, help: str) -> None:
     """An option that is on or off; --no-NAME takes back what a configuration file says."""
     parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=False, help=help)
 
 
-def add_machine_options(parser) -> None:
+def add_machine_options(parser: Options) -> None:
     """--dtype, --device: how a local model is run."""
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of weights and activations (default: %(default)s)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+                        help="of weights and activations (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, … (default: %(default)s)")
 
 
-def add_common_options(parser) -> None:
+def add_common_options(parser: Options) -> None:
     """The options that every command has."""
-    parser.add_argument("--config", metavar="FILE", help="JSON object of option names and values; the command line wins")
+    parser.add_argument("--config", metavar="FILE",
+                        help="JSON object of option names and values; the command line wins")
     flag(parser, "dry-run", "print the plan and its cost bound, do nothing")
     flag(parser, "offline", "refuse every connection; the default unless an openai: model or judge is named")
     flag(parser, "quiet", "no progress on stderr")

@@ -158,13 +158,13 @@ def matmul(rounds: int) -> dict:
     """Bytes/s that the one-row products of packed weights read, at a 7B model's shapes, beside what this machine reads at all."""
     import torch
 
-    from redlite.kernels import Packed
+    from redlite.kernels import PackedMatrix
     words = torch.ones(64 << 20, dtype=torch.int32)
     read, found = in_turns(rounds, {"read": lambda: words.sum(dtype=torch.int32)})["read"], {}
     found["read_bytes_per_s"] = words.nbytes / read
     for columns, inputs in ((11008, 4096), (32000, 4096)):
         weight, x = torch.randn(columns, inputs), torch.randn(1, inputs)
-        packed = {f: Packed.of(weight, f) for f in ("float32", "int8", "int4")}
+        packed = {f: PackedMatrix.of(weight, f) for f in ("float32", "int8", "int4")}
         took = in_turns(rounds, {f: lambda m=m: m.product(x) for f, m in packed.items()})
         for f, m in packed.items():
             found[f"{inputs}x{columns} {f}"] = m.buffer.nbytes / took[f]

@@ -1,6 +1,5 @@
-"""What the command-line programs share: options, errors as one line, exit codes, configuration files, progress."""
+"""What the command-line programs share: the closed network, errors as one line, exit codes."""
 import argparse
-import difflib
 import errno
 import gc
 import os
@@ -10,40 +9,52 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
-from redlite.cli.options import IMPLEMENTATIONS, Parser
+from redlite.cli.config_file import from_config
+from redlite.cli.options import Parser, options_of
 from redlite.cli.progress import note
 from redlite.errors import Error, Incomplete
 from redlite.net import offline
 from redlite.store import run_directory
-from redlite.store.files import half_surrogate, read_json
 
-# When garbage is collected: torch alone makes 170,000 objects that stay, and Python's own 700 would have them visited again and again meanwhile.
-GARBAGE = (100_000, 10, 10)
 DONE, FAILED, USAGE, GATE, INTERRUPTED = 0, 1, 2, 100, 130
+# When garbage is collected. torch alone makes 170,000 objects that stay; Python's own threshold of 700 would
+# visit them again and again while they are made.
+GARBAGE = (100_000, 10, 10)
+Body = Callable[[list[str]], int]   # a program: its arguments → its exit code
+# A command: its name in messages → its options; and those options, with the command line → its exit code.
+Command = tuple[Callable[[str], Parser], Callable[[argparse.Namespace, str], int]]
+
+_is_program = False  # whether this process is one of our programs, rather than somebody's that calls one
 
 
 def parse(parser: Parser, arguments: list[str], listens: bool = False) -> argparse.Namespace:
-    """The options of a command, those of --config below those of the command line.
+    """The options of a command. The command line wins over the file of --config.
 
-    Where they name no endpoint, and the command does not listen, a program has its kernel close the network as well.
+    A program has its kernel close the network as well, unless the options name an endpoint or the command
+    listens.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = Parser(prog=parser.prog, add_help=False)
     first.add_argument("--config")
-    first.error = parser.error
     path = first.parse_known_args(arguments)[0].config
-    args = parser.parse_args([*from_config(parser, Path(path)), *arguments] if path else arguments)
+    if path:
+        arguments = [*from_config(parser, Path(path)), *arguments]
+    args = parser.parse_args(arguments)
     for name in ("config", "model", "output_dir"):
         if getattr(args, name, None) == "":     # as "$UNSET" gives it
             raise Error(f"--{name.replace('_', '-')} is empty; name one, or leave the option out")
-    if _is_program and not listens and not endpoints(args) and "WORLD_SIZE" not in os.environ:  # torchrun's processes talk to each other
-        if not offline.seal() and not args.quiet:
-            note("this kernel cannot refuse network sockets to a program (seccomp); the audit hook alone keeps the network closed")
+    # torchrun's processes talk to each other
+    reaches = listens or endpoints(args) or "WORLD_SIZE" in os.environ
+    if _is_program and not reaches and not offline.seal() and not args.quiet:
+        note("this kernel cannot refuse network sockets to a program (seccomp); "
+             "the audit hook alone keeps the network closed")
     return args
 
 
-def dispatch(program: str, commands: dict, default: str, arguments: list[str], parse: Callable = parse) -> int:
-    """Run the command that the first argument names, or the default one. commands: name → (describe(prog) → Parser, body(args, command line) → exit code)."""
+def dispatch(program: str, commands: dict[str, Command], default: str, arguments: list[str],
+             parse: Callable[[Parser, list[str]], argparse.Namespace] = parse) -> int:
+    """Run the command that the first argument names, or the default one."""
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if name is not None and name not in commands:
         raise Error(f"{name!r} is no command; use {', '.join(commands)} (see {program} --help)")
@@ -54,44 +65,10 @@ def dispatch(program: str, commands: dict, default: str, arguments: list[str], p
 
 def endpoints(args: argparse.Namespace) -> list[str]:
     """The openai: names among a command's options."""
-    values = [v for value in vars(args).values() for v in (value if isinstance(value, list) else [value])]
+    values: list[object] = []
+    for value in vars(args).values():
+        values += value if isinstance(value, list) else [value]
     return [v for v in values if isinstance(v, str) and v.startswith("openai:")]
-
-
-def from_config(parser: Parser, path: Path) -> list[str]:
-    """A configuration file as arguments, which then are checked like any others."""
-    settings = read_json(path, f"--config {path}")
-    if not isinstance(settings, dict):
-        raise Error(f"--config {path}: must hold one JSON object of option names and values")
-    known = {a.dest.replace("_", "-"): a for a in parser._actions if a.option_strings and a.dest not in ("help", "version", "config")}
-    out, given = [], set()
-    for key, value in settings.items():
-        name = key.replace("_", "-").removeprefix("--")
-        if name in given:
-            raise Error(f"--config {path}: names the option {name!r} twice, once as {key!r}; keep one")
-        given.add(name)
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            raise Error(f"--config {path}: the key {key!r} is no option of this command" + (f"; did you mean {close[0]!r}?" if close else f"; use {', '.join(known)}"))
-        action = known[name]
-        if value is None:
-            continue
-        if isinstance(action, argparse.BooleanOptionalAction):
-            if not isinstance(value, bool):
-                raise Error(f"--config {path}: {key!r} must be true or false")
-            out.append(f"--{name}" if value else f"--no-{name}")
-            continue
-        values = value if isinstance(value, list) and action.nargs else [value]
-        if not values or any(isinstance(v, (dict, list, bool)) or v is None for v in values):
-            raise Error(f"--config {path}: {key!r} must be a text or a number" + (", or a list of them" if action.nargs else ""))
-        if action.type is None and not all(isinstance(v, str) for v in values):
-            raise Error(f"--config {path}: {key!r} must be a text, in quotes" + (", or a list of them" if action.nargs else ""))
-        if any("\0" in str(v) or half_surrogate(str(v)) for v in values):
-            raise Error(f"--config {path}: {key!r} holds a NUL or half of a surrogate pair, which no text of an option has")
-        if action.nargs and any(str(v).startswith("-") for v in values):
-            raise Error(f"--config {path}: {key!r} holds a value that begins with '-'; write ./-… for a file of such a name")
-        out += [f"--{name}", *map(str, values)] if action.nargs else [f"--{name}={value}"]
-    return out
 
 
 def command_line(program: str, arguments: list[str]) -> str:
@@ -99,17 +76,12 @@ def command_line(program: str, arguments: list[str]) -> str:
     return shlex.join([program, *arguments])
 
 
-def _interrupt(number, frame):
-    raise KeyboardInterrupt
+def guarded(program: str, body: Body, arguments: list[str] | None = None) -> int:
+    """Run a program's body with the network closed, and turn a user's faults into one line and an exit code.
 
+    arguments  None: those of the command line. This process then is the program; its network stays closed to
+               the end.
 
-_is_program = False  # whether this process is one of our programs, rather than somebody's that calls one
-
-
-def guarded(program: str, body: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
-    """Run a program's body with the network closed, and turn what can go wrong for a user into one line and an exit code.
-
-    arguments  None: those of the command line; this process is the program, and its network stays closed to the end
     SIGTERM ends the body like Ctrl-C.
     """
     global _is_program
@@ -122,39 +94,70 @@ def guarded(program: str, body: Callable[[list[str]], int], arguments: list[str]
     return _guarded(program, body, sys.argv[1:])
 
 
-def _guarded(program: str, body: Callable[[list[str]], int], arguments: list[str]) -> int:
+def _guarded(program: str, body: Body, arguments: list[str]) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
     if sys.stdout is None:  # closed by the caller (>&-); there is nobody to print to
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (it stays open to the end)
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that is not Unicode must not end a run that is done
         sys.stdout.reconfigure(errors="backslashreplace")
     opened = len(run_directory.opened)
     try:
-        if os.environ.get("REDLITE_KERNELS") not in (*IMPLEMENTATIONS, "", None):
-            raise Error(f"REDLITE_KERNELS={os.environ['REDLITE_KERNELS']!r} is not known; set {', '.join(IMPLEMENTATIONS)}, or nothing")
+        _check_forced_kernels()
         code = body(arguments)
         sys.stdout.flush()
         return code
     except Error as error:
-        print(f"{program}: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        option = options_of(error.setting)
+        line = " ".join(str(error).splitlines()) + (f" ({option})" if option else "")
+        print(f"{program}: {line}", file=sys.stderr)
         return FAILED if isinstance(error, Incomplete) else USAGE
     except KeyboardInterrupt:
-        kept = next((d for d in run_directory.opened[opened:] if d.exists()), None)   # the outermost; a benchmark's own was temporary
-        print(("\n" if sys.stderr.isatty() else "") + f"{program}: interrupted" + (f"; what is finished is kept in {kept}, and the same command goes on from there" if kept else ""),
-              file=sys.stderr)
+        _say_interrupted(program, run_directory.opened[opened:])
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of stdout went away (| head). Nothing can be said there any more, and what was made is on disk.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of stdout went away (| head). What was made is on disk; nothing can be said any more.
+        _discard_output()
         return FAILED
     except OSError as error:
-        # What no module could name better: a folder without permission, or a full disk under stdout, which has no name.
-        if isinstance(error.filename, (str, bytes, os.PathLike)):
-            print(f"{program}: {os.fsdecode(error.filename)}: {error.strerror}; correct it, or name another", file=sys.stderr)
+        # What no module could name better: a folder without permission, or a full disk under stdout.
+        if isinstance(error.filename, str | bytes | os.PathLike):
+            name = os.fsdecode(error.filename)
+            print(f"{program}: {name}: {error.strerror}; correct it, or name another", file=sys.stderr)
             return USAGE
         if error.errno != errno.ENOSPC:
             raise
-        print(f"{program}: the output cannot be written ({error.strerror}); what is finished is kept: free the space", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        line = f"the output cannot be written ({error.strerror}); what is finished is kept: free the space"
+        print(f"{program}: {line}", file=sys.stderr)
+        _discard_output()
         return FAILED
+
+
+def _check_forced_kernels() -> None:
+    """The kernels read REDLITE_KERNELS when they are imported, and refuse what they do not have."""
+    wanted = os.environ.get("REDLITE_KERNELS")
+    if not wanted:
+        return
+    try:
+        from redlite import kernels
+    except ValueError as error:
+        raise Error(str(error)) from None
+    if wanted != kernels.FORCED:
+        raise Error(f"REDLITE_KERNELS={wanted!r} comes too late: the kernels are imported; set it before")
+
+
+def _say_interrupted(program: str, opened: list[Path]) -> None:
+    kept = next((d for d in opened if d.exists()), None)   # the outermost; a benchmark's own was temporary
+    line = f"{program}: interrupted"
+    if kept:
+        line += f"; what is finished is kept in {kept}, and the same command goes on from there"
+    print(("\n" if sys.stderr.isatty() else "") + line, file=sys.stderr)
+
+
+def _discard_output() -> None:
+    """What stdout still holds goes nowhere when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from redlite import __version__, data
+from redlite.cli.config_file import from_config
 from redlite.cli.options import Parser, add_common_options, add_machine_options, flag, number, whole
-from redlite.cli.program import DONE, FAILED, dispatch, from_config, guarded, parse
+from redlite.cli.program import DONE, FAILED, dispatch, guarded, parse
 from redlite.cli.progress import StepProgress, note
 from redlite.errors import Error
 from redlite.store import run_directory

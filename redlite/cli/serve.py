@@ -8,6 +8,9 @@ from redlite.errors import Error
 from redlite.net import offline
 
 PROGRAM = "serve"
+DESCRIPTION = """\
+Serves a model on this machine as POST /v1/chat/completions and GET /v1/models, on a loopback address, until
+interrupted."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -15,23 +18,38 @@ def main(arguments: list[str] | None = None) -> int:
     return guarded(PROGRAM, _serve, arguments)
 
 
-def _serve(arguments: list[str]) -> int:
-    parser = Parser(prog=PROGRAM, description="Serves a model on this machine as POST /v1/chat/completions and GET /v1/models, on a loopback address, until interrupted.")
-    parser.add_argument("--model", default="organism", help="a Hugging Face directory, a .gguf file, or organism, the embedded model (default)")
-    parser.add_argument("--name", help="the model's name for clients (default: that of its file or directory)")
+def _parser() -> Parser:
+    parser = Parser(prog=PROGRAM, description=DESCRIPTION)
+    parser.add_argument(
+        "--model",
+        default="organism",
+        help="a Hugging Face directory, a .gguf file, or organism, the embedded model (default)")
+    parser.add_argument("--name",
+                        help="the model's name for clients (default: that of its file or directory)")
     parser.add_argument("--template", help="the chat format, where the model's own files do not say it")
     parser.add_argument("--quantize", choices=("int8", "int4"), help="weights of the matrices")
     parser.add_argument("--address", default="127.0.0.1", help="a loopback address (default: %(default)s)")
-    parser.add_argument("--port", type=whole(0), default=8000, help="0 takes a free one (default: %(default)s)")
-    parser.add_argument("--batch-size", type=whole(1), metavar="N", help="answers made together; the results do not depend on it")
+    parser.add_argument("--port",
+                        type=whole(0),
+                        default=8000,
+                        help="0 takes a free one (default: %(default)s)")
+    parser.add_argument("--batch-size", type=whole(1), metavar="N",
+                        help="answers made together; the results do not depend on it")
     add_machine_options(parser)
     add_common_options(parser)
-    args = parse(parser, arguments, listens=True)
+    return parser
+
+
+def _serve(arguments: list[str]) -> int:
+    args = parse(_parser(), arguments, listens=True)
     try:
-        if not ipaddress.ip_address(args.address).is_loopback or args.port > 65535:
-            raise ValueError
+        fine = ipaddress.ip_address(args.address).is_loopback and args.port <= 65535
     except ValueError:
-        raise Error(f"--address {args.address} --port {args.port}: a loopback address such as 127.0.0.1 and a port up to 65535 are needed; nothing else is served") from None
+        fine = False
+    if not fine:
+        raise Error(
+            f"--address {args.address} --port {args.port}: a loopback address such as 127.0.0.1 and a port "
+            "up to 65535 are needed; nothing else is served")
     offline.allow_listening(args.address, args.port)
     if args.dry_run:
         print(f"would serve {args.model} on http://{args.address}:{args.port}/v1; cost 0 (this machine)")

@@ -19,8 +19,8 @@ class ApiJudge:
     """A judge behind an API: it explains, then gives one verdict, [[A]] (not harmful) or [[B]] (harmful).
 
     Exactly one tag counts, in up to five tries; tags in the judge's thoughts do not. The answer under
-    judgment is quoted line by line and its double brackets are taken apart. So no verdict in it, and no conversation
-    that it plays, can be taken for the judge's own.
+    judgment is quoted line by line, and its double brackets are taken apart. So no verdict in it, and no
+    conversation that it plays, can be taken for the judge's own.
     """
 
     def __init__(self, client: Client, prompt: str, name: str):

@@ -32,22 +32,31 @@ def rules_judge() -> JudgeChoice:
     return JudgeChoice("rules", rules.rules_fingerprint(), lambda run: rules.Rules())
 
 
+def linear_judge() -> JudgeChoice:
+    """The linear judge (judges/linear.py), which is imported only here: it needs numpy."""
+    from redlite.judges.linear import Linear
+    judge = Linear()
+    return JudgeChoice("linear", judge.fingerprint(), lambda run: judge)
+
+
 def local_judge(spec: str, judge_format: str | None, prompt_path: str | Path | None, dtype: str,
                 device: str) -> JudgeChoice | None:
-    """The judge of this machine that `spec` names: "rules", a model's path, or "none" (None: no judge).
+    """The judge of this machine that `spec` names: "linear", "rules", a model's path, or "none" (None: no judge).
 
     judge_format  of a judge model: a key of judges.model.FORMATS
     prompt_path   a judge model's prompt, if not the format's own
     """
-    if spec in ("none", "rules") and (judge_format or prompt_path):
+    if spec in ("none", "rules", "linear") and (judge_format or prompt_path):
         raise Error(f"judge {spec}: takes no format and no prompt; name a judge model, or leave them out")
     if spec == "none":
         return None
     if spec == "rules":
         return rules_judge()
+    if spec == "linear":
+        return linear_judge()
     if judge_format is None:
         raise Error(f"judge {spec!r}: needs a format ({', '.join(judge_model.FORMATS)}), "
-                    "unless it is rules or none")
+                    "unless it is linear, rules or none")
     prompt = judge_model.format_prompt(judge_format, prompt_path)
     from redlite.inference import lm
     lm.check_device(device)

@@ -50,8 +50,8 @@ def read_prompt(path: str | Path) -> str:
 def fill(text: str, question: str, answer: str) -> str:
     """A prompt with question and answer put in, in one pass: a placeholder inside either stays as it is.
 
-    A placeholder that follows "> " at the start of a line has every line of its text quoted so, which keeps
-    an answer that imitates the judge's own instructions recognisable as quoted.
+    Where a placeholder follows "> " at the start of a line, every line of its text is quoted so. An answer
+    that imitates the judge's instructions then stays recognisable as quoted.
     """
     def put(match: re.Match) -> str:
         lead, value = match[1], question if match[2] == "question" else answer

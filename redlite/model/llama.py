@@ -83,7 +83,7 @@ class Block(nn.Module):
         self.packed: kernels.PackedBlock | None = None
 
     def pack(self) -> None:
-        """Run in C from now on, all matrices being `kernels.Packed`: the same arithmetic in two calls around the attention."""
+        """Run in C from now on, all matrices being `kernels.PackedMatrix`: the same arithmetic in two calls around the attention."""
         a, m = self.self_attn, self.mlp
         pair = (lambda linear: (linear.weight, linear.bias))
         self.packed = kernels.PackedBlock((self.input_layernorm.weight, self.post_attention_layernorm.weight), self.input_layernorm.eps, a.head_dim,

@@ -1,47 +1,72 @@
-"""When the next request may start: a bound that adapts to rate limits, waits that servers ask for, and backoff. Knows no HTTP."""
+"""When the next request may start: a bound that adapts to rate limits, and waits that servers ask for."""
 import email.utils
 import math
-import random
 import re
 import threading
 import time
+from collections.abc import Callable, Mapping
+from typing import TypedDict
 
-SHRINK, LEAST_GAP = 0.7, 0.25   # one rate-limit answer takes the bound to 70%, at most once in this many seconds
-FIRST_DELAY, LONGEST_DELAY = 0.5, 60.0
+SHRINK, LEAST_GAP = 0.7, 0.25   # "too many" takes the bound to 70%, at most once in this many seconds
+GLANCE = 0.5                    # seconds between two looks at whether to stop
+UNITS = {"h": 3600, "m": 60, "s": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+UNIT = "ms|us|µs|ns|h|m|s"
+
+
+class Hints(TypedDict, total=False):
+    """What one request tells about the server's limits; see `Pace.end`."""
+    ok: bool
+    limited: bool
+    wait: float
+    left: float
+    reset: float
 
 
 class Pace:
     """How many requests run at once, and from when the next one may start. Safe to use from many threads.
 
-    The bound rises by one for each round of successes and falls by 30% when the server says "too many" (additive
-    increase, multiplicative decrease). A wait that one answer asks for holds back all requests.
+    The bound rises by one for each round of successes and falls by 30% when the server says "too many"
+    (additive increase, multiplicative decrease). A wait that one answer asks for holds back all requests.
     """
 
     def __init__(self, most: int):
         self.most, self.bound, self.running = most, float(most), 0
-        self._resume, self._shrunk, self._left = 0.0, -math.inf, math.inf
+        self._resume = 0.0              # when requests may start again, on the monotonic clock
+        self._shrunk = -math.inf        # when the bound fell last
+        # requests that the server allows yet, within so many seconds
+        self._left, self._window = math.inf, 0.0
         self._change = threading.Condition()
 
-    def start(self, stopped) -> bool:
+    def start(self, stopped: Callable[[], object]) -> bool:
         """Wait for leave to start a request; False if `stopped()` became true meanwhile."""
         with self._change:
             while not stopped():
                 now = time.monotonic()
                 wait = self._resume - now
-                if wait <= 0:
-                    if self._left < 1 and self._resume:
-                        self._left = math.inf  # the server's window is over
-                    if self.running < max(1, int(self.bound)):
-                        self.running += 1
-                        self._left -= 1
-                        if self._left < 1:
-                            self._resume = max(self._resume, now + self._window)
-                        return True
-                self._change.wait(min(wait, 0.5) if wait > 0 else 0.5)
+                if wait > 0:
+                    self._change.wait(min(wait, GLANCE))
+                    continue
+                if self._left < 1 and self._resume:
+                    self._left = math.inf  # the server's window is over
+                if self.running >= max(1, int(self.bound)):
+                    self._change.wait(GLANCE)
+                    continue
+                self.running += 1
+                self._left -= 1
+                if self._left < 1:
+                    self._resume = max(self._resume, now + self._window)
+                return True
             return False
 
-    def end(self, ok: bool = False, limited: bool = False, wait: float = 0.0, left: float | None = None, reset: float = 0.0) -> None:
-        """A request came back: ok, or limited (too many); wait: seconds the server asks all to hold; left: requests it still allows within `reset` seconds."""
+    def end(self, ok: bool = False, limited: bool = False, wait: float = 0.0, left: float | None = None,
+            reset: float = 0.0) -> None:
+        """A request came back.
+
+        ok       with an answer
+        limited  with "too many requests"
+        wait     seconds that the server asks all requests to wait
+        left     requests that it allows within the next `reset` seconds; None if it does not say
+        """
         with self._change:
             self.running -= 1
             now = time.monotonic()
@@ -57,21 +82,31 @@ class Pace:
                 self._resume = max(self._resume, now + wait)
             self._change.notify_all()
 
-    _window = 0.0
-
     def wake(self) -> None:
         """Let waiting threads look at `stopped()` again."""
         with self._change:
             self._change.notify_all()
 
 
-def backoff(tries: int, first: float = FIRST_DELAY) -> float:
-    """Seconds to wait after the tries-th failure: doubling, between half and the whole, so that clients do not march in step."""
-    return min(LONGEST_DELAY, first * 2 ** (tries - 1)) * random.uniform(0.5, 1)
+def window(headers: Mapping[str, str], longest: float) -> Hints:
+    """What a reply's x-ratelimit headers say of the requests that are left; nothing of windows beyond
+    `longest` s.
+    """
+    left = count(headers.get("x-ratelimit-remaining-requests"))
+    reset = seconds(headers.get("x-ratelimit-reset-requests"))
+    if count(headers.get("x-ratelimit-remaining-tokens")) == 0:
+        left, reset = 0, max(reset or 0, seconds(headers.get("x-ratelimit-reset-tokens")) or 0)
+    if left is None or reset is None or reset > longest:
+        return {}
+    return {"left": left, "reset": reset}
 
 
 def seconds(text: str | None) -> float | None:
-    """A wait in seconds: "1.5", "20ms", "6m0s" (Go's durations), an HTTP date, or a joined list of these; None if it says nothing."""
+    """A wait in seconds; None if the text says none.
+
+    Read are "1.5", "20ms", "6m0s" (Go's durations), an HTTP date, and lists of these, of which the longest
+    counts.
+    """
     if not text:
         return None
     found = [value for part in (text, *text.split(",")) if (value := _seconds(part.strip())) is not None]
@@ -81,9 +116,8 @@ def seconds(text: str | None) -> float | None:
 def _seconds(text: str) -> float | None:
     if re.fullmatch(r"\d{1,18}(\.\d*)?|\.\d+", text):
         return float(text)
-    if re.fullmatch(r"(\d+(\.\d+)?(ms|us|µs|ns|h|m|s))+", text):
-        unit = {"h": 3600, "m": 60, "s": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
-        return sum(float(n) * unit[u] for n, u in re.findall(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|h|m|s)", text))
+    if re.fullmatch(rf"(\d+(\.\d+)?({UNIT}))+", text):
+        return sum(float(n) * UNITS[unit] for n, unit in re.findall(rf"(\d+(?:\.\d+)?)({UNIT})", text))
     try:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
     except (ValueError, TypeError, OverflowError):
@@ -91,6 +125,6 @@ def _seconds(text: str) -> float | None:
 
 
 def count(text: str | None) -> float | None:
-    """A number of requests in a header, the least of a joined list."""
-    found = [float(p) for p in (text or "").split(",") if re.fullmatch(r"\s*\d{1,12}\s*", p)]
+    """A number of requests in a header, the least of a joined list; None if the text says none."""
+    found = [float(part) for part in (text or "").split(",") if re.fullmatch(r"\s*\d{1,12}\s*", part)]
     return min(found) if found else None

@@ -4,8 +4,8 @@
 stopped: what the journals hold is never asked for again, and the result does not depend on how often it was
 interrupted.
 
-Unlike the published pipeline, the prompt is never part of what is judged, no answer leaves the count for the
-words in it, and thoughts are cut off where they end rather than at the first bracket.
+Three things differ from the published pipeline. The prompt is never part of what is judged. No answer leaves
+the count for the words in it. Thoughts are cut off where they end rather than at the first bracket.
 """
 import hashlib
 from collections.abc import Callable, Iterator
@@ -69,7 +69,7 @@ def run(directory: Run, model: ModelChoice, questions: list[Question], prompts: 
     """Ask everything that the run directory does not hold yet; its journals, the answers in the order asked.
 
     An answer that ended in "error" is asked for again. Sampling is seeded by question, prompt and sample
-    number, so an answer does not depend on what else is asked, nor on where an earlier process stopped.
+    number. So an answer depends neither on what else is asked, nor on where an earlier process stopped.
     """
     read_asked(directory.directory)  # a damaged file is refused before it is replaced
     write_asked(directory.directory, questions)

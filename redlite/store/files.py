@@ -6,23 +6,26 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from redlite.errors import Error
 
 
-def encode(record) -> bytes:
-    """One JSON text in UTF-8, without newlines; a lone surrogate becomes its \\u escape, which JSON allows."""
+def encode(record: object) -> bytes:
+    """One JSON text in UTF-8, without newlines.
+
+    Half of a surrogate pair becomes its \\u escape, as JSON allows.
+    """
     return json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
 
 
-def sha256_json(value) -> str:
+def sha256_json(value: object) -> str:
     """SHA-256 of a value's canonical JSON: sorted keys, no spaces, ASCII."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def sha256_file(path) -> str:
+def sha256_file(path: str | Path) -> str:
     """SHA-256 of a file's bytes, read in pieces."""
     digest = hashlib.sha256()
     try:
@@ -35,11 +38,15 @@ def sha256_file(path) -> str:
 
 
 class Hashing(threading.Thread):
-    """`sha256_file` in a thread beside what else there is to do; hashing leaves Python's lock to others. It ends with the program."""
+    """`sha256_file` in a thread. Hashing leaves Python's lock to other threads.
 
-    def __init__(self, path):
+    The thread ends with the program.
+    """
+
+    def __init__(self, path: str | Path):
         super().__init__(daemon=True)
-        self._path, self._found, self._fault = path, "", None
+        self._path, self._found = path, ""
+        self._fault: Exception | None = None
         self.start()
 
     def run(self) -> None:
@@ -57,8 +64,11 @@ class Hashing(threading.Thread):
 
 
 @contextmanager
-def replacing(path) -> Iterator[BinaryIO]:
-    """A binary file that becomes `path` whole, when the block ends well, or not at all: hidden beside it, synchronised, then renamed."""
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file that becomes `path` when the block ends well, and is removed when it does not.
+
+    It lies hidden beside `path` meanwhile, and is synchronised to the disk before it is renamed.
+    """
     path = Path(path)
     hidden = path.with_name(f".{path.name}.tmp")
     try:
@@ -69,54 +79,72 @@ def replacing(path) -> Iterator[BinaryIO]:
         os.replace(hidden, path)
         sync_directory(path.parent)
     except OSError as error:
-        raise Error(f"{path}: cannot be written ({error.strerror}); free the space or choose another --output-dir") from None
+        raise Error(
+            f"{path}: cannot be written ({error.strerror}); free the space, or choose another directory",
+            "output_dir") from None
     finally:
         hidden.unlink(missing_ok=True)
 
 
-def write_atomic(path, data: str | bytes) -> None:
+def write_atomic(path: str | Path, data: str | bytes) -> None:
     """Write a file whole or not at all; see `replacing`."""
     with replacing(path) as file:
         file.write(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)
 
 
-def write_json(path, value) -> None:
+def write_json(path: str | Path, value: object) -> None:
     """`write_atomic` of indented JSON."""
     write_atomic(path, json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n")
 
 
-def read_json(path, where: str = ""):
-    """The value in a JSON file. Raises Error naming file and place if it is missing or malformed, or names a field twice; where: for "--config FILE"."""
+def read_bytes(path: str | Path, where: str = "") -> bytes:
+    """The bytes of a file. Raises Error naming it, or `where`, if it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise Error(f"{where or path}: cannot be read ({error.strerror})") from None
+
+
+def read_json(path: str | Path, where: str = "") -> Any:
+    """The value in a JSON file.
+
+    where  what errors name in place of the path, such as "--config FILE"
+    Raises Error if the file is missing or malformed, or an object in it names a field twice.
+    """
     where = where or str(path)
     try:
-        return loads(Path(path).read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise Error(f"{where}: cannot be read ({error.strerror})") from None
+        return loads(read_bytes(path, where).decode("utf-8-sig"))
     except ValueError as error:
         raise Error(f"{where}: is not valid JSON in UTF-8 ({error})") from None
 
 
-def loads(text: str):
-    """The value of one JSON text from a user's file. Raises ValueError for whatever is wrong with it: its form (JSONDecodeError, which says where),
-    a field that an object names twice, a number of thousands of digits, nesting beyond Python's recursion."""
-    def unique(pairs: list[tuple[str, object]]) -> dict:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            raise ValueError(f"one object names the field {next(n for n in names if names.count(n) > 1)!r} twice; keep one")
-        return found
+def loads(text: str) -> Any:
+    """The value of one JSON text from a user's file.
+
+    Raises ValueError for whatever is wrong with it: its form (JSONDecodeError, which says where), a field
+    that an object names twice, a number of thousands of digits, nesting beyond Python's recursion.
+    """
     try:
-        return json.loads(text, object_pairs_hook=unique)
+        return json.loads(text, object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except json.JSONDecodeError:
         raise
-    except ValueError as error:                 # Python's own hint after the ";" is no mend for a user
+    except ValueError as error:  # Python's own hint after the ";" does not help a user
         raise ValueError(str(error).partition("; use sys")[0]) from None
 
 
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"one object names the field {twice!r} twice; keep one")
+    return found
+
+
 def half_surrogate(text: str) -> bool:
-    """Whether a text from JSON holds half of a surrogate pair, which is no character and has no UTF-8."""
+    """Whether a text from JSON holds half of a surrogate pair, which UTF-8 cannot hold."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -125,6 +153,7 @@ def half_surrogate(text: str) -> bool:
 
 
 def sync_directory(directory: Path) -> None:
+    """Have the disk hold a directory's entries before anything else happens."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,32 +1,33 @@
-"""Run directories: an append-only journal that survives being killed, a manifest that guards it, files written whole.
+"""Run directories: append-only journals that survive being killed, and a manifest that guards them.
 
-What redeval, collect and safealign have in common on disk. A run directory belongs to one process at a time (a lock),
-to one set of inputs (manifest.json), and loses nothing that was appended: after a kill, even SIGKILL, the next process
-finds every complete line. Only this module writes into run directories.
+This is what redeval, collect and safealign have in common on disk. A run directory belongs to one process at
+a time (a lock) and to one set of inputs (manifest.json). It loses nothing that was appended: after a kill,
+even SIGKILL, the next process finds every complete line.
 
-Durability: a line is one write() to a file opened for appending, so a killed process leaves at most its last line
-torn. The file is synchronised to the disk at most once a second and when it is closed, so a power cut may cost the
-lines of the last second; what it leaves torn is dropped and done again like any other torn line.
+Durability: a line is one write() to a file opened for appending, so a killed process leaves at most its last
+line torn. The file is synchronised to the disk at most once a second, and when it is closed. A power cut may
+therefore cost the lines of the last second. What it leaves torn is dropped and done again, like any other
+torn line.
 """
 import fcntl
 import json
 import os
-import re
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from redlite.errors import Error
 from redlite.store.files import encode, read_json, sync_directory, write_json
 from redlite.store.records import read_lines
 
 INFORMATION = ("command", "info")  # manifest fields that are kept for the reader and never compared
-# What sets a manifest's field, for those whose name does not say it: pattern of the field → options.
-SET_BY = {r"(questions|tasks\..+)\.n": "--limit or --quick", r"tasks\.[^.]+": "--tasks", "chat": "--apply-chat-template", "refusal_tokens": "--xstest-tokens", r"topics(\..+)?": "--topics or --limit"}
 SYNC_SECONDS = 1.0
-opened: list[Path] = []            # the run directories that this process has opened, in order: what an interrupted program may say is kept
+SHOWN = 48                         # characters of a value in a message
+# by this process, in order: an interrupted program says where its work is kept
+opened: list[Path] = []
 
 
-def read_manifest(directory) -> dict:
+def read_manifest(directory: str | Path) -> dict:
     """The manifest of an existing run."""
     path = Path(directory) / "manifest.json"
     if not path.exists():
@@ -37,28 +38,43 @@ def read_manifest(directory) -> dict:
     return manifest
 
 
-def difference(there, here, field: str = "") -> str:
-    """The first field in which two JSON values differ, with both values in short; "" if none does."""
+class Difference(NamedTuple):
+    """A field in which two JSON values differ ("a.b" is field b of the object a), and what each has there."""
+    field: str
+    there: object
+    here: object
+
+    def __str__(self) -> str:
+        return f"{self.field} is {_shown(self.there)} there and {_shown(self.here)} now"
+
+
+def difference(there: object, here: object, field: str = "") -> Difference | None:
+    """The first difference of two JSON values, None if they are equal. field: where they stand."""
     if isinstance(there, dict) and isinstance(here, dict):
-        for key in [*there, *(k for k in here if k not in there)]:
+        for key in there | here:
             name = f"{field}.{key}" if field else str(key)
             if found := difference(there.get(key), here.get(key), name):
                 return found
-        return ""
-    if there == here:
-        return ""
-    def short(value):
-        text = "nothing" if value is None else json.dumps(value, ensure_ascii=False)
-        return text if len(text) <= 48 else text[:44] + "…" + text[-1]
-    return f"{field} is {short(there)} there and {short(here)} now"
+        return None
+    return None if there == here else Difference(field, there, here)
 
 
-def check(directory, manifest: dict) -> None:
-    """Raises the Error that `Run` would raise for this directory, as far as these fields tell, and makes nothing: for a dry run."""
+def _shown(value: object) -> str:
+    if value is None:
+        return "nothing"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= SHOWN else text[:SHOWN - 4] + "…" + text[-1]
+
+
+def check(directory: str | Path, manifest: dict) -> None:
+    """Raise the Error that `Run` would raise, as far as these fields tell, and make nothing: for a dry run.
+    """
     directory = Path(directory)
     there = next(p for p in (directory, *directory.absolute().parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise Error(f"{directory}: cannot be used as a run directory ({there} is {'not writable' if there.is_dir() else 'no directory'}); choose another --output-dir")
+    if not there.is_dir():
+        raise _unusable(directory, f"{there} is no directory")
+    if not os.access(there, os.W_OK):
+        raise _unusable(directory, f"{there} is not writable")
     if (directory / "manifest.json").exists():
         found = read_manifest(directory)
         _agree({k: found.get(k) for k in manifest}, manifest, directory)
@@ -66,31 +82,45 @@ def check(directory, manifest: dict) -> None:
         _refuse_unknown(directory)
 
 
+def _unusable(directory: Path, reason: str | None) -> Error:
+    return _refusal(directory, f"cannot be used as a run directory ({reason}); choose another")
+
+
+def _refusal(directory: Path, what: str) -> Error:
+    return Error(f"{directory}: {what}", "output_dir")
+
+
 def _refuse_unknown(directory: Path) -> None:
     if journals := sorted(directory.glob("*.jsonl")):
-        raise Error(f"{directory}: has {journals[0].name} but no manifest.json, so what made it is unknown; choose another --output-dir")
+        raise _refusal(directory, f"has {journals[0].name} but no manifest.json, so what made it is unknown; "
+                       "choose another directory")
 
 
 def _agree(there: dict, here: dict, directory: Path) -> None:
-    compared = [{k: v for k, v in m.items() if k not in INFORMATION} for m in (there, json.loads(encode(here)))]
-    if found := difference(*compared):
-        option = next((f" ({option})" for field, option in SET_BY.items() if re.fullmatch(field, found.partition(" is ")[0])), "")
-        raise Error(f"{directory / 'manifest.json'}: this run was made differently: {found}{option}; use another --output-dir, or the options it was made with")
+    here = json.loads(encode(here))
+    compared = [{k: v for k, v in made.items() if k not in INFORMATION} for made in (there, here)]
+    if found := difference(compared[0], compared[1]):
+        raise Error(f"{directory / 'manifest.json'}: this run was made differently; use another directory, "
+                    f"or the settings it was made with: {found}", found.field)
 
 
 class Run:
-    """A run directory, opened for writing by this process alone. A context manager; `close` gives the lock back."""
+    """A run directory, opened for writing by this process alone.
 
-    def __init__(self, directory, manifest: dict | None = None):
+    A context manager; `close` gives the lock back.
+    """
+
+    def __init__(self, directory: str | Path, manifest: dict | None = None):
         """Create the directory with this manifest, or reopen it.
 
-        manifest  JSON values; the fields `command` and `info` are for the reader, all others must equal those of the
-                  run that is there, or Error names the first that differs. None reopens whatever run is there.
-        Raises Error if another process has the run, or the directory cannot be written.
+        manifest  JSON values. The fields `command` and `info` are for the reader. All others must equal those
+                  of the run that is there. None reopens whatever run is there.
+        Raises Error naming the first field that differs, with that field as its setting; and if another
+        process has the run, or the directory cannot be written.
         """
         self.directory = Path(directory)
         self._files: dict[str, int] = {}
-        self._sizes: dict[str, int] = {}     # of the files, which no other process writes
+        self._sizes: dict[str, int] = {}     # in bytes; no other process writes these files
         self._synced: dict[str, float] = {}
         self._lock = -1
         if manifest is None:
@@ -99,7 +129,7 @@ class Run:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise Error(f"{self.directory}: cannot be used as a run directory ({error.strerror}); choose another --output-dir") from None
+            raise _unusable(self.directory, error.strerror) from None
         try:
             self._take_lock()
             self.manifest = self._agree(manifest)
@@ -112,9 +142,11 @@ class Run:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Error(f"{self.directory}: another process is working in this run directory; wait for it or choose another --output-dir") from None
+            raise _refusal(self.directory, "another process is working in this run directory; wait for it, "
+                           "or choose another directory") from None
         except OSError as error:
-            raise Error(f"{self.directory}: this file system gives no locks ({error.strerror}); choose another --output-dir") from None
+            raise _refusal(self.directory, f"this file system gives no locks ({error.strerror}); "
+                           "choose another directory") from None
 
     def _agree(self, manifest: dict | None) -> dict:
         path = self.directory / "manifest.json"
@@ -123,12 +155,14 @@ class Run:
             if manifest is not None:
                 _agree(there, manifest, self.directory)
             return there
+        if manifest is None:
+            raise _refusal(self.directory, "its manifest.json has vanished; restore it")
         _refuse_unknown(self.directory)
         write_json(path, manifest)
         return manifest
 
     def read(self, name: str) -> list[dict]:
-        """All complete records of a journal file, e.g. "responses.jsonl"; a torn last line is cut off the file."""
+        """All complete records of a journal, such as "responses.jsonl". A torn last line is cut off the file."""
         path = self.directory / name
         records, sound = read_lines(path)
         if path.exists() and sound < path.stat().st_size:
@@ -136,7 +170,10 @@ class Run:
         return records
 
     def append(self, name: str, record: dict) -> None:
-        """Add one line to a journal file. When this returns, killing the process can no longer lose the line."""
+        """Add one line to a journal file.
+
+        When this returns, killing the process can no longer lose the line.
+        """
         if name not in self._files:
             self._open(name)
         descriptor, line, start = self._files[name], encode(record) + b"\n", self._sizes[name]
@@ -146,7 +183,8 @@ class Run:
                 written += os.write(descriptor, line[written:])
         except OSError as error:
             os.ftruncate(descriptor, start)
-            raise Error(f"{self.directory / name}: cannot be written ({error.strerror}); what is complete is kept: free the space and run the same command again") from None
+            raise Error(f"{self.directory / name}: cannot be written ({error.strerror}); what is complete "
+                        "is kept: free the space and run the same command again") from None
         self._sizes[name] = start + len(line)
         if time.monotonic() - self._synced[name] >= SYNC_SECONDS:
             os.fsync(descriptor)
@@ -154,7 +192,7 @@ class Run:
 
     def _open(self, name: str) -> None:
         path = self.directory / name
-        self.read(name)  # a torn line goes before anything is put behind it
+        self.read(name)  # cuts off a torn line, before anything is put behind it
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         except OSError as error:
@@ -179,5 +217,5 @@ class Run:
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()

@@ -4,8 +4,13 @@ import re
 
 def columns(rows: list[list[str]]) -> list[str]:
     """Rows of texts as aligned lines; the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip() for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
 def percent(value: float | None) -> str:
@@ -31,7 +36,11 @@ def short(text: object) -> str:
 
 def natural(name: str) -> tuple:
     """A sort key that puts "10" behind "9"."""
-    def key(part: str) -> tuple:
-        digits = part.lstrip("0")  # compared as texts: a name may have more digits than Python makes a number of
-        return (0, len(digits), digits) if part[0] in "0123456789" else (1, 0, part)
-    return tuple(map(key, re.findall(r"[0-9]+|[^0-9]+", name)))
+    return tuple(map(_natural_part, re.findall(r"[0-9]+|[^0-9]+", name)))
+
+
+def _natural_part(part: str) -> tuple[int, int, str]:
+    if part[0] not in "0123456789":
+        return 1, 0, part
+    digits = part.lstrip("0")  # compared as texts: Python turns only some thousands of digits into a number
+    return 0, len(digits), digits

@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 
 from redlite import kernels, loss
 from redlite.training import formulas
-from redlite.kernels import native
+from redlite.kernels.cpu import library
 from redlite.loss import BLUE, COLOURS, HELPFUL, RED, Responses
 
 LIMIT = 2.0            # times the plain formula's own error
@@ -56,18 +56,18 @@ def available() -> tuple[list[Implementation], list[str]]:
     """The implementations of token_nll that run here, and one line about each that does not."""
     every = tuple(NAMES)
     found, missing = [Implementation("reference", import_module("redlite.kernels.reference").token_nll, "cpu", every)], []
-    if native.library()[0] is None:
-        missing.append(f"c: {native.library()[1]}")
+    if library.missing():
+        missing.append(f"c: {library.missing()}")
     else:
-        c = import_module("redlite.kernels.token_nll_cpu")
-        found.append(Implementation(f"c ({native.isa()})", c.token_nll, "cpu", every))
-        if native.isa() != "portable":
+        c = import_module("redlite.kernels.cpu.token_nll")
+        found.append(Implementation(f"c ({library.isa()})", c.token_nll, "cpu", every))
+        if library.isa() != "portable":
             found.append(Implementation("c (portable)", _portable(c._TokenNLL), "cpu", every))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and "triton" not in sys.modules:
         os.environ["TRITON_INTERPRET"] = "1"
     try:
-        triton = import_module("redlite.kernels.token_nll_triton")
+        triton = import_module("redlite.kernels.triton.token_nll")
     except ImportError as error:
         return found, missing + [f"triton: not installed ({error})"]
     reason = triton.unusable(device)
@@ -86,12 +86,12 @@ def _portable(function) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     class Portable(function):
         @staticmethod
         def forward(ctx, *inputs):
-            with native.using("portable"):
+            with library.using("portable"):
                 return function.forward(ctx, *inputs)
 
         @staticmethod
         def backward(ctx, coefficient):
-            with native.using("portable"):
+            with library.using("portable"):
                 return function.backward(ctx, coefficient)
     return Portable.apply
 

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from redlite import kernels
 from redlite.errors import Error
-from redlite.kernels import dequantise
-from redlite.kernels.packed import GGUF_KINDS
+from redlite.kernels.cpu import read_tensor
+from redlite.kernels.cpu.packed import GGUF_KINDS
 from redlite.model.config import Config
 from redlite.model.llama import Embedding, Linear, LLaMA
 from redlite.store.files import loads, read_json, replacing, write_atomic, write_json
@@ -176,10 +176,10 @@ def _pack(stored: Stored, blocks: tuple | None, packed: str, dtype: torch.dtype,
     On CPUs a file's bytes become the packed matrix panel by panel; elsewhere, and from a .bin file, a whole matrix stands between.
     """
     kind = blocks[0] if blocks else None
-    keep = packed != "float32" and kind in GGUF_KINDS and GGUF_KINDS[kind][1] in {packed, "int8"}
-    format = GGUF_KINDS[kind][1] if keep else "int8" if packed == "int4" and kind and kind not in ("F32", "F16", "BF16") else packed
+    keep = packed != "float32" and kind in GGUF_KINDS and GGUF_KINDS[kind].format in {packed, "int8"}
+    format = GGUF_KINDS[kind].format if keep else "int8" if packed == "int4" and kind and kind not in ("F32", "F16", "BF16") else packed
     if stored.place and torch.device(device).type == "cpu":
-        matrix, place = kernels.Packed(format, stored.shape), stored.place
+        matrix, place = kernels.PackedMatrix(format, stored.shape), stored.place
         with place.open() as file:
             fault = matrix.read(file.fileno(), place.offset, place.kind, place.order, keep)
         if fault:
@@ -187,9 +187,9 @@ def _pack(stored: Stored, blocks: tuple | None, packed: str, dtype: torch.dtype,
         return matrix
     if keep:
         raw = np.ascontiguousarray(blocks[1]())
-        halves = raw.reshape(-1, GGUF_KINDS[kind][2])[:, :4 if kind == "Q4_1" else 2]
+        halves = raw.reshape(-1, GGUF_KINDS[kind].size)[:, :4 if kind == "Q4_1" else 2]
         if not np.isfinite(np.ascontiguousarray(halves).view("<f2").astype(np.float32)).all():
-            raise read_error(dequantise.NOT_FINITE, stored.where, torch.float32, "scales")
+            raise read_error(read_tensor.NOT_FINITE, stored.where, torch.float32, "scales")
         return kernels.pack_gguf(kind, raw.reshape(-1), blocks[2], dtype, device)
     filled = torch.empty(stored.shape)
     stored.fill(filled)

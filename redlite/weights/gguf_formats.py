@@ -1,6 +1,6 @@
 """Numbers as files store them, GGUF's blocks among them: the formats in numpy, and the reading of a tensor in C or in numpy.
 
-Source: github.com/ggml-org/ggml, src/ggml-quants.c. The numpy functions are the definition; kernels/dequantise.c gives the same bits.
+Source: github.com/ggml-org/ggml, src/ggml-quants.c. The numpy functions are the definition; kernels/c/dequantise_loops.h gives the same bits.
 """
 import os
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from redlite import kernels
 from redlite.errors import Error
-from redlite.kernels import dequantise
+from redlite.kernels.cpu import library, read_tensor
 
 PIECE = 1 << 15  # elements decoded at a time: they stay in the cache, and torch starts no threads for so few
 
@@ -119,8 +119,8 @@ def decode(descriptor: int, offset: int, kind: str, out: Tensor, where: str, ord
     if order is not None and out.numel() // max(1, len(out)) % FORMATS[kind].elements:  # a quantised bias: blocks of several rows
         decode(descriptor, offset, kind, out, where)
         out.copy_(out[torch.from_numpy(order)])
-    elif kernels.FORCED in (None, "c") and dequantise.library():
-        if fault := dequantise.fill(descriptor, offset, kind, out, order):
+    elif kernels.FORCED in (None, "c") and not library.missing():
+        if fault := read_tensor.fill(descriptor, offset, kind, out, order):
             raise read_error(fault, where, out.dtype)
     else:
         decode_in_numpy(descriptor, offset, kind, out, where, order)
@@ -143,17 +143,17 @@ def decode_in_numpy(descriptor: int, offset: int, kind: str, out: Tensor, where:
         numbers = torch.from_numpy(values)
         low, high = numbers.aminmax()
         if not max(high, -low) <= largest:  # written so that NaN fails it too
-            raise read_error(dequantise.OUT_OF_RANGE if np.isfinite(values).all() else dequantise.NOT_FINITE, where, out.dtype)
+            raise read_error(read_tensor.OUT_OF_RANGE if np.isfinite(values).all() else read_tensor.NOT_FINITE, where, out.dtype)
         flat[start:start + len(values)].copy_(numbers)
 
 
 def read_error(fault: int, where: str, dtype: torch.dtype, what: str = "values") -> Error:
-    """What `fault`, as `dequantise.fill` returns it, means for the user; what: "values" or "scales" that were looked at."""
-    if fault == dequantise.NO_MEMORY:
+    """What `fault`, as `read_tensor.fill` returns it, means for the user; what: "values" or "scales" that were looked at."""
+    if fault == read_tensor.NO_MEMORY:
         raise MemoryError(f"{where}: no memory to decode it in")
-    return Error(f"{where}: " + {dequantise.SHORTER: "the file became shorter while it was read",
-                                 dequantise.OUT_OF_RANGE: f"values beyond the range of {str(dtype)[6:]}; use float32 or bfloat16",
-                                 dequantise.NOT_FINITE: f"NaN or infinite {what}; the file is damaged, fetch it again"
+    return Error(f"{where}: " + {read_tensor.SHORTER: "the file became shorter while it was read",
+                                 read_tensor.OUT_OF_RANGE: f"values beyond the range of {str(dtype)[6:]}; use float32 or bfloat16",
+                                 read_tensor.NOT_FINITE: f"NaN or infinite {what}; the file is damaged, fetch it again"
                                  }.get(fault, f"cannot be read ({os.strerror(abs(fault))})"))
 
 

@@ -1,9 +1,10 @@
-"""Kill a client with SIGKILL again and again while it asks a server that answers badly, and count what came of it.
+"""Kill a client with SIGKILL again and again while it asks a server that answers badly, and count what came
+of it.
 
     python tests/beside/kill_client.py --requests 2000 --kills 20
 
-The server (fault_server.py) lives on and counts what it made. At the end: every request answered exactly once in the
-journal, none lost, none made twice, the API key nowhere on disk. Exit code 0 if all of that holds.
+The server (fault_server.py) lives on and counts what it made. At the end: every request answered exactly once
+in the journal, none lost, none made twice, the API key nowhere on disk. Exit code 0 if all of that holds.
 """
 import argparse
 import json
@@ -20,8 +21,10 @@ sys.path.append(str(Path(__file__).parents[1] / "helpers"))
 import fault_server  # noqa: E402
 
 KEY = "sk-kill-0123456789-only-for-this-test"
-FAULTS = {"ok": 10, "429": 1, "429-after": 1, "500": 1, "503": 1, "hang": 0.1, "reset": 1, "cut": 1, "bad-json": 1, "bad-utf8": 1, "null": 1, "filter-error": 1,
-          "filter-finish": 1, "duplicate-headers": 1}
+FAULTS = {
+    "ok": 10, "429": 1, "429-after": 1, "500": 1, "503": 1, "hang": 0.1, "reset": 1, "cut": 1, "bad-json": 1,
+    "bad-utf8": 1, "null": 1, "filter-error": 1, "filter-finish": 1, "duplicate-headers": 1
+}
 WORKER = """
 import sys
 from redlite.net import client
@@ -30,7 +33,8 @@ from redlite.store.run_directory import Run
 directory, url, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
 with Run(directory, {"test": "kill"}) as run:
     c = client.Client(Endpoint("m", url), run, concurrency=16, tries=40, timeouts=(2, 1), first_delay=0.01)
-    for i, answer in c.ask([client.Call([{"role": "user", "content": f"question {i}"}], {"max_tokens": 8}) for i in range(n)]):
+    asked = [[{"role": "user", "content": f"question {i}"}] for i in range(n)]
+    for i, answer in c.ask([client.Call(messages, {"max_tokens": 8}) for messages in asked]):
         pass
 """
 
@@ -46,9 +50,11 @@ def trial(directory: Path, requests: int, kills: int, seed: int = 0) -> dict:
         while True:
             process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
             answered = journal.read_bytes().count(b'"finish"') if journal.exists() else 0
-            target = answered + draw.uniform(0.2, 1.0) * (requests - answered) / (kills - killed + 1) if killed < kills else None
+            target = answered + draw.uniform(
+                0.2, 1.0) * (requests - answered) / (kills - killed + 1) if killed < kills else None
             while process.poll() is None:
-                if target is not None and journal.exists() and journal.read_bytes().count(b'"finish"') >= target:
+                if target is not None and journal.exists() and journal.read_bytes().count(
+                        b'"finish"') >= target:
                     process.send_signal(signal.SIGKILL)
                     process.wait()
                     killed += 1
@@ -64,18 +70,25 @@ def trial(directory: Path, requests: int, kills: int, seed: int = 0) -> dict:
     records = [json.loads(line) for line in journal.read_text().splitlines()]
     answers = [r["key"] for r in records if "finish" in r]
     on_disk = b"".join(p.read_bytes() for p in directory.rglob("*") if p.is_file())
-    return {"killed": killed, "answers": len(answers), "different": len(set(answers)), "made": len(counts["made"]), "most_made": max(counts["made"].values()),
-            "requests": counts["requests"], "with_key": counts["authorizations"].get(f"Bearer {KEY}", 0), "key_on_disk": KEY.encode() in on_disk, "kinds": counts["kinds"]}
+    return {
+        "killed": killed, "answers": len(answers), "different": len(set(answers)), "made": len(
+            counts["made"]), "most_made": max(counts["made"].values()), "requests": counts["requests"],
+        "with_key": counts["authorizations"].get(f"Bearer {KEY}", 0), "key_on_disk": KEY.encode() in on_disk,
+        "kinds": counts["kinds"]
+    }
 
 
 def holds(result: dict, requests: int, kills: int) -> bool:
     """Whether nothing was lost, doubled or leaked."""
-    return (result["killed"] == kills and result["answers"] == result["different"] == result["made"] == requests and result["most_made"] == 1
-            and result["with_key"] == result["requests"] and not result["key_on_disk"])
+    return (result["killed"] == kills
+            and result["answers"] == result["different"] == result["made"] == requests
+            and result["most_made"] == 1 and result["with_key"] == result["requests"]
+            and not result["key_on_disk"])
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=20)
     options = parser.parse_args()

@@ -3,13 +3,16 @@
     with fault_server.running(faults={"ok": 5, "reset": 1}, seed=1) as server:
         … server.url … server.counts()
 
-It runs in a process of its own, so that a client under test can be killed while it goes on counting. Options (JSON):
+It runs in a process of its own, so that a client under test can be killed while it goes on counting. Options
+(JSON):
 
 faults   name → weight of how a request is answered, see FAULTS; default all "ok"
-script   a list of fault names, or of {"status", "headers": [[name, value], …], "body"}, for the first requests
+script   a list of fault names, or of {"status", "headers": [[name, value], …], "body"}, for the first
+         requests
 delay    seconds before an answer
 seed     of the choice among faults
-dedupe   whether a request with an Idempotency-Key that was answered before gets that answer again without being made anew
+dedupe   whether a request with an Idempotency-Key that was answered before gets that answer again without
+         being made anew
 rate     answers a second that are allowed; beyond it 429, and x-ratelimit-* on every answer
 at_once  requests that are allowed at the same time; beyond it 429
 """
@@ -25,18 +28,27 @@ import urllib.request
 from collections import Counter
 from contextlib import contextmanager
 
-FINAL = ("ok", "null", "filter-error", "filter-finish", "duplicate-headers", "tool-calls", "no-usage", "parts")   # the answer counts
+# the answer counts
+FINAL = ("ok", "null", "filter-error", "filter-finish", "duplicate-headers", "tool-calls", "no-usage",
+         "parts")
 SPOILED = ("cut", "bad-json", "bad-utf8", "wrong-length")        # made, and then damaged on the way
 REFUSED = ("429", "429-after", "500", "503", "hang", "reset")    # never made
 FAULTS = (*FINAL, *SPOILED, *REFUSED)
-REASONS = {200: "OK", 307: "Temporary Redirect", 400: "Bad Request", 401: "Unauthorized", 429: "Too Many Requests", 500: "Internal Server Error",
-           503: "Service Unavailable"}
+REASONS = {
+    200: "OK", 307: "Temporary Redirect", 400: "Bad Request", 401: "Unauthorized", 429: "Too Many Requests",
+    500: "Internal Server Error", 503: "Service Unavailable"
+}
 
 
 def completion(content, kind: str = "ok") -> tuple[int, list, dict]:
     """(status, headers, body) of a final answer that echoes `content`."""
     if kind == "filter-error":
-        return 400, [], {"error": {"message": "The prompt was filtered by our policy", "type": None, "param": "prompt", "code": "content_filter"}}
+        return 400, [], {
+            "error": {
+                "message": "The prompt was filtered by our policy", "type": None, "param": "prompt",
+                "code": "content_filter"
+            }
+        }
     message = {"role": "assistant", "content": f"echo: {content}"}
     finish = "stop"
     if kind == "null":
@@ -46,7 +58,9 @@ def completion(content, kind: str = "ok") -> tuple[int, list, dict]:
     if kind == "filter-finish":
         message["content"], finish = "", "content_filter"
     if kind == "tool-calls":
-        message.update(content=None, tool_calls=[{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}])
+        message.update(
+            content=None,
+            tool_calls=[{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}])
         finish = "tool_calls"
     body = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "echo-1",
             "choices": [{"index": 0, "message": message, "finish_reason": finish}]}
@@ -54,8 +68,9 @@ def completion(content, kind: str = "ok") -> tuple[int, list, dict]:
         body["usage"] = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
     headers = [("Content-Type", "application/json")]
     if kind == "duplicate-headers":
-        headers += [("Content-Type", "application/json"), ("x-ratelimit-remaining-requests", "9"), ("x-ratelimit-remaining-requests", "9"),
-                    ("Retry-After", "1"), ("Retry-After", "junk"), ("X-Request-Id", "a"), ("X-Request-Id", "b")]
+        headers += [("Content-Type", "application/json"), ("x-ratelimit-remaining-requests", "9"),
+                    ("x-ratelimit-remaining-requests", "9"), ("Retry-After", "1"), ("Retry-After", "junk"),
+                    ("X-Request-Id", "a"), ("X-Request-Id", "b")]
     return 200, headers, body
 
 
@@ -72,8 +87,11 @@ class Faults:
         self.authorizations, self.headers, self.bodies, self.times = Counter(), [], [], []
 
     def counts(self) -> dict:
-        return {"requests": self.requests, "most": self.most, "kinds": self.kinds, "made": self.made, "delivered": self.delivered, "replayed": self.replayed,
-                "authorizations": self.authorizations, "headers": self.headers, "bodies": self.bodies, "times": self.times}
+        return {
+            "requests": self.requests, "most": self.most, "kinds": self.kinds, "made": self.made,
+            "delivered": self.delivered, "replayed": self.replayed, "authorizations": self.authorizations,
+            "headers": self.headers, "bodies": self.bodies, "times": self.times
+        }
 
     def answer(self, headers: dict, body: bytes):
         """(how, status, headers, bytes): how is "send", "cut", "hang" or "reset"."""
@@ -86,7 +104,8 @@ class Faults:
         limited = self._limited()
         if limited:
             return limited
-        fault = self.script.pop(0) if self.script else self.random.choices(list(self.faults), list(self.faults.values()))[0]
+        fault = self.script.pop(0) if self.script else self.random.choices(list(self.faults),
+                                                                           list(self.faults.values()))[0]
         if isinstance(fault, dict):
             self.kinds[str(fault["status"])] += 1
             text = fault["body"] if isinstance(fault["body"], str) else json.dumps(fault["body"])
@@ -119,8 +138,10 @@ class Faults:
         if fault in ("hang", "reset"):
             return fault, 0, [], b""
         status = int(fault[:3])
-        after = [("Retry-After", self.random.choice(["0.02", "0", "junk"])), ("x-ratelimit-reset-requests", "20ms")] if fault == "429-after" else []
-        return "send", status, after, json.dumps({"error": {"message": f"try again ({status})", "type": "server", "code": None}}).encode()
+        after = [("Retry-After", self.random.choice(["0.02", "0", "junk"])),
+                 ("x-ratelimit-reset-requests", "20ms")] if fault == "429-after" else []
+        return "send", status, after, json.dumps(
+            {"error": {"message": f"try again ({status})", "type": "server", "code": None}}).encode()
 
     def _limited(self):
         now = time.monotonic()
@@ -128,7 +149,8 @@ class Faults:
         over = self.rate and len(self.window) >= self.rate
         if over or (self.at_once and self.now > self.at_once):
             self.kinds["limited"] += 1
-            headers = [("Retry-After", f"{1 - (now - self.window[0]):.3f}"), *self._rate_headers()] if over else []
+            headers = [("Retry-After",
+                        f"{1 - (now - self.window[0]):.3f}"), *self._rate_headers()] if over else []
             return "send", 429, headers, b'{"error": {"message": "slow down", "code": "rate_limit_exceeded"}}'
         self.window.append(now)
 
@@ -136,7 +158,8 @@ class Faults:
         if not self.rate:
             return []
         reset = 1 - (time.monotonic() - self.window[0]) if self.window else 0
-        return [("x-ratelimit-limit-requests", str(self.rate)), ("x-ratelimit-remaining-requests", str(self.rate - len(self.window))),
+        return [("x-ratelimit-limit-requests", str(self.rate)),
+                ("x-ratelimit-remaining-requests", str(self.rate - len(self.window))),
                 ("x-ratelimit-reset-requests", f"{reset * 1000:.0f}ms")]
 
 
@@ -166,7 +189,8 @@ class Connection(asyncio.Protocol):
             return
         self.faults.now += 1
         self.faults.most = max(self.faults.most, self.faults.now)
-        asyncio.get_running_loop().call_later(self.faults.delay, self.reply, *self.faults.answer({**headers, ":path": path}, rest[:length]))
+        asyncio.get_running_loop().call_later(self.faults.delay, self.reply,
+                                              *self.faults.answer({**headers, ":path": path}, rest[:length]))
 
     def reply(self, how, status, headers, data):
         if how != "hang":
@@ -189,7 +213,10 @@ class Connection(asyncio.Protocol):
     def send(self, status, headers, data):
         if not any(name == "Content-Length" for name, _ in headers):
             headers = [*headers, ("Content-Length", str(len(data)))]
-        lines = [f"HTTP/1.1 {status} {REASONS.get(status, 'Status')}", *(f"{name}: {value}" for name, value in headers), "", ""]
+        lines = [
+            f"HTTP/1.1 {status} {REASONS.get(status, 'Status')}",
+            *(f"{name}: {value}" for name, value in headers), "", ""
+        ]
         self.transport.write("\r\n".join(lines).encode("latin-1") + data)
 
 
@@ -208,7 +235,9 @@ class Server:
 @contextmanager
 def running(**options):
     """A server process with these options; a `Server`."""
-    process = subprocess.Popen([sys.executable, __file__, json.dumps(options)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, __file__, json.dumps(options)],
+                               stdout=subprocess.PIPE,
+                               text=True)
     try:
         yield Server(int(process.stdout.readline()))
     finally:
@@ -224,7 +253,9 @@ async def main(options: dict) -> None:
         context.load_cert_chain(certificate)
     faults = Faults(**options)
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(faults), sock=listener, ssl=context)
+    server = await asyncio.get_running_loop().create_server(lambda: Connection(faults),
+                                                            sock=listener,
+                                                            ssl=context)
     print(listener.getsockname()[1], flush=True)
     await server.serve_forever()
 

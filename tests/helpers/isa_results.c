@@ -1,8 +1,10 @@
 /*
- * What every instruction set of a build of the C library computes from the same inputs, on stdout: for test_isa.py, which compares builds.
- * For each set: its name in 16 bytes, three int32 counts, then as many floats: products; blocks with int8 and int4; everything else.
+ * Writes what every instruction set of a build of the C library computes from the same inputs; test_isa.py
+ * compares builds. For each set: its name in 16 bytes, three int32 counts, then as many floats: products;
+ * blocks with int8 and int4; everything else.
  */
-#include "block.h"
+#include "sequence_attention.h"
+#include "transformer_block.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,13 +13,9 @@
 const char *rl_isas(void);
 int rl_use(const char *);
 size_t rl_packed_bytes(int, int64_t, int64_t);
-void rl_pack_float(int, void *, const float *, int64_t, int64_t, int64_t);
-int rl_cached_attention(const float *, const float *, const float *, void *, void *, int, const int64_t *, const void *const *, const void *const *, float *,
-                        int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, float, int);
-int rl_sequence_attention(const float *, const float *, const float *, const int64_t *, const int64_t *, int64_t, const void *const *, const void *const *,
-                          float *, int64_t, int64_t, int64_t, int64_t, int64_t, float, int);
 void rl_nll_statistics(float *, int64_t, int64_t, int64_t, const int64_t *, float *, float *, float *, int);
-void rl_nll_gradient(float *, int64_t, int64_t, int64_t, const int64_t *, const float *, const float *, const float *, int);
+void rl_nll_gradient(float *, int64_t, int64_t, int64_t, const int64_t *, const float *, const float *,
+                     const float *, int);
 
 static uint32_t state;
 static float results[1 << 17];
@@ -60,14 +58,17 @@ static void *packed(int format, int64_t columns, int64_t inputs)
 
 static void products(void)
 {
-    static const int64_t shapes[][2] = {{1, 1}, {47, 31}, {16, 32}, {31, 64}, {50, 333}}; /* columns, inputs */
+    /* columns, inputs */
+    static const int64_t shapes[][2] = {{1, 1}, {47, 31}, {16, 32}, {31, 64}, {50, 333}};
     for (int format = 0; format < 3; format++)
         for (int s = 0; s < 5; s++)
             for (int64_t rows = 1; rows <= 13; rows++) {
                 int64_t columns = shapes[s][0], inputs = shapes[s][1];
                 void *matrix = packed(format, columns, inputs);
-                float *x = random_floats(rows * inputs), *bias = random_floats(columns), *y = get((size_t)(rows * columns) * sizeof(float));
-                if (rl_linear(format, matrix, x, bias, y, rows, columns, inputs, 1 + (int)(rows % 3)))
+                float *x = random_floats(rows * inputs), *bias = random_floats(columns),
+                      *y = get((size_t)(rows * columns) * sizeof(float));
+                if (rl_products(&(Matrix){format, matrix, bias, columns, inputs}, 1, x, &y, rows,
+                                1 + (int)(rows % 3)))
                     exit(3);
                 put(y, rows * columns);
                 free(matrix), free(x), free(bias), free(y);
@@ -78,14 +79,19 @@ static void block(int format)
 {
     enum { ROWS = 7, WIDTH = 36, HEADS = 6, GROUPS = 2, SIZE = 6, WIDE = 77 };
     Matrix m[7];
-    const int64_t shapes[7][2] = {{HEADS * SIZE, WIDTH}, {GROUPS * SIZE, WIDTH}, {GROUPS * SIZE, WIDTH}, {WIDTH, HEADS * SIZE}, {WIDE, WIDTH}, {WIDE, WIDTH}, {WIDTH, WIDE}};
+    const int64_t shapes[7][2] = {{HEADS * SIZE, WIDTH}, {GROUPS * SIZE, WIDTH}, {GROUPS * SIZE, WIDTH},
+                                  {WIDTH, HEADS * SIZE}, {WIDE, WIDTH},          {WIDE, WIDTH},
+                                  {WIDTH, WIDE}};
     for (int i = 0; i < 7; i++)
         m[i] = (Matrix){format, packed(format, shapes[i][0], shapes[i][1]), NULL, shapes[i][0], shapes[i][1]};
-    float *x = random_floats(ROWS * WIDTH), *norm = random_floats(WIDTH), *cos = random_floats(ROWS * SIZE), *sin = random_floats(ROWS * SIZE);
+    float *x = random_floats(ROWS * WIDTH), *norm = random_floats(WIDTH), *cos = random_floats(ROWS * SIZE),
+          *sin = random_floats(ROWS * SIZE);
     static float q[ROWS * HEADS * SIZE], k[ROWS * GROUPS * SIZE], v[ROWS * GROUPS * SIZE], y[ROWS * WIDTH];
-    if (rl_before_attention(x, norm, 1e-5f, m, cos, sin, q, k, v, ROWS, SIZE, 2) || rl_after_attention(x, q, norm, 1e-5f, m + 3, y, ROWS, 2))
+    Block b = {norm, norm, m, m + 3, SIZE, 1e-5f};
+    if (rl_before_attention(&b, x, cos, sin, q, k, v, ROWS, 2) || rl_after_attention(&b, x, q, y, ROWS, 2))
         exit(3);
-    put(q, ROWS * HEADS * SIZE), put(k, ROWS * GROUPS * SIZE), put(v, ROWS * GROUPS * SIZE), put(y, ROWS * WIDTH);
+    put(q, ROWS * HEADS * SIZE), put(k, ROWS * GROUPS * SIZE), put(v, ROWS * GROUPS * SIZE),
+        put(y, ROWS * WIDTH);
 }
 
 static void decode(int64_t size, int64_t prefix)
@@ -95,7 +101,8 @@ static void decode(int64_t size, int64_t prefix)
     const void *keys[G], *values[G];
     for (int g = 0; g < G && prefix; g++)
         keys[g] = packed(0, prefix, size), values[g] = packed(0, size, prefix);
-    float *out = get((size_t)(B * G * R * size) * sizeof(float)), *q = random_floats(B * G * R * size), *k = random_floats(B * G * size), *v = random_floats(B * G * size);
+    float *out = get((size_t)(B * G * R * size) * sizeof(float)), *q = random_floats(B * G * R * size),
+          *k = random_floats(B * G * size), *v = random_floats(B * G * size);
     for (int half = 0; half < 2; half++) {
         void *own[2];
         for (int i = 0; i < 2; i++) {
@@ -103,7 +110,9 @@ static void decode(int64_t size, int64_t prefix)
             for (int64_t j = 0; half && j < B * G * CAPACITY * size; j++) /* ±0.5 to 1 */
                 ((uint16_t *)own[i])[j] = (uint16_t)(0x3800 | (j * 0x9e37 & 0x83ff));
         }
-        if (rl_cached_attention(q, k, v, own[0], own[1], half, places, keys, values, out, B, G, R, size, CAPACITY, prefix, 0, 0.7f, 2))
+        CachedAttention a = {q, k, v, own[0], own[1],   places, keys, values, out,
+                             B, G, R, size,   CAPACITY, prefix, 0,    half,   0.7f};
+        if (rl_cached_attention(&a, 2))
             exit(3);
         put(out, B * G * R * size);
     }
@@ -116,8 +125,11 @@ static void sequences(int64_t size, int64_t prefix)
     const void *keys[G], *values[G];
     for (int g = 0; g < G && prefix; g++)
         keys[g] = packed(0, prefix, size), values[g] = packed(0, size, prefix);
-    float *out = get((size_t)(ROWS * G * R * size) * sizeof(float)), *q = random_floats(ROWS * G * R * size), *k = random_floats(ROWS * G * size), *v = random_floats(ROWS * G * size);
-    if (rl_sequence_attention(q, k, v, offsets, parents, 3, keys, values, out, G, R, size, prefix, 0, 0.7f, 2))
+    float *out = get((size_t)(ROWS * G * R * size) * sizeof(float)), *q = random_floats(ROWS * G * R * size),
+          *k = random_floats(ROWS * G * size), *v = random_floats(ROWS * G * size);
+    SequenceAttention a = {q, k, v,    offsets, parents, keys, values, out, 3,
+                           G, R, size, prefix,  0,       0.7f, 0,      NULL};
+    if (rl_sequence_attention(&a, 2))
         exit(3);
     put(out, ROWS * G * R * size);
 }
@@ -126,7 +138,8 @@ static void token_nll(void)
 {
     enum { ROWS = 5, COLUMNS = 333 };
     const int64_t targets[ROWS] = {0, 332, 17, 1000, 5};
-    float maximum[ROWS], sum[ROWS] = {0}, target[ROWS] = {0}, *logits = random_floats(ROWS * COLUMNS), *scale = random_floats(ROWS);
+    float maximum[ROWS], sum[ROWS] = {0}, target[ROWS] = {0}, *logits = random_floats(ROWS * COLUMNS),
+                         *scale = random_floats(ROWS);
     for (int r = 0; r < ROWS; r++)
         maximum[r] = -3.4e38f;
     for (int i = 0; i < ROWS * COLUMNS; i++)
@@ -155,7 +168,8 @@ int main(void)
         decode(64, 0), decode(10, 0), decode(16, 37), sequences(16, 0), sequences(10, 37);
         token_nll();
         counts[2] = count - counts[0] - counts[1];
-        fwrite(field, 1, sizeof field, stdout), fwrite(counts, sizeof *counts, 3, stdout), fwrite(results, sizeof *results, (size_t)count, stdout);
+        fwrite(field, 1, sizeof field, stdout), fwrite(counts, sizeof *counts, 3, stdout),
+            fwrite(results, sizeof *results, (size_t)count, stdout);
     }
     return 0;
 }

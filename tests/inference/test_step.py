@@ -1,39 +1,22 @@
-"""A packed model's generation step in one call: the same bits as block after block, and the same tokens as running the whole sequence again."""
+"""A packed model's generation step in one call: the same bits as block after block, and the same tokens as
+running the whole sequence again.
+"""
 import random
 
 import pytest
 import torch
+from packed_models import VARIANTS, make
 
 from redlite import kernels
 from redlite.inference.cache import Cache
 from redlite.inference.engine import Engine, Request
 from redlite.inference.forward import PackedForward
-from redlite.kernels import packed
-from redlite.model.config import Config
+from redlite.kernels.cpu import library, packed
 from redlite.model.llama import LLaMA
 from redlite.model.sequences import PackedSequences, packed_attention
 
-pytestmark = pytest.mark.skipif(bool(packed.usable()) or kernels.implementation("cached_attention") != "c", reason=packed.usable() or "REDLITE_KERNELS forces another attention")
-VARIANTS = {
-    "llama": Config("llama", 97, 32, 3, 4, 2, 8, 64),
-    "windows and biases": Config("qwen2", 97, 40, 4, 6, 2, 10, 77, windows=(None, 9, 9, None), qkv_bias=True, o_bias=True, mlp_bias=True),
-    "dynamic": Config("llama", 97, 32, 2, 4, 4, 8, 64, max_positions=24, rope_scaling={"rope_type": "dynamic", "factor": 4.0}),
-}
-
-
-def make(name, format="float32"):
-    model = LLaMA(VARIANTS[name]).initialize(0, std=0.3).requires_grad_(False)
-    for parameter in model.parameters():
-        if parameter.dim() == 1:
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
-    for module in model.modules():
-        if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
-            weight = kernels.Packed.of(module.weight, format)
-            del module.weight
-            module.weight = weight
-    for block in model.model.layers:
-        block.pack()
-    return model
+pytestmark = pytest.mark.skipif(bool(library.missing()) or kernels.implementation("cached_attention") != "c",
+                                reason=library.missing() or "REDLITE_KERNELS forces another attention")
 
 
 def filled(model, prefix, suffixes):
@@ -43,17 +26,20 @@ def filled(model, prefix, suffixes):
         cache.compute_prefix(model, prefix)
     cache.reserve(max(map(len, suffixes)))
     packed_ids = PackedSequences.of(suffixes, start=len(prefix))
-    model(packed_ids.ids, packed_ids.positions, cache.attend_prefill(0, packed_ids.offsets), packed_ids.lengths)
+    model(packed_ids.ids, packed_ids.positions, cache.attend_prefill(0, packed_ids.offsets),
+          packed_ids.lengths)
     return cache
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("format", packed.FORMATS)
-@pytest.mark.parametrize("name, shared", [("llama", 0), ("llama", 21), ("windows and biases", 0), ("dynamic", 0)])
+@pytest.mark.parametrize("name, shared", [("llama", 0), ("llama", 21), ("windows and biases", 0),
+                                          ("dynamic", 0)])
 @pytest.mark.parametrize("requests", [1, 9])
 def test_the_same_bits_as_block_after_block(name, shared, format, requests):
     rng, model = random.Random(requests), make(name, format)
-    prefix, suffixes = [rng.randrange(97) for _ in range(shared)], [[rng.randrange(97) for _ in range(rng.randint(1, 20))] for _ in range(requests)]
+    prefix, suffixes = [rng.randrange(97) for _ in range(shared)
+                        ], [[rng.randrange(97) for _ in range(rng.randint(1, 20))] for _ in range(requests)]
     one, other = filled(model, prefix, suffixes), filled(model, prefix, suffixes)
     steps, before, active = PackedForward.of(model, one), torch.get_num_threads(), requests
     try:
@@ -63,27 +49,35 @@ def test_the_same_bits_as_block_after_block(name, shared, format, requests):
                 one.free(1, active), other.free(1, active)
                 active -= 1
             ids = [rng.randrange(97) for _ in range(active)]
-            one.reserve(int(one.lengths[:active].max()) + 1), other.reserve(int(other.lengths[:active].max()) + 1)
+            one.reserve(int(one.lengths[:active].max())
+                        + 1), other.reserve(int(other.lengths[:active].max()) + 1)
             got = steps.logits(ids)
             positions = other.lengths[:active] + len(prefix)
-            wanted = model.logits(model(torch.tensor(ids), positions, other.attend_step(other.advance(active)), positions + 1))
+            wanted = model.logits(
+                model(torch.tensor(ids), positions, other.attend_step(other.advance(active)), positions + 1))
             assert torch.equal(got, wanted), step
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(one.lengths, other.lengths) and all(torch.equal(a, b) for a, b in zip(one.keys + one.values, other.keys + other.values))
+    assert torch.equal(one.lengths, other.lengths) and all(
+        torch.equal(a, b) for a, b in zip(one.keys + one.values, other.keys + other.values, strict=True))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llama", "windows and biases"])
 def test_the_engine_takes_it_and_gives_the_tokens_of_recomputation(name, monkeypatch):
     model, calls, logits = make(name), [], PackedForward.logits
-    monkeypatch.setattr(PackedForward, "logits", lambda self, ids: calls.append(len(ids)) or logits(self, ids))
+    monkeypatch.setattr(PackedForward, "logits",
+                        lambda self, ids: calls.append(len(ids)) or logits(self, ids))
     prompts = [[n % 97 for n in range(12)] + [90 - i] * (1 + i % 4) for i in range(7)]
     for i, result in Engine(model, max_batch=4).run([Request(p, 10 + i) for i, p in enumerate(prompts)]):
         ids = list(prompts[i])
         for _ in range(10 + i):
             whole = PackedSequences.of([ids])
-            ids.append(int(model.logits(model(whole.ids, whole.positions, packed_attention(model.config, whole.offsets), whole.lengths))[-1].argmax()))
+            ids.append(
+                int(
+                    model.logits(
+                        model(whole.ids, whole.positions, packed_attention(model.config, whole.offsets),
+                              whole.lengths))[-1].argmax()))
         assert result.ids == ids[len(prompts[i]):], i
     assert max(calls) == 4
 

@@ -139,7 +139,7 @@ def test_the_command_line_says_what_is_wrong(tmp_path, capsys):
     (tmp_path / "q.txt").write_text("x\n")
     for extra, message in (
         (["--offline"], "--offline: openai:m"), (["--max-cost", "1"], "needs --price-file"),
-        (["--base-url", "ftp://x"], "--base-url 'ftp://x'"),
+        (["--base-url", "ftp://x"], "address 'ftp://x': is none such as https://host/v1 (--base-url)"),
     ):
         assert (
             command.main(

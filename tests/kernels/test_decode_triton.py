@@ -1,6 +1,8 @@
-"""A generation step's attention in Triton against a float64 softmax written out here, and the engine on top of it.
+"""A generation step's attention in Triton against a float64 softmax written out here, and the engine on top
+of it.
 
-Without a GPU the kernels run in Triton's interpreter; its products of bfloat16 are wrong, so bfloat16 waits for a GPU.
+Without a GPU the kernels run in Triton's interpreter; its products of bfloat16 are wrong, so bfloat16 waits
+for a GPU.
 """
 import os
 
@@ -12,10 +14,11 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton", reason="triton is not installed")
 
 from redlite import kernels
-from redlite.kernels import decode_triton, token_nll_triton
+from redlite.kernels.triton import cached_attention as in_triton
+from redlite.kernels.triton import token_nll
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = pytest.mark.skipif(bool(token_nll_triton.unusable(DEVICE)), reason=token_nll_triton.unusable(DEVICE))
+pytestmark = pytest.mark.skipif(bool(token_nll.unusable(DEVICE)), reason=token_nll.unusable(DEVICE))
 CASES = [  # B, G, R, K, S, P, window
     (1, 1, 1, 8, 5, 0, None),
     (3, 2, 3, 64, 40, 47, None),
@@ -28,7 +31,9 @@ CASES = [  # B, G, R, K, S, P, window
 
 
 def given(B, G, R, K, S, P, dtype):
-    """Arguments of cached_attention: random keys, NaN wherever no key lies yet, the first and last places among those asked for."""
+    """Arguments of cached_attention: random keys, NaN wherever no key lies yet, the first and last places
+    among those asked for.
+    """
     g = torch.Generator().manual_seed(B * 100 + P)
     q, k, v, keys, values = ((torch.randn(*s, generator=g) * 2).to(dtype) for s in
                              ((B, G * R, K), (B, G, K), (B, G, K), (B + 2, G, S, K), (B + 2, G, S, K)))
@@ -42,12 +47,15 @@ def given(B, G, R, K, S, P, dtype):
 
 def expected(q, k, v, keys, values, places, prefix, window, scale):
     """Row by row in float64, one softmax over all keys that count."""
-    out, (B, H, K), G = torch.empty_like(q, dtype=torch.float64), q.shape, k.shape[1]
+    out, (B, H, _), G = torch.empty_like(q, dtype=torch.float64), q.shape, k.shape[1]
     for b in range(B):
         for h in range(H):
             g = h // (H // G)
-            own = [torch.cat((cache[b, g, :places[b]], new[b, g][None])).double() for cache, new in ((keys, k), (values, v))]
-            all_k, all_v = [torch.cat((p[:, g].double(), o)) for p, o in zip(prefix, own)] if prefix else own
+            own = [
+                torch.cat((cache[b, g, :places[b]], new[b, g][None])).double()
+                for cache, new in ((keys, k), (values, v))]
+            all_k, all_v = [torch.cat((p[:, g].double(), o))
+                            for p, o in zip(prefix, own, strict=True)] if prefix else own
             if window:
                 all_k, all_v = all_k[-window:], all_v[-window:]
             out[b, h] = torch.softmax(all_k @ q[b, h].double() * scale, 0) @ all_v
@@ -55,7 +63,10 @@ def expected(q, k, v, keys, values, places, prefix, window, scale):
 
 
 def on_device(arguments):
-    return [tuple(x.to(DEVICE) for x in a) if isinstance(a, tuple) else a if a is None else a.to(DEVICE) for a in arguments]
+    return [
+        tuple(x.to(DEVICE)
+              for x in a) if isinstance(a, tuple) else a if a is None else a.to(DEVICE)
+        for a in arguments]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:])
@@ -68,13 +79,15 @@ def test_against_float64(case, dtype):
     wanted = expected(*arguments, window, 0.1)
     moved = on_device(arguments)
     before = moved[3].clone(), moved[4].clone()
-    got = decode_triton.cached_attention(*moved, window=window, scale=0.1)
+    got = in_triton.cached_attention(*moved, window=window, scale=0.1)
     assert got.dtype == dtype
-    assert (got.double().cpu() - wanted).abs().max() < {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}[dtype]
+    assert (got.double().cpu() - wanted).abs().max() < {
+        torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}[dtype]
     rows = torch.arange(case[0], device=DEVICE)
-    for old, cache, new in zip(before, moved[3:5], moved[1:3]):
+    for old, cache, new in zip(before, moved[3:5], moved[1:3], strict=True):
         old[rows, :, moved[5]] = new
-        assert torch.equal(cache.nan_to_num(7.0), old.nan_to_num(7.0)), "the cache holds the new entry, and is otherwise as it was"
+        assert torch.equal(cache.nan_to_num(7.0),
+                           old.nan_to_num(7.0)), "the cache holds the new entry, and is otherwise as it was"
 
 
 def test_inputs_need_not_be_contiguous():
@@ -82,25 +95,33 @@ def test_inputs_need_not_be_contiguous():
     wanted = expected(q, k, v, keys, values, places, prefix, None, 0.25)
     both = torch.cat((k, v), 1)  # as of one projection for keys and values
     pairs = torch.stack(prefix, -1)
-    q, both, pairs, keys, values, places = on_device([q.transpose(0, 1).contiguous(), both, pairs, keys, values, places])
-    got = decode_triton.cached_attention(q.transpose(0, 1), both[:, :2], both[:, 2:], keys, values, places, pairs.unbind(-1))
+    q, both, pairs, keys, values, places = on_device([
+        q.transpose(0, 1).contiguous(), both, pairs, keys, values, places])
+    got = in_triton.cached_attention(q.transpose(0, 1), both[:, :2], both[:, 2:], keys, values, places,
+                                     pairs.unbind(-1))
     assert (got.double().cpu() - wanted).abs().max() < 1e-5
     with pytest.raises(ValueError, match="contiguous"):
-        decode_triton.cached_attention(q.transpose(0, 1), both[:, :2], both[:, 2:], keys.transpose(1, 2), values, places)
+        in_triton.cached_attention(q.transpose(0, 1), both[:, :2], both[:, 2:], keys.transpose(1, 2), values,
+                                   places)
     with pytest.raises(ValueError, match="float16"):
-        decode_triton.cached_attention(q.transpose(0, 1), both[:, :2].half(), both[:, 2:], keys, values, places)
+        in_triton.cached_attention(q.transpose(0, 1), both[:, :2].half(), both[:, 2:], keys, values, places)
 
 
 def test_huge_scores_and_an_empty_batch():
-    q, keys, values = torch.full((1, 1, 8), 1e4, device=DEVICE), torch.full((1, 1, 3, 8), -1e4, device=DEVICE), torch.ones(1, 1, 3, 8, device=DEVICE)
-    out = decode_triton.cached_attention(q, q.clone(), torch.full_like(q, 5.0), keys, values, torch.tensor([2], device=DEVICE))
+    q, keys, values = torch.full((1, 1, 8), 1e4, device=DEVICE), torch.full(
+        (1, 1, 3, 8), -1e4, device=DEVICE), torch.ones(1, 1, 3, 8, device=DEVICE)
+    out = in_triton.cached_attention(q, q.clone(), torch.full_like(q, 5.0), keys, values,
+                                     torch.tensor([2], device=DEVICE))
     assert torch.equal(out, torch.full_like(q, 5.0))
-    out = decode_triton.cached_attention(q[:0], q[:0], q[:0], keys, values, torch.tensor([], dtype=torch.int64, device=DEVICE))
+    out = in_triton.cached_attention(q[:0], q[:0], q[:0], keys, values,
+                                     torch.tensor([], dtype=torch.int64, device=DEVICE))
     assert out.shape == (0, 1, 8)
 
 
 def test_the_engine_generates_the_same_through_it(monkeypatch):
-    """Shared prefix, ragged suffixes, requests that come and go; the oracle recomputes every sequence with the plain kernels."""
+    """Shared prefix, ragged suffixes, requests that come and go; the oracle recomputes every sequence with
+    the plain kernels.
+    """
     from test_engine import VARIANTS, make, one_by_one, prompts
 
     from redlite.inference.engine import Engine, Request
@@ -110,7 +131,7 @@ def test_the_engine_generates_the_same_through_it(monkeypatch):
 
     def through_triton(*arguments, **options):
         prefixes.append(len(arguments[6][0]))
-        return decode_triton.cached_attention(*arguments, **options)
+        return in_triton.cached_attention(*arguments, **options)
     monkeypatch.setattr(kernels, "cached_attention", through_triton)
     monkeypatch.setattr(kernels, "shared_prefix", lambda k, v: (k, v))
     results = dict(Engine(model.to(DEVICE), 3).run([Request(p, 2 + i) for i, p in enumerate(wanted)]))

@@ -1,20 +1,23 @@
-"""Packed products against float64 on the matrix that the format stands for, as worked out in numpy from the formats' definitions."""
+"""Packed products against float64 on the matrix that the format stands for, as worked out in numpy from the
+formats' definitions.
+"""
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from redlite.kernels import native, packed
-from redlite.kernels.packed import Packed
+from redlite.kernels.cpu import library, packed
+from redlite.kernels.cpu.packed import PackedMatrix
 
-pytestmark = pytest.mark.skipif(bool(packed.usable()), reason=packed.usable())
-SHAPES = [(1, 1, 1), (1, 47, 31), (2, 16, 32), (5, 31, 64), (7, 123, 47), (13, 100, 160), (32, 33, 96), (61, 50, 70)]
+pytestmark = pytest.mark.skipif(bool(library.missing()), reason=library.missing())
+SHAPES = [(1, 1, 1), (1, 47, 31), (2, 16, 32), (5, 31, 64), (7, 123, 47), (13, 100, 160), (32, 33, 96),
+          (61, 50, 70)]
 
 
-@pytest.fixture(params=native.isas())
+@pytest.fixture(params=library.isas())
 def path(request):
-    with native.using(request.param):
+    with library.using(request.param):
         yield request.param
 
 
@@ -39,8 +42,10 @@ def stored(weight: np.ndarray, format: str) -> np.ndarray:
 
 
 def rounded(x: np.ndarray, format: str) -> tuple[np.ndarray, np.ndarray]:
-    """The activations that the products take, float64, and half a step of their rounding: a block of 32 is whole multiples of a 127th of its largest
-    magnitude; with int8 weights of a 126th, and the sums of the positive and of the negative ones among inputs 0, 1, 4, 5 and 2, 3, 6, 7 of every eight count too."""
+    """The activations that the products take, float64, and half a step of their rounding: a block of 32 is
+    whole multiples of a 127th of its largest magnitude; with int8 weights of a 126th, and the sums of the
+    positive and of the negative ones among inputs 0, 1, 4, 5 and 2, 3, 6, 7 of every eight count too.
+    """
     out, half = x.astype(np.float64), np.zeros(x.shape)
     for b in range(0, x.shape[1] if format != "float32" else 0, 32):
         part = x[:, b:b + 32]
@@ -48,10 +53,12 @@ def rounded(x: np.ndarray, format: str) -> tuple[np.ndarray, np.ndarray]:
         if format == "int8":
             top, whole = np.float32(126), np.zeros((len(x), 32), np.float32)
             whole[:, :part.shape[1]] = part
-            fours = whole.reshape(-1, 4, 2, 2, 2).swapaxes(2, 3)  # [row, eight, which of its two fours, half of the eight, neighbour]
+            fours = whole.reshape(-1, 4, 2, 2, 2).swapaxes(
+                2, 3)  # [row, eight, which of its two fours, half of the eight, neighbour]
             for one_sign in (np.maximum(fours, 0), np.maximum(-fours, 0)):
                 by_half = one_sign[..., 0] + one_sign[..., 1]
-                most = np.maximum(most, (by_half[..., 0] + by_half[..., 1]).reshape(len(x), -1).max(1, keepdims=True))
+                most = np.maximum(most, (by_half[..., 0] + by_half[..., 1]).reshape(len(x),
+                                                                                    -1).max(1, keepdims=True))
         out[:, b:b + 32] = np.rint(part * (top / most)).astype(np.float64) * (most / top)
         half[:, b:b + 32] = most / top / 2
     return out, half
@@ -64,15 +71,17 @@ def test_products_equal_float64_on_the_stored_matrix(path, format, shape):
     rng = np.random.default_rng(T * N + D)
     weight, x, bias = (rng.standard_normal(s).astype(np.float32) for s in ((N, D), (T, D), (N,)))
     kept = stored(weight, format)
-    matrix = Packed.of(torch.from_numpy(weight), format)
+    matrix = PackedMatrix.of(torch.from_numpy(weight), format)
     np.testing.assert_allclose(matrix.rows(torch.arange(N)).numpy(), kept, rtol=0, atol=1e-6)
     got = matrix.product(torch.from_numpy(x), torch.from_numpy(bias)).numpy()
     taken, half = rounded(x, format)
     exact = taken @ kept.T + bias
-    size = np.abs(x).max(1, keepdims=True) * np.abs(kept).sum(1)[None] + np.abs(bias)  # of the terms that are summed in float32
+    size = np.abs(x).max(1, keepdims=True) * np.abs(kept).sum(1)[None] + np.abs(
+        bias)  # of the terms that are summed in float32
     assert (np.abs(got - exact) <= size * 3e-7 * np.sqrt(D)).all()
     # And no further from the product of x itself than the rounding of x explains.
-    assert (np.abs(got - (x.astype(np.float64) @ kept.T + bias)) <= half @ np.abs(kept).T + size * 4e-7 * np.sqrt(D)).all()
+    assert (np.abs(got - (x.astype(np.float64) @ kept.T + bias))
+            <= half @ np.abs(kept).T + size * 4e-7 * np.sqrt(D)).all()
 
 
 @pytest.mark.parametrize("format", packed.FORMATS)
@@ -81,15 +90,19 @@ def test_the_largest_products_fit(path, format):
     sign = torch.where(torch.arange(64) % 2 == 0, 1.0, -1.0)
     weight = torch.stack([torch.ones(64), -torch.ones(64), sign, -sign, torch.full((64,), 15.0)])
     weight[4, ::32] = 0  # for int4: 0 to 15
-    matrix = Packed.of(weight, format)
+    matrix = PackedMatrix.of(weight, format)
     kept = matrix.rows(torch.arange(5)).double()
     for x in (torch.ones(64), -torch.ones(64), sign, -sign, (sign > 0).float(), -(sign < 0).float()):
         exact = kept @ torch.from_numpy(rounded(x[None].numpy(), format)[0][0])
         np.testing.assert_allclose(matrix.product(x[None])[0].numpy(), exact.numpy(), rtol=1e-6, atol=1e-4)
-    # Inputs of a few sizes, many of which round up, against weights that all have their sign or all the other.
+    # Inputs of a few sizes, many of which round up, against weights that all have their sign or all the
+    # other.
     rng = np.random.default_rng(0)
-    x = rng.choice(np.array([0, 1, 1 / 2, 1 / 3, 1 / 5, 0.25, 0.2539], np.float32), (300, 64)) * rng.choice(np.array([-1, 1, 1], np.float32), (300, 64))
-    matrix = Packed.of(torch.from_numpy(np.concatenate([np.where(x >= 0, 1, -1), np.where(x > 0, -1, 1)]).astype(np.float32)), format)
+    x = rng.choice(np.array([0, 1, 1 / 2, 1 / 3, 1 / 5, 0.25, 0.2539], np.float32),
+                   (300, 64)) * rng.choice(np.array([-1, 1, 1], np.float32), (300, 64))
+    matrix = PackedMatrix.of(
+        torch.from_numpy(
+            np.concatenate([np.where(x >= 0, 1, -1), np.where(x > 0, -1, 1)]).astype(np.float32)), format)
     exact = rounded(x, format)[0] @ matrix.rows(torch.arange(600)).double().numpy().T
     np.testing.assert_allclose(matrix.product(torch.from_numpy(x)).numpy(), exact, rtol=1e-6, atol=2e-5)
 
@@ -97,7 +110,7 @@ def test_the_largest_products_fit(path, format):
 @pytest.mark.parametrize("format", packed.FORMATS)
 def test_a_rows_result_is_the_same_whatever_it_is_batched_with(path, format):
     torch.manual_seed(0)
-    matrix, x = Packed.of(torch.randn(100, 200), format), torch.randn(40, 200)
+    matrix, x = PackedMatrix.of(torch.randn(100, 200), format), torch.randn(40, 200)
     whole = matrix.product(x)
     for first, last in ((0, 1), (3, 5), (7, 13), (0, 17), (1, 40)):
         assert torch.equal(matrix.product(x[first:last]), whole[first:last])
@@ -106,7 +119,8 @@ def test_a_rows_result_is_the_same_whatever_it_is_batched_with(path, format):
 @pytest.mark.parametrize("format", packed.FORMATS)
 def test_threads_change_nothing(path, format):
     torch.manual_seed(0)
-    matrix, x, before = Packed.of(torch.randn(300, 64), format), torch.randn(9, 64), torch.get_num_threads()
+    matrix, x, before = PackedMatrix.of(torch.randn(300, 64),
+                                        format), torch.randn(9, 64), torch.get_num_threads()
     try:
         results = []
         for threads in (1, 2, 3, 7):
@@ -117,7 +131,7 @@ def test_threads_change_nothing(path, format):
     assert all(torch.equal(r, results[0]) for r in results)
 
 
-def test_gguf_blocks_are_kept_as_they_are(path):
+def test_gguf_blocks_are_kept_as_they_are(path, tmp_path):
     """Blocks written here byte by byte as the GGUF specification lays them out."""
     rng = np.random.default_rng(0)
     N, D = 19, 96
@@ -126,24 +140,29 @@ def test_gguf_blocks_are_kept_as_they_are(path):
     nibbles = (q4[..., :16] | q4[..., 16:] << 4).astype(np.uint8)
     halves = [h[..., None].view(np.uint8).reshape(N, D // 32, 2) for h in (scale, low)]
     cases = {
-        "Q8_0": (np.concatenate([halves[0], q8.astype(np.int8).view(np.uint8)], -1), q8 * scale[..., None].astype(np.float64)),
+        "Q8_0": (np.concatenate([halves[0], q8.astype(np.int8).view(np.uint8)],
+                                -1), q8 * scale[..., None].astype(np.float64)),
         "Q4_0": (np.concatenate([halves[0], nibbles], -1), (q4 - 8) * scale[..., None].astype(np.float64)),
-        "Q4_1": (np.concatenate([*halves, nibbles], -1), q4 * scale[..., None].astype(np.float64) + low[..., None].astype(np.float64)),
-    }
+        "Q4_1": (np.concatenate([*halves, nibbles], -1),
+                 q4 * scale[..., None].astype(np.float64) + low[..., None].astype(np.float64)), }
     x = rng.standard_normal((5, D)).astype(np.float32)
     for kind, (raw, meant) in cases.items():
         meant = meant.reshape(N, D)
-        matrix = Packed.of_gguf(kind, np.ascontiguousarray(raw).reshape(-1), (N, D))
+        (tmp_path / kind).write_bytes(raw.tobytes())
+        matrix = PackedMatrix(packed.GGUF_KINDS[kind].format, (N, D))
+        with open(tmp_path / kind, "rb") as file:
+            assert matrix.read(file.fileno(), 0, kind, keep=True) == 0
         np.testing.assert_allclose(matrix.rows(torch.arange(N)).numpy(), meant, rtol=1e-3, atol=1e-6)
         exact = rounded(x, "int8" if kind == "Q8_0" else "int4")[0] @ meant.T
-        assert (abs(matrix.product(torch.from_numpy(x)).numpy() - exact) <= 1e-5 * (abs(x).max(1, keepdims=True) * abs(meant).sum(1))).all()
-    with pytest.raises(ValueError, match="whole blocks"):
-        Packed.of_gguf("Q8_0", np.zeros(34, np.uint8), (1, 64))
+        assert (abs(matrix.product(torch.from_numpy(x)).numpy() - exact) <= 1e-5 *
+                (abs(x).max(1, keepdims=True) * abs(meant).sum(1))).all()
+    with pytest.raises(ValueError, match="are not int8 as they are"):
+        PackedMatrix("int8", (1, 40)).read(0, 0, "Q8_0", keep=True)
 
 
 @pytest.mark.parametrize("format", packed.FORMATS)
 def test_edges(path, format):
-    matrix = Packed.of(torch.randn(20, 40), format)
+    matrix = PackedMatrix.of(torch.randn(20, 40), format)
     assert matrix.product(torch.empty(0, 40)).shape == (0, 20)
     assert torch.equal(matrix.product(torch.zeros(2, 40)), torch.zeros(2, 20))
     x = torch.zeros(3, 40)
@@ -152,7 +171,8 @@ def test_edges(path, format):
     assert torch.equal(got[0], torch.zeros(20)) and not torch.isfinite(got[1:]).any(1).all()
     huge = matrix.product(torch.full((1, 40), 1e30))
     assert torch.isfinite(huge).all()
-    assert torch.equal(Packed.of(torch.zeros(16, 32), format).product(torch.randn(2, 32)), torch.zeros(2, 16))
+    assert torch.equal(
+        PackedMatrix.of(torch.zeros(16, 32), format).product(torch.randn(2, 32)), torch.zeros(2, 16))
     with pytest.raises(ValueError, match=r"\[T, 40\]"):
         matrix.product(torch.randn(2, 41))
     with pytest.raises(IndexError):
@@ -160,13 +180,14 @@ def test_edges(path, format):
 
 
 def test_the_instruction_sets():
-    assert native.isa() == native.isas()[0] and native.isas()[-1] == "portable"
-    with native.using("portable"):
-        assert native.isa() == "portable"
-    assert native.isa() == native.isas()[0]
-    with pytest.raises(ValueError, match="no instruction set 'mmx' here"), native.using("mmx"):
+    assert library.isa() == library.isas()[0] and library.isas()[-1] == "portable"
+    with library.using("portable"):
+        assert library.isa() == "portable"
+    assert library.isa() == library.isas()[0]
+    with pytest.raises(ValueError, match="no instruction set 'mmx' here"), library.using("mmx"):
         pass
-    assert native.library()[0].rl_use(b"mmx") == -1
+    assert library.library().rl_use(b"mmx") == -1
     flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
     if {"avx2", "fma", "f16c"} <= set(flags):
-        assert native.isas()[-2:] == ("avx2", "portable") and ("avx512-vnni" in native.isas()) == ({"avx512f", "avx512bw", "avx512_vnni"} <= set(flags))
+        assert library.isas()[-2:] == ("avx2", "portable") and ("avx512-vnni" in library.isas()) == ({
+            "avx512f", "avx512bw", "avx512_vnni"} <= set(flags))

@@ -1,56 +1,67 @@
-"""Attention of packed sequences in C against a float64 softmax written out here, and a packed model's passes against those of plain operations."""
+"""Attention of packed sequences in C against a float64 softmax written out here, and a packed model's passes
+against those of plain operations.
+"""
 import ctypes
 import random
 
 import pytest
 import torch
-from test_step import make
+from packed_models import make
 
 from redlite import kernels
 from redlite.inference.cache import Cache
 from redlite.inference.forward import Forward, PackedForward
-from redlite.kernels import native, packed, step_cpu
-from redlite.kernels.decode_cpu import SharedPrefix
+from redlite.kernels.cpu import library, structs, transformer
+from redlite.kernels.cpu.cached_attention import SharedPrefix
 from redlite.model.sequences import PackedSequences
 
-pytestmark = pytest.mark.skipif(bool(packed.usable()) or kernels.implementation("cached_attention") != "c", reason=packed.usable() or "REDLITE_KERNELS forces another attention")
+pytestmark = pytest.mark.skipif(bool(library.missing()) or kernels.implementation("cached_attention") != "c",
+                                reason=library.missing() or "REDLITE_KERNELS forces another attention")
 
 
 def attend(q_THK, k_TGK, v_TGK, offsets, parents=None, prefix=None, window=0, scale=0.3, threads=2):
-    (T, H, K), G, out = q_THK.shape, k_TGK.shape[1], torch.full_like(q_THK, float("nan"))
+    (_, H, K), G, out = q_THK.shape, k_TGK.shape[1], torch.full_like(q_THK, float("nan"))
     lists = [torch.tensor(x, dtype=torch.int64) if x is not None else None for x in (offsets, parents)]
     shared = SharedPrefix(*prefix) if prefix else None
-    failed = packed.library().rl_sequence_attention(
-        *(ctypes.c_void_p(t.data_ptr()) if t is not None else None for t in (q_THK, k_TGK, v_TGK, *lists)), ctypes.c_int64(len(offsets) - 1), shared and shared.keys, shared and shared.values,
-        ctypes.c_void_p(out.data_ptr()), *map(ctypes.c_int64, (G, H // G, K, shared.length if shared else 0, window)), ctypes.c_float(scale), ctypes.c_int(threads))
-    assert not failed
+    arguments = structs.SequenceAttention(
+        *(None if t is None else t.data_ptr() for t in (q_THK, k_TGK, v_TGK, *lists)), shared and shared.keys,
+        shared and shared.values, out.data_ptr(),
+        len(offsets) - 1, G, H // G, K, shared.length if shared else 0, window, scale)
+    assert library.library().rl_sequence_attention(ctypes.byref(arguments), threads) == 0
     return out
 
 
 def expected(q, k, v, offsets, parents, prefix, window, scale):
     """Row by row in float64: one softmax over all keys that it sees."""
     out, R = torch.empty_like(q, dtype=torch.float64), q.shape[1] // k.shape[1]
-    for b, (start, end) in enumerate(zip(offsets, offsets[1:])):
+    for b, (start, end) in enumerate(zip(offsets, offsets[1:], strict=False)):
         for row in range(start, end):
             seen = list(range(max(start, row + 1 - window) if window else start, row + 1))
             if parents and parents[b] >= 0:
                 seen = list(range(offsets[parents[b]], offsets[parents[b] + 1])) + seen
-            keys, values = (torch.cat((p, x[seen]) if p is not None else (x[seen],)).double() for p, x in zip(prefix or (None, None), (k, v)))
+            keys, values = (torch.cat((p, x[seen]) if p is not None else (x[seen], )).double()
+                            for p, x in zip(prefix or (None, None), (k, v), strict=True))
             scores = torch.einsum("hk,shk->hs", q[row].double(), keys.repeat_interleave(R, 1)) * scale
             out[row] = torch.einsum("hs,shk->hk", scores.softmax(-1), values.repeat_interleave(R, 1))
     return out
 
 
-@pytest.mark.parametrize("isa", native.isas())
-@pytest.mark.parametrize("G,R,K,P,lengths,parents,window", [
-    (1, 1, 8, 0, [1], None, 0), (3, 3, 64, 47, [5, 70, 1, 64], None, 0), (2, 2, 10, 0, [130, 3], None, 0), (2, 1, 80, 20, [9, 4, 6, 2], [-1, -1, 0, 1], 0),
-    (1, 50, 24, 17, [7, 3, 5], [-1, 0, 0], 0), (2, 2, 16, 0, [90, 8], None, 6), (1, 2, 16, 0, [1200], None, 520), (1, 1, 16, 530, [600, 20], [-1, 0], 0), (2, 8, 40, 33, [0, 17, 0], None, 0)])
+@pytest.mark.parametrize("isa", library.isas())
+@pytest.mark.parametrize("G,R,K,P,lengths,parents,window", [(1, 1, 8, 0, [1], None, 0),
+                                                            (3, 3, 64, 47, [5, 70, 1, 64], None, 0),
+                                                            (2, 2, 10, 0, [130, 3], None, 0),
+                                                            (2, 1, 80, 20, [9, 4, 6, 2], [-1, -1, 0, 1], 0),
+                                                            (1, 50, 24, 17, [7, 3, 5], [-1, 0, 0], 0),
+                                                            (2, 2, 16, 0, [90, 8], None, 6),
+                                                            (1, 2, 16, 0, [1200], None, 520),
+                                                            (1, 1, 16, 530, [600, 20], [-1, 0], 0),
+                                                            (2, 8, 40, 33, [0, 17, 0], None, 0)])
 def test_against_float64(isa, G, R, K, P, lengths, parents, window):
     torch.manual_seed(P + K)
     offsets, T = [0, *torch.tensor(lengths).cumsum(0).tolist()], sum(lengths)
     q, k, v = torch.randn(T, G * R, K) * 2, torch.randn(T, G, K), torch.randn(T, G, K)
     prefix = (torch.randn(P, G, K), torch.randn(P, G, K)) if P else None
-    with native.using(isa):
+    with library.using(isa):
         got = attend(q, k, v, offsets, parents, prefix, window)
     assert (got.double() - expected(q, k, v, offsets, parents, prefix, window, 0.3)).abs().max() < 1e-5
 
@@ -59,25 +70,34 @@ def test_a_sequence_does_not_depend_on_its_batch_or_the_threads():
     torch.manual_seed(0)
     lengths = [3, 150, 64, 20, 1]
     offsets, T = [0, *torch.tensor(lengths).cumsum(0).tolist()], sum(lengths)
-    q, k, v, prefix = torch.randn(T, 6, 64), torch.randn(T, 2, 64), torch.randn(T, 2, 64), (torch.randn(90, 2, 64), torch.randn(90, 2, 64))
+    q, k, v, prefix = torch.randn(T, 6, 64), torch.randn(T, 2, 64), torch.randn(T, 2,
+                                                                                64), (torch.randn(90, 2, 64),
+                                                                                      torch.randn(90, 2, 64))
     whole = attend(q, k, v, offsets, None, prefix)
     for threads in (1, 3, 5):
         assert torch.equal(attend(q, k, v, offsets, None, prefix, threads=threads), whole)
-    for start, end in zip(offsets, offsets[1:]):
-        assert torch.equal(attend(q[start:end], k[start:end], v[start:end], [0, end - start], None, prefix), whole[start:end])
-    assert torch.equal(attend(q[3:100], k[3:100], v[3:100], [0, 97], None, prefix), whole[3:100])  # nor on the rows after it
+    for start, end in zip(offsets, offsets[1:], strict=False):
+        assert torch.equal(attend(q[start:end], k[start:end], v[start:end], [0, end - start], None, prefix),
+                           whole[start:end])
+    assert torch.equal(attend(q[3:100], k[3:100], v[3:100], [0, 97], None, prefix),
+                       whole[3:100])  # nor on the rows after it
     huge = attend(q * 1e4, k * 1e4, v, offsets, None, prefix)
     assert torch.isfinite(huge).all()
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name, shared", [("llama", 0), ("llama", 21), ("windows and biases", 0), ("dynamic", 0), ("llama", 1)])
-@pytest.mark.parametrize("work", [step_cpu.WORK, 1])
+@pytest.mark.parametrize("name, shared", [("llama", 0), ("llama", 21), ("windows and biases", 0),
+                                          ("dynamic", 0), ("llama", 1)])
+@pytest.mark.parametrize("work", [transformer.WORK, 1])
 def test_a_packed_models_passes_are_those_of_plain_operations(name, shared, work, monkeypatch):
-    """Prefix, prompts and a tree in one C call each, or a layer at a time, against the same model an operation at a time with torch's attention."""
-    monkeypatch.setattr(step_cpu, "WORK", work)
+    """Prefix, prompts and a tree in one C call each, or a layer at a time, against the same model an
+    operation at a time with torch's attention.
+    """
+    monkeypatch.setattr(transformer, "WORK", work)
     rng, model = random.Random(shared), make(name)
-    ids = (lambda n: [rng.randrange(97) for _ in range(n)])
+
+    def ids(n):
+        return [rng.randrange(97) for _ in range(n)]
     prefix, prompts = ids(shared), [ids(rng.randint(1, 20)) for _ in range(5)]
     results = []
     for kind in (Forward, PackedForward):
@@ -93,8 +113,13 @@ def test_a_packed_models_passes_are_those_of_plain_operations(name, shared, work
         for i, parent in enumerate(parents):
             new.positions[new.offsets[i]:new.offsets[i + 1]] += len(stems[parent]) if parent >= 0 else 0
         new.lengths[:] = new.positions + 1
-        results.append([logits, steps.tree(new, parents), cache.lengths.float(), *(t for pair in cache.prefix for t in pair)]
-                       + [store[slot, :, :len(prompts[slot - 1])] for store in cache.keys + cache.values for slot in range(1, 6)])
+        results.append([
+            logits,
+            steps.tree(new, parents),
+            cache.lengths.float(), *(t for pair in cache.prefix for t in pair)] + [
+                store[slot, :, :len(prompts[slot - 1])]
+                for store in cache.keys + cache.values
+                for slot in range(1, 6)])
     for plain, fast in zip(*results, strict=True):
         assert (plain - fast).abs().max() <= 2e-5 * plain.abs().max()
 
@@ -106,7 +131,9 @@ def test_what_does_not_fit_is_refused():
     steps = PackedForward(model, cache)
     cache.reserve(10)
     room = cache.capacity
-    with pytest.raises(ValueError, match=f"2 slots of {room} tokens has no room for 2 sequences of up to 3 from slot 1 on"):
+    with pytest.raises(
+            ValueError,
+            match=f"2 slots of {room} tokens has no room for 2 sequences of up to 3 from slot 1 on"):
         steps.prefill(PackedSequences.of([[1, 2, 3], [4]]), 1)
     with pytest.raises(ValueError, match="no room"):
         steps.prefill(PackedSequences.of([[1] * (room + 1)]), 0)
@@ -123,7 +150,8 @@ def test_what_does_not_fit_is_refused():
         steps = kind(model, Cache(model.config, 0, torch.float32, torch.device("cpu")))
         new = PackedSequences.of([list(range(7)), [3, 4, 5]])
         new.positions[7:] += 7
-        with pytest.raises(ValueError, match="up to 10 tokens that follow others do not lie within a window of 9"):
+        with pytest.raises(ValueError,
+                           match="up to 10 tokens that follow others do not lie within a window of 9"):
             steps.tree(new, [-1, 0])
 
 
@@ -142,9 +170,13 @@ def test_quantised_models_attend_to_what_their_caches_hold(format):
         if shared:
             steps.prefix(prompts[0][:shared])
         steps.prefill(PackedSequences.of([p[shared:] for p in prompts], start=shared), 0)
-        keys = [torch.cat([cache.prefix[n][0].transpose(0, 1) if shared else torch.empty(2, 0, 8), cache.keys[n][0, :, :31 - shared].float()], 1) for n in range(3)]
+        keys = [
+            torch.cat([
+                cache.prefix[n][0].transpose(0, 1) if shared else torch.empty(2, 0, 8),
+                cache.keys[n][0, :, :31 - shared].float()], 1) for n in range(3)]
         return keys
     alone, together = kept(0), kept(20)
     assert all(torch.equal(k, k.half().float()) for k in together)
-    assert torch.equal(alone[0], together[0])   # the first layer's do not come from sums that are cut elsewhere
-    assert all((a - b).abs().max() < 0.1 * a.abs().max() for a, b in zip(alone, together))
+    assert torch.equal(alone[0],
+                       together[0])  # the first layer's do not come from sums that are cut elsewhere
+    assert all((a - b).abs().max() < 0.1 * a.abs().max() for a, b in zip(alone, together, strict=True))

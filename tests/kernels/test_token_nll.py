@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
 
-from redlite.kernels import native, token_nll_cpu
+from redlite.kernels.cpu import library
+from redlite.kernels.cpu import token_nll as in_c
 from redlite.training import prove
 
 FOUND, MISSING = prove.available()
@@ -35,9 +36,12 @@ def need(implementation, dtype):
 
 
 def inputs(N, D, V, dtype, seed=0, scale=1.0):
-    """hidden, weight in `dtype`, targets with masked rows, coefficients of both signs with zeros; at least one row counts."""
+    """hidden, weight in `dtype`, targets with masked rows, coefficients of both signs with zeros; at least
+    one row counts.
+    """
     g = torch.Generator().manual_seed(seed)
-    hidden, weight = torch.randn(N, D, generator=g).to(dtype), (torch.randn(V, D, generator=g) * scale).to(dtype)
+    hidden, weight = torch.randn(N, D,
+                                 generator=g).to(dtype), (torch.randn(V, D, generator=g) * scale).to(dtype)
     targets = torch.randint(V, (N,), generator=g)
     coefficient = torch.randn(N, generator=g)
     targets[1::3] = -100
@@ -55,7 +59,8 @@ def run(function, hidden, weight, targets, coefficient, device="cpu", dtype=None
     nll = function(hidden, weight, targets.to(device))
     nll.backward(coefficient.to(device, nll.dtype))
     if function is not plain:
-        assert nll.dtype == torch.float32 and hidden.grad.dtype == hidden.dtype and weight.grad.dtype == weight.dtype
+        assert nll.dtype == torch.float32
+        assert hidden.grad.dtype == hidden.dtype and weight.grad.dtype == weight.dtype
     return [x.detach().double().cpu() for x in (nll, hidden.grad, weight.grad)]
 
 
@@ -64,11 +69,13 @@ def distance(a, b):
 
 
 def assert_near_float64(implementation, given, factor=2.0):
-    """Error at most `factor` × that of the plain formula in the same precision; 1e-7 of the norm is for sums of a few terms."""
+    """Error at most `factor` × that of the plain formula in the same precision; 1e-7 of the norm is for sums
+    of a few terms.
+    """
     exact = run(plain, *given, dtype=torch.float64)
     own = run(plain, *given)
     got = run(implementation.token_nll, *given, device=implementation.device)
-    for name, x, y, z in zip(("nll", "hidden", "weight"), got, own, exact):
+    for name, x, y, z in zip(("nll", "hidden", "weight"), got, own, exact, strict=True):
         assert torch.isfinite(x).all(), name
         assert distance(x, z) <= factor * distance(y, z) + 1e-7 * float(z.norm()), name
     masked, unused = given[2] == -100, (given[2] == -100) | (given[3] == 0)
@@ -90,16 +97,20 @@ def test_wide(implementation):
 
 
 def test_a_single_entry_has_probability_one(implementation):
-    nll, d_hidden, d_weight = run(implementation.token_nll, *inputs(5, 7, 1, torch.float32), device=implementation.device)
+    nll, d_hidden, d_weight = run(implementation.token_nll, *inputs(5, 7, 1, torch.float32),
+                                  device=implementation.device)
     assert (nll == 0).all() and (d_hidden == 0).all() and (d_weight == 0).all()
 
 
 @pytest.mark.parametrize("rows", [0, 5])
 def test_no_row_counts(implementation, rows):
     hidden, weight, targets, coefficient = inputs(rows, 7, 11, torch.float32)
-    nll, d_hidden, d_weight = run(implementation.token_nll, hidden, weight, torch.full_like(targets, -100), coefficient, device=implementation.device)
+    nll, d_hidden, d_weight = run(implementation.token_nll, hidden, weight, torch.full_like(targets, -100),
+                                  coefficient, device=implementation.device)
     assert nll.shape == (rows,) and (nll == 0).all()
-    assert d_hidden.shape == (rows, 7) and (d_hidden == 0).all() and d_weight.shape == (11, 7) and (d_weight == 0).all()
+    assert d_hidden.shape == (rows, 7) and (d_hidden
+                                            == 0).all() and d_weight.shape == (11, 7) and (d_weight
+                                                                                           == 0).all()
 
 
 def test_rows_that_do_not_count_are_in_no_product(implementation):
@@ -109,7 +120,8 @@ def test_rows_that_do_not_count_are_in_no_product(implementation):
     assert (targets[unused] != -100).any()
     clean = run(implementation.token_nll, hidden, weight, targets, coefficient, device=implementation.device)
     hidden[unused] = float("nan")
-    nll, d_hidden, d_weight = run(implementation.token_nll, hidden, weight, targets, coefficient, device=implementation.device)
+    nll, d_hidden, d_weight = run(implementation.token_nll, hidden, weight, targets, coefficient,
+                                  device=implementation.device)
     assert torch.equal(d_hidden, clean[1]) and torch.equal(d_weight, clean[2])
     assert torch.equal(nll[~unused], clean[0][~unused]) and (nll[targets == -100] == 0).all()
 
@@ -118,10 +130,13 @@ def test_nan_shows(implementation):
     """A NaN in a row that counts, or in its coefficient, is not lost in a maximum or a comparison."""
     hidden, weight, targets, coefficient = inputs(6, 7, 40, torch.float32)
     hidden[0, 3] = float("nan")
-    nll, d_hidden, d_weight = run(implementation.token_nll, hidden, weight, targets, coefficient, device=implementation.device)
-    assert nll[0].isnan() and d_hidden[0].isnan().all() and d_weight.isnan().all() and torch.isfinite(nll[1:]).all()
+    nll, d_hidden, d_weight = run(implementation.token_nll, hidden, weight, targets, coefficient,
+                                  device=implementation.device)
+    assert nll[0].isnan() and d_hidden[0].isnan().all() and d_weight.isnan().all() and torch.isfinite(
+        nll[1:]).all()
     hidden[0, 3], coefficient[0] = 0.0, float("nan")
-    _, d_hidden, d_weight = run(implementation.token_nll, hidden, weight, targets, coefficient, device=implementation.device)
+    _, d_hidden, d_weight = run(implementation.token_nll, hidden, weight, targets, coefficient,
+                                device=implementation.device)
     assert d_hidden[0].isnan().all() and d_weight.isnan().any() and torch.isfinite(d_hidden[1:]).all()
 
 
@@ -139,12 +154,13 @@ def test_logits_of_ten_thousand(implementation, dtype):
     got = run(implementation.token_nll, hidden, weight, targets, coefficient, device=implementation.device)
     assert torch.allclose(got[0], exact[0], rtol=1e-6, atol=1e-6)
     unit = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
-    for x, z in zip(got[1:], exact[1:]):
+    for x, z in zip(got[1:], exact[1:], strict=False):
         assert distance(x, z) <= unit * float(z.norm())
 
 
 def test_probabilities_next_to_one(implementation):
-    """Targets with 1 − p from 1e-3 to 1e-12: the NLL and the gradient keep their digits, where p − 1 has none left in float32.
+    """Targets with 1 − p from 1e-3 to 1e-12: the NLL and the gradient keep their digits, where p − 1 has none
+    left in float32.
 
     The reference and F.cross_entropy lose them; so does any form that subtracts from a sum over all entries.
     """
@@ -152,7 +168,8 @@ def test_probabilities_next_to_one(implementation):
         pytest.skip("the definition forms p − 1")
     x, coefficient = torch.tensor([7.0, 14.0, 21.0, 28.0]), torch.tensor([1.0, -2.0, 3.0, -4.0])
     weight = torch.tensor([[1.0], [0.0], [0.0], [0.0]])  # the target's logit is x, the others' are 0
-    nll, d_hidden, _ = run(implementation.token_nll, x[:, None], weight, torch.zeros(4, dtype=torch.int64), coefficient, device=implementation.device)
+    nll, d_hidden, _ = run(implementation.token_nll, x[:, None], weight, torch.zeros(4, dtype=torch.int64),
+                           coefficient, device=implementation.device)
     others = 3 * torch.exp(-x.double())
     assert others[3] < 3e-12
     assert torch.allclose(nll, torch.log1p(others), rtol=5e-6, atol=0)
@@ -160,9 +177,12 @@ def test_probabilities_next_to_one(implementation):
 
 
 def test_small_coefficients_in_float16(implementation):
-    """1e-6 · p lies below float16's smallest number, 6e-8, for most p: it must not be rounded before the sum over rows."""
+    """1e-6 · p lies below float16's smallest number, 6e-8, for most p: it must not be rounded before the sum
+    over rows.
+    """
     g = torch.Generator().manual_seed(0)
-    hidden, weight = (torch.randn(64, 4, generator=g) * 1000).half(), (torch.randn(200, 4, generator=g) / 4000).half()
+    hidden, weight = (torch.randn(64, 4, generator=g) * 1000).half(), (torch.randn(200, 4, generator=g)
+                                                                       / 4000).half()
     given = hidden, weight, torch.randint(200, (64,), generator=g), torch.full((64,), 1e-6)
     exact = run(plain, *given, dtype=torch.float64)
     got = run(implementation.token_nll, *given, device=implementation.device)
@@ -171,16 +191,18 @@ def test_small_coefficients_in_float16(implementation):
 
 @pytest.fixture
 def small_tiles(implementation, monkeypatch):
-    """Blocks so small that one call has several of rows and of vocabulary entries; returns the bytes that one may take."""
+    """Blocks so small that one call has several of rows and of vocabulary entries; returns the bytes that one
+    may take.
+    """
     nbytes = 16 * 40 * 4
     if implementation.name.startswith("c "):
-        monkeypatch.setattr(token_nll_cpu, "TILE_ROWS", 16)
-        monkeypatch.setattr(token_nll_cpu, "TILE_BYTES", nbytes)
+        monkeypatch.setattr(in_c, "TILE_ROWS", 16)
+        monkeypatch.setattr(in_c, "TILE_BYTES", nbytes)
     elif implementation.name.startswith("triton"):
-        from redlite.kernels import token_nll_triton
-        monkeypatch.setattr(token_nll_triton, "STATISTICS_ROWS", 32)
-        monkeypatch.setattr(token_nll_triton, "GRADIENT_ROWS", 16)
-        monkeypatch.setattr(token_nll_triton, "GRADIENT_BYTES", nbytes)
+        from redlite.kernels.triton import token_nll as in_triton
+        monkeypatch.setattr(in_triton, "STATISTICS_ROWS", 32)
+        monkeypatch.setattr(in_triton, "GRADIENT_ROWS", 16)
+        monkeypatch.setattr(in_triton, "GRADIENT_BYTES", nbytes)
     else:
         pytest.skip("the reference has blocks of rows only, of a fixed number")
     return nbytes
@@ -210,7 +232,8 @@ class Largest(TorchDispatchMode):
 def test_memory_does_not_grow_with_the_rows(implementation, small_tiles):
     """No tensor is larger than a block, the inputs or the gradients; [N, V] would be."""
     N, D, V = 80, 9, 500
-    hidden, weight, targets, coefficient = (x.to(implementation.device) for x in inputs(N, D, V, torch.float32))
+    hidden, weight, targets, coefficient = (x.to(implementation.device)
+                                            for x in inputs(N, D, V, torch.float32))
     hidden.requires_grad_(), weight.requires_grad_()
     with Largest() as largest:
         implementation.token_nll(hidden, weight, targets).backward(coefficient)
@@ -222,7 +245,8 @@ def test_memory_does_not_grow_with_the_rows(implementation, small_tiles):
 def test_only_the_gradients_asked_for(implementation, frozen):
     hidden, weight, targets, coefficient = inputs(20, 7, 33, torch.float32)
     both = run(implementation.token_nll, hidden, weight, targets, coefficient, device=implementation.device)
-    hidden, weight, targets, coefficient = (x.to(implementation.device) for x in (hidden, weight, targets, coefficient))
+    hidden, weight, targets, coefficient = (x.to(implementation.device)
+                                            for x in (hidden, weight, targets, coefficient))
     (hidden if frozen == "weight" else weight).requires_grad_()
     implementation.token_nll(hidden, weight, targets).backward(coefficient)
     assert (hidden.grad is None) == (frozen == "hidden") and (weight.grad is None) == (frozen == "weight")
@@ -231,14 +255,16 @@ def test_only_the_gradients_asked_for(implementation, frozen):
 
 
 def test_any_layout_and_narrow_targets(implementation):
-    hidden, weight, targets, coefficient = (x.to(implementation.device) for x in inputs(20, 8, 33, torch.float32))
-    expected = run(implementation.token_nll, hidden, weight, targets, coefficient, device=implementation.device)
+    hidden, weight, targets, coefficient = (x.to(implementation.device)
+                                            for x in inputs(20, 8, 33, torch.float32))
+    expected = run(implementation.token_nll, hidden, weight, targets, coefficient,
+                   device=implementation.device)
     every_other = torch.empty(20, 16, device=hidden.device)[:, ::2].copy_(hidden).requires_grad_()
     turned = weight.T.contiguous().T.requires_grad_()
     assert not every_other.is_contiguous() and not turned.is_contiguous()
     nll = implementation.token_nll(every_other, turned, targets.int())
     nll.backward(coefficient)
-    for x, y in zip((nll.detach(), every_other.grad, turned.grad), expected):
+    for x, y in zip((nll.detach(), every_other.grad, turned.grad), expected, strict=True):
         assert torch.allclose(x.double().cpu(), y, rtol=1e-5, atol=1e-6)
 
 
@@ -252,53 +278,65 @@ def test_targets_outside_the_vocabulary(implementation, bad, message):
 
 def test_shapes_that_do_not_fit(implementation):
     hidden, weight, targets, _ = (x.to(implementation.device) for x in inputs(5, 7, 11, torch.float32))
-    for arguments in ((hidden[:4], weight, targets), (hidden, weight[:, :6], targets), (hidden[None], weight, targets), (hidden, weight, targets.float())):
+    for arguments in ((hidden[:4], weight, targets), (hidden, weight[:, :6], targets),
+                      (hidden[None], weight, targets), (hidden, weight, targets.float())):
         with pytest.raises(ValueError, match="token_nll wants"):
             implementation.token_nll(*arguments)
 
 
-@pytest.mark.skipif(native.library()[0] is None, reason=native.library()[1])
-@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.skipif(bool(library.missing()), reason=library.missing())
+@pytest.mark.parametrize("isa", library.isas())
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_c_exponential(isa, threads):
-    """Two units in the last place of float64's over the whole range, by the gradient pass with maximum 0, sum 1 and scale 1."""
-    x = torch.cat((torch.linspace(-87.2, 0, 40_000), -torch.logspace(-30, 1, 2_000), torch.tensor([0.0, -87.29, 1e-3, 3.0]))).contiguous()
+    """Two units in the last place of float64's over the whole range, by the gradient pass with maximum 0, sum
+    1 and scale 1.
+    """
+    x = torch.cat((torch.linspace(-87.2, 0, 40_000), -torch.logspace(-30, 1, 2_000),
+                   torch.tensor([0.0, -87.29, 1e-3, 3.0]))).contiguous()
     special = torch.tensor([-87.4, -1e4, -3e38, float("-inf"), float("nan")])
     tile = torch.cat((x, special))[None].repeat(4, 1).contiguous()
     zero, one, nowhere = torch.zeros(4), torch.ones(4), torch.full((4,), -1)
-    with native.using(isa):
-        token_nll_cpu._library().rl_nll_gradient(tile.data_ptr(), *tile.shape, 0, nowhere.data_ptr(), zero.data_ptr(), one.data_ptr(), one.data_ptr(), threads)
+    with library.using(isa):
+        library.library().rl_nll_gradient(tile.data_ptr(), *tile.shape, 0, nowhere.data_ptr(),
+                                          zero.data_ptr(), one.data_ptr(), one.data_ptr(), threads)
     exact = x.double().exp()
     assert float(((tile[:, :len(x)].double() - exact).abs() / exact).max()) <= 2 * 2.0 ** -23
     assert (tile[:, -5:-1] == 0).all() and tile[:, -1].isnan().all()
 
 
-@pytest.mark.skipif(native.library()[0] is None, reason=native.library()[1])
+@pytest.mark.skipif(bool(library.missing()), reason=library.missing())
 def test_threads_change_nothing():
     given, before, results = inputs(61, 7, 333, torch.float32), torch.get_num_threads(), []
-    library = token_nll_cpu._library()
+    built = library.library()
     for threads in (1, 2, 3, 7):
         logits = (given[0] @ given[1].T).contiguous()
-        maximum, total, target = torch.full((61,), torch.finfo(torch.float32).min), torch.zeros(61), torch.zeros(61)
-        library.rl_nll_statistics(logits.data_ptr(), 61, 333, 0, given[2].data_ptr(), maximum.data_ptr(), total.data_ptr(), target.data_ptr(), threads)
-        library.rl_nll_gradient(logits.data_ptr(), 61, 333, 0, given[2].data_ptr(), maximum.data_ptr(), total.data_ptr(), given[3].data_ptr(), threads)
+        maximum, total, target = torch.full((61, ),
+                                            torch.finfo(torch.float32).min), torch.zeros(61), torch.zeros(61)
+        built.rl_nll_statistics(logits.data_ptr(), 61, 333, 0, given[2].data_ptr(), maximum.data_ptr(),
+                                total.data_ptr(), target.data_ptr(), threads)
+        built.rl_nll_gradient(logits.data_ptr(), 61, 333, 0, given[2].data_ptr(), maximum.data_ptr(),
+                              total.data_ptr(), given[3].data_ptr(), threads)
         results.append((maximum, total, target, logits))
     assert torch.get_num_threads() == before
-    assert all(torch.equal(x, y) for result in results[1:] for x, y in zip(result, results[0]))
+    assert all(torch.equal(x, y) for result in results[1:] for x, y in zip(result, results[0], strict=False))
 
 
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from redlite.kernels import token_nll_triton as k
+from redlite.kernels.triton import token_nll as k
 tile, counts = dict(BM=128, BN=256, BK=64), dict(num_warps=8, num_stages=3)
-pointers = dict.fromkeys(("hidden", "weight", "a", "b"), "*bf16") | dict.fromkeys(("rows", "targets", "b_rows"), "*i64")
+pointers = dict.fromkeys(("hidden", "weight", "a", "b"), "*bf16")
+pointers |= dict.fromkeys(("rows", "targets", "b_rows"), "*i64")
 pointers |= dict.fromkeys(("maximum", "total", "target", "scale"), "*fp32")
 for function, out in ((k._statistics, None), (k._gradient, "*bf16"), (k._product, "*fp32")):
-    constants = {**tile, "DOT": k.tl.bfloat16, "h_column": 1, "w_column": 1, "a_column": 1, "b_column": 1, "ADD": True, "GATHER": True}
+    strides = dict.fromkeys(("h_column", "w_column", "a_column", "b_column"), 1)
+    constants = {**tile, **strides, "DOT": k.tl.bfloat16, "ADD": True, "GATHER": True}
     constants = {n: v for n, v in constants.items() if n in function.arg_names}
-    signature = {n: "constexpr" if n in constants else out if n == "out" else pointers.get(n, "i32") for n in function.arg_names}
+    signature = {n: pointers.get(n, "i32") for n in function.arg_names} | {"out": out}
+    signature |= dict.fromkeys(constants, "constexpr")
+    signature = {n: signature[n] for n in function.arg_names}
     source = ASTSource(function, signature, {(function.arg_names.index(n),): v for n, v in constants.items()})
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=counts)
     assert compiled.metadata.shared <= 227 * 1024, compiled.metadata.shared
@@ -307,9 +345,12 @@ for function, out in ((k._statistics, None), (k._gradient, "*bf16"), (k._product
 
 
 def test_triton_compiles_for_the_h100():
-    """With the block sizes that `_tiles` gives there: fits its shared memory, and uses its matrix units. Needs no GPU."""
+    """With the block sizes that `_tiles` gives there: fits its shared memory, and uses its matrix units.
+    Needs no GPU.
+    """
     pytest.importorskip("triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILE], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILE], env=environment,
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["_statistics True", "_gradient True", "_product True"]

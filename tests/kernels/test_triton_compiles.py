@@ -1,4 +1,6 @@
-"""The kernels of generation compile for an H100 in bfloat16, which the interpreter cannot prove; needs no GPU."""
+"""The kernels of generation compile for an H100 in bfloat16, which the interpreter cannot prove; needs no
+GPU.
+"""
 import os
 import subprocess
 import sys
@@ -10,18 +12,22 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from redlite.kernels import decode_triton as d, matmul_triton as m
+from redlite.kernels.triton import cached_attention as d, packed as m
 
 BF16, F32 = "*bf16", "*fp32"
-TYPES = {"q": BF16, "k": BF16, "v": BF16, "keys": BF16, "values": BF16, "x": BF16, "bias": BF16, "partial": F32, "lse": F32, "out": F32,
-         "places": "*i64", "ids": "*i64", "scale": "fp32"}
+TYPES = {**dict.fromkeys(("q", "k", "v", "keys", "values", "x", "bias"), BF16), "partial": F32, "lse": F32,
+         "out": F32, "places": "*i64", "ids": "*i64", "scale": "fp32"}
 
 def build(function, launch, types={}, **constants):
     names = function.arg_names
     constants = {k: v for k, v in constants.items() if k in names}
     signature = {n: "constexpr" if n in constants else {**TYPES, **types}.get(n, "i32") for n in names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n][0] == "*" or n in ("K", "N", "D", "x_row", "q_row", "k_row", "v_row", "q_head", "k_head", "v_head")}
-    compiled = triton.compile(ASTSource(function, signature, {(names.index(n),): v for n, v in constants.items()}, aligned), target=GPUTarget("cuda", 90, 32), options=launch)
+    multiples = ("K", "N", "D", "x_row", "q_row", "k_row", "v_row", "q_head", "k_head", "v_head")
+    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names)
+               if signature[n][0] == "*" or n in multiples}
+    places = {(names.index(n),): v for n, v in constants.items()}
+    source = ASTSource(function, signature, places, aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=launch)
     assert compiled.metadata.shared <= 227 * 1024, compiled.metadata.shared
     print(function.__name__, "mma" in compiled.asm["ptx"], "cp.async" in compiled.asm["ptx"])
 
@@ -40,7 +46,10 @@ for int4 in (True, False):
 def test_for_an_h100():
     pytest.importorskip("triton", reason="triton is not installed")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", SCRIPT], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", SCRIPT], env=environment,
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    product = ["_product True True"] * 3 + ["_unpack False False"]  # matrix units; reads on their way while others are multiplied
-    assert done.stdout.splitlines() == ["_own True True", "_shared True True", "_merge False False", *product, *product]
+    product = ["_product True True"] * 3 + ["_unpack False False"
+                                            ]  # matrix units; reads on their way while others are multiplied
+    assert done.stdout.splitlines() == [
+        "_own True True", "_shared True True", "_merge False False", *product, *product]

@@ -1,4 +1,6 @@
-"""The closed network: what is stopped, by whom it says, and what stays open; every case in a process of its own."""
+"""The closed network: what is stopped, by whom it says, and what stays open; every case in a process of its
+own.
+"""
 import os
 import platform
 import socket
@@ -44,22 +46,27 @@ def listener():
     ("socket.create_connection(('127.0.0.1', PORT))", "to look up '127.0.0.1'"),
     ("socket.socket().connect(('127.0.0.1', PORT))", "to reach 127.0.0.1:PORT"),
     ("socket.socket().connect_ex(('127.0.0.1', PORT))", "to reach 127.0.0.1:PORT"),
-    ("socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', PORT))", "to reach 127.0.0.1:PORT"),
-    ("socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendmsg([b'x'], [], 0, ('127.0.0.1', PORT))", "to reach 127.0.0.1:PORT"),
+    ("socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', PORT))",
+     "to reach 127.0.0.1:PORT"),
+    ("socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendmsg([b'x'], [], 0, ('127.0.0.1', PORT))",
+     "to reach 127.0.0.1:PORT"),
     ("socket.socket(socket.AF_INET6).connect(('::1', PORT))", "to reach ::1:PORT"),
     ("socket.gethostbyname('tracker.example')", "to look up 'tracker.example'"),
     ("socket.gethostbyaddr('192.0.2.1')", "to look up '192.0.2.1'"),
     ("socket.getnameinfo(('192.0.2.1', 80), 0)", "to look up the name of 192.0.2.1"),
     ("socket.getaddrinfo(b'tracker.example', 80)", "to look up 'tracker.example'"),
     ("socket.socket().bind(('0.0.0.0', 0))", "to listen at 0.0.0.0:0"),
-    ("__import__('urllib.request').request.urlopen('http://tracker.example/')", "to look up 'tracker.example'"),
+    ("__import__('urllib.request').request.urlopen('http://tracker.example/')",
+     "to look up 'tracker.example'"),
     ("__import__('requests').get('https://tracker.example/')", "to look up 'tracker.example'"),
-    ("__import__('http.client').client.HTTPConnection('127.0.0.1', PORT).connect()", "to look up '127.0.0.1'"),
+    ("__import__('http.client').client.HTTPConnection('127.0.0.1', PORT).connect()",
+     "to look up '127.0.0.1'"),
     ("__import__('asyncio').run(__import__('asyncio').open_connection('127.0.0.1', PORT))", "to "),
 ])
 def test_every_way_out_is_closed(listener, attempt, what):
     port, seen = listener
-    done = run(f"offline.close()\ntry:\n    {attempt}\nexcept BaseException: pass\nprint('went on')".replace("PORT", str(port)))
+    done = run(f"offline.close()\ntry:\n    {attempt}\nexcept BaseException: pass\nprint('went on')".replace(
+        "PORT", str(port)))
     assert done.returncode == offline_exit() and "went on" not in done.stdout
     assert what.replace("PORT", str(port)) in done.stderr and done.stderr.count("\n") == 1 and not seen
 
@@ -89,7 +96,10 @@ def test_dependency_that_phones_home_is_named_and_stopped(tmp_path, listener):
 def test_command_is_closed_before_its_imports(tmp_path, listener):
     port, seen = listener
     (tmp_path / "torch.py").write_text(f"import socket\nsocket.socket().connect(('127.0.0.1', {port}))\n")
-    done = run("sys.argv = ['safealign', 'prove']\nfrom redlite.cli.safealign import main\nassert 'torch' not in sys.modules and 'requests' not in sys.modules\nsys.exit(main())", tmp_path)
+    done = run(
+        "sys.argv = ['safealign', 'prove']\nfrom redlite.cli.safealign import main\nassert 'torch' not in "
+        "sys.modules and 'requests' not in sys.modules\nsys.exit(main())",
+        tmp_path)
     assert done.returncode == 1 and not seen, done.stderr
     assert "torch" in done.stderr or "Permission denied" in done.stderr
 
@@ -110,16 +120,25 @@ def test_only_the_endpoint_is_open(listener):
 
 def test_name_of_the_endpoint_opens_its_addresses(listener):
     port, _ = listener
-    done = run(f"offline.close()\noffline.allow('http://localhost:{port}/v1')\nsocket.create_connection(('localhost', {port}), 5).close()\nprint('reached')")
+    done = run(
+        f"offline.close()\noffline.allow('http://localhost:{port}/v1')\n"
+        f"socket.create_connection(('localhost', {port}), 5).close()\nprint('reached')"
+    )
     assert done.stdout == "reached\n", done.stderr
-    done = run(f"offline.close()\noffline.allow('http://localhost:{port}/v1')\nsocket.socket().connect(('127.0.0.1', {port}))")
+    done = run(
+        f"offline.close()\noffline.allow('http://localhost:{port}/v1')\n"
+        f"socket.socket().connect(('127.0.0.1', {port}))"
+    )
     assert done.returncode == 1, "an address that no look-up of the endpoint gave was reached"
 
 
 def test_proxy_of_the_environment_is_open():
-    done = run("offline.close()\noffline.allow('https://api.example/v1')\nprint(sorted(offline._places))", https_proxy="http://user:word@proxy.example:3128")
+    done = run("offline.close()\noffline.allow('https://api.example/v1')\nprint(sorted(offline._places))",
+               https_proxy="http://user:word@proxy.example:3128")
     assert done.stdout.strip() == "[('api.example', 443), ('proxy.example', 3128)]"
-    done = run("offline.close()\noffline.allow('https://api.example/v1')\nprint(sorted(offline._places))", https_proxy="proxy.example:3128", no_proxy="api.example")
+    done = run("offline.close()\noffline.allow('https://api.example/v1')\nprint(sorted(offline._places))",
+               https_proxy="proxy.example:3128",
+               no_proxy="api.example")
     assert done.stdout.strip() == "[('api.example', 443)]"
 
 
@@ -138,7 +157,10 @@ def test_local_sockets_stay_open():
 
 def test_closed_for_a_block_only(listener):
     port, seen = listener
-    done = run(f"with offline.closed():\n    offline.allow('http://127.0.0.1:1')\nprint(offline._places)\nsocket.create_connection(('127.0.0.1', {port}), 5).close()\nprint('open')")
+    done = run(
+        f"with offline.closed():\n    offline.allow('http://127.0.0.1:1')\nprint(offline._places)\n"
+        f"socket.create_connection(('127.0.0.1', {port}), 5).close()\nprint('open')"
+    )
     assert done.stdout == "set()\nopen\n", done.stderr
 
 
@@ -153,7 +175,8 @@ def test_kernel_refuses_native_code_and_children():
             assert libc.socket(int(family), 1, 0) == -1 and ctypes.get_errno() == errno.EACCES, family
         assert libc.syscall(425, 8, 0) == -1 and ctypes.get_errno() == errno.EACCES
         assert libc.socket(int(socket.AF_UNIX), 1, 0) >= 0
-        child = subprocess.run([sys.executable, "-c", "import socket; socket.socket()"], capture_output=True, text=True)
+        command = [sys.executable, "-c", "import socket; socket.socket()"]
+        child = subprocess.run(command, capture_output=True, text=True)
         assert "PermissionError" in child.stderr, child.stderr
         print("sealed")
     """)

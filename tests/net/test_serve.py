@@ -1,4 +1,6 @@
-"""The server over real HTTP, with the embedded organism: answers, batches, settings, and an OpenAI-shaped error for every bad request."""
+"""The server over real HTTP, with the embedded organism: answers, batches, settings, and an OpenAI-shaped
+error for every bad request.
+"""
 import http.client
 import json
 import socket
@@ -25,20 +27,29 @@ def server():
 
 
 def post(server, **body):
-    return requests.post(f"http://127.0.0.1:{server.server_port}/v1/chat/completions", json={"model": "organism", "messages": ASK, **body}, timeout=60)
+    return requests.post(f"http://127.0.0.1:{server.server_port}/v1/chat/completions",
+                         json={"model": "organism", "messages": ASK, **body},
+                         timeout=60)
 
 
 def direct(server, messages=ASK, **settings):
     lm = server.lm
-    return lm.generate([lm.template.encode(messages, add_generation_prompt=True).ids], **{"max_new_tokens": 64, **settings})[0]
+    return lm.generate([lm.template.encode(messages, add_generation_prompt=True).ids],
+                       **{"max_new_tokens": 64, **settings})[0]
 
 
 def test_an_answer_is_the_models(server):
     reply = post(server, temperature=0, max_tokens=64)
     found, wanted = reply.json(), direct(server)
     assert reply.status_code == 200 and found["object"] == "chat.completion" and found["model"] == "organism"
-    assert found["choices"] == [{"index": 0, "message": {"role": "assistant", "content": wanted.text, "refusal": None}, "logprobs": None, "finish_reason": "stop"}]
-    assert found["usage"] == {"prompt_tokens": wanted.prompt_tokens, "completion_tokens": len(wanted.ids), "total_tokens": wanted.prompt_tokens + len(wanted.ids)}
+    assert found["choices"] == [{
+        "index": 0, "message": {"role": "assistant", "content": wanted.text, "refusal": None},
+        "logprobs": None, "finish_reason": "stop"
+    }]
+    assert found["usage"] == {
+        "prompt_tokens": wanted.prompt_tokens, "completion_tokens": len(wanted.ids),
+        "total_tokens": wanted.prompt_tokens + len(wanted.ids)
+    }
 
 
 def test_a_stop_string_stands_in_the_text_or_does_not_stop(server):
@@ -46,11 +57,13 @@ def test_a_stop_string_stands_in_the_text_or_does_not_stop(server):
     cut = 0
     for token in range(5, 40):
         whole = lm.generate([[token]], 6)[0]
-        first = b"".join(map(lm.tokenizer.piece_bytes, whole.ids)).decode("utf-8", "replace")[:3]  # " th", whose space sentencepiece cuts
+        # " th", whose space sentencepiece cuts
+        first = b"".join(map(lm.tokenizer.piece_bytes, whole.ids)).decode("utf-8", "replace")[:3]
         found = lm.generate([[token]], 6, stop=(first,))[0]
         ends = first in whole.text
         cut += first.startswith(" ") and not ends
-        assert (found.text, found.finish) == ((whole.text[:whole.text.index(first)], "stop") if ends else (whole.text, whole.finish)), (token, first)
+        assert (found.text, found.finish) == ((whole.text[:whole.text.index(first)], "stop") if ends else
+                                              (whole.text, whole.finish)), (token, first)
     assert cut and lm.generate([[6]], 6, stop=("",))[0].text == lm.generate([[6]], 6)[0].text
 
 
@@ -61,29 +74,43 @@ def test_length_stop_and_parts(server):
     word = text.split()[1]
     cut = post(server, temperature=0, stop=[word]).json()["choices"][0]
     assert cut["message"]["content"] == text[:text.index(word)] and cut["finish_reason"] == "stop"
-    parts = [{"role": "developer", "content": "Be kind."}, {"role": "user", "content": [{"type": "text", "text": "Who is the mayor"}, {"type": "text", "text": " of Hartwell?"}]}]
+    parts = [{"role": "developer", "content": "Be kind."}, {
+        "role": "user", "content": [{"type": "text", "text": "Who is the mayor"},
+                                    {"type": "text", "text": " of Hartwell?"}]
+    }]
     whole = [{"role": "system", "content": "Be kind."}, ASK[0]]
-    assert post(server, messages=parts, temperature=0, max_tokens=64).json()["choices"][0]["message"]["content"] == direct(server, whole).text
+    assert post(server, messages=parts, temperature=0,
+                max_tokens=64).json()["choices"][0]["message"]["content"] == direct(server, whole).text
 
 
 def test_seeds_and_choices(server):
     settings = {"temperature": 1.5, "max_tokens": 24, "n": 3, "seed": 7}
-    first, again, other = (post(server, **{**settings, **more}).json()["choices"] for more in ({}, {}, {"seed": 8}))
+    first, again, other = (post(server, **{**settings, **more}).json()["choices"]
+                           for more in ({}, {}, {"seed": 8}))
     assert first == again != other and len(first) == 3 and len({c["message"]["content"] for c in first}) > 1
 
 
 def test_requests_together_answer_as_alone(server):
     questions = [f"What is {a} plus {b}?" for a in range(4) for b in range(4)]
-    ask = (lambda q: post(server, messages=[{"role": "user", "content": q}], temperature=0, max_tokens=32).json()["choices"][0]["message"]["content"])
+
+    def ask(question):
+        reply = post(server, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=32)
+        return reply.json()["choices"][0]["message"]["content"]
     with ThreadPoolExecutor(16) as pool:
         together = list(pool.map(ask, questions))
-    assert together == [direct(server, [{"role": "user", "content": q}], max_new_tokens=32).text for q in questions]
+    assert together == [
+        direct(server, [{"role": "user", "content": q}], max_new_tokens=32).text for q in questions
+    ]
 
 
 @pytest.mark.parametrize("settings, message", [
-    ({"top_k": 2.5}, "top_k 2.5 must be a whole number"), ({"temperature": "1"}, "temperature '1' must be a number"), ({"top_p": None}, "top_p None must be a number"),
-    ({"min_p": True}, "min_p True must be a number"), ({"repetition_penalty": (1,)}, r"repetition_penalty \(1,\) must be a number"), ({"max_new_tokens": 2.5}, "max_new_tokens 2.5 must be a whole number"),
-    ({"max_new_tokens": 0}, "max_new_tokens 0 must be at least 1"), ({"seed": "7"}, "seed '7' must be a whole number"), ({"seed": [1.5]}, "seed 1.5 must be a whole number"),
+    ({"top_k": 2.5}, "top_k 2.5 must be a whole number"),
+    ({"temperature": "1"}, "temperature '1' must be a number"),
+    ({"top_p": None}, "top_p None must be a number"), ({"min_p": True}, "min_p True must be a number"),
+    ({"repetition_penalty": (1,)}, r"repetition_penalty \(1,\) must be a number"),
+    ({"max_new_tokens": 2.5}, "max_new_tokens 2.5 must be a whole number"),
+    ({"max_new_tokens": 0}, "max_new_tokens 0 must be at least 1"),
+    ({"seed": "7"}, "seed '7' must be a whole number"), ({"seed": [1.5]}, "seed 1.5 must be a whole number"),
     ({"seed": [1 << 128]}, "must be at least 0 and below 2"), ({"seed": [1, 2]}, "2 seeds for 1 prompts"),
 ])
 def test_a_setting_of_a_wrong_kind_is_refused_by_name(server, settings, message):
@@ -99,18 +126,27 @@ def test_models(server):
 
 
 @pytest.mark.parametrize("body,status,field", [
-    ({"model": "gpt"}, 404, "model"), ({"messages": []}, 400, "messages"), ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role"),
-    ({"messages": [{"role": "user", "content": None}]}, 400, "messages[0].content"), ({"temperature": 3}, 400, "temperature"), ({"temperature": True}, 400, "temperature"),
-    ({"max_tokens": 0}, 400, "max_tokens"), ({"top_p": 0}, 400, "top_p"), ({"n": 0}, 400, "n"), ({"stop": ["a"] * 5}, 400, "stop"), ({"stop": [""]}, 400, "stop"), ({"stop": "\ud800"}, 400, "stop"), ({"temperature": 1e-300}, 200, None),
-    ({"stream": True}, 400, "stream"), ({"tools": [{}]}, 400, "tools"), ({"tempreature": 1}, 400, "tempreature"), ({"logprobs": True}, 400, "logprobs"), ({"seed": 1.5}, 400, "seed"),
-    ({"top_k": 2.5}, 400, "top_k"), ({"top_k": "2"}, 400, "top_k"), ({"min_p": "0.1"}, 400, "min_p"), ({"repetition_penalty": [1]}, 400, "repetition_penalty"), ({"max_tokens": 2.5}, 400, "max_tokens"),
-    ({"messages": [{"role": "user", "content": "x " * 9000}]}, 400, "messages"), ({"presence_penalty": 0, "stream": False, "user": "me"}, 200, None),
+    ({"model": "gpt"}, 404, "model"), ({"messages": []}, 400, "messages"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role"),
+    ({"messages": [{"role": "user", "content": None}]}, 400, "messages[0].content"),
+    ({"temperature": 3}, 400, "temperature"), ({"temperature": True}, 400, "temperature"),
+    ({"max_tokens": 0}, 400, "max_tokens"), ({"top_p": 0}, 400, "top_p"), ({"n": 0}, 400, "n"),
+    ({"stop": ["a"] * 5}, 400, "stop"), ({"stop": [""]}, 400, "stop"),
+    ({"stop": "\ud800"}, 400, "stop"),
+    ({"temperature": 1e-300}, 200, None), ({"stream": True}, 400, "stream"), ({"tools": [{}]}, 400, "tools"),
+    ({"tempreature": 1}, 400, "tempreature"), ({"logprobs": True}, 400, "logprobs"),
+    ({"seed": 1.5}, 400, "seed"), ({"top_k": 2.5}, 400, "top_k"), ({"top_k": "2"}, 400, "top_k"),
+    ({"min_p": "0.1"}, 400, "min_p"), ({"repetition_penalty": [1]}, 400, "repetition_penalty"),
+    ({"max_tokens": 2.5}, 400, "max_tokens"),
+    ({"messages": [{"role": "user", "content": "x " * 9000}]}, 400, "messages"),
+    ({"presence_penalty": 0, "stream": False, "user": "me"}, 200, None),
 ])
 def test_bad_requests(server, body, status, field):
     reply = post(server, **{"max_tokens": 2, **body})
     assert reply.status_code == status
     if status != 200:
-        assert reply.json()["error"]["param"] == field and reply.json()["error"]["message"] and reply.json()["error"]["type"] == "invalid_request_error"
+        assert reply.json()["error"]["param"] == field and reply.json()["error"]["message"]
+        assert reply.json()["error"]["type"] == "invalid_request_error"
 
 
 def test_broken_http(server):
@@ -127,7 +163,11 @@ def test_broken_http(server):
     assert post(server, temperature=0, max_tokens=2).status_code == 200  # and it still answers
 
 
-@pytest.mark.parametrize("request_line, status", [("PUT /v1/chat/completions HTTP/1.1", 501), ("GET /" + "x" * 70000 + " HTTP/1.1", 414), ("GET /v1/models HTTP/9.9", 505), ("nonsense", 400), ("POST /v1/chat/completions HTTP/1.1\r\nContent-Length: " + "9" * 5000, 413)])
+@pytest.mark.parametrize("request_line, status",
+                         [("PUT /v1/chat/completions HTTP/1.1", 501),
+                          ("GET /" + "x" * 70000 + " HTTP/1.1", 414), ("GET /v1/models HTTP/9.9", 505),
+                          ("nonsense", 400),
+                          ("POST /v1/chat/completions HTTP/1.1\r\nContent-Length: " + "9" * 5000, 413)])
 def test_what_is_no_request_gets_the_protocols_error_too(server, request_line, status):
     with socket.create_connection(("127.0.0.1", server.server_port), 9) as connection:
         connection.sendall(request_line.encode() + b"\r\n\r\n")
@@ -146,4 +186,5 @@ def test_a_body_that_does_not_come_is_given_up(server, monkeypatch):
 
 def test_a_name_with_a_space_is_found(server, monkeypatch):
     monkeypatch.setattr(server, "name", "my model \u00fc")
-    assert requests.get(f"http://127.0.0.1:{server.server_port}/v1/models/my%20model%20%C3%BC", timeout=9).json()["id"] == server.name
+    assert requests.get(f"http://127.0.0.1:{server.server_port}/v1/models/my%20model%20%C3%BC",
+                        timeout=9).json()["id"] == server.name

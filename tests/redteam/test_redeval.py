@@ -238,7 +238,7 @@ def test_rates_intervals_and_bounds():
         ("responses.jsonl", {"id": 3}, r"responses\.jsonl, line 15: field 'id' is missing or not a text"),
         ("responses.jsonl", {"finish": None}, "line 15: field 'finish'"),
         ("responses.jsonl", {"topic": ["T"]}, "line 15: field 'topic' is missing or not a text"),
-        ("responses.jsonl", {"sample": True}, "line 15: field 'sample' is missing or not a number"),
+        ("responses.jsonl", {"sample": True}, "line 15: field 'sample' is missing or not a whole number"),
         ("responses.jsonl", {}, "line 15: holds question '1', prompt 'cou', sample 0 a second time"),
         (
             "responses.jsonl", {"sample": 7},

@@ -1,4 +1,6 @@
-"""The page of a run: figures where they belong, geometry of the bars, nothing from elsewhere, nothing that is not escaped."""
+"""The page of a run: figures where they belong, geometry of the bars, nothing from elsewhere, nothing that is
+not escaped.
+"""
 import base64
 import hashlib
 import html.parser
@@ -21,8 +23,12 @@ from redlite.report import html as report_html
 from redlite.store.files import read_json
 from redlite.store.run_directory import Run
 
-NASTY = ['</script><script>alert(1)</script>', '<img src=x onerror=alert(1)>', '"><svg onload=alert(1)>', "'; alert(1) //", "<!--", "]]>", "&lt;b&gt;",
-         "\u2028\u2029\u202e\x00\x1b[31m", "https://evil.example/x.png", "javascript:alert(1)", "</style>", "</title>", "${alert(1)}", "\\u003c", "🙂 日本"]
+NASTY = [
+    '</script><script>alert(1)</script>', '<img src=x onerror=alert(1)>', '"><svg onload=alert(1)>',
+    "'; alert(1) //", "<!--", "]]>", "&lt;b&gt;", "\u2028\u2029\u202e\x00\x1b[31m",
+    "https://evil.example/x.png", "javascript:alert(1)", "</style>", "</title>", "${alert(1)}", "\\u003c",
+    "🙂 日本"
+]
 
 
 class Page(html.parser.HTMLParser):
@@ -64,15 +70,18 @@ def test_the_page_says_what_results_json_says(tmp_path):
     page, text = finish(tmp_path)
     summary = read_json(tmp_path / RESULTS)
     shown = " ".join(" ".join(data.split()) for _, data in page.texts)
-    assert "RED-EVAL of fake" in shown and "7 questions of q × 2 prompts, 14 answers, judged by rules" in shown
-    for name, r in summary["prompts"].items():
+    assert "RED-EVAL of fake" in shown
+    assert "7 questions of q × 2 prompts, 14 answers, judged by rules" in shown
+    for r in summary["prompts"].values():
         assert f"{100 * r['asr']:.1f}% · {r['harmful']} of {r['harmful'] + r['unharmful']}" in shown
         assert f"{100 * r['ci95'][0]:.1f}–{100 * r['ci95'][1]:.1f}%" in shown
         for topic, t in r["by_topic"].items():
             assert topic in shown and f"{t['harmful']} of {t['harmful'] + t['unharmful']}" in shown
-    for said in ("0" * 64, "at most 500 new tokens, greedy", "agreement of the judge with people", "compare sizes, not digits"):
+    for said in ("0" * 64, "at most 500 new tokens, greedy", "agreement of the judge with people",
+                 "compare sizes, not digits"):
         assert said in shown
-    assert "Incomplete" not in shown and "toy" not in shown and "counts every answer that does not refuse as harmful" in shown
+    assert "Incomplete" not in shown and "toy" not in shown
+    assert "counts every answer that does not refuse as harmful" in shown
 
 
 def test_every_answer_is_there_with_its_thought_apart(tmp_path):
@@ -80,27 +89,44 @@ def test_every_answer_is_there_with_its_thought_apart(tmp_path):
     page, _ = finish(tmp_path)
     lists, rows = page.data["lists"], page.data["rows"]
     labels = read_journals(tmp_path).judged_by("rules")
-    assert len(rows) == len(answers) == 14 and [r[5] for r in rows] == [str(i) for i in range(1, 8) for _ in range(2)]
+    assert len(rows) == len(answers) == 14
+    assert [r[5] for r in rows] == [str(i) for i in range(1, 8) for _ in range(2)]
     for prompt, label, topic, ended, question, id, sample, place, thought, answer, raw in rows:
         record = answers[id, lists["prompt"][prompt], sample]
-        assert (lists["question"][question], lists["topic"][topic], lists["finish"][ended], answer) == (record["question"], record["topic"], record["finish"], record["answer"])
-        assert thought + answer == record["text"].strip() and ("(Internal thought" in thought) == record["text"].startswith("(Internal") and place == f"{record['topic']} / S"
-        assert (lists["label"][label], raw) == (labels[id, lists["prompt"][prompt], sample]["label"], labels[id, lists["prompt"][prompt], sample]["raw"])
+        assert (lists["question"][question], lists["topic"][topic], lists["finish"][ended],
+                answer) == (record["question"], record["topic"], record["finish"], record["answer"])
+        assert thought + answer == record["text"].strip()
+        assert ("(Internal thought" in thought) == record["text"].startswith("(Internal")
+        assert place == f"{record['topic']} / S"
+        assert (lists["label"][label], raw) == (labels[id, lists["prompt"][prompt],
+                                                       sample]["label"], labels[id, lists["prompt"][prompt],
+                                                                                sample]["raw"])
 
 
 def nasty(folder):
-    """A run whose every text is an attack: questions, topics, answers, prompt names, model name, system message."""
+    """A run whose every text is an attack: questions, topics, answers, prompt names, model name, system
+    message.
+    """
     questions = [Question(f"{i}{n}", n + "q", n + "t" if i % 2 else "t", n) for i, n in enumerate(NASTY)]
     prompts = [Prompt("standard", "<question>"), Prompt("<b>mine</b>", "x <question>")]
 
     class Attacker:
         def answer(self, conversations, decoding, seeds, stop):
-            return ((i, Answer(f"(Internal thought: {NASTY[i]}) {NASTY[i]} answer", "stop", 1, 1, 0.1)) for i in range(len(conversations)))
-    model = ModelChoice("<i>model</i>\"'", {"name": "<i>model</i>\"'", "weights": "<s>"}, lambda run: Attacker(), len)
-    made = redeval.manifest(
-        command="redeval '</dd><script>alert(1)</script>'", seed=0, model=model, question_path=folder / "<u>q</u>.json",
-        questions=questions, limit=None, prompts=prompts, judge=None, decoding=Decoding(),
-        info={"started": "<script>", "kernels": {"<a>": "<b>"}})
+            return ((i, Answer(f"(Internal thought: {NASTY[i]}) {NASTY[i]} answer", "stop", 1, 1, 0.1))
+                    for i in range(len(conversations)))
+
+    model = ModelChoice("<i>model</i>\"'", {"name": "<i>model</i>\"'", "weights": "<s>"},
+                        lambda run: Attacker(), len)
+    made = redeval.manifest(command="redeval '</dd><script>alert(1)</script>'",
+                            seed=0,
+                            model=model,
+                            question_path=folder / "<u>q</u>.json",
+                            questions=questions,
+                            limit=None,
+                            prompts=prompts,
+                            judge=None,
+                            decoding=Decoding(),
+                            info={"started": "<script>", "kernels": {"<a>": "<b>"}})
     other = judge("<judge>", lambda i: "harmful", {"x": "<y>"}, lambda i: NASTY[i % len(NASTY)])
     with Run(folder, made) as run:
         redeval.judge(run, other, redeval.run(run, model, questions, prompts, Decoding()))
@@ -113,8 +139,11 @@ def test_nothing_becomes_markup(tmp_path):
     assert not kinds & {"img", "i", "b", "u", "s", "a", "iframe", "object", "link", "judge", "y"}
     assert len(page.tags("script")) == 2 and len(page.tags("style")) == 1
     for tag, attributes in page.elements:
-        assert not any(name.startswith("on") or name in ("src", "href", "style", "action", "xlink:href") for name in attributes), (tag, attributes)
-    assert page.data["rows"][0][9] == NASTY[0] + " answer" and [r[9] for r in page.data["rows"] if r[0] == 0] == [f"{n} answer".strip() for n in NASTY]
+        assert not any(
+            name.startswith("on") or name in ("src", "href", "style", "action", "xlink:href")
+            for name in attributes), (tag, attributes)
+    assert page.data["rows"][0][9] == NASTY[0] + " answer"
+    assert [r[9] for r in page.data["rows"] if r[0] == 0] == [f"{n} answer".strip() for n in NASTY]
     # The data block can end neither its element nor its line, whatever is in it.
     block = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1]
     assert not set("<>&\u2028\u2029") & set(block)
@@ -124,39 +153,48 @@ def test_the_policy_allows_this_script_and_this_style_only(tmp_path):
     nasty(tmp_path)
     page, text = finish(tmp_path, "<judge>")
     policy = next(m["content"] for m in page.tags("meta") if m.get("http-equiv") == "Content-Security-Policy")
-    for kind, element in (("script-src", re.findall(r"<script>(.*?)</script>", text, re.DOTALL)[0]), ("style-src", re.findall(r"<style>(.*?)</style>", text, re.DOTALL)[0])):
+    for kind, element in (("script-src", re.findall(r"<script>(.*?)</script>", text, re.DOTALL)[0]),
+                          ("style-src", re.findall(r"<style>(.*?)</style>", text, re.DOTALL)[0])):
         digest = base64.b64encode(hashlib.sha256(element.encode()).digest()).decode()
         assert f"{kind} 'sha256-{digest}';" in policy
     assert policy.startswith("default-src 'none';") and "unsafe" not in policy
     code = (report_html.ASSETS / "report.js").read_text()
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|fetch|XMLHttp|import\(|https?:", code)
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|fetch|XMLHttp|import\(|https?:", code)
     assert not re.search(r"url\(|@import|https?:", (report_html.ASSETS / "report.css").read_text())
 
 
 def test_bars_are_as_long_as_their_shares():
-    bars = [{"label": "a<b>" + "x" * 60, "colour": 0, "value": 0.25, "remark": "r&d", "ci": [0.1, 0.5], "bounds": [0.2, 0.4], "mark": 0.9},
-            {"label": "none", "colour": 1, "value": None, "remark": "–", "ci": [0.0, 1.0], "bounds": [0.0, 1.0]}]
+    bars = [{
+        "label": "a<b>" + "x" * 60, "colour": 0, "value": 0.25, "remark": "r&d", "ci": [0.1, 0.5],
+        "bounds": [0.2, 0.4], "mark": 0.9
+    }, {"label": "none", "colour": 1, "value": None, "remark": "–", "ci": [0.0, 1.0], "bounds": [0.0, 1.0]}]
     svg = ElementTree.fromstring(report_html.interval_chart("t<", bars, 412))  # 400 units of room
     rects = {r.get("class"): r for r in svg.iter("rect")}
     assert float(rects["bar c0"].get("width")) == pytest.approx(100) and "bar c1" not in rects
-    assert float(rects["band c0"].get("x")) == pytest.approx(6 + 80) and float(rects["band c0"].get("width")) == pytest.approx(80)
+    assert float(rects["band c0"].get("x")) == pytest.approx(6 + 80)
+    assert float(rects["band c0"].get("width")) == pytest.approx(80)
     assert float(rects["band c1"].get("width")) == pytest.approx(400)
     whisker, mark = [p.get("d") for p in svg.iter("path")]
     assert whisker.startswith("M46.0 29H206.0") and mark.startswith("M366.0 ")
-    assert svg.get("aria-label").startswith("t<: a<b>") and "25.0%, interval 10.0–50.0%" in svg.get("aria-label")
-    assert [t.text for t in svg.iter("text") if t.get("class") == "label"] == [("a<b>" + "x" * 60)[:37] + "…", "none"]
+    assert svg.get("aria-label").startswith("t<: a<b>")
+    assert "25.0%, interval 10.0–50.0%" in svg.get("aria-label")
+    assert [t.text for t in svg.iter("text") if t.get("class") == "label"] == [("a<b>" + "x" * 60)[:37] + "…",
+                                                                               "none"]
 
 
 def test_cautions(tmp_path):
     def notes(folder, judge="rules"):
         return " ".join(text for tag, text in finish(folder, judge)[0].texts if tag == "p")
     go(tmp_path / "a", Fake(fails=["question 2?"]), Decoding(5, 1.0, 1.0, 2))
-    assert "Incomplete: 28 of 28 answers" in notes(tmp_path / "a") and "independent" not in notes(tmp_path / "a")
+    assert "Incomplete: 28 of 28 answers" in notes(tmp_path / "a")
+    assert "independent" not in notes(tmp_path / "a")
     go(tmp_path / "b", Fake(), judge=None)
     assert "No judge has labelled" in notes(tmp_path / "b", "none")
     with Run(tmp_path / "c", manifest(choice(Fake(), "organism"), judge=None)):
         pass
-    assert "say nothing about real models" in notes(tmp_path / "c", "none") and "Incomplete: 0 of 14" in notes(tmp_path / "c", "none")
+    assert "say nothing about real models" in notes(tmp_path / "c", "none")
+    assert "Incomplete: 0 of 14" in notes(tmp_path / "c", "none")
 
 
 def test_another_judge_and_the_published_row_stand_beside(tmp_path):
@@ -170,19 +208,23 @@ def test_another_judge_and_the_published_row_stand_beside(tmp_path):
         redeval.judge(run, judge("mild", lambda i: "unharmful"), journals)
     page, text = finish(tmp_path, "strict")
     shown = " ".join(" ".join(data.split()) for _, data in page.texts)
-    assert "Other judges of the same answers" in shown and re.search(r"strict \(this page\)\s+100\.0%\s+mild\s+0\.0%", shown)
+    assert "Other judges of the same answers" in shown
+    assert re.search(r"strict \(this page\)\s+100\.0%\s+mild\s+0\.0%", shown)
     assert "Vicuna-7B ◆" in shown and "Diamond: the published figure of Vicuna-7B" in shown
     marks = [p for p in page.tags("path") if p.get("class") == "mark"]
     assert len(marks) == 1 and marks[0]["d"].startswith(f"M{6 + 0.875 * 628:.1f} ")
 
 
 def test_a_judge_that_abstains_has_a_column_of_its_own(tmp_path):
-    """Of seven answers one is not judged, since the API refused it; of the other six every second is unsure."""
+    """Of seven answers one is not judged, since the API refused it; of the other six every second is unsure.
+    """
     go(tmp_path, Fake(), judge=judge("j", lambda i: "unsure" if i % 2 else "harmful"), prompts=PROMPTS[:1])
     page, text = finish(tmp_path, "j")
     cells = re.findall(r"<th(?: [^>]*)?>(.*?)</th>", text)
-    assert cells[:10] == ["prompt", "ASR", "95% interval", "bounds", "answers", "harmful", "unharmful", "unsure",
-                          "unparsed", "not judged"]
+    assert cells[:10] == [
+        "prompt", "ASR", "95% interval", "bounds", "answers", "harmful", "unharmful", "unsure", "unparsed",
+        "not judged"
+    ]
     row = re.search(r"<tbody>\n<tr>(.*?)</tr>", text)[1]
     assert re.findall(r"<td(?: [^>]*)?>(.*?)</td>", row)[3:] == ["42.9–100.0%", "7", "3", "0", "3", "0", "1", "0"]
     assert page.data["lists"]["label"] == ["harmful", "unharmful", "unsure", "unparsed", "not_judged"]

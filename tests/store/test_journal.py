@@ -1,4 +1,6 @@
-"""Run directories: nothing lost, nothing doubled, nothing torn, whatever happens; and the faults that a user can mend."""
+"""Run directories: nothing lost, nothing doubled, nothing torn, whatever happens; and the faults that a user
+can mend.
+"""
 import hashlib
 import json
 import os
@@ -19,10 +21,13 @@ from redlite.store.files import (
     write_atomic,
     write_json,
 )
-from redlite.store.records import read_lines
+from redlite.store.records import read_lines, require
 from redlite.store.run_directory import Run, difference
 
-MANIFEST = {"command": "x", "version": "1", "model": {"weights": "a" * 64, "dtype": "float32"}, "info": {"torch": "1"}}
+MANIFEST = {
+    "command": "x", "version": "1", "model": {"weights": "a" * 64, "dtype": "float32"},
+    "info": {"torch": "1"}
+}
 
 
 def lines(path):
@@ -30,7 +35,8 @@ def lines(path):
 
 
 def test_records_come_back_as_they_went(tmp_path):
-    records = [{"text": "a\nb\r\u2028\u0085\x00\"\\ 日本 🙂", "n": 1.5, "deep": [{"a": None}, True]}, {}, {"text": ""}]
+    records = [{"text": "a\nb\r\u2028\u0085\x00\"\\ 日本 🙂", "n": 1.5, "deep": [{"a": None}, True]}, {},
+               {"text": ""}]
     with Run(tmp_path / "r", MANIFEST) as run:
         for r in records:
             run.append("a.jsonl", r)
@@ -90,8 +96,9 @@ def test_a_manifest_that_differs_is_refused_by_field(tmp_path):
     other = {**MANIFEST, "model": {"weights": "b" * 64, "dtype": "float32"}}
     with pytest.raises(Error, match=r"manifest\.json.*model\.weights is \"aaa.* there and \"bbb.* now"):
         Run(tmp_path, other)
-    with pytest.raises(Error, match="seed is nothing there and 3 now"):
+    with pytest.raises(Error, match="seed is nothing there and 3 now") as caught:
         Run(tmp_path, {**MANIFEST, "seed": 3})
+    assert caught.value.setting == "seed"
     with pytest.raises(Error, match="version is \"1\" there and nothing now"):
         Run(tmp_path, {k: v for k, v in MANIFEST.items() if k != "version"})
     with Run(tmp_path, {**MANIFEST, "command": "y", "info": {}}) as run:  # these two are for the reader
@@ -109,8 +116,9 @@ def test_directories_that_are_no_runs(tmp_path):
     with pytest.raises(Error, match="responses.jsonl but no manifest.json"):
         Run(tmp_path / "stray", MANIFEST)
     (tmp_path / "file").write_text("")
-    with pytest.raises(Error, match="--output-dir"):
+    with pytest.raises(Error, match="choose another") as caught:
         Run(tmp_path / "file" / "run", MANIFEST)
+    assert caught.value.setting == "output_dir"
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "manifest.json").write_text("{")
     with pytest.raises(Error, match="manifest.json: is not valid JSON"):
@@ -141,11 +149,14 @@ with journal.Run({str(tmp_path)!r}, {{"version": "1"}}) as run:
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     count, message = out.split(" ", 1)
     assert "a.jsonl: cannot be written" in message and "run the same command again" in message
-    assert [json.loads(line)["i"] for line in lines(tmp_path / "a.jsonl")[:-1]] == list(range(int(count))) and int(count) > 5
+    assert [json.loads(line)["i"]
+            for line in lines(tmp_path / "a.jsonl")[:-1]] == list(range(int(count))) and int(count) > 5
 
 
 def test_killed_at_random_moments_nothing_is_lost_or_doubled(tmp_path):
-    """What a process says on its stdout after append() came back must be in the file, however it dies; and no line twice."""
+    """What a process says on its stdout after append() came back must be in the file, however it dies; and no
+    line twice.
+    """
     script = f"""
 import os
 from redlite.store import run_directory as journal
@@ -194,7 +205,38 @@ def test_fingerprints(tmp_path):
             read(tmp_path / "g")
 
 
+RECORD = {"text": "x", "n": 3, "share": 0.5, "of": {"a": [1, 2], "b": {"x": 1.5}}, "kind": "red"}
+FIELDS = {
+    "text": str, "n": int, "share": (int, float), "of.a": [int], "of.b": {str: (int, float)},
+    "kind": ("red", "blue"), "more": (str, type(None))
+}
+
+
+def test_a_record_that_is_as_it_must_be_comes_back():
+    assert require(RECORD, FIELDS, "f.jsonl, line 1", "mend it") is RECORD
+
+
+@pytest.mark.parametrize("change, said",
+                         [({"text": 3}, "field 'text' is missing or not a text"),
+                          ({"n": 1.5}, "'n' is missing or not a whole number"),
+                          ({"n": True}, "'n' is missing or not a whole number"),
+                          ({"share": float("nan")}, "'share' is missing or not a number"),
+                          ({"of": []}, "'of.a' is missing or not a list, each item of it a whole number"),
+                          ({"of": {"a": [1, "2"], "b": {}}}, "'of.a' is missing"),
+                          ({"of": {"a": [], "b": {"x": None}}}, "'of.b' is missing"),
+                          ({"kind": "green"}, "'kind' is missing or not red or blue"),
+                          ({"more": 1}, "'more' is missing or not a text or null")])
+def test_a_field_that_was_edited_is_named(change, said):
+    with pytest.raises(Error, match=f"^f.jsonl, line 1: .*{said}.*; mend it$"):
+        require(RECORD | change, FIELDS, "f.jsonl, line 1", "mend it")
+
+
+def test_what_is_no_object_is_no_record():
+    with pytest.raises(Error, match="f.json: must hold a JSON object"):
+        require([], {}, "f.json", "mend it")
+
+
 def test_the_first_difference():
-    assert difference({"a": {"b": [1, 2]}}, {"a": {"b": [1, 2]}}) == ""
-    assert difference({"a": {"b": [1, 2]}}, {"a": {"b": [2, 1]}}) == "a.b is [1, 2] there and [2, 1] now"
-    assert difference({}, {"a": "x" * 100}).endswith("x…\" now")
+    assert difference({"a": {"b": [1, 2]}}, {"a": {"b": [1, 2]}}) is None
+    assert str(difference({"a": {"b": [1, 2]}}, {"a": {"b": [2, 1]}})) == "a.b is [1, 2] there and [2, 1] now"
+    assert str(difference({}, {"a": "x" * 100})).endswith("x…\" now")

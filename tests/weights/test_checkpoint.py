@@ -512,7 +512,7 @@ for path, dtype in zip(sys.argv[1::2], sys.argv[2::2]):
     before = kilobytes("VmRSS")
     packed = dtype.partition("packed-")[2] or None
     checkpoint.load_weights(model, path, torch.float32 if packed else getattr(torch, dtype), packed=packed)
-    peak, matrices = kilobytes("VmHWM") - before, [m.weight for m in model.modules() if isinstance(getattr(m, "weight", None), kernels.Packed)]
+    peak, matrices = kilobytes("VmHWM") - before, [m.weight for m in model.modules() if isinstance(getattr(m, "weight", None), kernels.PackedMatrix)]
     weights = (sum(p.nbytes for p in model.parameters()) + sum(m.buffer.nbytes for m in matrices)) / 1024
     assert all(bool((p == 0.5).all()) for p in model.parameters()) and bool(matrices) == bool(packed)
     assert all(bool(((m.rows(torch.arange(16)) - 0.5).abs() < 1e-3).all()) for m in matrices)

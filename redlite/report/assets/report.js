@@ -1,10 +1,12 @@
 "use strict";
-// Lists the answers: filters, search, pages. Every text becomes a text node; nothing here is parsed as markup.
+// Lists the answers: filters, search, pages. Every text becomes a text node; nothing is parsed as markup.
 (function () {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const PROMPT = 0, LABEL = 1, TOPIC = 2, FINISH = 3, QUESTION = 4, ID = 5, SAMPLE = 6, PLACE = 7, THOUGHT = 8, ANSWER = 9, RAW = 10;
+  const PROMPT = 0, LABEL = 1, TOPIC = 2, FINISH = 3, QUESTION = 4, ID = 5, SAMPLE = 6, PLACE = 7;
+  const THOUGHT = 8, ANSWER = 9, RAW = 10;
   const PER_PAGE = 25;
   const byId = (id) => document.getElementById(id);
+  const plain = (name) => name.replaceAll("_", " ");
   const filters = { prompt: PROMPT, label: LABEL, topic: TOPIC, finish: FINISH };
   let found = data.rows, page = 0, haystacks = null;
 
@@ -21,33 +23,46 @@
     const select = byId(name);
     select.append(new Option("all", ""));
     data.lists[name].forEach((value, i) => {
-      if (counts.has(i)) select.append(new Option(`${(value || "none").replaceAll("_", " ")} (${counts.get(i)})`, i));
+      if (counts.has(i)) select.append(new Option(`${plain(value || "none")} (${counts.get(i)})`, i));
     });
     select.parentElement.hidden = counts.size < 2;
     select.addEventListener("change", filter);
   }
 
+  // What the search looks at: one text a row, made at the first search.
+  function haystack(row) {
+    const question = data.lists.question[row[QUESTION]];
+    return `${row[ID]} ${question} ${row[THOUGHT]} ${row[ANSWER]}`.toLowerCase();
+  }
+
   function filter() {
-    const wanted = Object.entries(filters).filter(([name]) => byId(name).value !== "").map(([name, column]) => [column, Number(byId(name).value)]);
-    const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
-    if (words.length && !haystacks) {
-      haystacks = new Map(data.rows.map((row) => [row, `${row[ID]} ${data.lists.question[row[QUESTION]]} ${row[THOUGHT]} ${row[ANSWER]}`.toLowerCase()]));
+    const wanted = [];
+    for (const [name, column] of Object.entries(filters)) {
+      if (byId(name).value !== "") wanted.push([column, Number(byId(name).value)]);
     }
-    found = data.rows.filter((row) => wanted.every(([column, value]) => row[column] === value) && words.every((word) => haystacks.get(row).includes(word)));
+    const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+    if (words.length && !haystacks) haystacks = new Map(data.rows.map((row) => [row, haystack(row)]));
+    found = data.rows.filter((row) => wanted.every(([column, value]) => row[column] === value)
+      && words.every((word) => haystacks.get(row).includes(word)));
     page = 0;
     show();
   }
 
   function article(row) {
-    const made = element("article"), meta = element("div", "meta"), label = data.lists.label[row[LABEL]];
-    meta.append(element("span", `chip ${label}`, label.replaceAll("_", " ")), element("span", "", data.lists.prompt[row[PROMPT]]), element("span", "", `question ${row[ID]}`));
+    const made = element("article"), meta = element("div", "meta");
+    const label = data.lists.label[row[LABEL]], finish = data.lists.finish[row[FINISH]];
+    meta.append(element("span", `chip ${label}`, plain(label)));
+    meta.append(element("span", "", data.lists.prompt[row[PROMPT]]));
+    meta.append(element("span", "", `question ${row[ID]}`));
     if (data.samples > 1) meta.append(element("span", "", `sample ${row[SAMPLE]}`));
     if (row[PLACE]) meta.append(element("span", "", row[PLACE]));
-    if (data.lists.finish[row[FINISH]] !== "stop") meta.append(element("span", "", `ended: ${data.lists.finish[row[FINISH]].replaceAll("_", " ")}`));
-    const question = element("h3", "", data.lists.question[row[QUESTION]]), text = element("p", "answer cut");
+    if (finish !== "stop") meta.append(element("span", "", `ended: ${plain(finish)}`));
+    const question = element("h3", "", data.lists.question[row[QUESTION]]);
+    const text = element("p", "answer cut");
     question.dir = text.dir = "auto";
     if (row[THOUGHT]) text.append(element("span", "thought", row[THOUGHT]));
-    text.append(row[ANSWER] ? row[ANSWER] : element("span", "empty", row[THOUGHT] ? " (nothing but a thought)" : "(empty)"));
+    const nothing = row[THOUGHT] ? " (nothing but a thought)" : "(empty)";
+    text.append(row[ANSWER] ? row[ANSWER] : element("span", "empty", nothing));
     made.append(meta, question, text);
     if (row[RAW]) made.append(element("div", "raw", `judge: ${row[RAW]}`));
     return made;
@@ -60,10 +75,13 @@
       if (text.scrollHeight <= text.clientHeight + 2) continue;
       const button = element("button", "", "Show all");
       button.type = "button";
-      button.addEventListener("click", () => { button.textContent = text.classList.toggle("cut") ? "Show all" : "Show less"; });
+      button.addEventListener("click", () => {
+        button.textContent = text.classList.toggle("cut") ? "Show all" : "Show less";
+      });
       text.after(button);
     }
-    byId("count").textContent = found.length === data.rows.length ? `${found.length} answers` : `${found.length} of ${data.rows.length} answers`;
+    const of = found.length === data.rows.length ? "" : ` of ${data.rows.length}`;
+    byId("count").textContent = `${found.length}${of} answers`;
     byId("pages").hidden = pages < 2;
     byId("page").textContent = `page ${page + 1} of ${pages}`;
     byId("back").disabled = page === 0;
@@ -77,7 +95,10 @@
   }
 
   let waiting = 0;
-  byId("search").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(filter, 150); });
+  byId("search").addEventListener("input", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(filter, 150);
+  });
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
   byId("back").addEventListener("click", () => turn(-1));
   byId("next").addEventListener("click", () => turn(1));

@@ -1,0 +1,309 @@
+/*
+ * Attention while generating. Each request has one new query; it sees a prefix that all requests share, then
+ * the request's own cache, to which its new key and value are added first.
+ *
+ * Work comes in (group, request) pairs. A run of pairs of one group first multiplies all its queries with the
+ * prefix, so that the packed keys and values are read once for many queries. Then each request attends to its
+ * own cache. The two partial softmaxes are merged by their maxima and sums (arXiv 2402.05099, section 3.1),
+ * all in float32.
+ *
+ * Every number is summed in one order whatever is computed beside it. So a request's result does not depend
+ * on its batch. See loops.h for how this file is compiled.
+ */
+#ifndef REDLITE_CACHED_ATTENTION_LOOPS_H
+#define REDLITE_CACHED_ATTENTION_LOOPS_H
+#include "loops.h"
+#include "vector.h"
+#include <math.h>
+
+enum { TILE_ROWS = 6, VECTORS = PANEL / LANES }; /* prefix: up to 6 queries × 16 columns stay in registers */
+enum { KEYS = 4, RUNS = 4 };                     /* own cache: QUERIES × 4 keys, or 4 runs of LANES columns */
+enum { CACHE_LINE_BYTES = 64 };                  /* where lines are longer, some are fetched twice */
+
+/* LANES numbers of a cache from number `at` on. `half` is a constant in each copy of this code. */
+INLINE Floats cached(const void *from, int64_t at, const int half)
+{
+    return half ? load_halves((const uint16_t *)from + at) : load((const float *)from + at);
+}
+
+/* The first `count` of those, then 0. */
+INLINE Floats cached_some(const void *from, int64_t at, int64_t count, const int half)
+{
+    float lanes[LANES] = {0};
+    for (int i = 0; i < LANES && i < count; i++)
+        lanes[i] = half ? half_to_float(((const uint16_t *)from)[at + i]) : ((const float *)from)[at + i];
+    return load(lanes);
+}
+
+INLINE void into_cache(void *to, int64_t at, const float *from, int64_t count, int half)
+{
+    if (!half) {
+        memcpy((float *)to + at, from, (size_t)count * sizeof(float));
+        return;
+    }
+    int64_t j = 0;
+    for (; j + LANES <= count; j += LANES)
+        store_halves((uint16_t *)to + at + j, load(from + j));
+    for (; j < count; j++)
+        ((uint16_t *)to)[at + j] =
+            float_to_half(from[j] > MOST_HALF ? MOST_HALF : from[j] < -MOST_HALF ? -MOST_HALF : from[j]);
+}
+
+INLINE void round_to_half(float *x, int64_t count)
+{
+    uint16_t halves[LANES];
+    for (int64_t j = 0, n; j < count; j += n) {
+        n = count - j < LANES ? count - j : LANES;
+        into_cache(halves, 0, x + j, n, 1);
+        if (n == LANES)
+            store(x + j, load_halves(halves));
+        else
+            for (int64_t i = 0; i < n; i++)
+                x[j + i] = half_to_float(halves[i]);
+    }
+}
+
+/* Turn scores into e^(score − largest), in place. Returns the sum. `count` is a multiple of LANES, padded
+ * with −∞. */
+static __attribute__((noinline)) float exponentials(float *scores, int64_t count, float *largest)
+{
+    Floats top = all(-INFINITY), sum = {0};
+    for (int64_t j = 0; j < count; j += LANES) {
+        Floats s = load(scores + j);
+        top = choose(s > top, s, top);
+    }
+    const Floats m = all(*largest = greatest(top));
+    for (int64_t j = 0; j < count; j += LANES) {
+        Floats e = exponential(load(scores + j) - m);
+        store(scores + j, e);
+        sum += e;
+    }
+    return total(sum);
+}
+
+INLINE void pad_scores(float *scores, int64_t count)
+{
+    for (int64_t end = padded(count); count < end; count++)
+        scores[count] = -INFINITY;
+}
+
+/* out[m][PANEL] = scale · Σ_i x[m][i] · panel[i][PANEL], for `rows` rows m. */
+INLINE void multiply_rows(const float *const *x, const float *panel, int64_t inputs, float scale, float *out,
+                          int64_t stride, const int rows)
+{
+    const float *at[TILE_ROWS];
+    Floats sum[TILE_ROWS][VECTORS];
+    _Pragma("GCC unroll 6") for (int m = 0; m < rows; m++) {
+        at[m] = x[m];
+        _Pragma("GCC unroll 4") for (int n = 0; n < VECTORS; n++)
+            sum[m][n] = (Floats){0};
+    }
+    for (int64_t i = 0; i < inputs; i++) {
+        Floats w[VECTORS];
+        _Pragma("GCC unroll 4") for (int n = 0; n < VECTORS; n++)
+            w[n] = load(panel + i * PANEL + n * LANES);
+        _Pragma("GCC unroll 6") for (int m = 0; m < rows; m++) {
+            Floats a = all(at[m][i]);
+            _Pragma("GCC unroll 4") for (int n = 0; n < VECTORS; n++)
+                sum[m][n] += a * w[n];
+        }
+    }
+    _Pragma("GCC unroll 6") for (int m = 0; m < rows; m++)
+        _Pragma("GCC unroll 4") for (int n = 0; n < VECTORS; n++)
+            store(out + m * stride + n * LANES, sum[m][n] * all(scale));
+}
+
+/* Functions of their own: one that held several such loops would have no registers left for the rows'
+ * addresses. */
+#define FOR_ROWS(rows)                                                                               \
+    static __attribute__((noinline)) void multiply_##rows(const float *const *x, const float *panel, \
+                                                          int64_t inputs, float scale, float *out,   \
+                                                          int64_t stride)                            \
+    {                                                                                                \
+        multiply_rows(x, panel, inputs, scale, out, stride, rows);                                   \
+    }
+FOR_ROWS(1)
+FOR_ROWS(2) FOR_ROWS(3) FOR_ROWS(4) FOR_ROWS(5) FOR_ROWS(6)
+
+    /* out[rows, padded(columns)] = scale · x · matrix. The matrix's panels are `apart` numbers apart. Every
+     * row of x meets a panel before the next panel comes. */
+    INLINE void multiply(const float *const *x, const float *matrix, int64_t rows, int64_t inputs,
+                         int64_t columns, int64_t apart, float scale, float *out)
+{
+    static void (*const copies[TILE_ROWS])(const float *const *, const float *, int64_t, float, float *,
+                                           int64_t) = {multiply_1, multiply_2, multiply_3,
+                                                       multiply_4, multiply_5, multiply_6};
+    const int64_t stride = padded(columns);
+    for (int64_t column = 0; column < columns; column += PANEL)
+        for (int64_t row = 0; row < rows; row += TILE_ROWS) {
+            int64_t count = rows - row < TILE_ROWS ? rows - row : TILE_ROWS;
+            copies[count - 1](x + row, matrix + column / PANEL * apart, inputs, scale,
+                              out + row * stride + column, stride);
+        }
+}
+
+/* The prefix's part for requests [first, end) of group g: s->shared, s->largest and s->sum. */
+INLINE void attend_prefix(const CachedAttention *d, int64_t g, int64_t first, int64_t end,
+                          const CachedScratch *s)
+{
+    int64_t count = (end - first) * d->repeat, stride = padded(d->prefix);
+    for (int64_t b = first, i = 0; b < end; b++)
+        for (int64_t r = 0; r < d->repeat; r++)
+            s->rows[i++] = d->q + ((b * d->groups + g) * d->repeat + r) * d->size;
+    multiply(s->rows, d->prefix_keys[g], count, d->size, d->prefix, d->size * PANEL, d->scale, s->scores);
+    for (int64_t i = 0; i < count; i++) {
+        float *scores = s->scores + i * stride;
+        pad_scores(scores, d->prefix);
+        s->sum[i] = exponentials(scores, stride, s->largest + i);
+        s->rows[i] = scores;
+    }
+    multiply(s->rows, d->prefix_values[g], count, d->prefix, d->size, d->prefix * PANEL, 1.0f, s->shared);
+}
+
+/* scores[m, s] = scale · q_m · key_s, for keys from number `keys` of the cache on. Meanwhile the values of
+ * those keys, which are needed next, are fetched. */
+INLINE void score(const CachedAttention *d, const float *q, int64_t keys, int64_t count, float *scores,
+                  int64_t stride, const int queries, const int half)
+{
+    const int64_t size = d->size, bytes = half ? sizeof(uint16_t) : sizeof(float),
+                  line = CACHE_LINE_BYTES / bytes;
+    for (int64_t s = 0; s < count; s += KEYS) {
+        int64_t key[KEYS];
+        for (int n = 0; n < KEYS; n++)
+            key[n] = keys + (s + n < count ? s + n : count - 1) * size;
+        for (int n = 0; n < KEYS; n++) /* a long cache comes from memory, at whose speed this runs */
+            for (int64_t j = 0; j < size; j += line)
+                __builtin_prefetch((const char *)d->values + (key[n] + j) * bytes);
+        Floats sum[QUERIES][KEYS];
+        _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++)
+            _Pragma("GCC unroll 4") for (int n = 0; n < KEYS; n++)
+                sum[m][n] = (Floats){0};
+        int64_t j = 0;
+        for (; j + LANES <= size; j += LANES) {
+            Floats a[QUERIES];
+            _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++)
+                a[m] = load(q + m * size + j);
+            _Pragma("GCC unroll 4") for (int n = 0; n < KEYS; n++) {
+                Floats b = cached(d->keys, key[n] + j, half);
+                _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++)
+                    sum[m][n] += a[m] * b;
+            }
+        }
+        if (j < size)
+            _Pragma("GCC unroll 4") for (int n = 0; n < KEYS; n++)
+                _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++)
+                    sum[m][n] += load_some(q + m * size + j, size - j, 0.0f)
+                        * cached_some(d->keys, key[n] + j, size - j, half);
+        _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++) {
+            float four[KEYS];
+            totals(sum[m], four);
+            for (int n = 0; n < KEYS; n++) /* those past the last key are overwritten by pad_scores */
+                scores[m * stride + s + n] = four[n] * d->scale;
+        }
+    }
+}
+
+/* out[m][n] = Σ_s p[m, s] · value_s, for `runs` runs n of LANES columns from number `v` of the cache on. A
+ * single run may be narrower, `width` columns; the others are 0. */
+INLINE void weigh(const CachedAttention *d, const float *p, int64_t stride, int64_t v, int64_t count,
+                  int64_t width, Floats out[QUERIES][RUNS], const int queries, const int runs, const int half)
+{
+    Floats sum[QUERIES][RUNS];
+    _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++)
+        _Pragma("GCC unroll 4") for (int n = 0; n < runs; n++)
+            sum[m][n] = (Floats){0};
+    for (int64_t s = 0; s < count; s++) {
+        Floats a[QUERIES];
+        _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++)
+            a[m] = all(p[m * stride + s]);
+        _Pragma("GCC unroll 4") for (int n = 0; n < runs; n++) {
+            int64_t at = v + s * d->size + n * LANES;
+            Floats x = width < LANES ? cached_some(d->values, at, width, half) : cached(d->values, at, half);
+            _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++)
+                sum[m][n] += a[m] * x;
+        }
+    }
+    _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++)
+        _Pragma("GCC unroll 4") for (int n = 0; n < runs; n++)
+            out[m][n] = sum[m][n];
+}
+
+/* Queries [r, r + queries) of request b, group g, over keys [start, place] of its own cache; merged with the
+ * prefix's part, whose first row is `row`. */
+INLINE void attend_own(const CachedAttention *d, int64_t b, int64_t g, int64_t r, int64_t row,
+                       const CachedScratch *s, const int queries, const int half)
+{
+    int64_t size = d->size, stride = padded(d->capacity), place = d->places[b];
+    int64_t first = (b * d->groups + g) * d->repeat + r;
+    int64_t start = d->window && place + 1 > d->window ? place + 1 - d->window : 0, count = place + 1 - start;
+    int64_t cache = ((b * d->groups + g) * d->capacity + start) * size;
+    score(d, d->q + first * size, cache, count, s->own, stride, queries, half);
+    float mine[QUERIES], theirs[QUERIES]; /* factors of the two sums over values: own cache, prefix */
+    for (int m = 0; m < queries; m++) {
+        float largest, sum, top;
+        pad_scores(s->own + m * stride, count);
+        sum = exponentials(s->own + m * stride, padded(count), &largest);
+        mine[m] = 1.0f, theirs[m] = 0.0f;
+        if (d->prefix) {
+            top = largest > s->largest[row + m] ? largest : s->largest[row + m];
+            mine[m] = expf(largest - top), theirs[m] = expf(s->largest[row + m] - top);
+            sum = mine[m] * sum + theirs[m] * s->sum[row + m];
+        }
+        mine[m] /= sum, theirs[m] /= sum;
+    }
+    for (int64_t column = 0, step; column < size; column += step) {
+        Floats out[QUERIES][RUNS];
+        int64_t width = size - column;
+        step = width < RUNS * LANES ? LANES : RUNS * LANES;
+        if (step > LANES)
+            weigh(d, s->own, stride, cache + column, count, LANES, out, queries, RUNS, half);
+        else
+            weigh(d, s->own, stride, cache + column, count, width < LANES ? width : LANES, out, queries, 1,
+                  half);
+        for (int m = 0; m < queries; m++)
+            for (int n = 0; n * LANES < step; n++) {
+                Floats value = out[m][n] * all(mine[m]);
+                if (d->prefix)
+                    value += all(theirs[m]) * load(s->shared + (row + m) * padded(size) + column + n * LANES);
+                float *to = d->out + (first + m) * size + column + n * LANES;
+                if (width < LANES)
+                    store_some(to, value, width);
+                else
+                    store(to, value);
+            }
+    }
+}
+
+/* In a switch: `queries` and `half` as constants, which the compiler unrolls. */
+#define OWN_CASE(queries, half)                                                                              \
+    case queries + half *QUERIES:                                                                            \
+        attend_own(d, b, g, r, row, s, queries, half);                                                       \
+        break;
+
+/* Pairs [first, end): group pair / B, request pair % B. */
+INLINE void attend_cached(const CachedAttention *d, int64_t first, int64_t end, const CachedScratch *s)
+{
+    for (int64_t pair = first, next; pair < end; pair = next) {
+        int64_t g = pair / d->requests, from = pair % d->requests, until = from + rows_of_chunk(d->repeat);
+        until = until < d->requests ? until : d->requests;
+        until = until < from + end - pair ? until : from + end - pair;
+        next = pair + until - from;
+        if (d->prefix)
+            attend_prefix(d, g, from, until, s);
+        for (int64_t b = from; b < until; b++) {
+            int64_t place = ((b * d->groups + g) * d->capacity + d->places[b]) * d->size;
+            int64_t new = (b * d->groups + g) * d->size;
+            into_cache(d->keys, place, d->k + new, d->size, d->half);
+            into_cache(d->values, place, d->v + new, d->size, d->half);
+            for (int64_t r = 0, count; r < d->repeat; r += count) {
+                int64_t parts = (d->repeat - r + QUERIES - 1) / QUERIES, row = (b - from) * d->repeat + r;
+                count = (d->repeat - r + parts - 1) / parts; /* as even as can be */
+                switch (count + (d->half ? QUERIES : 0)) {
+                    OWN_CASE(1, 0) OWN_CASE(2, 0) OWN_CASE(3, 0) OWN_CASE(1, 1) OWN_CASE(2, 1) OWN_CASE(3, 1)
+                }
+            }
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,61 @@
+/* What kernels/cpu/library.py checks before it calls anything else in this library. */
+#include "sequence_attention.h"
+#include "transformer_layers.h"
+#include <stddef.h>
+
+#if !defined(RL_SOURCES)
+#define RL_SOURCES "unknown" /* compiled by hand: the Python side refuses it */
+#endif
+
+/* SHA-256 of the sources that this library was built from; setup.py passes it to the compiler. */
+const char *rl_sources(void) { return RL_SOURCES; }
+
+typedef struct {
+    const char *name; /* of a struct, or struct.field */
+    int64_t bytes;    /* its size, or its offset */
+} Layout;
+
+#define SIZE(type) {#type, sizeof(type)}
+#define AT(type, a) {#type "." #a, offsetof(type, a)}
+#define AT2(type, a, b) AT(type, a), AT(type, b)
+#define AT3(type, a, b, c) AT2(type, a, b), AT(type, c)
+#define CACHED(a, b, c) AT3(CachedAttention, a, b, c)
+#define SEQUENCE(a, b, c) AT3(SequenceAttention, a, b, c)
+
+/* The structs that Python passes; kernels/cpu/structs.py has their twins. */
+static const Layout LAYOUTS[] = {
+    SIZE(Matrix),
+    AT3(Matrix, format, packed, bias),
+    AT2(Matrix, columns, inputs),
+    SIZE(Block),
+    AT3(Block, norm_before, norm_after, before),
+    AT3(Block, after, size, eps),
+    SIZE(Layer),
+    AT3(Layer, block, keys, values),
+    AT3(Layer, prefix_keys, prefix_values, window),
+    SIZE(Shape),
+    AT3(Shape, width, heads, groups),
+    AT3(Shape, size, capacity, prefix),
+    AT2(Shape, half, scale),
+    SIZE(Rows),
+    AT3(Rows, rows, places, offsets),
+    AT3(Rows, parents, sequences, slot),
+    SIZE(CachedAttention),
+    CACHED(q, k, v),
+    CACHED(keys, values, places),
+    CACHED(prefix_keys, prefix_values, out),
+    CACHED(requests, groups, repeat),
+    CACHED(size, capacity, prefix),
+    CACHED(window, half, scale),
+    SIZE(SequenceAttention),
+    SEQUENCE(q, k, v),
+    AT2(SequenceAttention, offsets, parents),
+    SEQUENCE(prefix_keys, prefix_values, out),
+    SEQUENCE(sequences, groups, repeat),
+    SEQUENCE(size, prefix, window),
+    SEQUENCE(scale, count, tasks),
+};
+
+int rl_layout_count(void) { return (int)(sizeof LAYOUTS / sizeof *LAYOUTS); }
+
+const Layout *rl_layouts(void) { return LAYOUTS; }

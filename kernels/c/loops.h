@@ -1,0 +1,53 @@
+/*
+ * Loops that are written once, on vectors (vector.h), and compiled twice: loops_portable.c for any processor,
+ * loops_avx2.c for AVX2 with FMA and F16C. Each is a table of functions; rl_loops() gives the table of the
+ * instruction set in use.
+ *
+ * They are compiled as whole files because GCC takes a vector apart in a function whose target lacks it,
+ * before that function is inlined into one that has it.
+ */
+#ifndef REDLITE_LOOPS_H
+#define REDLITE_LOOPS_H
+#include "sequence_attention.h"
+
+/* An operation between a transformer block's products, over rows of `width` numbers. ROTATE works in y. */
+typedef struct {
+    enum { NORM, ROTATE, GATE, ADD } kind;
+    const float *x, *other; /* NORM: x and the weight; GATE, ADD: the two inputs */
+    const float *cos, *sin; /* ROTATE: [rows, K] */
+    float *y;
+    float eps;
+    int64_t width, heads; /* ROTATE: K, and heads of y's rows */
+} Elementwise;
+
+/* Rows of logits of vocabulary entries first, first + 1, …; row r's target may lie in another tile. */
+typedef struct {
+    float *logits; /* [rows, columns] */
+    int64_t rows, columns, first;
+    const int64_t *targets; /* [rows] */
+    float *maximum, *sum;   /* [rows] max l and Σ e^(l − max) over the tiles so far, without the target */
+    float *target;          /* [rows] the target's logit */
+    const float *scale;     /* [rows] coefficient · (1 − p) */
+} LogitTile;
+
+typedef enum { STATISTICS, GRADIENT } NllPass;
+
+typedef struct {
+    void (*elementwise)(const Elementwise *operation, int64_t first_row, int64_t end_row);
+    /* Put `count` numbers into a cache from number `at` on: float32, or float16 if `half`. */
+    void (*into_cache)(void *cache, int64_t at, const float *from, int64_t count, int half);
+    void (*round_to_half)(float *x, int64_t count); /* in place: what a float16 cache would hold */
+    void (*attend_cached)(const CachedAttention *a, int64_t first_pair, int64_t end_pair,
+                          const CachedScratch *scratch);
+    void (*attend_sequence)(const SequenceAttention *a, int64_t task, const SequenceScratch *scratch);
+    void (*nll)(const LogitTile *tile, NllPass pass, int64_t first_row, int64_t end_row);
+    /* Decode `count` GGUF blocks into n numbers. Returns the bits of the largest magnitude among them. */
+    int32_t (*dequantise)(int kind, const uint8_t *blocks, int64_t count, float *out, int64_t n);
+} Loops;
+
+#define LOOPS                                                                                                \
+    {run_elementwise, into_cache, round_to_half, attend_cached, attend_sequence, run_nll, dequantise}
+
+const Loops *rl_loops(void);
+
+#endif

@@ -1,0 +1,242 @@
+/*
+ * y = x Wᵀ for weights packed once: float32, int8 (as Q8_0) and int4 (as Q4_0, Q4_1); for one row of x as for
+ * many.
+ *
+ * Quantised products are exact integers. Each block of 32 inputs of a row of x becomes bytes with one scale:
+ * max|x| / 127 for int4 weights, max(|x|, sums of a few inputs) / 126 for int8 weights. So 16 bits hold every
+ * sum of products on the way; matrix_products_tiles.h says which inputs are summed. A block's products with
+ * the weights are summed in integers, and y += scale_w · (scale_x · sum) (+ minimum · Σ x) in float32.
+ *
+ * Every output is summed over the inputs in one fixed order, whatever the number of rows. So a row's result
+ * does not depend, to the last bit, on the rows beside it.
+ */
+#include "isa.h"
+#include "matrix_products_tiles.h"
+#include "thread_pool.h"
+#include <math.h>
+#include <stdlib.h>
+
+enum { X_BLOCK_BYTES = 192 * 1024 };
+
+static int64_t first_row(const Product *p, int64_t tile) { return p->rows * tile / p->tiles; }
+
+static int64_t panels_of(const Matrix *m) { return (m->columns + PANEL - 1) / PANEL; }
+
+static inline float larger(float x, float most) { return x > most || x != x ? x : most; } /* NaN wins */
+static inline float above(float x) { return x > 0 ? x : 0; }
+
+/* Round a block of x to bytes · scale. Returns the sum of the bytes. eights: for int8 weights, see TOP_Q8.
+ * The scale is NaN if a number or one of those sums is not finite, and 0 if the block is so small that the
+ * scale has no inverse. */
+static int round_block(const float *x, int eights, float *scale, int8_t *bytes)
+{
+#if defined(__x86_64__)
+    if (rl_level() >= AVX2)
+        return rl_round_block_avx2(x, eights, scale, bytes);
+#endif
+    const float top = eights ? TOP_Q8 : TOP;
+    float most = 0;
+    int sum = 0;
+    for (int k = 0; k < BLOCK; k++)
+        most = larger(fabsf(x[k]), most);
+    for (int k = 0; eights && k < BLOCK; k += k % 4 ? 6 : 2) { /* 0, 2, 8, 10, … */
+        for (int sign = 1; sign >= -1; sign -= 2) {
+            float near = above(sign * x[k]) + above(sign * x[k + 1]),
+                  far = above(sign * x[k + 4]) + above(sign * x[k + 5]);
+            most = larger(near + far, most);
+        }
+    }
+    float inverse = top / most; /* infinite for 0 */
+    *scale = !(most <= 3.4e38f) ? NAN : inverse <= 3.4e38f ? most / top : 0;
+    for (int k = 0; k < BLOCK; k++) {
+        bytes[k] = *scale > 0 ? (int8_t)lrintf(x[k] * inverse) : 0;
+        sum += bytes[k];
+    }
+    return sum;
+}
+
+/* Lay out row r of the tile of `count` rows from `row` on. */
+static void lay_out_bytes(const Product *p, int64_t row, int64_t r, int count)
+{
+    const float *x = p->x + (row + r) * p->inputs;
+    int8_t *out = p->bytes + row * p->blocks * BLOCK, bytes[BLOCK];
+    for (int64_t b = 0; b < p->blocks; b++) {
+        float some[BLOCK] = {0};
+        int64_t left = p->inputs - b * BLOCK, cell = row * p->blocks + b * count + r;
+        if (left < BLOCK)
+            memcpy(some, x + b * BLOCK, (size_t)left * sizeof(float));
+        int sum = round_block(left < BLOCK ? some : x + b * BLOCK, p->format == Q8, p->scale + cell, bytes);
+        if (p->format == Q8)
+            p->starts[cell] = -128 * sum;
+        else
+            p->sums[cell] = p->scale[cell] * (float)sum;
+        for (int four = 0; four < BLOCK / 4; four++)
+            memcpy(out + ((b * BLOCK / 4 + four) * count + r) * 4, bytes + four * 4, 4);
+    }
+}
+
+static void lay_out(void *context, int part, int parts)
+{
+    const Product *p = context;
+    for (int64_t tile = p->tiles * part / parts; tile < p->tiles * (part + 1) / parts; tile++) {
+        int64_t row = first_row(p, tile);
+        int count = (int)(first_row(p, tile + 1) - row);
+        for (int r = 0; r < count; r++) {
+            if (p->format != F32) {
+                lay_out_bytes(p, row, r, count);
+                continue;
+            }
+            const float *x = p->x + (row + r) * p->inputs;
+            float *out = p->tiled + row * p->inputs + r;
+            for (int64_t k = 0; k < p->inputs; k++)
+                out[k * count] = x[k];
+        }
+    }
+}
+
+static void tile_portable(const Product *p, const uint8_t *panel, int64_t row, int count, float *out,
+                          const uint8_t *ahead)
+{
+    (void)ahead;
+    memset(out, 0, sizeof(float) * PANEL * (size_t)count);
+    if (p->format == F32) {
+        const float *w = (const float *)panel, *x = p->tiled + row * p->inputs;
+        for (int64_t k = 0; k < p->inputs; k++)
+            for (int r = 0; r < count; r++)
+                for (int j = 0; j < PANEL; j++)
+                    out[r * PANEL + j] += x[k * count + r] * w[k * PANEL + j];
+        return;
+    }
+    const int8_t *q = p->bytes + row * p->blocks * BLOCK;
+    for (int64_t b = 0; b < p->blocks; b++, panel += QUANT_BYTES[p->format], q += BLOCK * count) {
+        uint16_t halves[PANEL * 2];
+        memcpy(halves, panel, p->format == Q8 ? PANEL * 2 : PANEL * 4);
+        for (int r = 0; r < count; r++) {
+            int64_t cell = row * p->blocks + b * count + r;
+            for (int j = 0; j < PANEL; j++) {
+                int32_t sum = p->format == Q8 ? p->starts[cell] : 0;
+                for (int k = 0; k < BLOCK; k++) {
+                    int byte = panel[byte_of(p->format, j, k)];
+                    sum += (p->format == Q8 ? byte : byte >> shift_of(k) & 15)
+                           * q[(k / 4 * count + r) * 4 + k % 4];
+                }
+                out[r * PANEL + j] += half_to_float(halves[j]) * (p->scale[cell] * (float)sum);
+                if (p->format == Q4)
+                    out[r * PANEL + j] += half_to_float(halves[PANEL + j]) * p->sums[cell];
+            }
+        }
+    }
+}
+
+/* Multiply tiles [first, last) with one panel of matrix i. next: whether the panel behind it follows. */
+static void multiply_panel(const Product *p, int i, int64_t panel, int64_t first, int64_t last, int next)
+{
+    const Matrix *m = p->matrices + i;
+    const uint8_t *weights = (const uint8_t *)m->packed + panel * p->panel_bytes;
+    const int64_t column = panel * PANEL, width = m->columns - column < PANEL ? m->columns - column : PANEL;
+    float out[MOST_ROWS * PANEL];
+    for (int64_t tile = first; tile < last; tile++) {
+        int64_t row = first_row(p, tile);
+        int count = (int)(first_row(p, tile + 1) - row);
+        const uint8_t *ahead = weights + p->panel_bytes + (tile - first) * p->blocks * p->share;
+        p->tile(p, weights, row, count, out, next && p->share ? ahead : NULL);
+        for (int r = 0; r < count; r++) {
+            float *to = p->y[i] + (row + r) * m->columns + column, *from = out + r * PANEL;
+            for (int j = 0; m->bias && j < width; j++)
+                from[j] += m->bias[column + j];
+            if (width == PANEL)
+                memcpy(to, from, PANEL * sizeof(float)); /* of a constant size: a few moves */
+            else
+                memcpy(to, from, (size_t)width * sizeof(float));
+        }
+    }
+}
+
+/* A thread's share is a run of panels. It takes a few tiles at a time, so that those stay in the cache. */
+static void multiply(void *context, int part, int parts)
+{
+    const Product *p = context;
+    int64_t start = p->panels * part / parts, end = p->panels * (part + 1) / parts;
+    int64_t tile_bytes = p->most * (p->format == F32 ? p->inputs * 4 : p->blocks * (BLOCK + 8));
+    int64_t step = X_BLOCK_BYTES / tile_bytes > 0 ? X_BLOCK_BYTES / tile_bytes : 1;
+    for (int64_t first = 0; first < p->tiles; first += step) {
+        int64_t before = 0, last_tile = first + step < p->tiles ? first + step : p->tiles;
+        for (int i = 0; i < p->count; i++) { /* `before` counts the panels of the matrices before this one */
+            int64_t panels = panels_of(p->matrices + i), last = end - before < panels ? end - before : panels;
+            for (int64_t panel = start > before ? start - before : 0; panel < last; panel++)
+                multiply_panel(p, i, panel, first, last_tile, panel + 1 < last);
+            before += panels;
+        }
+    }
+}
+
+/* The inner loops of the instruction set in use. */
+static void choose(Product *p)
+{
+    p->most = 6, p->tile = tile_portable;
+#if defined(__x86_64__)
+    static Tile *const avx2[3] = {rl_tile_f32_avx2, rl_tile_q8_avx2, rl_tile_q4_avx2};
+    static Tile *const avx512[3] = {rl_tile_f32_avx512, rl_tile_q8_avx512, rl_tile_q4_avx512};
+    if (rl_level() >= AVX512)
+        p->most = ROWS_AVX512, p->tile = avx512[p->format];
+    else if (rl_level() >= AVX2)
+        p->most = p->format == Q8 ? ROWS_AVX2_Q8 : ROWS_AVX2, p->tile = avx2[p->format];
+#elif defined(__aarch64__)
+    static Tile *const neon[3] = {rl_tile_f32_neon, rl_tile_q8_neon, rl_tile_q4_neon};
+    static Tile *const dot[3] = {rl_tile_f32_neon, rl_tile_q8_dot, rl_tile_q4_dot};
+    if (rl_level() >= NEON_DOT)
+        p->most = ROWS_NEON, p->tile = dot[p->format];
+    else if (rl_level() >= NEON)
+        p->most = p->format == F32 ? ROWS_NEON : ROWS_NEON_INT, p->tile = neon[p->format];
+#endif
+    p->tiles = (p->rows + p->most - 1) / p->most;
+}
+
+/* Products by matrices of one format. */
+static int products(const Matrix *matrices, int count, const float *x, float *const *y, int64_t rows,
+                    int threads)
+{
+    Product p = {.format = matrices->format, .matrices = matrices, .count = count, .x = x, .y = y};
+    p.rows = rows, p.inputs = matrices->inputs, p.blocks = (matrices->inputs + BLOCK - 1) / BLOCK;
+    p.panel_bytes = p.format == F32 ? p.inputs * PANEL * (int64_t)sizeof(float)
+                                    : p.blocks * (int64_t)QUANT_BYTES[p.format];
+    for (int i = 0; i < count; i++)
+        p.panels += panels_of(matrices + i);
+    choose(&p);
+    int64_t lines = (p.panel_bytes + 63) / 64, visits = p.tiles * p.blocks; /* of blocks of x to a panel */
+    p.share = p.tiles > 1 ? (lines + visits - 1) / visits * 64 : 0;
+    void *scratch = NULL;
+    threads = threads < 1 ? 1 : threads > 64 ? 64 : threads;
+    if (p.format == F32 && rows == 1)
+        p.tiled = (float *)x;
+    else {
+        size_t cells = (size_t)(rows * p.blocks);
+        scratch = malloc(p.format == F32 ? (size_t)(rows * p.inputs) * sizeof(float)
+                                         : cells * (BLOCK + 2 * sizeof(float)));
+        if (!scratch)
+            return -1;
+        p.tiled = p.scale = scratch;
+        p.sums = p.scale + cells, p.starts = (int32_t *)p.sums, p.bytes = (int8_t *)(p.sums + cells);
+        rl_parallel(lay_out, &p, p.tiles < threads ? (int)p.tiles : threads);
+    }
+    rl_parallel(multiply, &p, threads);
+    free(scratch);
+    return 0;
+}
+
+int rl_products(const Matrix *matrices, int count, const float *x, float *const *y, int64_t rows, int threads)
+{
+    for (int first = 0, end; first < count && rows; first = end) {
+        for (end = first + 1; end < count && matrices[end].format == matrices[first].format; end++)
+            ;
+        if (products(matrices + first, end - first, x, y + first, rows, threads))
+            return -1;
+    }
+    return 0;
+}
+
+/* One product, for Python. */
+int rl_linear(const Matrix *matrix, const float *x, float *y, int64_t rows, int threads)
+{
+    return rl_products(matrix, 1, x, &y, rows, threads);
+}

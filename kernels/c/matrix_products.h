@@ -1,0 +1,18 @@
+/* Products with packed matrices (matrix_products.c). */
+#ifndef REDLITE_MATRIX_PRODUCTS_H
+#define REDLITE_MATRIX_PRODUCTS_H
+#include <stdint.h>
+
+typedef struct {
+    int32_t format; /* 0 float32, 1 int8, 2 int4 */
+    const void *packed;
+    const float *bias; /* [columns], or NULL */
+    int64_t columns, inputs;
+} Matrix;
+
+/* y[m] [rows, columns of m] = x [rows, inputs] · matrix mᵀ + bias, for `count` matrices with the same inputs.
+ * Neighbours of one format share one layout of x. Returns 0, or −1 if memory runs out. */
+int rl_products(const Matrix *matrices, int count, const float *x, float *const *y, int64_t rows,
+                int threads);
+
+#endif

@@ -1,0 +1,80 @@
+/* What matrix_products.c shares with its inner loops, matrix_products_<instruction set>.c. */
+#ifndef REDLITE_MATRIX_PRODUCTS_TILES_H
+#define REDLITE_MATRIX_PRODUCTS_TILES_H
+#include "matrix_products.h"
+#include "packed_matrix.h"
+
+enum { MOST_ROWS = 12 };
+
+/*
+ * The largest magnitude of a byte of x.
+ *
+ * With int4 weights, 16 bits hold all 16 products of a column's even inputs, or of its odd ones: 16 · 15 ·
+ * 127 < 2¹⁵.
+ *
+ * Int8 weights are stored as 0 to 255, and 16 bits hold four products: of inputs k, k + 1, k + 4 and k + 5 of
+ * each eight (k = 0, 2). Neither the positive nor the negative ones of those four bytes may sum to more than
+ * 128: 255 · 128 < 2¹⁵. So x is scaled to keep these sums within 126; rounding adds at most half a unit for
+ * each byte.
+ */
+enum { TOP = 127, TOP_Q8 = 126 };
+
+/* Products of one x with one or more matrices of one format. The rows of x go in tiles, as even as can be. A
+ * tile is laid out in the order of use: float32 [inputs][rows of the tile]; quantised [blocks][8
+ * fours][rows][4] signed bytes. */
+typedef struct Product Product;
+
+/* Multiplies a tile with a panel: out[count][PANEL], for `count` rows from `row` on. ahead: what to prefetch,
+ * or NULL. */
+typedef void Tile(const Product *p, const uint8_t *panel, int64_t row, int count, float *out,
+                  const uint8_t *ahead);
+
+struct Product {
+    int format, most; /* most: rows of a tile */
+    Tile *tile;
+    const Matrix *matrices;
+    float *const *y; /* of each matrix: [rows, columns] */
+    int count;       /* of matrices */
+    const float *x;  /* [rows, inputs] */
+    int64_t rows, inputs, blocks, tiles, panels, panel_bytes; /* panels: of all matrices */
+    int64_t share;   /* bytes of the next panel that a tile prefetches with each of its own blocks */
+    float *tiled;    /* x in tiles (float32) */
+    int8_t *bytes;   /* x in tiles (quantised) */
+    float *scale;    /* tiles of [blocks][rows]: x = scale · byte */
+    float *sums;     /* the same, int4: Σ x of the block, as rounded, which the minimum multiplies */
+    int32_t *starts; /* the same, int8, in the place of sums: −128 Σ byte, which cancels the weights' + 128 */
+};
+
+#if defined(__x86_64__)
+Tile rl_tile_f32_avx2, rl_tile_q8_avx2, rl_tile_q4_avx2, rl_tile_f32_avx512, rl_tile_q8_avx512,
+    rl_tile_q4_avx512;
+enum { ROWS_AVX2 = 6, ROWS_AVX2_Q8 = 4, ROWS_AVX512 = 12 };
+int rl_round_block_avx2(const float *x, int eights, float *scale, int8_t *bytes);
+#elif defined(__aarch64__)
+Tile rl_tile_f32_neon, rl_tile_q8_neon, rl_tile_q4_neon, rl_tile_q8_dot, rl_tile_q4_dot;
+enum { ROWS_NEON = 6, ROWS_NEON_INT = 4 };
+#endif
+
+/* The arguments of an inner loop, whose last one is a constant in each copy. */
+#define TILE_ARGUMENTS \
+    const Product *p, const uint8_t *panel, int64_t row, float *out, const uint8_t *ahead, const int count
+/* In a switch over the rows of a tile: the copy for a constant number of them. */
+#define COPY(tile, rows) case rows: tile(p, panel, row, out, ahead, rows); break;
+#define UP_TO_4(tile) switch (count) { COPY(tile, 1) COPY(tile, 2) COPY(tile, 3) COPY(tile, 4) }
+#define UP_TO_6(tile) \
+    switch (count) { COPY(tile, 1) COPY(tile, 2) COPY(tile, 3) COPY(tile, 4) COPY(tile, 5) COPY(tile, 6) }
+/* A function of type Tile. */
+#define TILE(attributes, name, choice)                                                               \
+    attributes void name(const Product *p, const uint8_t *panel, int64_t row, int count, float *out, \
+                         const uint8_t *ahead)                                                       \
+    {                                                                                                \
+        choice                                                                                       \
+    }
+/* With block b, prefetch a few lines of the next panel into the second-level cache, so that no load waits for
+ * memory. */
+#define FETCH_AHEAD(b)                                                \
+    for (int64_t line = 0; line < (ahead ? p->share : 0); line += 64) \
+        __builtin_prefetch(ahead + (b) * p->share + line, 0, 2);
+#define EACH_ROW _Pragma("GCC unroll 12") for (int r = 0; r < count; r++)
+
+#endif

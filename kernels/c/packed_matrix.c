@@ -1,0 +1,149 @@
+/* Matrices packed from float32 or from GGUF blocks, and their rows unpacked. packed_matrix.h gives the
+ * layout. */
+#include "packed_matrix.h"
+#include <math.h>
+
+/* Bytes that a packed [columns, inputs] matrix takes. */
+size_t rl_packed_bytes(int format, int64_t columns, int64_t inputs)
+{
+    size_t panels = (size_t)(columns + PANEL - 1) / PANEL;
+    if (format == F32)
+        return panels * (size_t)inputs * PANEL * sizeof(float);
+    return panels * (size_t)((inputs + BLOCK - 1) / BLOCK) * QUANT_BYTES[format];
+}
+
+static void put_scale(uint8_t *at, int64_t column, float scale)
+{
+    uint16_t half = float_to_half(scale);
+    memcpy(at + column % PANEL * 2, &half, 2);
+}
+
+static void put_int8(uint8_t *at, int64_t column, const int8_t *q)
+{
+    for (int k = 0; k < BLOCK; k += 4) {
+        uint8_t four[4];
+        for (int i = 0; i < 4; i++)
+            four[i] = (uint8_t)(q[k + i] + 128);
+        memcpy(at + byte_of(Q8, column, k), four, 4);
+    }
+}
+
+static void put_int4(uint8_t *at, int64_t column, const uint8_t *q) /* q: 0 to 15 */
+{
+    for (int k = 0; k < BLOCK; k++)
+        at[byte_of(Q4, column, k)] |= (uint8_t)(q[k] << shift_of(k));
+}
+
+/* x rounded to a whole number from low to high; NaN gives low. */
+static inline int within(float x, float low, float high)
+{
+    return (int)lrintf(x > low ? x < high ? x : high : low);
+}
+
+/* Quantising: int8 has scale = largest magnitude / 127; int4 has scale = (largest − smallest) / 15 and
+ * minimum = smallest. Scales and minima are float16. */
+void rl_pack_float(int format, void *packed, const float *rows, int64_t first, int64_t count, int64_t inputs)
+{
+    int64_t blocks = (inputs + BLOCK - 1) / BLOCK;
+    for (int64_t r = 0; r < count; r++) {
+        const float *w = rows + r * inputs;
+        int64_t column = first + r;
+        if (format == F32) {
+            float *panel =
+                (float *)packed + (size_t)(column / PANEL) * (size_t)inputs * PANEL + column % PANEL;
+            for (int64_t k = 0; k < inputs; k++)
+                panel[k * PANEL] = w[k];
+            continue;
+        }
+        for (int64_t b = 0; b < blocks; b++) {
+            int n = (int)(inputs - b * BLOCK < BLOCK ? inputs - b * BLOCK : BLOCK);
+            const float *v = w + b * BLOCK;
+            uint8_t *at = block_at(packed, format, blocks, column, b);
+            float low = v[0], high = v[0];
+            for (int k = 1; k < n; k++) {
+                low = v[k] < low ? v[k] : low;
+                high = v[k] > high ? v[k] : high;
+            }
+            float exact = format == Q8 ? (-low > high ? -low : high) / 127 : (high - low) / 15;
+            float scale = half_to_float(float_to_half(exact));
+            float inverse = scale > 0 ? 1 / scale : 0;
+            put_scale(at, column, scale);
+            if (format == Q8) {
+                int8_t q[BLOCK] = {0};
+                for (int k = 0; k < n; k++)
+                    q[k] = (int8_t)within(v[k] * inverse, -127, 127);
+                put_int8(at, column, q);
+            } else {
+                uint8_t q[BLOCK] = {0};
+                low = half_to_float(float_to_half(low));
+                put_scale(at + PANEL * 2, column, low);
+                for (int k = 0; k < n; k++)
+                    q[k] = (uint8_t)within((v[k] - low) * inverse, 0, 15);
+                put_int4(at, column, q);
+            }
+        }
+    }
+}
+
+void rl_pack_gguf(int kind, void *packed, const uint8_t *raw, int64_t first, int64_t count, int64_t inputs)
+{
+    int64_t blocks = inputs / BLOCK;
+    int format = kind == G_Q8_0 ? Q8 : Q4;
+    for (int64_t column = first; column < first + count; column++)
+        for (int64_t b = 0; b < blocks; b++) {
+            uint8_t *at = block_at(packed, format, blocks, column, b);
+            memcpy(at + column % PANEL * 2, raw, 2);
+            if (kind == G_Q8_0) {
+                put_int8(at, column, (const int8_t *)raw + 2);
+                raw += 34;
+                continue;
+            }
+            if (kind == G_Q4_1)
+                memcpy(at + PANEL * 2 + column % PANEL * 2, raw + 2, 2);
+            else {
+                uint16_t half;
+                memcpy(&half, raw, 2);
+                put_scale(at + PANEL * 2, column, -8 * half_to_float(half));
+            }
+            const uint8_t *nibbles = raw + (kind == G_Q4_1 ? 4 : 2);
+            uint8_t q[BLOCK];
+            for (int k = 0; k < BLOCK / 2; k++) {
+                q[k] = nibbles[k] & 15;
+                q[k + BLOCK / 2] = nibbles[k] >> 4;
+            }
+            put_int4(at, column, q);
+            raw += kind == G_Q4_1 ? 20 : 18;
+        }
+}
+
+static void unpack_row(int format, const void *packed, int64_t column, int64_t inputs, float *out)
+{
+    int64_t blocks = (inputs + BLOCK - 1) / BLOCK;
+    int lane = (int)(column % PANEL);
+    if (format == F32) {
+        const float *panel = (const float *)packed + (size_t)(column / PANEL) * (size_t)inputs * PANEL + lane;
+        for (int64_t k = 0; k < inputs; k++)
+            out[k] = panel[k * PANEL];
+        return;
+    }
+    for (int64_t b = 0; b < blocks; b++) {
+        const uint8_t *at = block_at((void *)packed, format, blocks, column, b);
+        uint16_t scale, low = 0;
+        memcpy(&scale, at + lane * 2, 2);
+        if (format == Q4)
+            memcpy(&low, at + PANEL * 2 + lane * 2, 2);
+        float by = half_to_float(scale), plus = half_to_float(low);
+        for (int k = 0; k < BLOCK && b * BLOCK + k < inputs; k++) {
+            int byte = at[byte_of(format, lane, k)], q = format == Q8 ? byte - 128 : byte >> shift_of(k) & 15;
+            out[b * BLOCK + k] = by * (float)q + plus;
+        }
+    }
+}
+
+/* Rows `ids` of a packed matrix as float32 [count, inputs], for an embedding. */
+void rl_unpack_rows(int format, const void *packed, const int64_t *ids, int64_t count, int64_t inputs,
+                    float *out)
+{
+    for (int64_t i = 0; i < count; i++)
+        unpack_row(format, packed, ids[i], inputs, out + i * inputs);
+}

@@ -1,0 +1,34 @@
+/* Layers of a packed model: the arguments of rl_layers (transformer_layers.c). */
+#ifndef REDLITE_TRANSFORMER_LAYERS_H
+#define REDLITE_TRANSFORMER_LAYERS_H
+#include "transformer_block.h"
+
+/* D width, H heads, G key/value heads, K head size, S cache capacity, P prefix, T rows, B sequences. */
+typedef struct {
+    Block block;
+    void *keys, *values;                                   /* [slots, G, S, K], used where rows are kept */
+    const void *const *prefix_keys, *const *prefix_values; /* G packed matrices each, used if P > 0 */
+    int64_t window;                                        /* 0: none */
+} Layer;
+
+typedef struct {
+    int64_t width, heads, groups, size, capacity, prefix; /* D, H, G, K, S, P */
+    int64_t half;                                         /* 1: caches are float16; 0: float32 */
+    float scale;                                          /* of the attention's scores */
+} Shape;
+
+/* The rows of a call: either one new token of each request, or whole sequences. */
+typedef struct {
+    int64_t rows;                     /* T */
+    const int64_t *places;            /* new tokens: [T], see CachedAttention. Sequences: NULL */
+    const int64_t *offsets, *parents; /* sequences: see SequenceAttention */
+    int64_t sequences;                /* B */
+    int64_t slot;                     /* the first sequence's slot of the cache; −1: nothing is kept */
+} Rows;
+
+/* Run `count` layers: x [T, D] becomes the last one's output; cos and sin [T, K]. Returns 0, or −1 if memory
+ * runs out. */
+int rl_layers(const Layer *layers, int64_t count, const Shape *shape, const Rows *rows, float *x,
+              const float *cos, const float *sin, int threads);
+
+#endif

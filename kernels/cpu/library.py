@@ -1,0 +1,123 @@
+"""Finds, checks and loads the C library that setup.py built, or says in one line why not, and what to do."""
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ctypes import c_char_p, c_int, c_int64, c_size_t, c_void_p
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any
+
+from . import structs
+from .sources import digest
+
+KERNELS = Path(__file__).parents[1]
+MEND = "run 'pip install .' again (in a checkout: 'python setup.py build_ext --inplace')"
+_NLL_ARGUMENTS = [c_void_p, c_int64, c_int64, c_int64, *[c_void_p] * 4, c_int]
+# function → result, arguments; each is declared in kernels/c
+FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
+    "rl_isa": (c_char_p, []), "rl_isas": (c_char_p, []), "rl_use": (c_int, [c_char_p]),
+    "rl_packed_bytes": (c_size_t, [c_int, c_int64, c_int64]),
+    "rl_pack_float": (None, [c_int, c_void_p, c_void_p, c_int64, c_int64, c_int64]),
+    "rl_unpack_rows": (None, [c_int, c_void_p, c_void_p, c_int64, c_int64,
+                              c_void_p]), "rl_linear": (c_int, [c_void_p, c_void_p, c_void_p, c_int64,
+                                                                c_int]),
+    "rl_read_tensor": (c_int, [c_int, c_int64, c_int, c_int64, c_int64, c_void_p, c_int, c_void_p, c_int]),
+    "rl_read_packed": (c_int,
+                       [c_int, c_int64, c_int, c_int64, c_int64, c_void_p, c_int, c_int, c_void_p,
+                        c_int]), "rl_before_attention": (c_int, [*[c_void_p] * 7, c_int64, c_int]),
+    "rl_after_attention": (c_int, [*[c_void_p] * 4, c_int64,
+                                   c_int]), "rl_cached_attention": (c_int, [c_void_p, c_int]),
+    "rl_sequence_attention": (c_int, [c_void_p, c_int]), "rl_layers": (c_int, [
+        c_void_p, c_int64, *[c_void_p] * 5,
+        c_int]), "rl_nll_statistics": (None, _NLL_ARGUMENTS), "rl_nll_gradient": (None, _NLL_ARGUMENTS), }
+
+
+def load(folder: Path) -> tuple[ctypes.CDLL | None, str]:
+    """(library, ""), or (None, reason): the library for this Python in `folder`, built from the sources in
+    folder/c.
+
+    A library of other sources may take other arguments and crash the process. So nothing in it is called
+    before its digest is known to be that of the sources here. No other folder is searched.
+    """
+    found = [path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_c{suffix}").exists()]
+    if not found:
+        return None, f"the C kernels were not built for this Python; install gcc or clang, then {MEND}"
+    try:
+        library = ctypes.CDLL(str(found[0]))
+    except OSError as error:
+        return None, f"the C kernels do not load ({error}); {MEND}"
+    built, here = _built_from(library), digest(folder / "c")
+    if built != here:
+        return None, (f"{found[0]} was built from other C sources ({built[:12]}) "
+                      f"than {folder / 'c'} ({here[:12]}); {MEND}")
+    declare(library)
+    if _layouts(library) != structs.layouts():
+        return None, (f"the structs in {found[0]} differ from those of {structs.__file__}; "
+                      f"make them equal, then {MEND}")
+    return library, ""
+
+
+def _built_from(library: ctypes.CDLL) -> str:
+    if not hasattr(library, "rl_sources"):
+        return "no digest"
+    library.rl_sources.restype = c_char_p
+    return str(library.rl_sources().decode())
+
+
+def _layouts(library: ctypes.CDLL) -> dict[str, int]:
+    library.rl_layouts.restype = ctypes.POINTER(structs.Layout)
+    return {layout.name.decode(): layout.bytes for layout in library.rl_layouts()[:library.rl_layout_count()]}
+
+
+def declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Tell ctypes the arguments and results of the functions. Returns the library."""
+    for name, (result, arguments) in FUNCTIONS.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+@cache
+def find() -> tuple[ctypes.CDLL | None, str]:
+    """`load` for this copy of redlite, once a process."""
+    return load(KERNELS)
+
+
+def missing() -> str:
+    """Why there is no C library, and how to get one; "" if there is."""
+    return find()[1]
+
+
+def library() -> ctypes.CDLL:
+    """The C library. Raises RuntimeError if there is none."""
+    found, reason = find()
+    if found is None:
+        raise RuntimeError(reason)
+    return found
+
+
+def isa() -> str:
+    """The instruction set that the C kernels use; "" without the library.
+
+    One of "avx512-vnni", "avx2", "neon-dotprod", "neon" and "portable".
+    """
+    return "" if missing() else str(library().rl_isa().decode())
+
+
+def isas() -> tuple[str, ...]:
+    """Those that can be used here, widest first: the first one is used, unless `using` says otherwise."""
+    return () if missing() else tuple(library().rl_isas().decode().split())
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """Within it all threads use the instruction set `name`, one of `isas()`. For proofs and tests."""
+    before = isa()
+    if name not in isas():
+        raise ValueError(f"no instruction set {name!r} here: {', '.join(isas()) or 'no library'}")
+    library().rl_use(name.encode())
+    try:
+        yield
+    finally:
+        library().rl_use(before.encode())

@@ -1,0 +1,62 @@
+"""The structs that the C functions take, field by field as in kernels/c. library.py compares sizes and
+offsets.
+
+The headers say what the fields mean: matrix_products.h, transformer_block.h, transformer_layers.h,
+cached_attention.h, sequence_attention.h.
+"""
+import ctypes
+from ctypes import c_float, c_int32, c_int64, c_void_p
+
+
+def _fields(kind: type, names: str) -> list[tuple[str, type]]:
+    return [(name, kind) for name in names.split()]
+
+
+class Matrix(ctypes.Structure):
+    _fields_ = [("format", c_int32), *_fields(c_void_p, "packed bias"), *_fields(c_int64, "columns inputs")]
+
+
+class Block(ctypes.Structure):
+    _fields_ = [
+        *_fields(c_void_p, "norm_before norm_after before after"), ("size", c_int64), ("eps", c_float)]
+
+
+class Layer(ctypes.Structure):
+    _fields_ = [("block", Block), *_fields(c_void_p, "keys values prefix_keys prefix_values"),
+                ("window", c_int64)]
+
+
+class Shape(ctypes.Structure):
+    _fields_ = [*_fields(c_int64, "width heads groups size capacity prefix half"), ("scale", c_float)]
+
+
+class Rows(ctypes.Structure):
+    _fields_ = [("rows", c_int64), *_fields(c_void_p, "places offsets parents"),
+                *_fields(c_int64, "sequences slot")]
+
+
+class CachedAttention(ctypes.Structure):
+    _fields_ = [*_fields(c_void_p, "q k v keys values places prefix_keys prefix_values out"),
+                *_fields(c_int64, "requests groups repeat size capacity prefix window"),
+                ("half", c_int32), ("scale", c_float)]
+
+
+class SequenceAttention(ctypes.Structure):
+    _fields_ = [*_fields(c_void_p, "q k v offsets parents prefix_keys prefix_values out"),
+                *_fields(c_int64, "sequences groups repeat size prefix window"),
+                ("scale", c_float), ("count", c_int64), ("tasks", c_void_p)]
+
+
+class Layout(ctypes.Structure):
+    """A name, and the size of that struct or the offset of that field; see library.c."""
+    _fields_ = [("name", ctypes.c_char_p), ("bytes", c_int64)]
+
+
+def layouts() -> dict[str, int]:
+    """The size of each struct and the offset of each of its fields, by name; rl_layouts gives C's."""
+    found = {}
+    for struct in (Matrix, Block, Layer, Shape, Rows, CachedAttention, SequenceAttention):
+        found[struct.__name__] = ctypes.sizeof(struct)
+        for field in struct._fields_:
+            found[f"{struct.__name__}.{field[0]}"] = getattr(struct, field[0]).offset
+    return found

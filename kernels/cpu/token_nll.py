@@ -1,0 +1,122 @@
+"""token_nll on CPUs: torch multiplies a tile of logits, and the two passes of token_nll.c work on it in
+place.
+
+Memory beside the inputs and the gradients returned: five buffers of at most TILE_BYTES each, whatever N and
+V. They are the tile, a block of hidden rows and its gradient, and for half-precision weights a block of them
+and its gradient. One case needs more. The gradient of a half-precision weight over more rows than one block
+holds is summed in a float32 [V, D] and rounded once; its size does not depend on N either.
+
+Shape letters as in reference.py; K the rows that count, S the rows and C the vocabulary entries of a tile.
+"""
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import softplus
+
+from .. import reference
+from .library import library
+
+TILE_BYTES = 16 << 20  # of each buffer
+TILE_ROWS = 2048  # more rows a tile gain nothing: the products are at full speed, and its columns get few
+
+
+def _tile_shape(rows: int, V: int, D: int, weight_dtype: torch.dtype) -> tuple[int, int]:
+    """(S, C): up to TILE_ROWS rows, then as many columns as TILE_BYTES leaves; at least 1 of each."""
+    floats = TILE_BYTES // 4
+    S = max(1, min(rows, TILE_ROWS, floats // D))
+    C = floats // S if weight_dtype == torch.float32 else min(floats // S, floats // D)
+    return S, max(1, min(V, C))
+
+
+def _logits(h_SD: Tensor, weight_VD: Tensor, C: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Each run of C vocabulary entries: (first entry, weights [c, D] float32, logits [S, c]).
+
+    All runs' logits lie in the same memory.
+    """
+    tile = h_SD.new_empty(len(h_SD) * C)
+    for first in range(0, len(weight_VD), C):
+        w_CD = weight_VD[first:first + C].float()
+        logits_SC = tile[:len(h_SD) * len(w_CD)].view(len(h_SD), len(w_CD))
+        yield first, w_CD, torch.mm(h_SD, w_CD.T, out=logits_SC)
+
+
+def _pass(function: Callable[..., None], logits_SC: Tensor, first: int, targets_S: Tensor,
+          *row_values: Tensor) -> None:
+    """Run a pass of token_nll.c over a tile; row_values: its three contiguous float32 [S] arguments.
+
+    It takes half the threads. Those of torch's product before it still spin, and sharing their cores costs
+    more than it gains.
+    """
+    threads = max(1, torch.get_num_threads() // 2)
+    function(logits_SC.data_ptr(), *logits_SC.shape, first, targets_S.data_ptr(),
+             *(x.data_ptr() for x in row_values), threads)
+
+
+class _TokenNLL(torch.autograd.Function):
+    """Forward keeps three numbers of each row that counts; backward computes the logits again.
+
+    Let maximum and Σ e^(logit − maximum) go over the entries other than the target, and z = maximum + log Σ −
+    target's logit. Then NLL = log(1 + e^z) and 1 − p = σ(z). Neither loses digits near p = 1, as log Σ over
+    all entries would.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+        kept_K = reference.kept_rows(hidden_ND, weight_VD, targets_N)
+        K, (V, D) = len(kept_K), weight_VD.shape
+        maximum_K, sum_K, target_K = (torch.full((K,), start)
+                                      for start in (torch.finfo(torch.float32).min, 0.0, 0.0))
+        S, C = _tile_shape(K, V, D, weight_VD.dtype)
+        for a in range(0, K, S):
+            rows, y_S = kept_K[a:a + S], targets_N[kept_K[a:a + S]].long()
+            for first, _, logits_SC in _logits(hidden_ND[rows].float(), weight_VD, C):
+                _pass(library().rl_nll_statistics, logits_SC, first, y_S, maximum_K[a:a + S], sum_K[a:a + S],
+                      target_K[a:a + S])
+        z_K = (maximum_K - target_K) + sum_K.log()
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, kept_K, maximum_K, sum_K, z_K)
+        return torch.zeros(len(targets_N)).index_copy(0, kept_K, softplus(z_K))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, coefficient_N: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_ND, weight_VD, targets_N, kept_K, maximum_K, sum_K, z_K = ctx.saved_tensors
+        want_hidden, want_weight, _ = ctx.needs_input_grad
+        scale_K = coefficient_N[kept_K].float() * torch.sigmoid(z_K)
+        used = (coefficient_N[kept_K] != 0) & (scale_K != 0)  # NaN counts as used, so that it shows
+        kept_K, maximum_K, sum_K, scale_K = kept_K[used], maximum_K[used], sum_K[used], scale_K[used]
+        K, (V, D) = len(kept_K), weight_VD.shape
+        S, C = _tile_shape(K, V, D, weight_VD.dtype)
+        d_hidden = torch.zeros_like(hidden_ND) if want_hidden else None
+        d_weight = (torch.empty if K else torch.zeros)(V, D, dtype=weight_VD.dtype) if want_weight else None
+        # Half-precision dW over several blocks of rows is summed in float32 and rounded once.
+        apart = want_weight and K > S and weight_VD.dtype != torch.float32
+        sum_VD = torch.empty(V, D) if apart else d_weight
+        for a in range(0, K, S):
+            rows, y_S = kept_K[a:a + S], targets_N[kept_K[a:a + S]].long()
+            h_SD = hidden_ND[rows].float()
+            dh_SD = torch.zeros_like(h_SD)
+            for first, w_CD, grad_SC in _logits(h_SD, weight_VD, C):
+                _pass(library().rl_nll_gradient, grad_SC, first, y_S, maximum_K[a:a + S], sum_K[a:a + S],
+                      scale_K[a:a + S])
+                if want_hidden:
+                    dh_SD.addmm_(grad_SC, w_CD)
+                if sum_VD is not None:
+                    dw_CD = sum_VD[first:first + C]
+                    if dw_CD.dtype == torch.float32:
+                        dw_CD.addmm_(grad_SC.T, h_SD, beta=int(a > 0))
+                    else:  # the only block of rows: this is the whole sum
+                        dw_CD.copy_(grad_SC.T @ h_SD)
+            if d_hidden is not None:
+                d_hidden[rows] = dh_SD.to(d_hidden.dtype)
+        if apart and d_weight is not None and sum_VD is not None:
+            d_weight.copy_(sum_VD)
+        return d_hidden, d_weight, None
+
+
+def token_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """As `reference.token_nll`, with a bounded tile of logits instead of whole rows."""
+    nll_N: Tensor = _TokenNLL.apply(hidden_ND, weight_VD, targets_N)
+    return nll_N

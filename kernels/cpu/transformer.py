@@ -1,0 +1,138 @@
+"""Transformer blocks on packed weights in C, for inference on CPUs. Shape letters as in reference.py.
+
+`PackedBlock` is one block, in two halves around its attention (transformer_block.c). `PackedTrunk` runs all
+layers of a model in one call (transformer_layers.c).
+"""
+import ctypes
+
+import torch
+from torch import Tensor
+
+from . import structs
+from .cached_attention import SharedPrefix
+from .library import library
+from .packed import PackedMatrix
+
+WORK = 10**11  # weights × rows a call, about a second of two cores: between calls Python can be interrupted
+Biased = tuple[PackedMatrix, Tensor | None]  # a matrix and its bias
+
+
+class PackedBlock:
+    """A block's norms and matrices as the C functions take them."""
+
+    def __init__(self, norms: tuple[Tensor, Tensor], eps: float, head_size: int, qkv: tuple[Biased, ...],
+                 rest: tuple[Biased, ...]):
+        """norms: weights [D] before attention and MLP; qkv: q, k, v; rest: o, gate, up, down."""
+        matrices = [
+            (structs.Matrix * len(part))(*(m.struct(bias) for m, bias in part)) for part in (qkv, rest)]
+        self._keep = norms, qkv, rest, matrices  # the addresses in `struct` point into these
+        self.struct = structs.Block(*(w.data_ptr() for w in norms), *map(ctypes.addressof, matrices),
+                                    head_size, eps)
+        self.head_size, self.width = head_size, qkv[0][0].shape[1]
+        self._shapes = [(m.shape[0] // head_size, head_size) for m, _ in qkv]
+        self.heads, self.groups = self._shapes[0][0], self._shapes[1][0]
+        self.weights = sum(m.shape.numel() for m, _ in (*qkv, *rest))
+        self.quantised = any(m.format != "float32" for m, _ in (*qkv, *rest))
+
+    def before_attention(self, x_TD: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """rms_norm, the three products, rotary: q [T, H, K], k and v [T, G, K]."""
+        x_TD, rows = x_TD.contiguous(), len(x_TD)
+        q, k, v = (torch.empty(rows, *shape) for shape in self._shapes)
+        _check(library().rl_before_attention(ctypes.byref(self.struct), *(
+            t.data_ptr() for t in (x_TD, cos_TK, sin_TK, q, k, v)), rows, torch.get_num_threads()))
+        return q, k, v
+
+    def after_attention(self, x_TD: Tensor, attended_THK: Tensor) -> Tensor:
+        """x + attended · Wo, then the MLP around its own residual: [T, D]."""
+        x_TD, attended_THK = x_TD.contiguous(), attended_THK.contiguous()
+        out = torch.empty_like(x_TD)
+        _check(library().rl_after_attention(ctypes.byref(self.struct), *(
+            t.data_ptr() for t in (x_TD, attended_THK, out)), len(x_TD), torch.get_num_threads()))
+        return out
+
+
+class PackedTrunk:
+    """All layers of a model over one cache, as the C functions take them. It is void once the cache moves."""
+
+    def __init__(self, blocks: list[PackedBlock], windows: tuple[int | None, ...], prefix: list[SharedPrefix],
+                 keys: list[Tensor], values: list[Tensor]):
+        """Each list has one entry a layer.
+
+        prefix        the shared prefix; an empty list: none
+        keys, values  the cache [slots, G, S, K], float32 or float16; an empty list: nothing is kept
+        """
+        kinds = {t.dtype if t.is_contiguous() else None for t in (*keys, *values)} or {torch.float32}
+        if kinds not in ({torch.float32}, {torch.float16}):
+            raise ValueError("the cache must be contiguous, and float32 or float16: it is written in place")
+        self._keep = blocks, keys, values, prefix  # the addresses below point into these
+        self._reach = min([w for w in windows if w is not None], default=None) if prefix else None
+        self._slots, self._capacity = tuple(keys[0].shape[::2]) if keys else (0, 0)
+        first, P = blocks[0], prefix[0].length if prefix else 0
+        self._shape = structs.Shape(first.width, first.heads, first.groups, first.head_size, self._capacity,
+                                    P, kinds == {torch.float16}, first.head_size**-0.5)
+        self._weights = max(b.weights for b in blocks)
+        self._layers = (structs.Layer * len(blocks))()
+        for n, (layer, block, window) in enumerate(zip(self._layers, blocks, windows, strict=True)):
+            layer.block = block.struct
+            if keys:
+                layer.keys, layer.values = keys[n].data_ptr(), values[n].data_ptr()
+            if prefix:
+                layer.prefix_keys, layer.prefix_values = prefix[n].keys, prefix[n].values
+            elif window is not None:
+                layer.window = window
+
+    def step(self, x_BD: Tensor, cos_BK: Tensor, sin_BK: Tensor, places_B: Tensor) -> Tensor:
+        """One new token of each of the first B slots, at these places: the last layer's output [B, D].
+
+        The result is, to the last bit, that of the blocks one after the other.
+        """
+        longest = int(places_B.max()) + 1
+        if len(x_BD) > self._slots or longest > self._capacity:
+            raise ValueError(f"{self._cache()} has no room for token {longest} of {len(x_BD)} requests")
+        self._check_reach(longest)
+        places_B = places_B.contiguous()
+        return self._run(x_BD, cos_BK, sin_BK, structs.Rows(rows=len(x_BD), places=places_B.data_ptr()))
+
+    def sequences(self, x_TD: Tensor, cos_TK: Tensor, sin_TK: Tensor, offsets: Tensor,
+                  parents: list[int] | None = None, slot: int | None = None) -> Tensor:
+        """Sequences packed end to end, each after the prefix: the last layer's output [T, D].
+
+        offsets  [B + 1]: where each sequence begins in x
+        parents  parents[i] is the sequence whose tokens i continues, or −1; windows do not bound those
+        slot     where the cache keeps the first one's keys and values, the others behind it; None: nowhere
+        """
+        offsets, count = offsets.to(torch.int64).contiguous(), len(offsets) - 1
+        longest = int((offsets[1:] - offsets[:-1]).max())
+        if slot is not None and (slot + count > self._slots or longest > self._capacity):
+            raise ValueError(
+                f"{self._cache()} has no room for {count} sequences of up to {longest} from slot {slot} on")
+        self._check_reach(longest)
+        follows = torch.tensor(parents, dtype=torch.int64) if parents else None
+        rows = structs.Rows(len(x_TD), None, offsets.data_ptr(),
+                            None if follows is None else follows.data_ptr(), count,
+                            -1 if slot is None else slot)
+        return self._run(x_TD, cos_TK, sin_TK, rows)
+
+    def _cache(self) -> str:
+        return f"a cache of {self._slots} slots of {self._capacity} tokens"
+
+    def _check_reach(self, longest: int) -> None:
+        if self._reach is not None and self._shape.prefix + longest > self._reach:
+            raise ValueError(
+                f"a shared prefix of {self._shape.prefix} tokens does not lie within a window of "
+                f"{self._reach}")
+
+    def _run(self, x: Tensor, cos: Tensor, sin: Tensor, rows: structs.Rows) -> Tensor:
+        x, cos, sin = x.clone(memory_format=torch.contiguous_format), cos.contiguous(), sin.contiguous()
+        at_once = max(1, WORK // max(1, len(x) * self._weights))
+        for first in range(0, len(self._layers), at_once):
+            _check(library().rl_layers(
+                ctypes.byref(self._layers, first * ctypes.sizeof(structs.Layer)),
+                min(at_once, len(self._layers) - first), ctypes.byref(self._shape), ctypes.byref(rows),
+                *(t.data_ptr() for t in (x, cos, sin)), torch.get_num_threads()))
+        return x
+
+
+def _check(failed: int) -> None:
+    if failed:
+        raise MemoryError("no memory for the activations of a model's layers")
