@@ -14,6 +14,7 @@ from redlite.bench.encoding import Continued, Encoder, Scored
 from redlite.bench.task import Example, Task, records, sample_file
 from redlite.errors import Error
 from redlite.store.run_directory import Run
+from redlite.text.reasoning import prompt_opens_thought, split_thoughts
 
 if TYPE_CHECKING:
     from redlite.inference.lm import LM
@@ -124,9 +125,12 @@ def _continue(encoder: Encoder, work: Work) -> Iterator[tuple[Task, dict]]:
         for i, answer in encoder.lm.stream([prompts[n][0] for n in mine], new, stop=stop):
             task, example = work[mine[i]]
             _, cut, dropped = prompts[mine[i]]
+            said = split_thoughts(answer.text, prompt_opens_thought(encoder.lm.tokenizer, prompts[mine[i]][0]))
             extra = {"text": answer.text, "finish": answer.finish, "completion_tokens": len(answer.ids),
                      "shots_dropped": dropped}
-            yield task, _record(task, example, [answer.text], extra, cut)
+            # Without a thought the text is measured as it is, its white space included.
+            measured = said.answer if said.thought else answer.text
+            yield task, _record(task, example, [measured], extra, cut)
 
 
 def _named(error: Error, task: Task, example: Example) -> Error:

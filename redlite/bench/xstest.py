@@ -7,6 +7,7 @@ refusal.
 """
 import csv
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from redlite.bench.runner import Progress, is_share
@@ -16,6 +17,7 @@ from redlite.judges.choice import JudgeChoice
 from redlite.judges.verdict import Verdict
 from redlite.store.records import require
 from redlite.store.run_directory import Run
+from redlite.text.reasoning import strip_thoughts
 
 if TYPE_CHECKING:
     from redlite.redteam.answerers import Decoding, ModelChoice
@@ -107,7 +109,7 @@ def run(directory: Run, folder: Path, model: "ModelChoice", judge: JudgeChoice, 
     ready = [(t, e) for t, e in wanted if (t.name, e.id) in answers]
     if not ready:
         return
-    pairs = [(e.document["prompt"], answers[t.name, e.id]["text"]) for t, e in ready]
+    pairs = [(e.document["prompt"], _said(answers[t.name, e.id])) for t, e in ready]
     for i, verdict in judge.load(directory).label(pairs):
         task, example = ready[i]
         answer = answers[task.name, example.id]
@@ -116,11 +118,17 @@ def run(directory: Run, folder: Path, model: "ModelChoice", judge: JudgeChoice, 
         directory.append(sample_file(task.name), _record(task, example, answer, judge.name, verdict))
 
 
+def _said(answer: dict) -> str:
+    """A kept answer without its thoughts; a record of an older redlite has only the text."""
+    said = answer.get("answer")
+    return strip_thoughts(answer["text"]) if said is None else said
+
+
 def _kept(directory: Run) -> Answers:
     """The answers that the journal holds, without those that failed, which are asked for again."""
     found: Answers = {}
     for number, record in enumerate(directory.read(ANSWERS), 1):
-        require(record, {"task": str, "id": str, "text": str, "finish": str},
+        require(record, {"task": str, "id": str, "text": str, "answer": (str, NoneType), "finish": str},
                 f"{directory.directory / ANSWERS}, line {number}", "delete the line to have it done again")
         if record["finish"] != "error":
             found[record["task"], record["id"]] = record
@@ -138,7 +146,8 @@ def _answer(directory: Run, model: "ModelChoice", todo: Work, decoding: "Decodin
         raise Error(f"XSTest: {error}", error.setting) from None
     for i, reply in replies:
         task, example = todo[i]
-        record = {"task": task.name, "id": example.id, "text": reply.text, "finish": reply.finish,
+        said = strip_thoughts(reply.text, reply.opened)
+        record = {"task": task.name, "id": example.id, "text": reply.text, "answer": said, "finish": reply.finish,
                   "completion_tokens": reply.completion_tokens or 0, "seconds": reply.seconds}
         directory.append(ANSWERS, record)
         if reply.finish != "error":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redlite.cli import network
-from redlite.cli.options import Parser, add_common_options, add_machine_options, flag, whole
+from redlite.cli.options import Parser, add_common_options, add_machine_options, flag, number, whole
 from redlite.cli.program import DONE, FAILED, GATE
 from redlite.cli.progress import Progress, note
 from redlite.errors import Error
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from redlite.bench.task import Task
     from redlite.redteam.answerers import ModelChoice
     from redlite.redteam.api import Network
-    from redlite.redteam.gates import Gate
+    from redlite.redteam.gates import Gate, Strictness
     from redlite.redteam.scorecard import Battery
 
 SUITES = ("hhh", "truthfulqa", "mmlu", "bbh", "xstest")
@@ -36,8 +36,7 @@ def describe(prog: str) -> Parser:
     what.add_argument("--limit", type=whole(1), metavar="N",
                       help="the first N examples of every task (a subject of MMLU is a task)")
     parser.add_argument("--output-dir", metavar="DIR", help="the run directory (default: one under ./runs)")
-    parser.add_argument("--gate", action="append", default=[], metavar="G",
-                        help="a bound such as mmlu.acc>=0.4; exit code 100 if one fails")
+    add_gate_options(parser, "a bound such as mmlu.acc>=0.4; exit code 100 if one fails")
     network.add_api_options(parser)
     add_common_options(parser)
     return parser
@@ -52,6 +51,17 @@ def add_model_options(parser: Parser, needed: bool) -> None:
     add_machine_options(parser)
     parser.add_argument("--batch-size", type=whole(1), metavar="N",
                         help="answers made together; the results do not depend on it")
+
+
+def add_gate_options(parser: Parser, help: str) -> None:
+    """--gate, and what a gate asks beyond its bound."""
+    parser.add_argument("--gate", action="append", default=[], metavar="G", help=help)
+    parser.add_argument("--gate-by", choices=("value", "bound"), default="value",
+                        help="what must hold: the value, or the end of its 95%% interval that is nearer to "
+                             "failing (default: %(default)s)")
+    parser.add_argument("--max-unlabelled", type=number(0, 1), default=0.05, metavar="SHARE",
+                        help="a gate fails where a larger share of its measure's examples has no label "
+                             "(default: %(default)s)")
 
 
 def add_task_options(group: Any) -> None:
@@ -165,11 +175,14 @@ def show(args: Namespace, output: Path, name: str, found: dict, complete: bool, 
         print(f"Contexts cut on the left to fit the window: {cuts}")
     if unlabelled := unlabelled_in(found):
         print(f"Left out, since the judge gave no label: {unlabelled}")
-    checked = check_gates(gates, found, baseline)
+    checked = check_gates(gates, found, baseline, strictness_of(args), paired)
     for g in checked:
         value = "no value" if g["value"] is None else g["value"]
-        verdict = "passed" if g["passed"] else "FAILED"
-        print(f"gate {g['gate']}: {verdict} ({value} against {g['bound']})")
+        verdict, why = ("passed", "") if g["passed"] else ("FAILED", f": {g['why']}")
+        print(f"gate {g['gate']}: {verdict} ({value} against {g['bound']}){why}")
+    few = summary.get("too_few", "")
+    if few:
+        print(few)
     if not complete:
         print("Incomplete: run the same command again.")
     if args.json:
@@ -177,13 +190,21 @@ def show(args: Namespace, output: Path, name: str, found: dict, complete: bool, 
         print(json.dumps(result, ensure_ascii=False))
     if not complete:
         return FAILED
-    return DONE if all(g["passed"] for g in checked) else GATE
+    if not all(g["passed"] for g in checked):
+        return GATE
+    return FAILED if few else DONE
 
 
 def gates_of(args: Namespace) -> "list[Gate]":
     """The gates that --gate gives."""
     from redlite.redteam.gates import parse_gate
     return [parse_gate(text) for text in args.gate]
+
+
+def strictness_of(args: Namespace) -> "Strictness":
+    """What --gate-by and --max-unlabelled ask of every gate."""
+    from redlite.redteam.gates import Strictness
+    return Strictness(args.gate_by, args.max_unlabelled)
 
 
 def check_names(gates: "list[Gate]", battery: "Battery") -> None:

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from redlite.cli import bench, compare, network, scorecard
+from redlite.cli import bench, compare, label, network, scorecard
 from redlite.cli.options import Parser, add_common_options, add_machine_options, flag, whole
 from redlite.cli.program import DONE, FAILED, dispatch, guarded
 from redlite.cli.progress import Progress, note
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 # run
 
 def _describe_run(prog: str) -> Parser:
-    commands = "run (may be left out), judge, report, agreement, bench, compare, scorecard"
+    commands = "run (may be left out), judge, report, label, agreement, bench, compare, scorecard"
     epilog = f"Commands: {commands}; each has --help.\n\n{_judge_help()}"
     parser = Parser(prog=prog, epilog=epilog, description=(
         "RED-EVAL (arXiv 2308.09662): asks a model every question under every prompt, judges the answers, "
@@ -82,9 +82,9 @@ def _describe_run(prog: str) -> Parser:
     return parser
 
 
-def _add_judge_options(parser: Parser) -> None:
+def _add_judge_options(parser: Parser, default: str | None = DEFAULT_JUDGE) -> None:
     group = parser.add_argument_group("who judges")
-    group.add_argument("--judge", default=DEFAULT_JUDGE, metavar="J",
+    group.add_argument("--judge", default=default, metavar="J",
                        help="rules (default), none, openai:NAME, or a judge model's path with --judge-format")
     group.add_argument("--judge-format", choices=("llama-guard", "harmbench", "gpt4"),
                        help="what a local judge model expects to read and say")
@@ -93,14 +93,10 @@ def _add_judge_options(parser: Parser) -> None:
 
 
 def _judge_help() -> str:
-    from redlite.judges.agreement import known_agreement
-    lines = ["The rules judge agrees with people "
-             "(XSTest, refusal or not, a partial refusal being a refusal) on"]
-    for known in known_agreement()["data"]:
-        lines.append(f"  {known['name']}: {100 * known['agreement']:.1f}% of {known['n']}, "
-                     f"kappa {known['kappa']:.2f} ({known['note']})")
-    lines.append("Measure it on your own labelled answers with `redeval agreement FILE`.")
-    return "\n".join(lines)
+    from redlite.judges.agreement import on_harm_in_words
+    return (f"{on_harm_in_words(DEFAULT_JUDGE)}\n"
+            "Measure a judge on answers that your own people labelled with `redeval agreement FILE`;\n"
+            "correct a run's ASR by labels of some of its answers with `redeval label RUN`.")
 
 
 def _run(args: Namespace, command: str) -> int:
@@ -183,7 +179,7 @@ def _finish(args: Namespace, journals: "RunJournals", judge_name: str, published
     print(f"Report: {journals.folder / html.PAGE}", file=sys.stderr if args.json else sys.stdout)
     if args.json:
         print(json.dumps({**summary, "output_dir": str(journals.folder)}, ensure_ascii=False))
-    return DONE if summary["complete"] else FAILED
+    return DONE if summary["complete"] and not results.too_few(summary) else FAILED
 
 
 # judge
@@ -191,9 +187,13 @@ def _finish(args: Namespace, journals: "RunJournals", judge_name: str, published
 def _describe_judge(prog: str) -> Parser:
     parser = Parser(prog=prog, epilog=_judge_help(), description=(
         "Judges a run's answers with another judge. Each judge's labels are kept; results.json and "
-        "report.html\nbecome this judge's."))
+        "report.html\nbecome this judge's. With --labels, labels of people correct the ASR; "
+        "without --judge, that of the last judge."))
     parser.add_argument("run", metavar="RUN", help="a run directory")
-    _add_judge_options(parser)
+    parser.add_argument("--labels", nargs="+", action="extend", default=[], metavar="FILE",
+                        help="labels of people: what the page of `redeval label` saved, or CSV with id, "
+                             "prompt, sample, label (harmful, unharmful, skip)")
+    _add_judge_options(parser, default=None)
     network.add_api_options(parser)
     add_machine_options(parser)
     add_common_options(parser)
@@ -214,6 +214,9 @@ def _charge(reach: "Network | None") -> str:
 
 
 def _judge(args: Namespace, command: str) -> int:
+    if args.labels and args.judge is None:
+        return _correct(args)
+    args.judge = args.judge or DEFAULT_JUDGE
     reach = network.network(args, args.judge)
     from redlite.redteam import journals, redeval
     from redlite.store.run_directory import Run
@@ -230,7 +233,24 @@ def _judge(args: Namespace, command: str) -> int:
     with Run(args.run) as directory:
         found = journals.read_journals(directory)
         redeval.judge(directory, judge, found, Progress(args.quiet))
+        label.take(directory, args.labels)
         return _finish(args, found, judge.name)
+
+
+def _correct(args: Namespace) -> int:
+    """Labels for a run whose last judge stays."""
+    from redlite.redteam import journals
+    from redlite.store.run_directory import Run
+    judge = journals.last_judge(args.run)
+    if args.dry_run:
+        print(f"would correct the ASR by {judge} in {args.run} by the labels in {', '.join(args.labels)}; "
+              + _charge(None))
+        if args.json:
+            print(json.dumps({"judge": judge, "labels": args.labels, "output_dir": args.run}))
+        return DONE
+    with Run(args.run) as directory:
+        label.take(directory, args.labels)
+        return _finish(args, journals.read_journals(directory), judge)
 
 
 # report
@@ -316,6 +336,7 @@ COMMANDS = {
     "run": (_describe_run, _run),
     "judge": (_describe_judge, _judge),
     "report": (_describe_report, _report),
+    "label": (label.describe, label.run),
     "agreement": (_describe_agreement, _agreement),
     "bench": (bench.describe, bench.run),
     "compare": (compare.describe, compare.run),

@@ -39,8 +39,9 @@ def describe(prog: str) -> Parser:
     bench.add_task_options(what)
     flag(what, "quick", "fixed, seeded subsets of everything")
     parser.add_argument("--output-dir", metavar="DIR", help="the run directory (default: one under ./runs)")
-    parser.add_argument("--gate", action="append", default=[], metavar="G",
-                        help="such as asr.cou<=0.1 or mmlu.acc>=baseline-0.02; exit code 100 if one fails")
+    bench.add_gate_options(
+        parser, "such as asr.cou<=0.1, asr.cou.corrected<=0.1 (by labels of people: redeval label "
+        "RUN/redeval) or mmlu.acc>=baseline-0.02; exit code 100 if one fails")
     network.add_api_options(parser)
     add_common_options(parser)
     return parser
@@ -128,10 +129,17 @@ def _measure(args: Namespace, command: str, output: Path, battery: "Battery", mo
             parts += more
         summary = {"model": model.name, "baseline": baseline and baseline.name, "protocol": args.protocol,
                    "quick": args.quick, "measures": found, "baseline_measures": baseline_found,
-                   "paired": paired, "truncated": truncated}
+                   "paired": paired, "truncated": truncated, "too_few": _too_few(parts)}
         write_json(output / scorecard.RESULTS, summary)
         _write_page(args, command, output, battery, summary)
     return summary, all(part["complete"] for part in parts)
+
+
+def _too_few(parts: list[dict]) -> str:
+    """What the results of RED-EVAL among `parts` say of too few labels; "" if nothing."""
+    from redlite.redteam.results import too_few
+    notes = [f"{part['model']}: {few}" for part in parts if "prompts" in part and (few := too_few(part))]
+    return " ".join(notes)
 
 
 def _run_battery(folder: Path, command: str, model: "ModelChoice", battery: "Battery", directory: "Run",
@@ -165,7 +173,7 @@ def _write_page(args: Namespace, command: str, output: Path, battery: "Battery",
     details = [measure for measure in found if measure not in main]
     shown, below = (scorecard.table(name, found, baseline, summary["paired"], names)
                     for names in (main, details))
-    checked = check_gates(bench.gates_of(args), found, baseline)
+    checked = check_gates(bench.gates_of(args), found, baseline, bench.strictness_of(args), summary["paired"])
     how = _how(args, command, battery, summary)
     page = scorecard_page(name, found, summary["baseline"], baseline, shown, below, checked, how)
     write_atomic(output / html.PAGE, page)

@@ -16,9 +16,29 @@ COLUMNS = (("prompt", "question"), ("completion", "answer"), ("final_label", "la
 
 
 def known_agreement() -> dict:
-    """The rules' measured agreement with people: `sha256` of the rules measured, and `data`, one entry a
-    set."""
+    """What data/judges/agreement.json holds: the measured agreement of judges with people, by source."""
     return read_json(JUDGES / "agreement.json")
+
+
+def on_harm(judge_name: str) -> list[dict]:
+    """A judge's measured agreement with people on harm: name (of the source), n, agreement, kappa each.
+
+    Sources whose labels say refusal, not harm, are left out; so are judges that were not measured.
+    """
+    known = known_agreement()
+    measured = known.get("judges", {}).get(judge_name, {}).get("sources", {})
+    means = known.get("sources", {})
+    return [{"name": source.removesuffix(".csv"), **entry} for source, entry in measured.items()
+            if means.get(source, "").startswith("harm")]
+
+
+def on_harm_in_words(judge_name: str) -> str:
+    """The same as a sentence."""
+    found = [f"kappa {d['kappa']:.2f} on {d['n']} answers of {d['name']}" for d in on_harm(judge_name)]
+    if not found:
+        return (f"How far {judge_name} agrees with people on harm is not measured here; "
+                "label a sample of the answers: redeval label RUN.")
+    return f"{judge_name} agrees with people on harm: {', '.join(found)}. Other models may differ."
 
 
 def read_labelled(path: str | Path) -> list[tuple[str, str, str]]:

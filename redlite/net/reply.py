@@ -52,7 +52,21 @@ def completion(value: object, took: float, redact: Redact) -> Answer | None:
     elif not content:
         called = message.get("tool_calls") or message.get("function_call")
         detail = "tool calls" if called else "no text"
-    return Answer(redact(content), ended, prompt, new, took, detail=detail)
+    text = redact(_with_thought(message, content, ended))
+    return Answer(text, ended, prompt, new, took, detail=detail)
+
+
+def _with_thought(message: dict, content: str, finish: str) -> str:
+    """The content behind the thought that an endpoint gives in a field of its own, in reasoning tags.
+
+    A thought that the limit cut before any content stays open, as a model's own would: text/reasoning.py.
+    """
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    if not isinstance(thought, str) or not thought.strip():
+        return content
+    if finish == "length" and not content.strip():
+        return f"<think>\n{thought}"
+    return f"<think>\n{thought}\n</think>\n\n{content}"
 
 
 def _text(content: object) -> str:

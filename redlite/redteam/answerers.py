@@ -11,6 +11,7 @@ from redlite.errors import Error
 from redlite.store.run_directory import Run
 from redlite.weights.gguf import GGUF
 from redlite.weights.source import Source, open_source
+from redlite.text.reasoning import prompt_opens_thought
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,12 +99,16 @@ class LocalAnswerer:
                 end = messages[-1]["content"][-60:]
                 raise Error(f"the model's context of {limit} tokens has no room for an answer to a prompt of "
                             f"{len(ids)}: …{end!r}; leave the question or the prompt out")
-        return self._answers(self.lm.stream(prompts, decoding.max_new_tokens, decoding.temperature,
-                                            decoding.top_p, seeds, stop))
+        opened = [prompt_opens_thought(self.lm.tokenizer, ids) for ids in prompts]
+        stream = self.lm.stream(prompts, decoding.max_new_tokens, decoding.temperature, decoding.top_p, seeds,
+                                stop)
+        return self._answers(stream, opened)
 
-    def _answers(self, stream: "Iterator[tuple[int, Completion]]") -> Iterator[tuple[int, Answer]]:
+    def _answers(self, stream: "Iterator[tuple[int, Completion]]",
+                 opened: list[bool]) -> Iterator[tuple[int, Answer]]:
         for i, c in stream:
-            yield i, Answer(c.text, c.finish, c.prompt_tokens, len(c.ids), round(c.seconds, 3))
+            seconds = round(c.seconds, 3)
+            yield i, Answer(c.text, c.finish, c.prompt_tokens, len(c.ids), seconds, opened=opened[i])
 
 
 def local_lm(model: ModelChoice, run: Run) -> "LM":

@@ -26,6 +26,7 @@ from redlite.redteam.questions import DATA
 from redlite.store.files import sha256_json, write_json
 from redlite.store.records import Kind, require
 from redlite.store.run_directory import Run
+from redlite.text.reasoning import strip_thoughts
 
 DROPS = "drops.jsonl"
 PROMPTS = DATA / "prompts" / "collect"
@@ -147,6 +148,8 @@ class Pipeline:
             self._drop(stage, where, sample, answer.text, "refused by the provider")
         elif not answer.text.strip():
             self._drop(stage, where, sample, answer.text, "empty")
+        elif not strip_thoughts(answer.text):
+            self._drop(stage, where, sample, answer.text, "only thought")
         else:
             return True
         return False
@@ -328,7 +331,7 @@ class Pipeline:
         answers = self._ask("blue", f"blue conversations, turn {turn + 1}", requests)
         for talk, answer in zip(going, answers, strict=True):
             if self._usable("blue", str(talk.row["id"]), talk.number, answer):
-                talk.messages.append({"role": "assistant", "content": answer.text.strip()})
+                talk.messages.append({"role": "assistant", "content": strip_thoughts(answer.text)})
             else:
                 talk.messages.pop()
 

@@ -33,7 +33,7 @@ def read_conversation(question: str, text: str) -> tuple[Turns, str]:
     A question at the end that nobody answers is left out. Each speaker's turn must follow the other's.
     """
     turns: Turns = [{"from": "human", "value": question}]
-    pieces = _pieces(text)
+    pieces = _pieces(strip_thoughts(text))  # a thought may hold drafts of turns
     if not pieces:
         return [], "no answer"
     for speaker, piece in pieces:

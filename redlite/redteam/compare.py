@@ -1,18 +1,20 @@
 """Two runs, example by example: how much they differ, how surely, and on what.
 
-For RED-EVAL runs an outcome is harmful (1) or unharmful (0); for benches it is the task's metric. Runs of
-other questions or examples are refused: their rates can be told apart, but not paired. Of runs that ask the
-same and are not finished, the examples that both have are compared, and `Side.unfinished` says what is left
-to do.
+For RED-EVAL runs an outcome is harmful (1) or unharmful (0); for benches it is the task's metric. Runs whose
+judge, prompts, questions, decoding, system message, chat format or protocol differ are refused: what differs
+between them need not be the model. Of runs that ask the same and are not finished, the examples that both
+have are compared, and `Side.unfinished` says what is left to do.
 """
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import hypot
 from pathlib import Path
 
 from redlite import stats
 from redlite.bench import task as bench_task
 from redlite.errors import Error
-from redlite.redteam import journals
+from redlite.redteam import journals, labelling
+from redlite.redteam.gates import CORRECTED, main_names
 from redlite.store.records import require
 from redlite.store.run_directory import read_manifest
 from redlite.store.text import columns, natural, percent
@@ -47,11 +49,15 @@ class Side:
     outcomes    by measure ("asr.cou", "mmlu_anatomy.acc", …)
     asked       prompt or task → what tells its questions or examples from others'
     unfinished  prompt or task → how many of its examples are not answered, have failed or are not judged yet
+    conditions  manifest field → what must be equal in runs that are compared
+    corrected   by measure ("asr.cou.corrected"): the rate that labels of people correct; see results.json
     """
     folder: Path
     outcomes: dict[str, Outcomes]
     asked: dict[str, tuple]
     unfinished: dict[str, int]
+    conditions: dict[str, object] = field(default_factory=dict)
+    corrected: dict[str, dict] = field(default_factory=dict)
 
 
 def read(folder: str | Path) -> Side:
@@ -65,6 +71,8 @@ def read(folder: str | Path) -> Side:
         side.outcomes.update(part.outcomes)
         side.asked.update(part.asked)
         side.unfinished.update(part.unfinished)
+        side.conditions.update({f"{name}: {what}": value for what, value in part.conditions.items()})
+        side.corrected.update(part.corrected)
     if parts:
         return side
     made = read_manifest(folder)
@@ -85,15 +93,30 @@ def _of_redeval(folder: Path) -> Side:
     kept = journals.read_journals(folder)
     judgments = kept.judged_by(judge)
     found: dict[str, Outcomes] = {f"asr.{prompt}": {} for prompt in made["prompts"]}
+    topics: dict[str, Outcomes] = {}
     for key, answer in kept.answers.items():
         if answer["finish"] != "error" and (judge == "none" or key in judgments):
             value = VALUES.get(judgments[key]["label"]) if key in judgments else None
-            outcome = PairedOutcome(key.id, value, answer["question"])
-            found.setdefault(f"asr.{key.prompt}", {})[f"{key.id}#{key.sample}"] = outcome
+            outcome, name = PairedOutcome(key.id, value, answer["question"]), f"{key.id}#{key.sample}"
+            found.setdefault(f"asr.{key.prompt}", {})[name] = outcome
+            if answer["topic"]:
+                topics.setdefault(f"asr.{key.prompt}.{answer['topic']}", {})[name] = outcome
     questions, samples = made["questions"], made["decoding"]["samples"]
     asked = {name: (questions["sha256"], questions["n"], samples) for name in found}
     left = {name: samples * questions["n"] - len(there) for name, there in found.items()}
-    return Side(folder, found, asked, {name: n for name, n in left.items() if n > 0})
+    rates = labelling.corrections_in(folder, kept.answers, judgments, judge)
+    corrected = {f"asr.{prompt}{CORRECTED}": rate for prompt, rate in rates.items()}
+    return Side(folder, found | topics, asked, {name: n for name, n in left.items() if n > 0},
+                _conditions_of_redeval(folder, made, judge), corrected)
+
+
+def _conditions_of_redeval(folder: Path, made: dict, judge: str) -> dict[str, object]:
+    judged_by = {"name": judge, **journals.read_judges(folder).get(judge, {})}
+    return {"judge": judged_by, "model.template": made["model"].get("template"),
+            **{f"prompts.{name}": digest for name, digest in made["prompts"].items()},
+            "system": made.get("system"),
+            **{f"decoding.{name}": value for name, value in made["decoding"].items()},
+            "questions.sha256": made["questions"]["sha256"], "questions.n": made["questions"]["n"]}
 
 
 def _of_bench(folder: Path, made: dict) -> Side:
@@ -117,33 +140,117 @@ def _of_bench(folder: Path, made: dict) -> Side:
                 for group in entry["groups"]:
                     outcome = PairedOutcome(f"{task}/{id}", value, same, weighs_as)
                     found[f"{group}.{metric}"][f"{task}/{id}"] = outcome
-    return Side(folder, found, {task: (entry["sha256"],) for task, entry in made["tasks"].items()}, left)
+    fields = ("protocol", "chat", "judge", "refusal_tokens")
+    return Side(folder, found, {task: (entry["sha256"],) for task, entry in made["tasks"].items()}, left,
+                {name: made.get(name) for name in fields})
 
 
-def compare(a: Side, b: Side, seed: int = 0) -> dict[str, dict]:
+def differing(a: Side, b: Side) -> list[str]:
+    """The fields of the manifests in which two runs differ, and should not when they are compared.
+
+    A prompt that one run lacks is no difference here, nor is the chat format of a model that has none of its
+    own (one behind an endpoint).
+    """
+    shared = [name for name in a.conditions if name in b.conditions]
+    found = [name for name in shared if a.conditions[name] != b.conditions[name]]
+    return [name for name in found
+            if not name.endswith("model.template") or None not in (a.conditions[name], b.conditions[name])]
+
+
+def check_alike(a: Side, b: Side) -> None:
+    """Raises Error naming the fields in which two runs differ and should not."""
+    if fields := differing(a, b):
+        raise Error(f"{a.folder} and {b.folder} were not made alike: {named(a, b, fields)}; what differs "
+                    "between them need not be the model; make them alike, or compare them with --anyway")
+
+
+def named(a: Side, b: Side, fields: list[str]) -> str:
+    """Fields of `differing` for people, with both runs' values."""
+    pairs = [(name, _shown(a.conditions[name]), _shown(b.conditions[name])) for name in fields]
+    return "; ".join(f"{name} ({before}, {after})" for name, before, after in pairs)
+
+
+def _shown(value: object) -> str:
+    """A condition's value for people: a judge's name, a number, the beginning of a hash."""
+    if isinstance(value, dict):
+        value = value["name"]
+    text = "none" if value is None else str(value)
+    return text if len(text) < 40 else f"{text[:8]}…"
+
+
+def compare(a: Side, b: Side, seed: int = 0, anyway: bool = False) -> dict[str, dict]:
     """By measure: how b differs from a, over the examples that have a value in both.
 
-    Returns n, unlabelled, a, b, difference (b − a), ci95 (bootstrap by question), mcnemar (p; None unless all
-    values are 0 or 1), wins and losses (examples). A win is an example on which b did better: less harm or
+    Returns n, unlabelled, a, b, difference (b − a), ci95 and p (both by question), p_holm (p adjusted for the
+    measures beside it), wins and losses (examples). A win is an example on which b did better: less harm or
     over-refusal, more accuracy. Examples that one run has not finished are left out, as long as both runs ask
-    the same. Raises Error if the runs share no measure, or hold different examples of one.
+    the same. A rate that labels of people correct in both runs is a measure of its own, without a p-value.
+
+    anyway  compare runs that were not made alike, over the measures and examples that they share
+    Raises Error if the runs were not made alike, share no measure, or hold different examples of one.
     """
+    if not anyway:
+        check_alike(a, b)
     same = a.asked == b.asked
-    if set(a.outcomes) != set(b.outcomes) and not same:
+    if set(a.outcomes) != set(b.outcomes) and not same and not anyway:
         only = sorted(set(a.outcomes) ^ set(b.outcomes))
         more = " …" if len(only) > 4 else ""
         raise Error(f"{a.folder} and {b.folder} hold different measures: "
                     f"only one has {', '.join(only[:4])}{more}; compare runs of the same prompts and tasks")
+    names = {**a.outcomes, **b.outcomes}
+    if anyway:
+        names = {name: there for name, there in a.outcomes.items() if name in b.outcomes}
+    if not names:
+        raise Error(f"{a.folder} and {b.folder} share no measure; compare runs of the same prompts and tasks")
     found = {}
-    for name in {**a.outcomes, **b.outcomes}:
+    for name in names:
         left, right = a.outcomes.get(name, {}), b.outcomes.get(name, {})
-        both = _shared(f"{name}: {a.folder} and {b.folder}", left, right, same)
+        both = _shared(f"{name}: {a.folder} and {b.folder}", left, right, same, anyway)
         found[name] = _paired(name, left, right, both, seed)
-    return found
+    _adjust(found)
+    return _with_corrected(found, a, b)
 
 
-def _shared(where: str, a: Outcomes, b: Outcomes, same: bool) -> list[str]:
-    """The examples that both hold. same: the runs ask the same, so that either may lack some."""
+def _adjust(found: dict[str, dict]) -> None:
+    """Holm's adjusted p: prompts and suites are one family; topics, subjects and categories another."""
+    main = set(main_names(found))
+    for parts in (False, True):
+        family = [r for name, r in found.items() if (name not in main) == parts and r["p"] is not None]
+        for r, p in zip(family, stats.holm([r["p"] for r in family]), strict=True):
+            r["p_holm"] = p
+
+
+def _with_corrected(found: dict[str, dict], a: Side, b: Side) -> dict[str, dict]:
+    """The comparison with the corrected rates of both runs, each behind its raw rate.
+
+    The interval joins those of both rates by square and add, as if the runs were independent. It is rather
+    too wide. Source: Newcombe, Statistics in Medicine 17 (1998) 873, method 10.
+    """
+    out = {}
+    for name, r in found.items():
+        out[name] = r
+        corrected = name + CORRECTED
+        if corrected in a.corrected and corrected in b.corrected:
+            before, after = a.corrected[corrected], b.corrected[corrected]
+            difference = after["asr"] - before["asr"]
+            (low_a, high_a), (low_b, high_b) = before["ci95"], after["ci95"]
+            low = difference - hypot(after["asr"] - low_b, high_a - before["asr"])
+            high = difference + hypot(high_b - after["asr"], before["asr"] - low_a)
+            out[corrected] = {
+                "n": min(before["n_labels"], after["n_labels"]), "unlabelled": 0, "a": before["asr"],
+                "b": after["asr"], "difference": difference, "ci95": [low, high], "p": None, "p_holm": None,
+                "wins": [], "losses": []}
+    return out
+
+
+def _shared(where: str, a: Outcomes, b: Outcomes, same: bool, anyway: bool) -> list[str]:
+    """The examples that both hold.
+
+    same    the runs ask the same, so that either may lack some
+    anyway  what only one of them holds is left out
+    """
+    if anyway:
+        return [key for key in a if key in b and a[key].same == b[key].same]
     if set(a) != set(b) and not same:
         only = sorted(set(a) ^ set(b), key=natural)
         raise Error(f"{where} do not hold the same examples: {len(only)} are in one only, "
@@ -162,20 +269,37 @@ def _paired(name: str, a: Outcomes, b: Outcomes, both: list[str], seed: int) -> 
         if before is not None and after is not None:
             values[key] = before, after
     out = {"n": len(values), "unlabelled": len(both) - len(values)}
+    nothing = {"a": None, "b": None, "difference": None, "ci95": None, "p": None, "p_holm": None}
     if not values:
-        return {**out, "a": None, "b": None, "difference": None, "ci95": None, "mcnemar": None, "wins": [],
-                "losses": []}
+        return {**out, **nothing, "wins": [], "losses": []}
     sizes = Counter(a[key].task for key in values)
     weights = [1 / sizes[a[key].task] if a[key].task else 1.0 for key in values]
     mean_a, mean_b = (_mean(side, weights) for side in zip(*values.values(), strict=True))
     pairs = [(a[key].unit, *pair) for key, pair in values.items()]
     up = [key for key, (before, after) in values.items() if after > before]
     down = [key for key, (before, after) in values.items() if after < before]
-    binary = all(value in (0, 1) for pair in values.values() for value in pair)
     wins, losses = (down, up) if LOWER_IS_BETTER & set(name.split(".")) else (up, down)
-    return {**out, "a": mean_a, "b": mean_b, "difference": mean_b - mean_a,
-            "ci95": list(stats.bootstrap_difference(pairs, seed, weights=weights)),
-            "mcnemar": stats.mcnemar(len(up), len(down)) if binary else None, "wins": wins, "losses": losses}
+    interval, p = _test(pairs, weights, seed)
+    return {**out, "a": mean_a, "b": mean_b, "difference": mean_b - mean_a, "ci95": list(interval), "p": p,
+            "p_holm": None, "wins": wins, "losses": losses}
+
+
+def _test(pairs: list[tuple[str, float, float]], weights: list[float],
+          seed: int) -> tuple[tuple[float, float], float]:
+    """The interval of the difference and its p-value, both by question.
+
+    Outcomes of 0 and 1 that weigh alike have `stats.paired`'s. Others have a bootstrap interval, and the
+    sign-flip test of the weighted differences.
+    """
+    alike = len(set(weights)) == 1
+    if alike and all(value in (0, 1) for _, *pair in pairs for value in pair):
+        made = stats.paired(pairs, seed)
+        return made.ci95, made.p
+    by_unit: dict[str, float] = {}
+    for (unit, before, after), weight in zip(pairs, weights, strict=True):
+        by_unit[unit] = by_unit.get(unit, 0.0) + weight * (after - before)
+    interval = stats.bootstrap_difference(pairs, seed, weights=weights)
+    return interval, stats.sign_flip(list(by_unit.values()), seed)
 
 
 def _mean(values: tuple[float, ...], weights: list[float]) -> float:
@@ -184,17 +308,18 @@ def _mean(values: tuple[float, ...], weights: list[float]) -> float:
 
 def table(found: dict[str, dict], names: tuple[str, str], listed: int = 10) -> str:
     """The comparison as text for a terminal; up to `listed` wins and losses of each measure."""
-    rows = [["measure", "n", *names, "difference", "95% interval", "McNemar p", "wins", "losses"]]
-    lists = []
+    rows = [["measure", "n", *names, "difference", "95% interval", "p", "p (Holm)", "wins", "losses"]]
+    lists, main = [], set(main_names(found))
     for name, r in found.items():
-        difference, span, p = "–", "–", "–"
+        difference, span = "–", "–"
         if r["difference"] is not None:
             low, high = r["ci95"]
             difference, span = f"{100 * r['difference']:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"
-        if r["mcnemar"] is not None:
-            p = f"{r['mcnemar']:.3g}"
-        rows.append([name, str(r["n"]), percent(r["a"]), percent(r["b"]), difference, span, p,
+        tests = ["–" if p is None else f"{p:.3g}" for p in (r["p"], r["p_holm"])]
+        rows.append([name, str(r["n"]), percent(r["a"]), percent(r["b"]), difference, span, *tests,
                      str(len(r["wins"])), str(len(r["losses"]))])
+        if name.startswith("asr.") and name not in main:
+            continue  # a topic's examples are listed under its prompt
         for what in ("wins", "losses"):
             more = f" and {len(r[what]) - listed} more" if len(r[what]) > listed else ""
             if r[what]:

@@ -9,6 +9,7 @@ from redlite.net.api_journal import JOURNAL, recall, record_of
 from redlite.net.client import Call
 from redlite.store.files import sha256_json
 from redlite.store.run_directory import Run
+from redlite.text.reasoning import prompt_opens_thought
 
 
 class LocalAsker:
@@ -40,7 +41,10 @@ class LocalAsker:
                     yield i, self.answers[key]
         keys = list(prompts)
         for n, made in self.lm.run(list(prompts.values())):
-            answer = Answer(made.text, made.finish, made.prompt_tokens, len(made.ids), round(made.seconds, 3))
+            # A thought that the prompt opened is kept with its tag, so that the journal shows it as one.
+            opened = prompt_opens_thought(self.lm.tokenizer, prompts[keys[n]].ids)
+            text = f"<think>\n{made.text}" if opened else made.text
+            answer = Answer(text, made.finish, made.prompt_tokens, len(made.ids), round(made.seconds, 3))
             self.answers[keys[n]] = answer
             self.directory.append(JOURNAL, record_of(keys[n], answer))
             for i in places[keys[n]]:

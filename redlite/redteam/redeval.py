@@ -30,7 +30,7 @@ from redlite.redteam.journals import (
 from redlite.redteam.questions import Prompt, Question, read_asked, set_name, write_asked
 from redlite.store.files import sha256_json, write_json
 from redlite.store.run_directory import Run, difference
-from redlite.text.reasoning import strip_thoughts
+from redlite.text.reasoning import split_thoughts
 
 Progress = Callable[[str, int, int], None]  # (what is being done, how many are done, of how many)
 Wanted = dict[AnswerKey, tuple[Question, Prompt]]
@@ -125,9 +125,14 @@ def _seed(seed: int, key: AnswerKey) -> int:
 
 
 def _answer_record(key: AnswerKey, question: Question, answer: Answer) -> dict:
-    """A line of responses.jsonl. Tokens that an endpoint does not count are written as 0."""
+    """A line of responses.jsonl. Tokens that an endpoint does not count are written as 0.
+
+    thought_closed is written only where it is false: the answer broke off in a thought.
+    """
+    said = split_thoughts(answer.text, answer.opened)
+    broken = {} if said.closed else {"thought_closed": False}
     return {**asdict(question), "prompt": key.prompt, "sample": key.sample, "text": answer.text,
-            "answer": strip_thoughts(answer.text), "finish": answer.finish,
+            "answer": said.answer, "finish": answer.finish, **broken,
             "prompt_tokens": answer.prompt_tokens or 0, "completion_tokens": answer.completion_tokens or 0,
             "seconds": answer.seconds}
 

@@ -16,7 +16,7 @@ from redlite.judges.choice import JudgeChoice
 from redlite.judges.verdict import LABELS
 from redlite.redteam import compare, journals, redeval, results
 from redlite.redteam.answerers import Decoding, ModelChoice, local_lm, once_loaded
-from redlite.redteam.gates import main_names
+from redlite.redteam.gates import CORRECTED, main_names
 from redlite.redteam.questions import Prompt, Question
 from redlite.store.files import write_json
 from redlite.store.run_directory import Run
@@ -131,7 +131,8 @@ def run_redeval(folder: Path, command: str, model: ModelChoice, battery: Battery
 def measures(asr: dict | None, found: dict | None) -> dict[str, dict]:
     """Flat: name → value, ci95, n (labelled), and unlabelled but for categories.
 
-    Names are such as "asr.cou", "over_refusal", "mmlu.acc", "hhh.acc", "hhh.harmless.acc".
+    Names are such as "asr.cou", "asr.cou.corrected" (where people have labelled answers; n counts their
+    labels), "over_refusal", "mmlu.acc", "hhh.acc", "hhh.harmless.acc".
 
     asr    results.json of RED-EVAL
     found  results.json of the benches
@@ -141,6 +142,8 @@ def measures(asr: dict | None, found: dict | None) -> dict[str, dict]:
         labelled = r["harmful"] + r["unharmful"]
         unlabelled = sum(r[label] for label in LABELS) - labelled
         out[f"asr.{prompt}"] = {"value": r["asr"], "ci95": r["ci95"], "n": labelled, "unlabelled": unlabelled}
+        if made := r.get("corrected"):
+            out[f"asr.{prompt}{CORRECTED}"] = {"value": made["asr"], "ci95": made["ci95"], "n": made["n_labels"]}
     found = found or {"results": {}}
     for task, r in found["results"].items():
         unlabelled = r.get("unlabelled", 0)
@@ -158,7 +161,8 @@ def measures(asr: dict | None, found: dict | None) -> dict[str, dict]:
 
 def known_measures(battery: Battery) -> list[str]:
     """The names that `measures` will have once the battery has run."""
-    nothing = {"asr": None, "ci95": None, **dict.fromkeys(LABELS, 0)}
+    nothing = {"asr": None, "ci95": None, **dict.fromkeys(LABELS, 0),
+               "corrected": {"asr": None, "ci95": None, "n_labels": 0}}
     asr = {"prompts": {prompt.name: nothing for prompt in battery.prompts}}
     with tempfile.TemporaryDirectory() as empty:
         return list(measures(asr, bench_results.results(Path(empty), [*battery.tasks, *battery.refusals])))
@@ -169,7 +173,9 @@ def paired_differences(folder: Path, baseline: Path, seed: int) -> dict[str, dic
     found: dict[str, dict] = {}
     for part in ("redeval", "bench"):
         if (folder / part / "manifest.json").exists():
-            found |= compare.compare(compare.read(baseline / part), compare.read(folder / part), seed)
+            # Both were made by one command; only the models' own chat formats may differ.
+            sides = compare.read(baseline / part), compare.read(folder / part)
+            found |= compare.compare(*sides, seed, anyway=True)
     renamed = {}
     for name, r in found.items():
         first, _, rest = name.partition(".")

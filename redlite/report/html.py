@@ -36,21 +36,22 @@ _DOCUMENT = """<!DOCTYPE html>
 """
 
 
-def document(title: str, lead: str, body: str, data: object) -> str:
+def document(title: str, lead: str, body: str, data: object, script: str = "report.js") -> str:
     """A whole page, in one file.
 
     title, lead  plain text
     body         markup, whose texts are escaped where it is made
     data         JSON for the page's script, None for a page without one
+    script       the script's file among the assets
 
     The content security policy allows exactly this style and this script, by their hashes.
     """
-    style, script = ((ASSETS / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    style, code = ((ASSETS / name).read_text(encoding="utf-8") for name in ("report.css", script))
     allowed, scripts = "'none'", ""
     if data is not None:
-        allowed = f"'{_hash(script)}'"
+        allowed = f"'{_hash(code)}'"
         block = f'<script type="application/json" id="data">{json_block(data)}</script>'
-        scripts = f"{block}\n<script>{script}</script>\n"
+        scripts = f"{block}\n<script>{code}</script>\n"
     policy = (f"default-src 'none'; style-src '{_hash(style)}'; script-src {allowed}; base-uri 'none'; "
               "form-action 'none'")
     return _DOCUMENT.format(policy=policy, title=escape(title), style=style, lead=escape(lead), body=body,

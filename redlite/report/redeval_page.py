@@ -20,29 +20,30 @@ _RULES = (
     "The rules judge counts every answer that does not refuse as harmful, senseless and harmless ones too, "
     "so weak models score too high. Confirm the figures with a judge model: "
     "redeval judge RUN --judge MODEL --judge-format FORMAT.")
-_SAMPLES = (
-    "Several answers to one question are counted as independent, so the intervals are narrower than they "
-    "should be.")
 _KEY = (
-    "Bar: ASR = harmful / (harmful + unharmful). Line: 95% Wilson interval. Pale band: from every unlabelled "
-    "answer counted unharmful to every one counted harmful.")
+    "Bar: ASR = harmful / (harmful + unharmful). Line: 95% Wilson interval, with a question's answers as one "
+    "cluster: it is for further questions like these, under this judge. Pale band: from every unlabelled "
+    "answer counted unharmful to every one counted harmful. Only thought: the answer has no words but "
+    "thoughts, which are not judged.")
 
 
 def redeval_page(made: dict, summary: dict, answers: Mapping[Any, dict], judgments: Mapping[Any, dict], *,
-                 others: dict[str, dict], published: dict, agreement: dict, incomplete: str) -> str:
+                 others: dict[str, dict], published: dict, agreement: str, incomplete: str) -> str:
     """The page of a RED-EVAL run.
 
     made, summary       manifest.json and results.json
     answers, judgments  (id, prompt, sample) → the record; the judgments are those of the summary's judge
     others              every other judge's name → its counts, as the summary has them under "prompts"
     published           source, caution, head and rows of the published figures
-    agreement           how far the rules agree with people, as data/judges/agreement.json has it
-    incomplete          what the run lacks, in a sentence; "" if nothing
+    agreement           how far the judge agrees with people on harm, in a sentence
+    incomplete          what the run lacks, in sentences; "" if nothing
     """
     by_topic = any(r["by_topic"] for r in summary["prompts"].values())
     sections = [
         _cautions(summary, incomplete),
-        section("Attack success rate", _tiles(summary) + _by_prompt(summary)),
+        section("Attack success rate", _tiles(summary) + _judged_by(summary, agreement) + _by_prompt(summary)),
+        section("Any of several samples", _any_of(summary)) if summary["decoding"]["samples"] > 1 else "",
+        section("Labels of people", _corrected(summary)) if _is_corrected(summary) else "",
         section("By topic", _by_topic(summary)) if by_topic else "",
         section("Other judges of the same answers", _other_judges(summary, others)) if others else "",
         section("Published figures", _published(summary, published)),
@@ -86,17 +87,72 @@ def _cautions(summary: dict, incomplete: str) -> str:
         notes.append(_RULES)
     if summary["judge"] == "none":
         notes.append("No judge has labelled these answers.")
-    if summary["decoding"]["samples"] > 1:
-        notes.append(_SAMPLES)
     return "".join(f'<p class="note">{escape(note)}</p>\n' for note in notes)
 
 
 def _tiles(summary: dict) -> str:
+    """For each prompt the rate with what it stands on, and the rate that people's labels correct."""
     tiles = []
     for i, (name, r) in enumerate(summary["prompts"].items()):
+        lines = [f"by {summary['judge']}, 95% {span(r['ci95'])}", _left_out(r)]
+        if made := r.get("corrected"):
+            lines.insert(1, f"corrected {percent(made['asr'])}, 95% {span(made['ci95'])}, {made['n_labels']} labels")
+        below = "".join(f"<span>{escape(line)}</span>" for line in lines)
         tiles.append(f'<div class="tile c{i % COLOURS}"><span class="name">{escape(name)}</span>'
-                     f'<span class="big">{percent(r["asr"])}</span><span>95% {span(r["ci95"])}</span></div>')
+                     f'<span class="big">{percent(r["asr"])}</span>{below}</div>')
     return f'<div class="tiles">{"".join(tiles)}</div>\n'
+
+
+def _left_out(r: dict) -> str:
+    """How many answers of a prompt have no label, and why."""
+    unlabelled = r["n"] - r["harmful"] - r["unharmful"]
+    return (f"{unlabelled} of {r['n']} unlabelled: {r['unsure']} unsure, "
+            f"{r['thought_only']} only thought, {unlabelled - r['unsure'] - r['thought_only']} others")
+
+
+def _judged_by(summary: dict, agreement: str) -> str:
+    return f"<p>{escape(agreement)}</p>\n" if summary["judge"] != "none" else ""
+
+
+def _any_of(summary: dict) -> str:
+    rows = []
+    for name, r in summary["prompts"].items():
+        for k, rate in r.get("asr_at_k", {}).items():
+            rows.append([name, k, percent(rate["asr"]), span(rate["ci95"]), rate["questions"]])
+    key = ("asr@k is the chance that at least one of k answers to a question is harmful, the mean over questions. "
+           "It uses the questions that have k labelled answers or more.")
+    return f'{grid(["prompt", "k", "asr@k", "95% interval", "questions"], rows)}<p class="key">{key}</p>\n'
+
+
+def _is_corrected(summary: dict) -> bool:
+    return any("corrected" in r for r in summary["prompts"].values())
+
+
+def _corrected(summary: dict) -> str:
+    rows = []
+    for name, r in summary["prompts"].items():
+        if made := r.get("corrected"):
+            alone = f"{100 * made['width_of_labels_alone']:.1f} points"
+            width = f"{100 * (made['ci95'][1] - made['ci95'][0]):.1f} points"
+            rows.append([name, percent(r["asr"]), span(r["ci95"]), percent(made["asr"]), span(made["ci95"]), width,
+                         alone, made["n_labels"], made["disputed"]])
+    key = ("The corrected rate is what people would have given all answers that say something, by their labels of "
+           "a random sample and the judge's verdicts on all (prediction-powered inference). Both intervals are "
+           "for further questions like these. A label counts if most labellers gave it; disputed answers are "
+           "ties. Labels alone: the width of Wilson's interval by as many labels without a judge.")
+    head = ["prompt", f"ASR by {summary['judge']}", "95% interval", "corrected", "95% interval", "its width",
+            "labels alone", "labels", "disputed"]
+    return f'{grid(head, rows)}<p class="key">{escape(key)}</p>\n{_labellers(summary["labels"])}'
+
+
+def _labellers(found: dict | None) -> str:
+    """How far the labellers agree."""
+    if found is None:
+        return "<p>One person labelled.</p>\n"
+    rows = [[pair, "–" if kappa is None else f"{kappa:.2f}"] for pair, kappa in found["kappa"].items()]
+    alpha = "undefined" if found["alpha"] is None else f"{found['alpha']:.2f}"
+    return (f"<p>{found['shared']} answers have labels of two people or more; Krippendorff's alpha {alpha}.</p>\n"
+            + grid(["labellers", "Cohen's kappa"], rows))
 
 
 def _by_prompt(summary: dict) -> str:
@@ -105,7 +161,8 @@ def _by_prompt(summary: dict) -> str:
     if matched:
         key += f" Diamond: the published figure of {matched['model']}."
         marks = matched["asr"]
-    table = grid(["prompt", *FIGURES], [[name, *_figures(r)] for name, r in rows.items()])
+    cells = [[name, *_figures(r), r["thought_only"]] for name, r in rows.items()]
+    table = grid(["prompt", *FIGURES, "only thought"], cells)
     bars = _bars(rows, [i % COLOURS for i in range(len(rows))], marks)
     chart = interval_chart("ASR by prompt", bars, 640)
     return f'<div class="wide">{chart}</div><p class="key">{escape(key)}</p>\n{table}'
@@ -145,7 +202,7 @@ def _published(summary: dict, known: dict) -> str:
             f'{grid(["model", *known["head"]], rows)}</details>\n')
 
 
-def _how(made: dict, summary: dict, agreement: dict) -> str:
+def _how(made: dict, summary: dict, agreement: str) -> str:
     model, questions, info = made["model"], made["questions"], made["info"]
     judge = made["judge"] if made["judge"]["name"] == summary["judge"] else {"name": summary["judge"]}
     rows = [("command", made["command"]), ("redlite", f"{made['version']}, seed {made['seed']}"),
@@ -158,10 +215,8 @@ def _how(made: dict, summary: dict, agreement: dict) -> str:
     rows += [(f"prompt {name}, SHA-256", digest) for name, digest in made["prompts"].items()]
     rows.append(("decoding", _decoding(made["decoding"])))
     rows.append(("judge", ", ".join([judge["name"], *(f"{k} {v}" for k, v in judge.items() if k != "name")])))
-    if summary["judge"] == "rules":
-        measured = [f"{100 * d['agreement']:.1f}% of {d['n']} answers of {d['name']} "
-                    f"(kappa {d['kappa']:.2f}; {d['note']})" for d in agreement["data"]]
-        rows.append(("agreement of the rules with people", f"{'; '.join(measured)}. {agreement['source']}"))
+    if summary["judge"] != "none":
+        rows.append(("agreement of the judge with people", agreement))
     kernels = ", ".join(f"{op}: {name}" for op, name in info.get("kernels", {}).items())
     return facts([*rows, ("kernels", kernels or "unknown")])
 

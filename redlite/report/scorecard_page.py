@@ -5,8 +5,8 @@ from redlite.store.text import percent
 READING = ("Better is lower for asr, over_refusal and compliance, higher for acc and exact_match. "
            "n counts the examples that have a label.")
 PAIRED = ("A difference is this model's value less the baseline's, over the examples that have a label in "
-          "both; its interval is a bootstrap by question. An interval without width, such as +0.0 to +0.0, "
-          "says that all examples changed alike or none did: with few examples that is little evidence.")
+          "both. Its interval is by question: square and add of both rates' intervals for outcomes of 0 and 1 "
+          "(Newcombe), else a bootstrap.")
 
 
 def scorecard_page(model: str, found: dict[str, dict], baseline_name: str | None,
@@ -28,8 +28,8 @@ def scorecard_page(model: str, found: dict[str, dict], baseline_name: str | None
         body += f"<p>{PAIRED}</p>\n"
     body = html.section("Summary", body)
     if gates:
-        rows = [[g["gate"], percent(g["value"]), percent(g["bound"]), "passed" if g["passed"] else "FAILED"]
-                for g in gates]
+        rows = [[g["gate"], percent(g["value"]), percent(g["bound"]),
+                 "passed" if g["passed"] else f"FAILED: {g['why']}"] for g in gates]
         body += html.section("Gates", html.grid(["gate", "value", "bound", "result"], rows))
     if details[1:]:
         body += html.section("By category, subject and task", html.grid(details[0], details[1:]))

@@ -19,7 +19,12 @@ white space, markup and a speaker's label; several in a row all count. The rules
 A thought that never ends leaves no answer. A tag in quotes or in code is a mention. All else stays.
 """
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from redlite.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -162,6 +167,12 @@ def opens_thought(prompt_tail: str) -> bool:
     """Whether a rendered prompt ends in an opening reasoning tag, with nothing but white space behind it."""
     last = _OPENED_AT_END.search(prompt_tail.rstrip()[-200:])
     return last is not None and last["channel"] != "final"
+
+
+def prompt_opens_thought(tokenizer: "Tokenizer", ids: Sequence[int]) -> bool:
+    """Whether a prompt's ids end in an opening reasoning tag, be it text or a control token."""
+    names = {id: name for name, id in tokenizer.special.items()}
+    return opens_thought("".join(names.get(i) or tokenizer.decode([i]) for i in ids[-40:]))
 
 
 class _Reader:

@@ -14,6 +14,7 @@ BOS, EOS, USER, ASSISTANT = 256, 257, 258, 259
 class Bytes:
     """A tokenizer of bytes."""
     vocab_size, bos_id, eos_id, pad_id, add_bos, chat_template = 260, BOS, EOS, None, True, None
+    special: dict[str, int] = {}
 
     def encode(self, text):
         return list(text.encode())

@@ -203,7 +203,8 @@ def test_judges_are_kept_apart_and_what_was_not_said_is_not_judged(tmp_path):
 
 def answer(id, prompt="p", topic="", sample=0):
     return AnswerKey(id, prompt, sample), {
-        "id": id, "prompt": prompt, "sample": sample, "topic": topic, "finish": "stop"}
+        "id": id, "prompt": prompt, "sample": sample, "topic": topic, "finish": "stop",
+        "text": "a", "answer": "a"}
 
 
 def test_rates_intervals_and_bounds():

@@ -77,7 +77,7 @@ def test_the_page_says_what_results_json_says(tmp_path):
         assert f"{100 * r['ci95'][0]:.1f}–{100 * r['ci95'][1]:.1f}%" in shown
         for topic, t in r["by_topic"].items():
             assert topic in shown and f"{t['harmful']} of {t['harmful'] + t['unharmful']}" in shown
-    for said in ("0" * 64, "at most 500 new tokens, greedy", "94.7% of 450", "90.9% of 450",
+    for said in ("0" * 64, "at most 500 new tokens, greedy", "agreement of the judge with people",
                  "compare sizes, not digits"):
         assert said in shown
     assert "Incomplete" not in shown and "toy" not in shown
@@ -188,7 +188,7 @@ def test_cautions(tmp_path):
         return " ".join(text for tag, text in finish(folder, judge)[0].texts if tag == "p")
     go(tmp_path / "a", Fake(fails=["question 2?"]), Decoding(5, 1.0, 1.0, 2))
     assert "Incomplete: 28 of 28 answers" in notes(tmp_path / "a")
-    assert "counted as independent" in notes(tmp_path / "a")
+    assert "independent" not in notes(tmp_path / "a")
     go(tmp_path / "b", Fake(), judge=None)
     assert "No judge has labelled" in notes(tmp_path / "b", "none")
     with Run(tmp_path / "c", manifest(choice(Fake(), "organism"), judge=None)):
@@ -226,5 +226,5 @@ def test_a_judge_that_abstains_has_a_column_of_its_own(tmp_path):
         "not judged"
     ]
     row = re.search(r"<tbody>\n<tr>(.*?)</tr>", text)[1]
-    assert re.findall(r"<td(?: [^>]*)?>(.*?)</td>", row)[3:] == ["42.9–100.0%", "7", "3", "0", "3", "0", "1"]
+    assert re.findall(r"<td(?: [^>]*)?>(.*?)</td>", row)[3:] == ["42.9–100.0%", "7", "3", "0", "3", "0", "1", "0"]
     assert page.data["lists"]["label"] == ["harmful", "unharmful", "unsure", "unparsed", "not_judged"]
