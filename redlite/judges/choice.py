@@ -39,6 +39,11 @@ class Panel:
         return {"rule": self.rule, "judges": [{"name": j.name, **j.identity} for j in self.judges]}
 
 
+def members(judge: JudgeChoice | Panel) -> tuple[JudgeChoice, ...]:
+    """The judges that label: one, or all of a panel."""
+    return judge.judges if isinstance(judge, Panel) else (judge,)
+
+
 def panel(judges: list[JudgeChoice], rule: str | None) -> JudgeChoice | Panel:
     """One judge as it is, several as a panel. Raises Error where a rule or a name does not fit."""
     names = [judge.name for judge in judges]
@@ -53,11 +58,9 @@ def panel(judges: list[JudgeChoice], rule: str | None) -> JudgeChoice | Panel:
     return Panel(tuple(judges), rule or combine.RULES[0])
 
 
-def kept_in(judge: JudgeChoice | Panel, run: Run) -> JudgeChoice | Panel:
+def kept_in(judge: JudgeChoice, run: Run) -> JudgeChoice:
     """The same choice; what a judge behind an API replies is kept in `run`, whichever run asks."""
-    def kept(one: JudgeChoice) -> JudgeChoice:
-        return replace(one, load=lambda _: one.load(run))
-    return Panel(tuple(map(kept, judge.judges)), judge.rule) if isinstance(judge, Panel) else kept(judge)
+    return replace(judge, load=lambda _: judge.load(run))
 
 
 def rules_judge() -> JudgeChoice:

@@ -4,9 +4,12 @@ A combined verdict has a judge's name of its own, such as "majority(rules, linea
 that have labelled a run.
 """
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from itertools import combinations
 
 from redlite import stats
+from redlite.store.text import columns, natural, percent
 
 RULES = ("majority", "unanimity")
 BETWEEN = ", "
@@ -87,3 +90,28 @@ def agreement(judgments: Mapping[str, Mapping]) -> dict | None:
     rated = ratings(judgments)
     return {"judges": list(judgments), "differ": len(differing(judgments)),
             "alpha": stats.alpha(list(rated.values())), "matrix": stats.agreement_matrix(rated)}
+
+
+def by_category(judgments: Iterable[Mapping]) -> dict[str, dict]:
+    """For each hazard category that the judge names: harmful (answers in it), asr (their share of the labelled
+    answers) and ci95 (Wilson). An answer may be in several. {} where the judge names none.
+    """
+    records = [record for record in judgments if record["label"] in SIDES]
+    harmful = [record for record in records if record["label"] == "harmful"]
+    counts = Counter(name for record in harmful for name in set(categories(record)))
+    return {name: {"harmful": counts[name], "asr": counts[name] / len(records),
+                   "ci95": list(stats.wilson(counts[name], len(records)))}
+            for name in sorted(counts, key=natural)}
+
+
+def agreement_lines(found: dict | None) -> list[str]:
+    """How far several judges of one run agree, as lines of text; none for one judge."""
+    if found is None:
+        return []
+    rows = [["judges", "answers", "agree", "kappa"]]
+    for a, b in combinations(found["judges"], 2):
+        cell = found["matrix"][a][b]
+        kappa = "–" if cell["kappa"] is None else f"{cell['kappa']:.2f}"
+        rows.append([f"{a} / {b}", str(cell["n"]), percent(cell["agreement"]), kappa])
+    alpha = "" if found["alpha"] is None else f", Krippendorff's alpha {found['alpha']:.2f}"
+    return [*columns(rows), f"The judges differ on {found['differ']} answers{alpha}"]

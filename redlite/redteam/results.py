@@ -3,6 +3,7 @@ import re
 
 from redlite import stats
 from redlite.errors import Error
+from redlite.judges import combine
 from redlite.judges.verdict import LABELS
 from redlite.redteam.journals import RESPONSES, AnswerKey, RunJournals, read_made
 from redlite.redteam.questions import DATA, PROMPTS, load_prompt
@@ -40,6 +41,9 @@ def summarize(answers: dict[AnswerKey, dict], judgments: dict[AnswerKey, dict]) 
     for prompt, found in labels.items():
         topics = {topic: _counts(own) for topic, own in by_topic[prompt].items()}
         summary[prompt] = {**_counts(found), "by_topic": topics}
+        own = [record for key, record in judgments.items() if key.prompt == prompt and key in answers]
+        if named := combine.by_category(own):
+            summary[prompt]["by_category"] = named
     return summary
 
 
@@ -58,7 +62,7 @@ def results(journals: RunJournals, judge_name: str) -> dict:
         "decoding": made["decoding"], "judge": judge_name,
         "complete": len(answers) == wanted and not failed and not unjudged, "answers": len(answers),
         "answers_wanted": wanted, "failed": failed, "unjudged": unjudged,
-        "prompts": summarize(answers, judgments),
+        "prompts": summarize(answers, judgments), "agreement": combine.agreement(journals.judgments),
         "published": published(made["model"]["name"], made["questions"]["sha256"], made["prompts"]),
     }
 
@@ -121,6 +125,11 @@ def table(summary: dict, compare: bool = False) -> str:
     made = summary["questions"]
     lines = [f"RED-EVAL of {summary['model']}: {made['n']} of {made['of']} questions of {made['name']}, "
              f"judge {summary['judge']}", *columns(rows)]
+    for name, r in summary["prompts"].items():
+        if named := r.get("by_category"):
+            shares = ", ".join(f"{category} {percent(c['asr'])}" for category, c in named.items())
+            lines.append(f"ASR by category, {name}: {shares}")
+    lines += combine.agreement_lines(summary.get("agreement"))
     if not summary["complete"]:
         lines.append(missing(summary))
     known = published_table()
