@@ -38,6 +38,8 @@ class ModelJudge:
         # compared.
         shared = next(n for n in range(min(map(len, every))) if len({ids[:n + 1] for ids in every}) > 1)
         self.lead = list(every[0][:shared])
+        # Where the judge writes the lead itself, only what all variants begin with behind it is put there.
+        self.behind = self.lead[len(lm.tokenizer.encode(self.format.lead)):] if self.format.writes_lead else []
         self.verdicts = [[list(ids[shared:]) for ids in variants] for variants in encoded]
         written = LEAD_TOKENS if self.format.writes_lead else 0
         self.room = lm.engine.context_limit() - max(map(len, every)) - written
@@ -106,7 +108,7 @@ class ModelJudge:
         for i, reply in zip(fitting, replies, strict=True):
             said = b"".join(map(self.lm.tokenizer.piece_bytes, reply.ids)).decode("utf-8", "replace")
             if said.endswith(lead):
-                contexts[i] = contexts[i] + reply.ids
+                contexts[i] = contexts[i] + reply.ids + self.behind
                 remarks[i] = f"{remarks[i]}; {' '.join(said.removesuffix(lead).split())}".rstrip("; ")
             else:
                 contexts[i], remarks[i] = [], f"no {lead!r} in: {said[:200]}"
