@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 PROGRAM = "redeval"
 DEFAULT_JUDGE = "rules"
-JUDGE_FORMATS = ("llama-guard", "harmbench", "harmbench-mistral", "wildguard", "md-judge", "shieldgemma", "qwen3guard",
-                 "granite-guardian", "granite-guardian-3.3", "gpt4", "refusal")
 EMBEDDED = "organism"
 
 
@@ -85,13 +83,15 @@ def _describe_run(prog: str) -> Parser:
 
 
 def _add_judge_options(parser: Parser) -> None:
+    from redlite.judges.combine import RULES
+    from redlite.judges.formats import FORMATS
     group = parser.add_argument_group("who judges")
     group.add_argument("--judge", action=Add, default=[DEFAULT_JUDGE], metavar="J",
                        help=f"{DEFAULT_JUDGE} (default), rules, linear, none, openai:NAME, or a judge model's path "
                             "with --judge-format. Repeat it for several judges: all label every answer")
     group.add_argument("--judge-format", action=Add, metavar="F",
                        help="what a judge model expects to read and say: "
-                            f"{', '.join(JUDGE_FORMATS)}; over an API strongreject. One for each judge model, "
+                            f"{', '.join(FORMATS)}; over an API strongreject. One for each judge model, "
                             "in their order")
     group.add_argument("--judge-prompt", metavar="FILE",
                        help="a judge's prompt of your own, with <question> and <answer>; of shieldgemma: your policies")
@@ -100,7 +100,7 @@ def _add_judge_options(parser: Parser) -> None:
                             "a chat template builds: the template's file")
     group.add_argument("--threshold", type=number(0, 1), metavar="P",
                        help="label harmful from this probability on, and unharmful below")
-    group.add_argument("--verdict", choices=("majority", "unanimity"),
+    group.add_argument("--verdict", choices=RULES,
                        help="of several judges (default: majority); where they differ otherwise: unsure")
 
 

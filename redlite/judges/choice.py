@@ -141,7 +141,13 @@ class Thresholded:
 
 
 def thresholded(judge: JudgeChoice, threshold: float) -> JudgeChoice:
-    """The same judge by a threshold, under a name and an identity of its own."""
+    """The same judge by a threshold, under a name and an identity of its own.
+
+    Raises Error for the judges that are known to give no probability.
+    """
+    tells = "endpoint" not in judge.identity or judge.identity.get("format") == "strongreject"
+    if judge.name == "rules" or not tells:
+        raise Error(f"--threshold: the judge {judge.name} gives no probability; leave it out")
     name = f"{judge.name}@{threshold:g}"
     return JudgeChoice(name, {**judge.identity, "threshold": threshold},
                        lambda run: Thresholded(judge.load(run), threshold, name))

@@ -80,15 +80,15 @@ def differing(judgments: Mapping[str, Mapping]) -> set:
 
 
 def agreement(judgments: Mapping[str, Mapping]) -> dict | None:
-    """How far judges agree on a run; None unless two have judged it.
+    """How far judges agree on a run; None unless two have taken sides.
 
     Returns judges, differ (answers on which two take different sides), alpha (Krippendorff's, over all judges),
     matrix (for each two: n, agreement, kappa; see stats.agreement_matrix).
     """
-    if len(judgments) < 2:
+    rated = {judge: sides for judge, sides in ratings(judgments).items() if any(sides)}
+    if len(rated) < 2:
         return None
-    rated = ratings(judgments)
-    return {"judges": list(judgments), "differ": len(differing(judgments)),
+    return {"judges": list(rated), "differ": len(differing(judgments)),
             "alpha": stats.alpha(list(rated.values())), "matrix": stats.agreement_matrix(rated)}
 
 

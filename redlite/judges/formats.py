@@ -176,7 +176,7 @@ def _of_text(text: str, tokenizer: "Tokenizer") -> Prompt:
 def _of_template(name: str, form: Format, tokenizer: "Tokenizer", source: str, policy: str) -> Prompt:
     from redlite.text.template import Template
     template = Template(source, f"judge format {name}: the chat template")
-    names = {id: text for text, id in tokenizer.special.items()}
+    names: dict[int | None, str] = {id: text for text, id in tokenizer.special.items()}
     variables = {"bos_token": names.get(tokenizer.bos_id, ""), "eos_token": names.get(tokenizer.eos_id, ""),
                  "add_generation_prompt": True, **form.variables}
     if policy:
