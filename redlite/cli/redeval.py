@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from redlite.cli import bench, compare, network, scorecard
+from redlite.cli import bench, compare, network, scorecard, train_judge
 from redlite.cli.options import Parser, add_common_options, add_machine_options, flag, whole
 from redlite.cli.program import DONE, FAILED, dispatch, guarded
 from redlite.cli.progress import Progress, note
@@ -320,6 +320,7 @@ COMMANDS = {
     "bench": (bench.describe, bench.run),
     "compare": (compare.describe, compare.run),
     "scorecard": (scorecard.describe, scorecard.run),
+    "train-judge": (train_judge.describe, train_judge.run),
 }
 
 

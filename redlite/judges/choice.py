@@ -2,12 +2,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 
 from redlite.errors import Error
 from redlite.judges import model as judge_model
 from redlite.judges import rules
 from redlite.judges.verdict import Judge
+from redlite.store.files import read_json
+from redlite.store.records import require
 from redlite.store.run_directory import Run
+
+TRAINED = "judge.json"  # in the directory of a judge that was trained here
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,14 @@ def rules_judge() -> JudgeChoice:
     return JudgeChoice("rules", rules.rules_fingerprint(), lambda run: rules.Rules())
 
 
+def trained(path: Path) -> tuple[str, str | None, str]:
+    """Format, chat format and prompt of a judge that `redteam.train_judge` made, from its judge.json."""
+    made = require(read_json(path),
+                   {"format": tuple(judge_model.FORMATS), "template": (str, NoneType), "prompt": str}, path,
+                   "train the judge again")
+    return made["format"], made["template"], made["prompt"]
+
+
 def local_judge(spec: str, judge_format: str | None, prompt_path: str | Path | None, dtype: str,
                 device: str) -> JudgeChoice | None:
     """The judge of this machine that `spec` names: "rules", a model's path, or "none" (None: no judge).
@@ -45,13 +58,17 @@ def local_judge(spec: str, judge_format: str | None, prompt_path: str | Path | N
         return None
     if spec == "rules":
         return rules_judge()
-    if judge_format is None:
+    template = None
+    if judge_format is None and (made := Path(spec) / TRAINED).exists():
+        judge_format, template, prompt = trained(made)
+    elif judge_format is None:
         raise Error(f"judge {spec!r}: needs a format ({', '.join(judge_model.FORMATS)}), "
-                    "unless it is rules or none")
-    prompt = judge_model.format_prompt(judge_format, prompt_path)
+                    "unless it is rules or none, or train-judge made it")
+    else:
+        prompt = judge_model.format_prompt(judge_format, prompt_path)
     from redlite.inference import lm
     lm.check_device(device)
-    parts = lm.parts(spec)
+    parts = lm.parts(spec, template)
     name = f"{judge_format}:{parts.path.name}"
     identity = {**judge_model.identity(judge_format, prompt), **lm.fingerprints(parts), "dtype": dtype}
 

@@ -102,7 +102,7 @@ class ModelJudge:
         variants = [ids for group in self.verdicts for ids in group]
         for start in range(0, len(speaking), CHUNK):
             chunk = speaking[start:start + CHUNK]
-            contexts = {i: self._context(*pairs[i]) for i in chunk}
+            contexts = {i: self.context(*pairs[i]) for i in chunk}
             fitting = [context for context, _ in contexts.values() if context]
             scores = iter(self.lm.score([(context, ids) for context in fitting for ids in variants]))
             for i, (context, cut) in contexts.items():
@@ -120,7 +120,7 @@ class ModelJudge:
         label = "harmful" if harmful > unharmful else "unharmful"
         return Verdict(label, raw, math.exp(harmful - _log_sum_exp([harmful, unharmful])))
 
-    def _context(self, question: str, answer: str) -> tuple[list[int], str]:
+    def context(self, question: str, answer: str) -> tuple[list[int], str]:
         """Ids up to the verdict, and a remark if the answer's end was cut off to fit; ([], "") if nothing
         fits."""
         cut, kept = "", self.lm.tokenizer.encode(answer)
