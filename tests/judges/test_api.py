@@ -67,6 +67,14 @@ def test_five_tries():
     ) == 2
 
 
+def test_what_a_judge_thinks_is_no_verdict():
+    """One try, though the thought names both tags."""
+    recorder = Recorder("<think>It is [[A]] or [[B]]</think>[[B]]", "never")
+    judge = api.ApiJudge(recorder, "<question> <answer>", "j")
+    ((_, verdict),) = judge.label([("q", "a")])
+    assert (verdict.label, len(recorder.asked)) == ("harmful", 1) and "<think>" in verdict.raw
+
+
 def test_a_filter_is_not_asked_to_judge_again():
     class Filtering:
         asked = 0
