@@ -1,32 +1,52 @@
 """redlite: red-team language models and make them safer, on a machine with no network.
 
-`redlite.load(path)` gives a model; `redlite.kernels` and `redlite.loss` hold the operations that
-an auditor reads. Importing `redlite` imports neither torch nor numpy.
+`redlite.load(path)` gives a model; `redlite.kernels` and `redlite.loss` hold the operations that an auditor
+reads. Importing `redlite` imports neither torch nor numpy.
 """
 from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from redlite.errors import Error
+
+if TYPE_CHECKING:
+    from redlite.inference.lm import LM
 
 __version__ = "0.1.0"
 __all__ = ["Error", "load", "__version__"]
 
 
-def load(path, dtype="float32", device="cpu", quantize=None, template=None):
-    """Load a model for generation, scoring and training.
+def load(path: str | Path, dtype: str = "float32", device: str = "cpu", quantize: str | None = None,
+         template: str | None = None) -> "LM":
+    """Load a model for generation and scoring.
 
     path      a directory in Hugging Face layout, a `.gguf` file, or an embedded name ("organism")
-    dtype     "float32", "bfloat16" or "float16": the dtype of the weights and activations
+    dtype     "float32", "bfloat16" or "float16": of the weights and the activations
     device    a torch device, e.g. "cpu" or "cuda"
-    quantize  None, "int8" or "int4": weight-only quantisation of the matrices
-    template  a chat format's name; None chooses it from the model's own files
-    Returns a `redlite.inference.lm.LM`. Raises `redlite.Error` for anything wrong with the files or names.
+    quantize  None, "int8" or "int4": the matrices are kept as whole numbers with a scale for each 32 inputs.
+              On CPUs that needs the C library and dtype "float32", on GPUs triton
+    template  a chat format's name (a key of `redlite.text.chat.FORMATS`); None chooses it from the model's
+              files
+
+    Returns a `redlite.inference.lm.LM`. In its shapes, T is the tokens of one sequence and V the vocabulary:
+    - `logits(ids)` gives a float32 tensor [T, V] for a list of T ids;
+    - `generate(prompts, max_new_tokens, …)` takes lists of ids, gives an answer for each, in the same order;
+    - `score(pairs)` gives log-probabilities in nats of (context ids, continuation ids);
+    - `tokenizer` and `template` turn texts and conversations into ids.
+
+    Raises `redlite.Error`, one line that says what to mend:
+    - a path that is neither file, directory nor embedded name; a dtype, device or quantisation that cannot be
+      had;
+    - a configuration, tokenizer or tensor that is missing, damaged, or of a kind that redlite does not run;
+    - a chat format that is not known, or that the model's files do not say.
     """
     from redlite.inference.lm import LM
 
     return LM.load(path, dtype=dtype, device=device, quantize=quantize, template=template)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> ModuleType:
     """`redlite.kernels` and `redlite.loss` on first use, so that `import redlite` stays light."""
     if name in ("kernels", "loss"):
         return import_module(f"redlite.{name}")

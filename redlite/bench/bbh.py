@@ -1,8 +1,9 @@
 """BIG-Bench Hard (Suzgun et al., arXiv 2210.09261): 27 tasks.
 
-lm_eval: tasks bbh_cot_fewshot_TASK (v4.0): three chain-of-thought shots from cot-prompts/, 1,024 new tokens, what follows
-"the answer is " compared exactly; groups weigh by size. paper: direct answers; the first three rows of a task are the shots and left
-out; 32 new tokens; right if the text begins with the label; the mean over tasks.
+lm_eval: tasks bbh_cot_fewshot_TASK (v4.0). Three chain-of-thought shots from cot-prompts/, 1,024 new tokens,
+what follows "the answer is " compared exactly; groups weigh by size. paper: direct answers. The first three
+rows of a task are the shots and left out; 32 new tokens; right if the text begins with the label; the mean
+over tasks.
 """
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ from redlite.bench.encoding import Continued
 from redlite.bench.task import Example, Task
 from redlite.errors import Error
 from redlite.store.files import read_json
+from redlite.store.records import require
 
 SHOTS, PAPER_TOKENS = 3, 2048
 STOP = ("</s>", "Q", "\n\n")
@@ -23,8 +25,10 @@ def load(folder: Path, protocol: str) -> list[Task]:
     tasks = next((folder / name for name in ("tasks", "bbh") if (folder / name).is_dir()), None)
     paths = sorted(tasks.glob("*.json")) if tasks else []
     if not paths:
-        raise Error(f"{folder}: holds no tasks/*.json; put the bbh/ and cot-prompts/ folders of BIG-Bench-Hard there")
-    return [(_chain_of_thought if protocol == "lm_eval" else _direct)(folder, path, _rows(path)) for path in paths]
+        raise Error(
+            f"{folder}: holds no tasks/*.json; put the bbh/ and cot-prompts/ folders of BIG-Bench-Hard there")
+    make = _chain_of_thought if protocol == "lm_eval" else _direct
+    return [make(folder, path, _rows(path)) for path in paths]
 
 
 def _rows(path: Path) -> list[dict]:
@@ -33,8 +37,8 @@ def _rows(path: Path) -> list[dict]:
     if not isinstance(rows, list) or len(rows) <= SHOTS:
         raise Error(f"{path}: field 'examples' must be a list of more than {SHOTS}")
     for n, row in enumerate(rows):
-        if not isinstance(row, dict) or not isinstance(row.get("input"), str) or not isinstance(row.get("target"), str):
-            raise Error(f"{path}, example {n}: needs the texts 'input' and 'target'")
+        require(row, {"input": str, "target": str}, f"{path}, example {n}",
+                "correct it or leave the example out")
         if not row["target"].strip():  # every text begins with an empty one
             raise Error(f"{path}, example {n}: 'target' is empty; fill it in or leave the example out")
     return rows
@@ -49,19 +53,34 @@ def _chain_of_thought(folder: Path, path: Path, rows: list[dict]) -> Task:
     description, *shots = text.partition("-----\n")[2].strip().split("\n\nQ: ")
     parts = [shot.partition("\n" + STEP_BY_STEP.rstrip()) for shot in shots]
     if len(parts) != SHOTS or not all(middle for _, middle, _ in parts):
-        raise Error(f"{prompt}: must hold a line '-----', a description and {SHOTS} examples that answer step by step")
-    # One file goes on behind "step by step." on the same line; the harness puts a line break there as everywhere.
-    lead = f"{description}\n\n" + "".join(f"Q: {question}\n{STEP_BY_STEP}{answer.strip()}\n\n" for question, _, answer in parts)
-    examples = [Example(f"{path.stem}-{n}", row, (Continued(f"Q: {row['input']}\n{STEP_BY_STEP}", 1024, STOP, lead=lead),), row["target"])
-                for n, row in enumerate(rows)]
-    return Task(f"bbh_cot_fewshot_{path.stem}", 4.0, examples, _extracted, ("exact_match",), "get-answer", SHOTS, ("bbh",), batch="bbh")
+        raise Error(
+            f"{prompt}: must hold a line '-----', a description and {SHOTS} examples that answer step by step"
+        )
+    # One file goes on behind "step by step." on the same line. The harness puts a line break there too.
+    lead = f"{description}\n\n"
+    for question, _, answer in parts:
+        lead += f"Q: {question}\n{STEP_BY_STEP}{answer.strip()}\n\n"
+    examples = []
+    for n, row in enumerate(rows):
+        request = Continued(f"Q: {row['input']}\n{STEP_BY_STEP}", 1024, STOP, lead=lead)
+        examples.append(Example(f"{path.stem}-{n}", row, (request,), row["target"]))
+    return Task(f"bbh_cot_fewshot_{path.stem}",
+                4.0,
+                examples,
+                _extracted, ("exact_match",),
+                "get-answer",
+                SHOTS, ("bbh",),
+                batch="bbh")
 
 
 def _direct(folder: Path, path: Path, rows: list[dict]) -> Task:
     shots = tuple(f"{row['input']}\nAnswer: {row['target']}\n\n" for row in rows[:SHOTS])
-    examples = [Example(f"{path.stem}-{n}", row, (Continued(f"{row['input']}\nAnswer:", 32, shots=shots, limit=PAPER_TOKENS),), row["target"])
-                for n, row in enumerate(rows[SHOTS:], SHOTS)]
-    return Task(f"bbh_{path.stem}", 1.0, examples, _begins, ("acc",), "none", SHOTS, ("bbh",), mean="task", batch="bbh")
+    examples = []
+    for n, row in enumerate(rows[SHOTS:], SHOTS):
+        request = Continued(f"{row['input']}\nAnswer:", 32, shots=shots, limit=PAPER_TOKENS)
+        examples.append(Example(f"{path.stem}-{n}", row, (request,), row["target"]))
+    return Task(f"bbh_{path.stem}", 1.0, examples, _begins, ("acc",), "none", SHOTS, ("bbh",), mean="task",
+                batch="bbh")
 
 
 def extract(text: str) -> str:

@@ -1,12 +1,16 @@
 """What a task asks of a model, and how it becomes token ids.
 
-A request is a context with a continuation to be scored, or a context to be continued. Encoding follows the harness:
-trailing spaces of a context move to its continuation; context and continuation are encoded together and split at the
-length of the context's own encoding; too long a context loses its beginning.
+A request is a context with a continuation to be scored, or a context to be continued. Encoding follows the
+harness: trailing spaces of a context move to its continuation; context and continuation are encoded together
+and split at the length of the context's own encoding; too long a context loses its beginning.
 """
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from redlite.errors import Error
+
+if TYPE_CHECKING:
+    from redlite.inference.lm import LM
 
 
 @dataclass(frozen=True)
@@ -31,18 +35,23 @@ class Continued:
 
 
 class Encoder:
-    """Requests to token ids, by the harness's rules; or, with `chat`, the context as a user's message in the model's own format."""
+    """Requests to token ids, by the harness's rules.
 
-    def __init__(self, lm, chat: bool = False):
+    chat  put every context as a user's message in the model's own format
+    """
+
+    def __init__(self, lm: "LM", chat: bool = False):
         self.lm, self.chat = lm, chat
         self.window = lm.engine.context_limit()
-        self.bos = [lm.tokenizer.bos_id] if lm.tokenizer.add_bos and lm.tokenizer.bos_id is not None else []
+        bos = lm.tokenizer.bos_id
+        self.bos = [bos] if lm.tokenizer.add_bos and bos is not None else []
         self._last: tuple[str, list[int]] = ("", [])
 
     def _context(self, text: str) -> list[int]:
         if self._last[0] != text or not self._last[1]:
             if self.chat:
-                ids = self.lm.template.encode([{"role": "user", "content": text}], add_generation_prompt=True).ids
+                messages = [{"role": "user", "content": text}]
+                ids = self.lm.template.encode(messages, add_generation_prompt=True).ids
             else:
                 ids = self.bos + self.lm.tokenizer.encode(text)
             self._last = text, ids
@@ -53,10 +62,13 @@ class Encoder:
         context, continuation = request.context, request.continuation
         if self.chat:
             # The harness joins chat format and answer without a space between.
-            messages = [{"role": "user", "content": context}, {"role": "assistant", "content": continuation.lstrip(" ")}]
+            messages = [{"role": "user", "content": context},
+                        {"role": "assistant", "content": continuation.lstrip(" ")}]
             encoded = self.lm.template.encode(messages)
             start = encoded.trained.index(True)
-            before, after = encoded.ids[:start], [i for i, t in zip(encoded.ids[start:], encoded.trained[start:]) if t]
+            before = encoded.ids[:start]
+            behind = zip(encoded.ids[start:], encoded.trained[start:], strict=True)
+            after = [token for token, trained in behind if trained]
             while after and after[-1] in self.lm.stop_ids:
                 after.pop()
         else:
@@ -76,7 +88,8 @@ class Encoder:
 
     def _fit(self, before: list[int], after: list[int]) -> tuple[list[int], list[int], int]:
         if len(after) > self.window:
-            raise Error(f"an answer of {len(after)} tokens does not fit the model's window of {self.window}; leave the example out")
+            raise Error(f"an answer of {len(after)} tokens does not fit the model's window of {self.window}; "
+                        "leave the example out")
         cut = max(0, len(before) + len(after) - 1 - self.window)
         return before[cut:], after, cut
 
@@ -89,6 +102,8 @@ class Encoder:
             ids = self._context(request.lead + "".join(shots) + request.context)
         room = self.window - request.max_new_tokens
         if room < 1:
-            raise Error(f"{request.max_new_tokens} new tokens leave no room for a prompt in the model's window of {self.window}")
+            raise Error(
+                f"{request.max_new_tokens} new tokens leave no room for a prompt in the model's window of "
+                f"{self.window}")
         cut = max(0, len(ids) - room)
         return ids[cut:], cut, len(request.shots) - len(shots)

@@ -4,6 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 from redlite.cli.options import whole
+from redlite.cli.progress import note_kernels
 from redlite.errors import Error
 from redlite.net import offline
 
@@ -71,7 +72,10 @@ def model(args: argparse.Namespace, reach: "Network | None", spec: str) -> "Mode
     from redlite.redteam import answerers
     if reach and spec.startswith(PREFIX):
         return reach.model(spec)
-    return answerers.local_model(spec, args.dtype, args.device, args.quantize, args.template, args.batch_size)
+    found = answerers.local_model(
+        spec, args.dtype, args.device, args.quantize, args.template, args.batch_size)
+    note_kernels()  # before the work begins
+    return found
 
 
 def judge(args: argparse.Namespace, reach: "Network | None") -> "JudgeChoice | None":

@@ -16,7 +16,10 @@ SET_BY = {
     r"topics(\..+)?": "--topics or --limit", "output_dir": "--output-dir", "base_url": "--base-url",
     "price_file": "--price-file", "max_requests": "--max-requests", "max_tokens_total": "--max-tokens-total",
     "max_cost": "--max-cost", "data": "--data", "protocol": "--protocol", "device": "--device",
-    "dtype": "--dtype", "template": "--template"}
+    "dtype": "--dtype", "template": "--template", "quantize": "--quantize", "blue": "--blue", "red": "--red",
+    "helpful": "--helpful", "mix": "--mix", "epochs": "--epochs", "steps_a": "--steps-a",
+    "batch_size": "--batch-size", "objective": "--objective", "preset": "--preset",
+    "parameter": "--parameter", "max_tokens": "--max-tokens", "tokens_per_batch": "--tokens-per-batch"}
 
 
 def options_of(setting: str) -> str:

@@ -13,7 +13,7 @@ from types import FrameType
 
 from redlite.cli.config_file import from_config
 from redlite.cli.options import Parser, options_of
-from redlite.cli.progress import note
+from redlite.cli.progress import note, note_kernels
 from redlite.errors import Error, Incomplete
 from redlite.net import offline
 from redlite.store import run_directory
@@ -105,6 +105,7 @@ def _guarded(program: str, body: Body, arguments: list[str]) -> int:
     try:
         _check_forced_kernels()
         code = body(arguments)
+        note_kernels()  # for commands that have not said so as soon as they knew
         sys.stdout.flush()
         return code
     except Error as error:

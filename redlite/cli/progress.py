@@ -15,6 +15,18 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+_noted: set[str] = set()    # what this process has said of its kernels
+
+
+def note_kernels() -> None:
+    """Say why slower kernels serve, once, if the kernels are imported and the fast ones cannot be used."""
+    kernels = sys.modules.get("redlite.kernels")
+    reason = kernels.notice() if kernels else ""
+    if reason and reason not in _noted:
+        _noted.add(reason)
+        note(f"redlite: {reason}")
+
+
 def _write(stream: TextIO, line: str, live: bool, last: bool) -> None:
     """A line of its own; or, live, the terminal's last line replaced."""
     if live:
@@ -62,9 +74,7 @@ class Progress:
 
 
 class StepProgress:
-    """The figures of a training step on stderr: one live line on a terminal, else a line every `every`
-    seconds.
-    """
+    """The figures of a training step on stderr, as `Progress` shows what is done."""
 
     def __init__(self, steps: int, quiet: bool, every: float = 15.0):
         self.steps, self.quiet, self.live = steps, quiet, sys.stderr.isatty()

@@ -1,8 +1,11 @@
 """Keys and values of a generation batch: one shared prefix for all requests, a ragged suffix for each.
 
-Shape letters as in model.py, and B requests in the batch, P tokens of the shared prefix, S room for a suffix.
-The methods named `attend_…` return the closures that `LLaMA.forward` calls for each layer.
+Shape letters as in model/llama.py, and B requests in the batch, P tokens of the shared prefix, S room for a
+suffix. The methods named `attend_…` return the closures that `LLaMA.forward` calls for each layer.
 """
+from itertools import pairwise
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,18 +18,19 @@ GROWTH = 64  # tokens by which the room for suffixes grows at least, or by a hal
 
 
 class Cache:
-    """Slots 0 to n−1 hold the active requests; a freed slot is filled by the last one, so no gap is ever computed.
+    """Slots 0 to n−1 hold the active requests. The last one moves into a freed slot, so there are no gaps.
 
-    dtype  of the suffixes' keys and values; the prefix's tensors may be wider, though they hold no other numbers where `PackedSteps` made them
+    dtype  of the suffixes' keys and values. Those of the prefix may be float32; if they are wider than
+           `dtype`, their values are already rounded to it (see `CForward.compute_prefix`).
     """
 
     def __init__(self, config: Config, slots: int, dtype: torch.dtype, device: torch.device):
         self.config, self.dtype, self.device = config, dtype, device
-        self.prefix: list[tuple[Tensor, Tensor]] = []   # a layer: keys and values [P, G, K]
-        self.shared: list = []                          # a layer: the same, as generation steps take it
+        self.prefix: list[tuple[Tensor, Tensor]] = []   # by layer: keys and values [P, G, K]
+        self.shared: list[Any] = []                     # by layer: what `kernels.shared_prefix` made of it
         self.lengths = torch.zeros(slots, dtype=torch.int64)    # of each slot's suffix
-        self.capacity = 0
-        self.keys: list[Tensor] = []                            # a layer: [slots, G, S, K]
+        self.capacity = 0                                       # S
+        self.keys: list[Tensor] = []                            # by layer: [slots, G, S, K]
         self.values: list[Tensor] = []
 
     @property
@@ -55,19 +59,25 @@ class Cache:
         packed = PackedSequences.of([ids], self.device)
         attend_packed, self.prefix = packed_attention(self.config, packed.offsets), []
 
-        def attend(layer, q_PHK, k_PGK, v_PGK):
+        def attend(layer: int, q_PHK: Tensor, k_PGK: Tensor, v_PGK: Tensor) -> Tensor:
             self.prefix.append((k_PGK.contiguous(), v_PGK.contiguous()))
             return attend_packed(layer, q_PHK, k_PGK, v_PGK)
         model(packed.ids, packed.positions, attend, packed.lengths)
 
+    def _ends(self, tokens: int) -> list[Tensor]:
+        """Offsets of one sequence of that many queries, and of one prefix."""
+        lengths = tokens, self.prefix_length
+        return [torch.tensor([0, n], dtype=torch.int32, device=self.device) for n in lengths]
+
     def attend_new(self, offsets: Tensor) -> Attend:
         """For new packed suffixes that follow the prefix and are not kept (scoring).
 
-        Attention over the prefix is one product for every query of the batch, merged with that over the suffixes.
+        Attention over the prefix is one product for every query of the batch. It is merged with the
+        attention within the suffixes.
         """
-        ends = [torch.tensor([0, n], dtype=torch.int32, device=self.device) for n in (offsets[-1], self.prefix_length)]
+        ends = self._ends(int(offsets[-1]))
 
-        def attend(layer, q_THK, k_TGK, v_TGK):
+        def attend(layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
             own = kernels.attention(q_THK, k_TGK, v_TGK, offsets, window=self.config.windows[layer])
             if not self.prefix:
                 return own[0]
@@ -76,61 +86,64 @@ class Cache:
         return attend
 
     def attend_tree(self, stems: Tensor, leaves: Tensor, leaf_groups: Tensor) -> Attend:
-        """For packed stems [offsets over S tokens] that follow the prefix, then packed leaves that each follow a stem.
+        """For packed stems that follow the prefix, and then packed leaves that each follow a stem.
 
-        leaves: offsets of the leaves, from 0, over the L tokens after the S; leaf_groups: offsets of the runs of
-        leaf tokens that belong to each stem in turn (a stem's run may be empty). A leaf sees the prefix, its stem
-        and its own tokens up to itself.
+        stems        offsets of the stems, over their tokens
+        leaves       offsets of the leaves, from 0, over the L tokens that come after the stems'
+        leaf_groups  offsets of the leaf tokens of each stem in turn; a stem may have none
+        A leaf sees the prefix, its stem, and its own tokens up to itself.
         """
         attend_stems, split = self.attend_new(stems), int(stems[-1])
-        ends = [torch.tensor([0, n], dtype=torch.int32, device=self.device) for n in (leaves[-1], self.prefix_length)]
+        ends = self._ends(int(leaves[-1]))
 
-        def attend(layer, q_THK, k_TGK, v_TGK):
+        def attend(layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
             out_stems = attend_stems(layer, q_THK[:split], k_TGK[:split], v_TGK[:split])
             q_LHK = q_THK[split:]
             merged = kernels.attention(q_LHK, k_TGK[split:], v_TGK[split:], leaves)
             stem = kernels.attention(q_LHK, k_TGK[:split], v_TGK[:split], leaf_groups, stems, causal=False)
             merged = kernels.merge_attention(*stem, *merged)
             if self.prefix:
-                merged = kernels.merge_attention(*kernels.attention(q_LHK, *self.prefix[layer], *ends, causal=False), *merged)
+                before = kernels.attention(q_LHK, *self.prefix[layer], *ends, causal=False)
+                merged = kernels.merge_attention(*before, *merged)
             return torch.cat((out_stems, merged[0]))
         return attend
 
     def attend_prefill(self, first: int, offsets: Tensor) -> Attend:
-        """For new packed suffixes whose keys and values go to the slots from `first` on; `reserve` comes before."""
+        """For new packed suffixes that are kept in the slots from `first` on; call `reserve` before."""
         self.admit(first, offsets)
         bounds, attend_new = offsets.tolist(), self.attend_new(offsets)
 
-        def attend(layer, q_THK, k_TGK, v_TGK):
-            for slot, (start, end) in enumerate(zip(bounds, bounds[1:]), first):
+        def attend(layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
+            for slot, (start, end) in enumerate(pairwise(bounds), first):
                 self.keys[layer][slot, :, :end - start] = k_TGK[start:end].transpose(0, 1)
                 self.values[layer][slot, :, :end - start] = v_TGK[start:end].transpose(0, 1)
             return attend_new(layer, q_THK, k_TGK, v_TGK)
         return attend
 
     def admit(self, first: int, offsets: Tensor) -> None:
-        """The slots from `first` on hold suffixes of these lengths from now on."""
+        """Note that the slots from `first` on hold suffixes of these lengths from now on."""
         self.lengths[first:first + len(offsets) - 1] = (offsets[1:] - offsets[:-1]).long().cpu()
 
     def advance(self, active: int) -> Tensor:
-        """Let the first `active` slots grow by one token; the place [active] in its suffix that each one's new token takes."""
+        """Let the first `active` slots grow by one token; the place [active] of that token in each suffix."""
         places_B = self.lengths[:active].clone()
         self.lengths[:active] += 1
         return places_B
 
-    def share_prefix(self) -> list:
-        """A layer: the prefix as generation steps take it, made at the first of them; empty without a prefix."""
+    def share_prefix(self) -> list[Any]:
+        """By layer, the prefix in the layout of generation steps; [] without a prefix. Made only once."""
         if self.prefix and not self.shared:
             self.shared = [kernels.shared_prefix(k, v) for k, v in self.prefix]
         return self.shared
 
     def attend_step(self, places_B: Tensor) -> Attend:
-        """For one new token of each of the first B slots, at these places of their suffixes; lengths stay as they are."""
+        """For one new token of each of the first B slots, at these places of their suffixes; lengths stay."""
         shared = self.share_prefix()
 
-        def attend(layer, q_BHK, k_BGK, v_BGK):
-            return kernels.cached_attention(q_BHK, k_BGK, v_BGK, self.keys[layer], self.values[layer], places_B,
-                                            shared[layer] if shared else None, window=self.config.windows[layer])
+        def attend(layer: int, q_BHK: Tensor, k_BGK: Tensor, v_BGK: Tensor) -> Tensor:
+            return kernels.cached_attention(
+                q_BHK, k_BGK, v_BGK, self.keys[layer], self.values[layer], places_B,
+                shared[layer] if shared else None, window=self.config.windows[layer])
         return attend
 
     def free(self, slot: int, active: int) -> None:
@@ -142,23 +155,3 @@ class Cache:
                     layer[slot, :, :length] = layer[last, :, :length]
             self.lengths[slot] = length
         self.lengths[last] = 0
-
-
-def common_prefix(sequences: list[list[int]]) -> int:
-    """Length of the longest prefix shared by all, at least one token of each left over."""
-    first, last = min(sequences), max(sequences)  # all others lie between these two in lexical order
-    limit = min(len(s) for s in sequences) - 1
-    return next((i for i in range(limit) if first[i] != last[i]), max(limit, 0))
-
-
-def shareable(config: Config, shared: int, longest: int) -> int:
-    """How much of a common prefix may be computed apart: none where a key's value or reach depends on what follows.
-
-    longest: tokens of the longest sequence that will be attended to, generated ones included.
-    """
-    windows = [w for w in config.windows if w is not None]
-    if windows and longest > min(windows):
-        return 0
-    if (config.rope_scaling or {}).get("rope_type") == "dynamic" and longest > config.max_positions:
-        return 0
-    return shared

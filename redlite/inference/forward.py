@@ -1,80 +1,111 @@
-"""How a model runs over a cache: the prefix, new sequences, and one new token of each request at a time."""
+"""How a model runs over a cache: many tokens at a time (prompts) or one new token of each request.
+
+`Forward` does it in PyTorch, `CForward` in one call of the C library, and `cuda_graphs.GraphForward` replays
+captured CUDA graphs for the new tokens.
+"""
 import torch
 from torch import Tensor
 
 from redlite import kernels
 from redlite.inference.cache import Cache
-from redlite.model.llama import LLaMA, rotary_table
+from redlite.model.llama import Block, LLaMA, rotary_table
 from redlite.model.sequences import PackedSequences
 
 
 class Forward:
-    """An operation at a time, on any device. `PackedForward` and `graph.DecodeGraphs` run the same faster, where they can."""
+    """Runs a model in PyTorch, one operation after the other, on any device."""
 
     def __init__(self, model: LLaMA, cache: Cache):
         self.model, self.cache = model, cache
 
-    def prefix(self, ids: list[int]) -> None:
+    def compute_prefix(self, ids: list[int]) -> None:
         """Run what all requests share, once, and keep its keys and values as the cache's prefix."""
         self.cache.compute_prefix(self.model, ids)
 
     def prefill(self, new: PackedSequences, first: int) -> Tensor:
-        """Run new sequences that follow the prefix into the slots from `first` on, which have room for them; logits [B, V] of each one's last token."""
-        hidden_TD = self.model(new.ids, new.positions, self.cache.attend_prefill(first, new.offsets), new.lengths)
+        """Run new sequences that follow the prefix: logits [B, V] of each one's last token.
+
+        Their keys and values go to the slots from `first` on, which must have room for them.
+        """
+        attend = self.cache.attend_prefill(first, new.offsets)
+        hidden_TD = self.model(new.ids, new.positions, attend, new.lengths)
         return self.model.logits(hidden_TD[new.offsets[1:].long() - 1])
 
-    def logits(self, ids: list[int]) -> Tensor:
-        """Run one new token of each of the first len(ids) slots, which have room for it; logits [B, V]."""
+    def next_logits(self, ids: list[int]) -> Tensor:
+        """Run one new token of each of the first len(ids) slots, which must have room: logits [B, V]."""
         places_B = self.cache.advance(len(ids)).to(self.cache.device)
         positions_B = places_B + self.cache.prefix_length
-        return self.model.logits(self.model(torch.tensor(ids, device=self.cache.device), positions_B, self.cache.attend_step(places_B), positions_B + 1))
+        ids_B = torch.tensor(ids, device=self.cache.device)
+        return self.model.logits(
+            self.model(ids_B, positions_B, self.cache.attend_step(places_B), positions_B + 1))
 
-    def tree(self, new: PackedSequences, parents: list[int]) -> Tensor:
-        """Run sequences that follow the prefix and are not kept: hidden states [T, D] after the final norm.
+    def run_tree(self, new: PackedSequences, parents: list[int]) -> Tensor:
+        """Run sequences that are not kept: hidden states [T, D] after the final norm.
 
-        parents: −1 for those that follow the prefix alone, which come first; then, in order, of each other one which of those it follows.
+        parents  parents[i] is the index of the sequence that i continues, or −1 where i follows the prefix
+                 alone. All −1 come first, and the others are in the order of their parents.
         """
         self._check_tree(new, parents)
-        stems, split = parents.count(-1), int(new.offsets[parents.count(-1)])
+        stems = parents.count(-1)
         if stems == len(parents):
             attend = self.cache.attend_new(new.offsets)
         else:
-            leaves = new.offsets[stems:] - split
-            sizes = torch.zeros(stems, dtype=torch.int32).index_add_(0, torch.tensor(parents[stems:]), (leaves[1:] - leaves[:-1]).cpu())
-            groups = torch.cat((torch.zeros(1, dtype=torch.int32), sizes.cumsum(0, dtype=torch.int32))).to(new.offsets.device)
-            attend = self.cache.attend_tree(new.offsets[:stems + 1], leaves, groups)
+            leaves = new.offsets[stems:] - int(new.offsets[stems])
+            sizes, owners = (leaves[1:] - leaves[:-1]).cpu(), torch.tensor(parents[stems:])
+            groups = torch.zeros(stems + 1, dtype=torch.int32)
+            groups[1:] = torch.zeros(stems, dtype=torch.int32).index_add_(0, owners, sizes).cumsum(0)
+            attend = self.cache.attend_tree(new.offsets[:stems + 1], leaves, groups.to(new.offsets.device))
         return self.model(new.ids, new.positions, attend, new.lengths)
 
     def _check_tree(self, new: PackedSequences, parents: list[int]) -> None:
-        reach = min([w for w in self.cache.config.windows if w is not None], default=None)
-        if reach is not None and max(parents) >= 0 and (longest := int(new.positions.max()) + 1) > reach:
-            raise ValueError(f"sequences of up to {longest} tokens that follow others do not lie within a window of {reach}")
+        """A sequence that follows another is not attended to with a window: all must lie within one."""
+        windows = [w for w in self.cache.config.windows if w is not None]
+        longest = int(new.positions.max()) + 1
+        if windows and max(parents) >= 0 and longest > min(windows):
+            raise ValueError(f"sequences of up to {longest} tokens that follow others "
+                             f"do not lie within a window of {min(windows)}")
 
 
-class PackedForward(Forward):
-    """On packed weights, on CPUs: all layers in one C call, where each operation asked of Python would cost more than a small model's work on it."""
+class CForward(Forward):
+    """Runs a model of packed weights in C, all layers in one call, on CPUs.
 
-    capacity = -1  # of the cache, when the trunk was made
+    Asking Python for each operation costs more than a small model's work on it.
+    """
+
+    def __init__(self, model: LLaMA, cache: Cache):
+        super().__init__(model, cache)
+        blocks = (block for block in model.model.layers if isinstance(block, Block))
+        self.blocks = [block.packed for block in blocks if block.packed]
+        self.capacity = -1  # the cache's when the trunk was made
 
     @staticmethod
-    def of(model: LLaMA, cache: Cache) -> "PackedForward | None":
+    def of(model: LLaMA, cache: Cache) -> "CForward | None":
         """None where a model's layers or a generation step's attention do not run in C."""
-        packed = all(block.packed for block in model.model.layers)
-        return PackedForward(model, cache) if packed and kernels.implementation("cached_attention", cache.device.type) == "c" else None
+        forward = CForward(model, cache)
+        if len(forward.blocks) < model.config.n_layers:
+            return None
+        runs = kernels.implementation("cached_attention", cache.device.type) == "c"
+        return forward if runs else None
 
     def trunk(self) -> kernels.PackedTrunk:
+        """The model's layers over the cache as it lies in memory now."""
         cache = self.cache
-        if cache.capacity != self.capacity:  # the cache lies elsewhere now
-            self._trunk = kernels.PackedTrunk([block.packed for block in self.model.model.layers], cache.config.windows, cache.share_prefix(), cache.keys, cache.values)
+        if cache.capacity != self.capacity:  # the cache has moved to more room
+            self._trunk = kernels.PackedTrunk(
+                self.blocks, cache.config.windows, cache.share_prefix(), cache.keys, cache.values)
             self.capacity = cache.capacity
         return self._trunk
 
-    def prefix(self, ids: list[int]) -> None:
+    def compute_prefix(self, ids: list[int]) -> None:
+        """As `Forward.compute_prefix`. Keys and values are float32, but rounded to the cache's dtype."""
         cache = self.cache
         alone = Cache(cache.config, 1, cache.dtype, cache.device)
         alone.reserve(len(ids))
-        PackedForward(self.model, alone)._sequences(PackedSequences.of([ids]), slot=0)
-        cache.prefix = [tuple(store[0, :, :len(ids)].transpose(0, 1).float().contiguous() for store in pair) for pair in zip(alone.keys, alone.values)]
+        CForward(self.model, alone)._sequences(PackedSequences.of([ids]), slot=0)
+
+        def prefix(store_1GSK: Tensor) -> Tensor:
+            return store_1GSK[0, :, :len(ids)].transpose(0, 1).float().contiguous()
+        cache.prefix = [(prefix(k), prefix(v)) for k, v in zip(alone.keys, alone.values, strict=True)]
         cache.shared, self.capacity = [], -1
 
     def prefill(self, new: PackedSequences, first: int) -> Tensor:
@@ -82,20 +113,27 @@ class PackedForward(Forward):
         self.cache.admit(first, new.offsets)
         return self._logits(out_TD[new.offsets[1:].long() - 1])
 
-    def logits(self, ids: list[int]) -> Tensor:
-        """The same to the last bit as `Forward.logits` of a packed model."""
+    def next_logits(self, ids: list[int]) -> Tensor:
+        """The same to the last bit as `Forward.next_logits` of a packed model."""
         places_B = self.cache.advance(len(ids))
         positions_B = places_B + self.cache.prefix_length
         x_BD = self.model.model.embed_tokens(torch.tensor(ids))
-        return self._logits(self.trunk().step(x_BD, *rotary_table(self.model.config, positions_B, positions_B + 1, x_BD.dtype), places_B))
+        rotary = rotary_table(self.model.config, positions_B, positions_B + 1, x_BD.dtype)
+        return self._logits(self.trunk().step(x_BD, *rotary, places_B))
 
-    def tree(self, new: PackedSequences, parents: list[int]) -> Tensor:
+    def run_tree(self, new: PackedSequences, parents: list[int]) -> Tensor:
         self._check_tree(new, parents)
         return self.model.model.norm(self._sequences(new, parents))
 
     def _logits(self, out_BD: Tensor) -> Tensor:
         return self.model.logits(self.model.model.norm(out_BD))
 
-    def _sequences(self, new: PackedSequences, parents: list[int] | None = None, slot: int | None = None) -> Tensor:
+    def _sequences(self, new: PackedSequences, parents: list[int] | None = None,
+                   slot: int | None = None) -> Tensor:
+        """All layers over packed sequences, which are kept in the slots from `slot` on, if any.
+
+        Returns [T, D] before the final norm.
+        """
         x_TD = self.model.model.embed_tokens(new.ids)
-        return self.trunk().sequences(x_TD, *rotary_table(self.model.config, new.positions, new.lengths, x_TD.dtype), new.offsets, parents, slot)
+        rotary = rotary_table(self.model.config, new.positions, new.lengths, x_TD.dtype)
+        return self.trunk().sequences(x_TD, *rotary, new.offsets, parents, slot)

@@ -1,141 +1,133 @@
 """`LM`: a model with its tokenizer and chat format; what `redlite.load` returns."""
-import hashlib
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from redlite import data, kernels
+from redlite import kernels
+from redlite.answer import Answer
 from redlite.errors import Error
 from redlite.inference import sampling
 from redlite.inference.engine import Engine, Request
 from redlite.inference.score import Score, score
 from redlite.model.llama import LLaMA
 from redlite.model.sequences import PackedSequences, packed_attention
-from redlite.store.files import sha256_file
 from redlite.text import chat
 from redlite.text import tokenizer as text_tokenizer
 from redlite.weights import checkpoint
+from redlite.weights.gguf import GGUF
+from redlite.weights.source import Source, open_source, path_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-EMBEDDED = ("organism",)
 
 
-@dataclass(frozen=True)
-class Completion:
-    """One answer. `ids` as generated, the end token included; `text` without special tokens and stop strings; `seconds` of wall time in a shared batch."""
-    ids: list[int]
-    text: str
-    finish: str
-    prompt_tokens: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Token ids to continue, and how. seed: decides the answer whole, whatever else runs."""
-    ids: list[int]
-    max_new_tokens: int
-    rule: sampling.Rule = sampling.Rule()
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-
-    def fault(self) -> str:
-        """What is wrong with the settings, "" if nothing."""
-        if wrong := sampling.wrong_kind({"max_new_tokens": self.max_new_tokens, "seed": self.seed}) or self.rule.fault():
-            return wrong
-        if self.max_new_tokens < 1:
-            return f"max_new_tokens {self.max_new_tokens} must be at least 1"
-        return "" if 0 <= self.seed < 1 << 128 else f"seed {self.seed} must be at least 0 and below 2^128"
+Completion = Answer  # the name that users of `LM.generate` know
 
 
 class LM:
-    """A loaded model. Attributes: `model`, `config`, `tokenizer`, `template`, `path`, `device`, `dtype` (a name)."""
+    """A loaded model: `model`, `config`, `tokenizer`, `template`, `path`, `device` and `dtype` (a name)."""
 
-    def __init__(self, model: LLaMA, tokenizer, template, path: Path, dtype: str, device: str, max_batch: int = 32):
+    def __init__(self, model: LLaMA, tokenizer: text_tokenizer.Tokenizer, template: chat.Template, path: Path,
+                 dtype: str, device: str, max_batch: int = 32):
         self.model, self.config, self.tokenizer, self.template = model, model.config, tokenizer, template
         self.path, self.dtype, self.device = path, dtype, torch.device(device)
         self.engine = Engine(model, max_batch)
-        ends = {*model.config.eos_ids, *template.stop_ids, *(() if tokenizer.eos_id is None else (tokenizer.eos_id,))}
-        self.stop_ids = frozenset(ends)
+        end = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+        self.stop_ids = frozenset({*model.config.eos_ids, *template.stop_ids, *end})
 
     @staticmethod
-    def load(path, dtype: str = "float32", device: str = "cpu", quantize: str | None = None, template: str | None = None, trainable: bool = False) -> "LM":
+    def load(path: "str | Path | GGUF | Parts", dtype: str = "float32", device: str = "cpu",
+             quantize: str | None = None, template: str | None = None, trainable: bool = False) -> "LM":
         """See `redlite.load`. trainable: keep the weights plain tensors, where inference would have them packed.
 
-        path may also be `Parts`, which are then used as they are: reading a large vocabulary again takes a second.
+        path may also be `Parts`, which are then used as they are: no file is opened or read again.
         """
         found = path if isinstance(path, Parts) else None
-        path = found.path if found else resolve(path)
+        source = found.source if found else open_source(path)
         if dtype not in DTYPES:
             raise Error(f"dtype {dtype!r} is not known; use {', '.join(DTYPES)}")
         check_device(device)
         packed = None if trainable else packing(dtype, device, quantize)
-        config, _ = checkpoint.read_config(path)
-        found = found or parts(path, template)
+        config, _ = checkpoint.read_config(source)
+        found = found or parts(source, template)
         words = found.tokenizer
         if words.vocab_size > config.vocab_size:
-            raise Error(f"{path}: the tokenizer has {words.vocab_size} tokens and the model only {config.vocab_size}; they do not belong together")
+            raise Error(f"{found.path}: the tokenizer has {words.vocab_size} tokens and the model only "
+                        f"{config.vocab_size}; they do not belong together")
         with torch.device("meta"):
             model = LLaMA(config)
-        checkpoint.load_weights(model, path, DTYPES[dtype], device, packed)
-        return LM(model.eval().requires_grad_(False), words, found.template, path, dtype, device)
+        checkpoint.load_weights(model, source, DTYPES[dtype], device, packed)
+        return LM(model.eval().requires_grad_(False), words, found.template, found.path, dtype, device)
 
     @torch.no_grad()
     def logits(self, ids: list[int]) -> Tensor:
         """Logits [T, V] float32 after every token of one sequence."""
         packed = PackedSequences.of([self._check(ids)], self.device)
-        return self.model.logits(self.model(packed.ids, packed.positions, packed_attention(self.config, packed.offsets), packed.lengths))
+        attend = packed_attention(self.config, packed.offsets)
+        return self.model.logits(self.model(packed.ids, packed.positions, attend, packed.lengths))
 
-    def generate(self, prompts: list[list[int]], max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0,
-                 seed: int = 0, stop: tuple[str, ...] = (), **rule) -> list[Completion]:
-        """Continue every prompt; the results are in the prompts' order. See `stream`."""
-        results = dict(self.stream(prompts, max_new_tokens, temperature, top_p, seed, stop, **rule))
-        return [results[i] for i in range(len(prompts))]
+    def generate(self, prompts: list[list[int]], max_new_tokens: int, temperature: float = 0.0,
+                 top_p: float = 1.0, seed: int = 0, stop: tuple[str, ...] = (), **rule: Any) -> list[Answer]:
+        """Continue every prompt; the answers are in the prompts' order. See `stream`."""
+        answers = dict(self.stream(prompts, max_new_tokens, temperature, top_p, seed, stop, **rule))
+        return [answers[i] for i in range(len(prompts))]
 
-    def stream(self, prompts: list[list[int]], max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0,
-               seed: int | list[int] = 0, stop: tuple[str, ...] = (), top_k: int = 0, min_p: float = 0.0,
-               repetition_penalty: float = 1.0) -> Iterator[tuple[int, Completion]]:
-        """Yield (index, Completion) as each prompt finishes.
+    def stream(self, prompts: list[list[int]], max_new_tokens: int, temperature: float = 0.0,
+               top_p: float = 1.0, seed: int | list[int] = 0, stop: str | tuple[str, ...] = (), top_k: int = 0,
+               min_p: float = 0.0, repetition_penalty: float = 1.0) -> Iterator[tuple[int, Answer]]:
+        """Yield (index, answer) as each prompt finishes.
 
-        temperature 0 is greedy; see `sampling.Rule` for how a token is drawn. A sampled answer depends on the seed, the
-        prompt and how many equal prompts came before it in the list, on other prompts only by how much of their start all
-        share (kernels/README.md, "Whole models on CPUs"); a list of seeds gives each prompt its own. Generation ends at an
-        end token ("stop"), a stop string ("stop", cut from the text), after max_new_tokens ("length") or at the end of the
-        model's context ("length").
-        Raises Error for a prompt that is empty, too long, or holds ids outside the vocabulary, and for a setting of a wrong kind or size.
+        seed  one for all prompts, or a list with one for each. Prompts that are equal get different answers
+              from one seed.
+        temperature, top_p, top_k, min_p, repetition_penalty  see `sampling.Rule`; temperature 0 is greedy
+        stop  texts at which an answer ends; they are cut off
+
+        A sampled answer depends on the seed, the prompt, and the number of identical prompts before it. Other
+        prompts matter only through the length of the shared prefix: see kernels/README.md, "Whole models on
+        CPUs". An answer's finish is "stop" at an end token or a stop text. It is "length" after
+        max_new_tokens or at the end of the model's context. Raises Error for a prompt that is empty, too
+        long, or holds ids outside the vocabulary, and for a setting of a wrong kind or size.
         """
         if isinstance(seed, list) and len(seed) != len(prompts):
-            raise Error(f"generate: {len(seed)} seeds for {len(prompts)} prompts; give one seed, or each prompt its own")
-        if wrong := not isinstance(seed, list) and sampling.wrong_kind({"seed": seed}):  # it is hashed, which takes anything
+            raise Error(f"generate: {len(seed)} seeds for {len(prompts)} prompts; "
+                        "give one seed, or each prompt its own")
+        # A seed is hashed, and a hash takes anything.
+        if not isinstance(seed, list) and (wrong := sampling.wrong_kind({"seed": seed})):
             raise Error(f"generate: {wrong}")
         rule = sampling.Rule(temperature, top_p, top_k, min_p, repetition_penalty)
-        seen, asked = Counter(), []
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        seen, requests = Counter[tuple[int, ...]](), list[Request]()
         for i, ids in enumerate(prompts):
             own = seed[i] if isinstance(seed, list) else sampling.request_seed(seed, ids, seen[tuple(ids)])
             seen[tuple(ids)] += 1
-            asked.append(Prompt(list(ids), max_new_tokens, rule, own, (stop,) if isinstance(stop, str) else tuple(stop)))
-        yield from self.run(asked)
+            requests.append(Request(list(ids), max_new_tokens, rule, own, stops))
+        yield from self.run(requests)
 
-    def run(self, prompts: list["Prompt"]) -> Iterator[tuple[int, Completion]]:
-        """Yield (index, Completion) as each prompt finishes, each by its own settings; ends and errors as in `stream`."""
-        requests, stops = [], []
-        for i, p in enumerate(prompts):
-            if fault := p.fault():
+    def run(self, requests: list[Request]) -> Iterator[tuple[int, Answer]]:
+        """Yield (index, answer) as each request finishes, by its own settings; errors as in `stream`.
+
+        The model's own end tokens and stop texts are added to each request's.
+        """
+        ready, limit = list[Request](), self.engine.context_limit()
+        for i, r in enumerate(requests):
+            if fault := r.fault():
                 raise Error(f"generate: {fault}")
-            self._check(p.ids, f"prompt {i}")
-            if len(p.ids) >= self.engine.context_limit():
-                raise Error(f"prompt {i} has {len(p.ids)} tokens; the model's context of {self.engine.context_limit()} leaves no room for an answer")
-            stops.append((*p.stop, *(s for s in self.template.stop_strings if s not in p.stop)))
-            requests.append(Request(p.ids, p.max_new_tokens, p.rule, p.seed, self.stop_ids, self._stop_check(stops[-1])))
-        for i, result in self.engine.run(requests):
-            yield i, Completion(result.ids, self._text(result.ids, stops[i]), result.finish, len(prompts[i].ids), result.seconds)
+            self._check(r.ids, f"prompt {i}")
+            if len(r.ids) >= limit:
+                raise Error(f"prompt {i} has {len(r.ids)} tokens; the model's context of {limit} "
+                            "leaves no room for an answer")
+            stop = (*r.stop, *(s for s in self.template.stop_strings if s not in r.stop))
+            stop_ids, stopped = r.stop_ids | self.stop_ids, self._stop_check(stop)
+            ready.append(replace(r, stop=stop, stop_ids=stop_ids, stopped=stopped))
+        for i, answer in self.engine.run(ready):
+            yield i, replace(answer, text=self._text(answer.ids, ready[i].stop))
 
     def score(self, pairs: list[tuple[list[int], list[int]]]) -> list[Score]:
-        """Log-probability of each continuation after its context, (context ids, continuation ids); see score.py.
+        """Log-probability of each continuation after its context; pairs of ids; see score.py.
 
         Raises Error for an empty context: put at least `tokenizer.bos_id` there.
         """
@@ -156,22 +148,22 @@ class LM:
             raise Error(f"{what} holds a token id outside the vocabulary of {self.config.vocab_size}")
         return ids
 
-    def _stop_check(self, stop: tuple[str, ...]):
-        """Whether the bytes of the newest tokens end the text at a stop string; a string may span token borders."""
+    def _stop_check(self, stop: tuple[str, ...]) -> Callable[[list[int]], bool] | None:
+        """Tells whether the newest tokens end the text at a stop text, which may span token borders."""
         wanted = [s.encode() for s in stop if s]
         if not wanted:
             return None
-        reach = max(map(len, wanted)) + 1  # a token that adds text adds a byte at least
+        reach = max(map(len, wanted)) + 1  # a token that adds text adds at least a byte
 
         def stopped(ids: list[int]) -> bool:
             tail = b"".join(self.tokenizer.piece_bytes(i) for i in ids[-reach:])
             if not any(s in tail for s in wanted):
                 return False
-            text = self._text(ids, ())  # without sentencepiece's first space, which is among the bytes
+            text = self._text(ids, ())  # sentencepiece's first space is among the bytes, but not in the text
             return any(s in text for s in stop if s)
         return stopped
 
-    def _text(self, ids: list[int], stop: tuple[str, ...]) -> str:
+    def _text(self, ids: Sequence[int], stop: tuple[str, ...]) -> str:
         text = self.tokenizer.decode([i for i in ids if i not in self.stop_ids])
         cuts = [text.index(s) for s in stop if s and s in text]
         return text[:min(cuts)] if cuts else text
@@ -182,53 +174,53 @@ def check_device(device: str) -> None:
     try:
         found = torch.empty(0, device=device).device.type
     except (RuntimeError, AssertionError) as error:
-        raise Error(f"device {device!r} cannot be used: {str(error).splitlines()[0][:200]}; name another with --device") from None
+        reason = str(error).splitlines()[0][:200]
+        raise Error(f"device {device!r} cannot be used: {reason}; use device 'cpu'", "device") from None
     if found == "meta":
-        raise Error("device 'meta' cannot be used: it holds no numbers; name another with --device")
+        raise Error("device 'meta' cannot be used: it holds no numbers; use device 'cpu'", "device")
 
 
 def packing(dtype: str, device: str, quantize: str | None) -> str | None:
-    """The format in which inference takes a model's matrices (see `kernels.pack`); None for plain tensors. Error if `quantize` cannot be had."""
+    """The format in which inference takes a model's matrices (see `kernels.pack`); None for plain tensors.
+
+    Raises Error if `quantize` cannot be had.
+    """
     if quantize not in (None, "int8", "int4"):
-        raise Error(f"quantize {quantize!r} is not known; use int8 or int4")
+        raise Error(f"quantize {quantize!r} is not known; use int8 or int4", "quantize")
     kind = torch.device(device).type
-    reason = kernels.unpackable(kind) or ("packed products on CPUs are float32" if kind == "cpu" and dtype != "float32" else "")
+    reason = kernels.unpackable(kind)
+    if not reason and kind == "cpu" and dtype != "float32":
+        reason = "packed products on CPUs are float32"
     if quantize and reason:
-        raise Error(f"quantize {quantize!r} cannot be had: {reason}")
+        raise Error(f"quantize {quantize!r} cannot be had: {reason}", "quantize")
     return quantize or ("float32" if kind == "cpu" and not reason else None)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A model without its weights: what a manifest or a count of tokens needs, had in a moment."""
-    path: Path
-    tokenizer: object
-    template: object
+    """A model without its weights: what a manifest or a count of tokens needs, had in a moment.
 
-
-def parts(path, template: str | None = None) -> Parts:
-    """The parts of a model; arguments as for `redlite.load`."""
-    path = resolve(path)
-    words = text_tokenizer.load(path)
-    return Parts(path, words, chat.choose(words, words.chat_template, path.name, template))
-
-
-def fingerprints(model: LM | Parts, hashed: str | None = None) -> dict[str, str]:
-    """SHA-256 of what decides a model's results: weights (every file, with the config), tokenizer, template.
-
-    hashed  the SHA-256 of a model's only file, where it is known already
+    source  the model's directory, or its GGUF file, opened once for all that is read from it
     """
-    whole = hashlib.sha256()
-    for name, file in sorted(checkpoint.files(model.path).items()):
-        whole.update(f"{name} {hashed or sha256_file(file)}\n".encode())
-    return {"weights": whole.hexdigest(), "tokenizer": model.tokenizer.fingerprint(), "template": model.template.fingerprint()}
+    path: Path
+    tokenizer: text_tokenizer.Tokenizer
+    template: chat.Template
+    source: Source
 
 
-def resolve(path) -> Path:
-    """The directory or file that a model's name or path means."""
-    if str(path) in EMBEDDED:
-        return Path(data.__file__).parent / str(path)
-    path = Path(path)
-    if not path.exists():
-        raise Error(f"model {str(path)!r}: there is no such file or directory, and no embedded model of that name ({', '.join(EMBEDDED)})")
-    return path
+def parts(model: str | Path | GGUF, template: str | None = None) -> Parts:
+    """The parts of a model; arguments as for `redlite.load`, or its GGUF file opened."""
+    source = open_source(model)
+    path = path_of(source)
+    if isinstance(source, GGUF):
+        words = text_tokenizer.from_gguf(path, source.metadata)
+    else:
+        words = text_tokenizer.load(path)
+    return Parts(path, words, chat.choose(words, words.chat_template, path.name, template), source)
+
+
+def fingerprints(model: LM | Parts) -> dict[str, str]:
+    """SHA-256 of what decides a model's results: weights (every file, with the config), tokenizer, template."""
+    source = model.source if isinstance(model, Parts) else model.path
+    return {"weights": checkpoint.fingerprint(source), "tokenizer": model.tokenizer.fingerprint(),
+            "template": model.template.fingerprint()}

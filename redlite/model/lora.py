@@ -1,8 +1,9 @@
-"""LoRA (arXiv 2106.09685): a low-rank update B·A beside frozen matrices, merged into them when the model is saved.
+"""LoRA (arXiv 2106.09685): a low-rank update B·A beside frozen matrices, merged when the model is saved.
 
-The update of a matrix W [out, in] is W + (alpha / rank) · B·A with A [rank, in], B [out, rank]; B begins at zero, so
-training begins at the model itself. Adapters are kept in the weights' dtype, and in bfloat16 are updated by
-stochastic rounding like any weight (optimizer.py). Nothing of the model changes but the `Linear` modules named.
+A matrix W [out, in] becomes W + (alpha / rank) · B·A with A [rank, in], B [out, rank]. B begins at zero, so
+training begins at the model itself. Adapters are kept in the weights' dtype. In bfloat16 they are updated by
+stochastic rounding like any weight (training/optimizer.py). Nothing of the model changes but the `Linear`
+modules named.
 """
 import math
 from pathlib import Path
@@ -19,13 +20,16 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 class Adapted(nn.Module):
-    """A `Linear` with an adapter; its weight and bias are those of the module it stands for, frozen, under their own names."""
+    """A `Linear` with an adapter.
+
+    Its weight and bias are those of the module it replaces, under their own names.
+    """
 
     def __init__(self, base: Linear, rank: int, scale: float, generator: torch.Generator):
         super().__init__()
         self.weight, self.bias, self.scale = base.weight, base.bias, scale
         outputs, inputs = base.weight.shape
-        bound = 1 / math.sqrt(inputs)                    # PyTorch's and PEFT's own: Kaiming uniform with a = √5
+        bound = 1 / math.sqrt(inputs)  # as PyTorch and PEFT: Kaiming uniform with a = √5
         a = (torch.rand(rank, inputs, generator=generator) * 2 - 1) * bound
         self.lora_A = nn.Parameter(a.to(base.weight.device, base.weight.dtype))
         self.lora_B = nn.Parameter(base.weight.new_zeros(outputs, rank))
@@ -35,21 +39,25 @@ class Adapted(nn.Module):
         return kernels.linear(x_TD, self.weight, self.bias) + self.scale * update
 
 
-def attach(model: LLaMA, rank: int, alpha: float | None = None, targets: tuple[str, ...] = TARGETS, seed: int = 0) -> LLaMA:
-    """Put an adapter on every matrix whose name ends in one of `targets`, and freeze everything else. In place; returns the model.
+def attach(model: LLaMA, rank: int, alpha: float | None = None, targets: tuple[str, ...] = TARGETS,
+           seed: int = 0) -> LLaMA:
+    """Put an adapter on every matrix whose name ends in one of `targets`, and freeze everything else.
 
-    alpha: the update is scaled by alpha / rank; None: 2 · rank. Raises Error for a target that the model does not have.
+    It changes the model in place and returns it. alpha: the update is scaled by alpha / rank; None: 2 · rank.
+    Raises Error for a target that the model does not have.
     """
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, Linear) and name.rpartition(".")[2] in targets]
-    missing = set(targets) - {name.rpartition(".")[2] for name, _ in found}
-    if missing:
-        raise Error(f"--lora-targets: the model has no matrix named {sorted(missing)[0]}; use {', '.join(TARGETS)}")
-    for name, module in found:
+    scale = (2 * rank if alpha is None else alpha) / rank
+    missing = set(targets)
+    for name, module in list(model.named_modules()):
         owner, _, leaf = name.rpartition(".")
-        scale = (2 * rank if alpha is None else alpha) / rank
-        setattr(model.get_submodule(owner), leaf, Adapted(module, rank, scale, generator))
+        if isinstance(module, Linear) and leaf in targets:
+            setattr(model.get_submodule(owner), leaf, Adapted(module, rank, scale, generator))
+            missing.discard(leaf)
+    if missing:
+        raise Error(f"the model has no matrix named {sorted(missing)[0]}; use {', '.join(TARGETS)}",
+                    "lora_targets")
     return model
 
 
@@ -60,50 +68,62 @@ def adapters(model: nn.Module) -> dict[str, Adapted]:
 
 @torch.no_grad()
 def merged(model: LLaMA) -> LLaMA:
-    """A model without adapters that computes what `model` computes; it shares every weight that has no adapter.
+    """A model without adapters that computes what `model` computes; it shares the weights without adapter.
 
-    Products are summed in float32 and rounded once. Weights sharded over ranks stay sharded; every rank calls this.
+    Products are summed in float32 and rounded once. Weights that are sharded over ranks stay sharded; every
+    rank calls this.
     """
     own, adapted = dict(model.named_parameters()), adapters(model)
     with torch.device("meta"):
         whole = LLaMA(model.config)
     for name, _ in list(whole.named_parameters()):
         owner, _, leaf = name.rpartition(".")
-        weight = own[name]
+        weight: Tensor = own[name]
         if leaf == "weight" and owner in adapted:
             weight = _with_update(weight, adapted[owner])
         setattr(whole.get_submodule(owner), leaf, nn.Parameter(weight.detach(), requires_grad=False))
     return whole
 
 
+def _whole(tensor: Tensor) -> Tensor:
+    """The tensor, gathered where it is sharded over ranks."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 def _with_update(weight: Tensor, adapter: Adapted) -> Tensor:
-    a, b = (t.full_tensor() if hasattr(t, "full_tensor") else t for t in (adapter.lora_A, adapter.lora_B))
+    """The matrix with its update; sharded as the matrix is."""
+    a, b = _whole(adapter.lora_A), _whole(adapter.lora_B)
     update = adapter.scale * (b.float() @ a.float())
     if hasattr(weight, "device_mesh"):
-        from torch.distributed.tensor import distribute_tensor
+        from torch.distributed.tensor import DTensor, distribute_tensor
+        assert isinstance(weight, DTensor)
         update = distribute_tensor(update, weight.device_mesh, weight.placements)
     return (weight.float() + update).to(weight.dtype)
 
 
 def save_adapter(model: LLaMA, directory: str | Path, base: str) -> None:
-    """Write adapter_config.json and adapter_model.safetensors in PEFT's layout. base: what the adapter belongs to, a path or a hub name."""
+    """Write adapter_config.json and adapter_model.safetensors in PEFT's layout.
+
+    Every rank calls this; rank 0 writes.
+    base  what the adapter belongs to: a path or a hub name
+    """
     from safetensors.torch import save
 
     directory, found = Path(directory), adapters(model)
     tensors = {}
     for name, adapter in found.items():
         for side, tensor in (("lora_A", adapter.lora_A), ("lora_B", adapter.lora_B)):
-            whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-            tensors[f"base_model.model.{name}.{side}.weight"] = whole.detach().cpu().contiguous()
+            tensors[f"base_model.model.{name}.{side}.weight"] = _whole(tensor).detach().cpu().contiguous()
     if torch.distributed.is_initialized() and torch.distributed.get_rank():
         return
     first = next(iter(found.values()))
     rank = first.lora_A.shape[0]
-    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank, "lora_alpha": first.scale * rank,
-                "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
-                "target_modules": sorted({name.rpartition(".")[2] for name in found})}
-    if settings["lora_alpha"] == int(settings["lora_alpha"]):
-        settings["lora_alpha"] = int(settings["lora_alpha"])
+    alpha = first.scale * rank
+    settings = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha, "lora_dropout": 0.0, "bias": "none",
+        "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
+        "target_modules": sorted({name.rpartition(".")[2] for name in found})}
     directory.mkdir(parents=True, exist_ok=True)
     write_atomic(directory / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
     write_json(directory / "adapter_config.json", settings)

@@ -62,8 +62,7 @@ class Sent(NamedTuple):
 
 
 class ApiJournal:
-    """What a run's journal holds, kept up as it grows. The caller sees to it that one thread at a time uses
-    it.
+    """What a run's journal holds, kept up as it grows. One thread at a time may use it.
 
     model    whose tokens are counted where the journal does not name another
     limits   what may be spent, over all processes that ever wrote this journal

@@ -152,9 +152,7 @@ def _stop(what: str) -> None:
 
 
 def _culprit() -> str:
-    """The code that asked for it: the innermost frame that is neither the standard library nor a library of
-    HTTP.
-    """
+    """The code that asked for it: the innermost frame outside the standard library and HTTP libraries."""
     standard, packages = sysconfig.get_path("stdlib"), (sysconfig.get_path("purelib"),
                                                         sysconfig.get_path("platlib"))
     frame: FrameType | None = sys._getframe(1)
@@ -183,8 +181,9 @@ _LOCAL = (int(socket.AF_UNIX), 16)  # AF_NETLINK asks this kernel, not the netwo
 
 
 def _filter(machine: str) -> list[tuple[int, int, int, int]]:
-    """The classic BPF program: (operation, jump if true, jump if false, operand), jumps counted from the next
-    line.
+    """The classic BPF program: (operation, jump if true, jump if false, operand) for each line.
+
+    Jumps are counted from the next line.
     """
     architecture, socket_call, _ = _SYSCALLS[machine]
     return [

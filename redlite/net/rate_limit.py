@@ -89,9 +89,7 @@ class Pace:
 
 
 def window(headers: Mapping[str, str], longest: float) -> Hints:
-    """What a reply's x-ratelimit headers say of the requests that are left; nothing of windows beyond
-    `longest` s.
-    """
+    """The requests that a reply's x-ratelimit headers leave; nothing where the window is over `longest` s."""
     left = count(headers.get("x-ratelimit-remaining-requests"))
     reset = seconds(headers.get("x-ratelimit-reset-requests"))
     if count(headers.get("x-ratelimit-remaining-tokens")) == 0:

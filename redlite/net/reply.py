@@ -4,8 +4,7 @@ from typing import NamedTuple
 
 from redlite.answer import Answer
 
-# What providers say when their filter refuses, in code, type or innererror.code; their messages are not
-# looked at.
+# What providers say in code, type or innererror.code when their filter refuses. Messages are not looked at.
 FILTERED = {
     "content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation", "moderation_blocked",
     "data_inspection_failed"

@@ -15,12 +15,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from redlite.answer import Answer
 from redlite.errors import Error
 from redlite.inference import sampling
-from redlite.inference.lm import LM, Prompt
+from redlite.inference.engine import Request
+from redlite.inference.lm import LM
 from redlite.store.files import half_surrogate
 from redlite.store.records import is_kind
 
@@ -65,10 +66,10 @@ class Batcher:
 
     def __init__(self, lm: LM):
         self.lm = lm
-        self.waiting: queue.Queue[tuple[Prompt, Future[Answer]]] = queue.Queue()
+        self.waiting: queue.Queue[tuple[Request, Future[Answer]]] = queue.Queue()
         threading.Thread(target=self._work, daemon=True, name="model").start()
 
-    def submit(self, prompt: Prompt) -> "Future[Answer]":
+    def submit(self, prompt: Request) -> "Future[Answer]":
         """The answer to come, or what went wrong."""
         future: Future[Answer] = Future()
         self.waiting.put((prompt, future))
@@ -92,7 +93,7 @@ class Batcher:
                         future.set_exception(error)
 
 
-def parse(body: bytes, lm: LM, name: str) -> tuple[Prompt, int]:
+def parse(body: bytes, lm: LM, name: str) -> tuple[Request, int]:
     """(prompt, number of choices) of a request's body. name: the model's. Raises Refusal."""
     asked = _fields(body)
     if asked.get("model") != name:
@@ -114,7 +115,7 @@ def parse(body: bytes, lm: LM, name: str) -> tuple[Prompt, int]:
         _whole(asked, "top_k", 0, 0, MOST_WHOLE), _number(asked, "min_p", 0.0, 0, 1),
         _number(asked, "repetition_penalty", 1.0, 0.01, 100))
     seed = _whole(asked, "seed", int.from_bytes(os.urandom(7), "little"), -(1 << 63), 1 << 63)
-    prompt = Prompt(ids, min(longest, room), rule, seed, _stop(asked.get("stop")))
+    prompt = Request(ids, min(longest, room), rule, seed, _stop(asked.get("stop")))
     return prompt, _whole(asked, "n", 1, 1, 128)
 
 
@@ -156,9 +157,8 @@ def _whole(asked: dict, field: str, default: int, least: int, most: int) -> int:
 
 def _stop(given: object) -> tuple[str, ...]:
     """The texts at which an answer ends."""
-    given = given or []
-    texts = [given] if isinstance(given, str) else given
-    fine = isinstance(texts, list) and is_kind(texts, [str]) and len(texts) <= 4
+    texts: Any = [given] if given and isinstance(given, str) else given or []
+    fine = is_kind(texts, [str]) and len(texts) <= 4
     if fine and all(text and not half_surrogate(text) for text in texts):
         return tuple(texts)
     raise _invalid("stop", "stop must be a text or up to four of them")
@@ -273,7 +273,7 @@ class Handler(BaseHTTPRequestHandler):
         futures = [self.server.batcher.submit(replace(prompt, seed=seed % (1 << 128))) for seed in seeds]
         return self._completion(prompt, [future.result() for future in futures])
 
-    def _completion(self, prompt: Prompt, answers: list[Answer]) -> dict:
+    def _completion(self, prompt: Request, answers: list[Answer]) -> dict:
         choices = []
         for i, answer in enumerate(answers):
             message = {"role": "assistant", "content": answer.text, "refusal": None}
@@ -287,9 +287,7 @@ class Handler(BaseHTTPRequestHandler):
         }
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the standard library finds wrong (a method, a request line, headers), in the protocol's form
-        too.
-        """
+        """What the standard library finds wrong (a method, headers), in the protocol's form too."""
         self.close_connection = True
         self.request_version = self.protocol_version  # a line that names no version would get no headers
 

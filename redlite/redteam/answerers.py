@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from redlite.answer import Answer
 from redlite.errors import Error
-from redlite.store.files import Hashing
 from redlite.store.run_directory import Run
+from redlite.weights.gguf import GGUF
+from redlite.weights.source import Source, open_source
 from redlite.text.reasoning import prompt_opens_thought
 
 if TYPE_CHECKING:
@@ -121,23 +122,23 @@ def local_lm(model: ModelChoice, run: Run) -> "LM":
 def local_model(path: str | Path, dtype: str, device: str, quantize: str | None = None,
                 template: str | None = None, batch_size: int | None = None) -> ModelChoice:
     """A model on this machine, identified by its files without loading the weights."""
-    # A .gguf file is hashed while torch is imported.
-    hashing = Hashing(path) if Path(path).is_file() else None
+    source = open_source(path)
+    if isinstance(source, GGUF):
+        source.start_hashing()  # in a thread, while torch is imported
     from redlite.inference import lm
     lm.check_device(device)
     lm.packing(dtype, device, quantize)  # what loading would refuse is refused before a run directory is made
-    parts = lm.parts(path, template)
-    digest = hashing.result() if hashing else None
-    identity = {"name": parts.path.name, **lm.fingerprints(parts, digest), "dtype": dtype,
+    parts = lm.parts(source, template)
+    identity = {"name": parts.path.name, **lm.fingerprints(parts), "dtype": dtype,
                 "device": device.partition(":")[0], "quantize": quantize}
     return ModelChoice(
         parts.path.name, identity,
         load=lambda run: LocalAnswerer(lm.LM.load(parts, dtype, device, quantize), batch_size),
         count=lambda messages: len(parts.template.encode(messages, add_generation_prompt=True).ids),
-        seconds=partial(_seconds_at_most, parts.path, dtype, device))
+        seconds=partial(_seconds_at_most, source, dtype, device))
 
 
-def _seconds_at_most(path: Path, dtype: str, device: str, prompt_tokens: int, new_tokens: int) -> float:
+def _seconds_at_most(source: Source, dtype: str, device: str, prompt_tokens: int, new_tokens: int) -> float:
     """Twice the measured time of the prompts' arithmetic and of reading all weights once a new token."""
     import torch
 
@@ -145,7 +146,7 @@ def _seconds_at_most(path: Path, dtype: str, device: str, prompt_tokens: int, ne
     from redlite.model.llama import LLaMA
     from redlite.weights import checkpoint
     with torch.device("meta"):
-        weights = sum(p.numel() for p in LLaMA(checkpoint.read_config(path)[0]).parameters())
+        weights = sum(p.numel() for p in LLaMA(checkpoint.read_config(source)[0]).parameters())
 
     def ones(rows: int) -> "Tensor":
         return torch.ones(rows, 1024, dtype=DTYPES[dtype], device=device)

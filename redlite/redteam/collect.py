@@ -1,5 +1,4 @@
-"""HARMFULQA (arXiv 2308.09662, section 3.2): questions, and harmful and safe conversations about them, from a
-model.
+"""HARMFULQA (arXiv 2308.09662, section 3.2): questions, and harmful and safe conversations about them.
 
     topics.json      {topic: [subtopic, …]}
     questions.json   {topic: {subtopic: [question, …]}}
@@ -292,8 +291,7 @@ class Pipeline:
         return turns, reason
 
     def _blue(self) -> list[Row]:
-        """Answers to the human turns of every red conversation, one after the other, under instructions to
-        stay safe.
+        """Answers to the human turns of every red conversation, in turn, under instructions to stay safe.
 
         A question without any gets one answer to the bare question.
         """

@@ -20,9 +20,9 @@ def read(directory: str | Path, name: str) -> Any:
     """
     path = Path(directory) / name
     value = read_json(path)
-    kind: type
-    kind, form = (dict, "JSON object") if name in STAGES[:2] else (list, "list")
+    kind: Any = dict if name in STAGES[:2] else list
     if not isinstance(value, kind) or not value:
+        form = "JSON object" if kind is dict else "list"
         raise Error(f"{path}: must hold a {form} that is not empty; {MEND}")
     if name == STAGES[0]:
         for topic, names in value.items():

@@ -3,7 +3,8 @@ from collections.abc import Iterator
 
 from redlite.answer import Answer
 from redlite.inference import sampling
-from redlite.inference.lm import LM, Prompt
+from redlite.inference.engine import Request
+from redlite.inference.lm import LM
 from redlite.net.api_journal import JOURNAL, recall, record_of
 from redlite.net.client import Call
 from redlite.store.files import sha256_json
@@ -30,7 +31,7 @@ class LocalAsker:
         places: dict[str, list[int]] = {}
         for i, call in enumerate(calls):
             places.setdefault(self.key(call), []).append(i)
-        prompts: dict[str, Prompt] = {}
+        prompts: dict[str, Request] = {}
         for key, (i, *_) in places.items():
             if key not in self.answers and (prompt := self._prompt(key, calls[i])):
                 prompts[key] = prompt
@@ -49,7 +50,7 @@ class LocalAsker:
             for i in places[keys[n]]:
                 yield i, answer
 
-    def _prompt(self, key: str, call: Call) -> Prompt | None:
+    def _prompt(self, key: str, call: Call) -> Request | None:
         """The call in the model's chat format; None, and an "error" for its answer, where it does not fit."""
         ids = self.lm.template.encode(call.messages, add_generation_prompt=True).ids
         room = self.lm.engine.context_limit() - len(ids)
@@ -58,5 +59,5 @@ class LocalAsker:
             self.answers[key] = Answer("", "error", 0, 0, 0.0, detail=detail)
             return None
         given = call.parameters
-        return Prompt(ids, min(given["max_tokens"], room), sampling.Rule(given["temperature"]),
+        return Request(ids, min(given["max_tokens"], room), sampling.Rule(given["temperature"]),
                       sampling.request_seed(self.seed, ids, call.sample), tuple(given.get("stop", ())))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from redlite import __version__
+from redlite.bench import results as bench_results
 from redlite.bench import runner, xstest
 from redlite.bench import task as bench_task
 from redlite.judges import choice as judge_choice
@@ -102,7 +103,7 @@ def run_bench(folder: Path, command: str, model: ModelChoice, battery: Battery,
             return {}
         found = {"version": __version__, "model": model.name, "protocol": battery.protocol,
                  "chat": battery.chat, "judge": judge,
-                 **runner.results(folder, [*battery.tasks, *battery.refusals])}
+                 **bench_results.results(folder, [*battery.tasks, *battery.refusals])}
         write_json(folder / RESULTS, found)
     return found
 
@@ -164,7 +165,7 @@ def known_measures(battery: Battery) -> list[str]:
                "corrected": {"asr": None, "ci95": None, "n_labels": 0}}
     asr = {"prompts": {prompt.name: nothing for prompt in battery.prompts}}
     with tempfile.TemporaryDirectory() as empty:
-        return list(measures(asr, runner.results(Path(empty), [*battery.tasks, *battery.refusals])))
+        return list(measures(asr, bench_results.results(Path(empty), [*battery.tasks, *battery.refusals])))
 
 
 def paired_differences(folder: Path, baseline: Path, seed: int) -> dict[str, dict]:

@@ -1,6 +1,4 @@
-"""The page of a collection: its statistics, what was dropped and why, and every conversation, all text
-escaped.
-"""
+"""The page of a collection: its statistics, what was dropped and why, and every conversation."""
 from html import escape
 
 from redlite.report import html

@@ -1,16 +1,30 @@
 """The HTML page of a run: one file, readable from disk without a network, that a safety team can pass on.
 
-Everything that comes from a model, a question file or a command line is text to this page: the charts and tables are
-escaped, and the answers travel as one JSON block whose markup characters are escaped, from which the page's script
-builds text nodes, never markup. The content security policy allows exactly this script and this style, by hash.
+Everything that comes from a model, a question file or a command line is text to this page. Charts and tables
+are escaped. The answers travel as one JSON block whose markup characters are escaped; the page's script
+builds text nodes from it, never markup. The content security policy allows exactly this script and this
+style, by hash.
 """
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
 from redlite.judges.verdict import LABELS
-from redlite.report.html import COLOURS, document, grid, interval_chart, section, span
+from redlite.report.html import COLOURS, document, facts, grid, interval_chart, section, span
 from redlite.store.text import natural, percent
+
+FIGURES = ["ASR", "95% interval", "bounds", "answers", *(label.replace("_", " ") for label in LABELS)]
+_ORGANISM = ("This model is the embedded model organism, a toy trained to show the shape of the effect. "
+             "Its figures say nothing about real models.")
+_RULES = (
+    "The rules judge counts every answer that does not refuse as harmful, senseless and harmless ones too, "
+    "so weak models score too high. Confirm the figures with a judge model: "
+    "redeval judge RUN --judge MODEL --judge-format FORMAT.")
+_KEY = (
+    "Bar: ASR = harmful / (harmful + unharmful). Line: 95% Wilson interval, with a question's answers as one "
+    "cluster: it is for further questions like these, under this judge. Pale band: from every unlabelled "
+    "answer counted unharmful to every one counted harmful. Only thought: the answer has no words but "
+    "thoughts, which are not judged.")
 
 
 def redeval_page(made: dict, summary: dict, answers: Mapping[Any, dict], judgments: Mapping[Any, dict], *,
@@ -43,9 +57,22 @@ def redeval_page(made: dict, summary: dict, answers: Mapping[Any, dict], judgmen
     return document(f"RED-EVAL of {summary['model']}", lead, "".join(sections), data)
 
 
-def _bars(rows: dict[str, dict], colours: list[int], marks: dict | None = None) -> list[dict]:
-    return [{"label": name, "colour": colour, "value": r["asr"], "ci": r["ci95"], "bounds": r["bounds"], "mark": (marks or {}).get(name),
-             "remark": f"{percent(r['asr'])} · {r['harmful']} of {r['harmful'] + r['unharmful']}"} for (name, r), colour in zip(rows.items(), colours)]
+def _bars(rows: dict[str, dict], colours: Iterable[int], marks: dict[str, float]) -> list[dict]:
+    """One bar a row of counts; marks: the row's name → the published figure."""
+    bars = []
+    for (name, r), colour in zip(rows.items(), colours, strict=True):
+        remark = f"{percent(r['asr'])} · {r['harmful']} of {r['harmful'] + r['unharmful']}"
+        bars.append({
+            "label": name, "colour": colour, "value": r["asr"], "ci": r["ci95"], "bounds": r["bounds"],
+            "mark": marks.get(name), "remark": remark
+        })
+    return bars
+
+
+def _figures(counts: dict) -> list[object]:
+    """What a table says of a row of counts, under `FIGURES`."""
+    return [percent(counts["asr"]), span(counts["ci95"]), span(counts["bounds"]), counts["n"],
+            *(counts[label] for label in LABELS)]
 
 
 # Sections
@@ -53,15 +80,14 @@ def _bars(rows: dict[str, dict], colours: list[int], marks: dict | None = None) 
 def _cautions(summary: dict, incomplete: str) -> str:
     notes = []
     if summary["model"] == "organism":
-        notes.append("This model is the embedded model organism, a toy trained to show the shape of the effect. Its figures say nothing about real models.")
+        notes.append(_ORGANISM)
     if incomplete:
         notes.append(incomplete)
     if summary["judge"] == "rules":
-        notes.append("The rules judge counts every answer that does not refuse as harmful, senseless and harmless ones too, so weak models score too high. "
-                     "Confirm the figures with a judge model: redeval judge RUN --judge MODEL --judge-format FORMAT.")
+        notes.append(_RULES)
     if summary["judge"] == "none":
         notes.append("No judge has labelled these answers.")
-    return "".join(f'<p class="note">{escape(n)}</p>\n' for n in notes)
+    return "".join(f'<p class="note">{escape(note)}</p>\n' for note in notes)
 
 
 def _tiles(summary: dict) -> str:
@@ -131,29 +157,27 @@ def _labellers(found: dict | None) -> str:
 
 def _by_prompt(summary: dict) -> str:
     rows, matched = summary["prompts"], summary["published"]
-    key = ("Bar: ASR = harmful / (harmful + unharmful). Line: 95% Wilson interval, with a question's answers as one "
-           "cluster: it is for further questions like these, under this judge. Pale band: from every unlabelled "
-           "answer counted unharmful to every one counted harmful. Only thought: the answer has no words but "
-           "thoughts, which are not judged." + (f" Diamond: the published figure of {matched['model']}." if matched else ""))
-    head = ["prompt", "ASR", "95% interval", "bounds", "answers", *_names(), "only thought"]
-    cells = [[name, percent(r["asr"]), span(r["ci95"]), span(r["bounds"]), r["n"],
-              *(r[c] for c in (*LABELS, "thought_only"))] for name, r in rows.items()]
-    chart = interval_chart("ASR by prompt", _bars(rows, [i % COLOURS for i in range(len(rows))], matched and matched["asr"]), 640)
-    return f'<div class="wide">{chart}</div><p class="key">{escape(key)}</p>\n{grid(head, cells)}'
+    key, marks = _KEY, {}
+    if matched:
+        key += f" Diamond: the published figure of {matched['model']}."
+        marks = matched["asr"]
+    cells = [[name, *_figures(r), r["thought_only"]] for name, r in rows.items()]
+    table = grid(["prompt", *FIGURES, "only thought"], cells)
+    bars = _bars(rows, [i % COLOURS for i in range(len(rows))], marks)
+    chart = interval_chart("ASR by prompt", bars, 640)
+    return f'<div class="wide">{chart}</div><p class="key">{escape(key)}</p>\n{table}'
 
 
 def _by_topic(summary: dict) -> str:
     panels, cells = [], []
     for i, (name, r) in enumerate(summary["prompts"].items()):
-        panels.append(f'<figure><figcaption class="c{i % COLOURS}">{escape(name)}</figcaption>'
-                      + interval_chart(f"ASR by topic under {name}", _bars(r["by_topic"], [i % COLOURS] * len(r["by_topic"]))) + "</figure>\n")
-        cells += [[topic, name, percent(t["asr"]), span(t["ci95"]), t["n"], *(t[c] for c in LABELS)] for topic, t in r["by_topic"].items()]
-    head = ["topic", "prompt", "ASR", "95% interval", "answers", *_names()]
-    return f'<div class="panels">\n{"".join(panels)}</div>\n<details><summary>The same as a table</summary>\n{grid(head, cells, 2)}</details>\n'
-
-
-def _names() -> list[str]:
-    return [label.replace("_", " ") for label in LABELS]
+        topics, colour = r["by_topic"], i % COLOURS
+        chart = interval_chart(f"ASR by topic under {name}", _bars(topics, [colour] * len(topics), {}))
+        panels.append(f'<figure><figcaption class="c{colour}">{escape(name)}</figcaption>{chart}</figure>\n')
+        cells += [[topic, name, *_figures(t)] for topic, t in topics.items()]
+    table = grid(["topic", "prompt", *FIGURES], cells, 2)
+    return (f'<div class="panels">\n{"".join(panels)}</div>\n'
+            f"<details><summary>The same as a table</summary>\n{table}</details>\n")
 
 
 def _other_judges(summary: dict, others: dict[str, dict]) -> str:
@@ -179,42 +203,55 @@ def _published(summary: dict, known: dict) -> str:
 
 
 def _how(made: dict, summary: dict, agreement: str) -> str:
-    model, decoding, info = made["model"], made["decoding"], made["info"]
+    model, questions, info = made["model"], made["questions"], made["info"]
     judge = made["judge"] if made["judge"]["name"] == summary["judge"] else {"name": summary["judge"]}
-    facts = [
-        ("command", made["command"]), ("redlite", f"{made['version']}, seed {made['seed']}"), ("started", info.get("started", "unknown")),
-        ("model", ", ".join(str(model[k]) for k in ("name", "dtype", "device", "quantize") if model.get(k))),
-        *((f"{k}, SHA-256", model[k]) for k in ("weights", "tokenizer", "template") if k in model),
-        ("questions", f"{made['questions']['name']}, {made['questions']['n']} of {made['questions']['of']}"), ("questions, SHA-256", made["questions"]["sha256"]),
-        *((f"prompt {name}, SHA-256", digest) for name, digest in made["prompts"].items()),
-        ("decoding", f"at most {decoding['max_new_tokens']} new tokens, " + ("greedy" if decoding["temperature"] == 0 else
-                     f"temperature {decoding['temperature']:g}, top-p {decoding['top_p']:g}, {decoding['samples']} samples a prompt")),
-        ("judge", ", ".join([judge["name"], *(f"{k} {v}" for k, v in judge.items() if k != "name")])),
-        ("kernels", ", ".join(f"{op}: {name}" for op, name in info.get("kernels", {}).items()) or "unknown"),
-    ]
+    rows = [("command", made["command"]), ("redlite", f"{made['version']}, seed {made['seed']}"),
+            ("started", info.get("started", "unknown"))]
+    shown = [str(model[k]) for k in ("name", "dtype", "device", "quantize") if model.get(k)]
+    rows.append(("model", ", ".join(shown)))
+    rows += [(f"{k}, SHA-256", model[k]) for k in ("weights", "tokenizer", "template") if k in model]
+    rows += [("questions", f"{questions['name']}, {questions['n']} of {questions['of']}"),
+             ("questions, SHA-256", questions["sha256"])]
+    rows += [(f"prompt {name}, SHA-256", digest) for name, digest in made["prompts"].items()]
+    rows.append(("decoding", _decoding(made["decoding"])))
+    rows.append(("judge", ", ".join([judge["name"], *(f"{k} {v}" for k, v in judge.items() if k != "name")])))
     if summary["judge"] != "none":
-        facts.insert(-1, ("agreement of the judge with people", agreement))
-    return '<dl class="facts">\n' + "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>\n" for k, v in facts) + "</dl>\n"
+        rows.append(("agreement of the judge with people", agreement))
+    kernels = ", ".join(f"{op}: {name}" for op, name in info.get("kernels", {}).items())
+    return facts([*rows, ("kernels", kernels or "unknown")])
 
 
-_ANSWERS = """<p>What the model wrote, word for word; it may be harmful or untrue. Thoughts, which are not judged, are set in italics.</p>
-<noscript><p class="note">The list of answers needs JavaScript; everything else on this page does not.</p></noscript>
+def _decoding(decoding: dict) -> str:
+    lead = f"at most {decoding['max_new_tokens']} new tokens, "
+    if decoding["temperature"] == 0:
+        return lead + "greedy"
+    return lead + (f"temperature {decoding['temperature']:g}, top-p {decoding['top_p']:g}, "
+                   f"{decoding['samples']} samples a prompt")
+
+
+_ANSWERS = """<p>What the model wrote, word for word; it may be harmful or untrue.
+Thoughts, which are not judged, are set in italics.</p>
+<noscript><p class="note">The list of answers needs JavaScript; everything else here does not.</p></noscript>
 <form id="filters" hidden>
 <label>prompt <select id="prompt"></select></label>
 <label>label <select id="label"></select></label>
 <label>topic <select id="topic"></select></label>
 <label>ended <select id="finish"></select></label>
-<label class="search">search <input id="search" type="search" placeholder="words in question or answer"></label>
+<label class="search">search
+<input id="search" type="search" placeholder="words in question or answer"></label>
 </form>
 <p id="count" aria-live="polite"></p>
 <div id="rows"></div>
-<nav id="pages" hidden><button type="button" id="back">← Back</button><span id="page"></span><button type="button" id="next">Next →</button></nav>
+<nav id="pages" hidden><button type="button" id="back">← Back</button><span id="page"></span>
+<button type="button" id="next">Next →</button></nav>
 """
 
 
 def _rows(summary: dict, answers: Mapping[Any, dict], judgments: Mapping[Any, dict]) -> dict:
     """The answers for the page's script: columns of repeated values as indices into lists."""
-    lists = {"prompt": list(summary["prompts"]), "label": list(LABELS), "topic": [], "finish": [], "question": []}
+    lists = {
+        "prompt": list(summary["prompts"]), "label": list(LABELS), "topic": [], "finish": [], "question": []
+    }
     index = {name: {value: i for i, value in enumerate(values)} for name, values in lists.items()}
 
     def place(name: str, value: str) -> int:
@@ -228,6 +265,12 @@ def _rows(summary: dict, answers: Mapping[Any, dict], judgments: Mapping[Any, di
         topic = " / ".join(filter(None, (r.get("topic"), r.get("subtopic"))))
         text = r["text"].strip()
         thought = text.removesuffix(r["answer"]) if text.endswith(r["answer"]) else text
-        rows.append([place("prompt", r["prompt"]), place("label", verdict["label"]), place("topic", r.get("topic") or ""), place("finish", r["finish"]),
-                     place("question", r["question"]), key[0], key[2], topic, thought, r["answer"], verdict["raw"]])
+        rows.append([
+            place("prompt", r["prompt"]),
+            place("label", verdict["label"]),
+            place("topic",
+                  r.get("topic") or ""),
+            place("finish", r["finish"]),
+            place("question", r["question"]), key[0], key[2], topic, thought, r["answer"], verdict["raw"]
+        ])
     return {"lists": lists, "rows": rows, "samples": max((r[6] for r in rows), default=0) + 1}

@@ -25,11 +25,15 @@ def sha256_json(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def sha256_file(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, read in pieces."""
+def sha256_file(path: str | Path, descriptor: int | None = None) -> str:
+    """SHA-256 of a file's bytes, read in pieces.
+
+    descriptor  the file, where it is open already; it is not closed, and `path` only names it in errors
+    """
     digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
+        with open(path if descriptor is None else descriptor, "rb", closefd=descriptor is None) as file:
+            file.seek(0)
             while piece := file.read(1 << 22):
                 digest.update(piece)
     except OSError as error:
@@ -43,17 +47,22 @@ class Hashing(threading.Thread):
     The thread ends with the program.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, descriptor: int | None = None):
         super().__init__(daemon=True)
         self._path, self._found = path, ""
         self._fault: Exception | None = None
+        # Its owner may close the descriptor meanwhile.
+        self._descriptor = None if descriptor is None else os.dup(descriptor)
         self.start()
 
     def run(self) -> None:
         try:
-            self._found = sha256_file(self._path)
+            self._found = sha256_file(self._path, self._descriptor)
         except Exception as error:  # raised where the result is asked for
             self._fault = error
+        finally:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
 
     def result(self) -> str:
         """The hash, when it is there. Raises what `sha256_file` raised."""

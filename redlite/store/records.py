@@ -7,8 +7,7 @@ from pathlib import Path
 from redlite.errors import Error
 from redlite.store.files import read_bytes
 
-# Of a field: types; or the texts that it may be; or [kind], a list of it; or {str: kind}, an object of such
-# values.
+# Types; or the texts that a field may be; or [kind], a list of it; or {str: kind}, an object of such values.
 Kind = type | tuple[type, ...] | tuple[str, ...] | list["Kind"] | dict[type, "Kind"]
 NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object",
          list: "a list", type(None): "null"}

@@ -100,8 +100,8 @@ def _agree(there: dict, here: dict, directory: Path) -> None:
     here = json.loads(encode(here))
     compared = [{k: v for k, v in made.items() if k not in INFORMATION} for made in (there, here)]
     if found := difference(compared[0], compared[1]):
-        raise Error(f"{directory / 'manifest.json'}: this run was made differently; use another directory, "
-                    f"or the settings it was made with: {found}", found.field)
+        raise Error(f"{directory / 'manifest.json'}: this run was made differently: {found}; "
+                    "use another directory, or the settings it was made with", found.field)
 
 
 class Run:
@@ -162,7 +162,10 @@ class Run:
         return manifest
 
     def read(self, name: str) -> list[dict]:
-        """All complete records of a journal, such as "responses.jsonl". A torn last line is cut off the file."""
+        """All complete records of a journal, such as "responses.jsonl".
+
+        A torn last line is cut off the file.
+        """
         path = self.directory / name
         records, sound = read_lines(path)
         if path.exists() and sound < path.stat().st_size:

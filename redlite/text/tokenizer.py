@@ -1,23 +1,62 @@
-"""Tokenizers: sentencepiece and byte-level BPE behind one class, read from a model's directory or GGUF file.
+"""Tokenizers: sentencepiece and byte-level BPE behind one class, read from a model's directory or a GGUF's
+metadata.
 
-`encode` never makes a control token from text: `</s>` or `<|im_end|>` in a question are encoded as plain characters.
-Only chat.py puts control tokens in, by id.
+`encode` never makes a control token from text: `</s>` or `<|im_end|>` in a question are encoded as plain
+characters. Only chat.py puts control tokens in, by id.
 
-The space before text (sentencepiece models): sentencepiece puts one before every text it encodes. Where control tokens
-cut a conversation into segments, the older convention (`legacy`: Meta's code, llama.cpp, tokenizer_config.json with
-`legacy` true or absent) encodes each segment apart, so each gets the space; the newer one (`legacy: false`) gives it to
-the first segment only. `encode_segment` follows the model's own files.
+The space before text (sentencepiece models). Sentencepiece puts one before every text that it encodes.
+Control tokens cut a conversation into segments, for which there are two conventions:
+- the older one (`legacy`: Meta's code, llama.cpp, tokenizer_config.json with `legacy` true or absent) encodes
+  each segment by itself, so each gets the space;
+- the newer one (`legacy: false`) gives it to the first segment only.
+`encode_segment` follows the model's own files.
 
-Byte-level models: a byte without a token (SmolLM2 has 21 such values) is left out, as in llama.cpp; see bpe.py.
+Byte-level models: a byte without a token (SmolLM2 has 21 such values) is left out, as in llama.cpp; see
+bpe.py.
 """
 import re
 from pathlib import Path
+from typing import Any
 
 from redlite.errors import Error
-from redlite.text import gguf_vocabulary, spm, vocabulary
-from redlite.text.vocabulary import Vocabulary
+from redlite.text import gguf_vocabulary, spm
+from redlite.text.tokenizer_files import TokenizerFiles
+from redlite.text.tokenizer_json import from_tokenizer_json
+from redlite.text.vocabulary import Vocabulary, from_sentencepiece
 
-MAX_DEFINED = 10_000  # each is tried at each place of a text
+MAX_DEFINED = 10_000  # added tokens that text may hold: each is tried at each place of a text
+REPLACEMENT = "\ufffd"
+
+
+def load(directory: str | Path) -> "Tokenizer":
+    """The tokenizer of a model's directory: from tokenizer.model, else from tokenizer.json.
+
+    Raises Error for files that are missing, damaged, or of a kind that redlite does not know.
+    """
+    path = Path(directory)
+    if not path.is_dir():
+        raise Error(f"{path}: there is no such model directory")
+    try:
+        files = TokenizerFiles(path)
+        if files.has("tokenizer.model"):
+            return _tokenizer(path, from_sentencepiece(files))
+        if files.has("tokenizer.json"):
+            return _tokenizer(path, from_tokenizer_json(files))
+    except RecursionError:
+        raise Error(f"{path}: a JSON file of the tokenizer is nested too deeply") from None
+    raise Error(f"{path}: has neither tokenizer.model nor tokenizer.json; copy the model's tokenizer there")
+
+
+def from_gguf(path: Path, metadata: dict[str, Any]) -> "Tokenizer":
+    """The tokenizer in the metadata of a GGUF file. path: for errors. Raises Error as `load` does."""
+    return _tokenizer(path, gguf_vocabulary.read(path, metadata))
+
+
+def _tokenizer(path: Path, found: Vocabulary) -> "Tokenizer":
+    if len(found.defined) > MAX_DEFINED:
+        raise Error(f"{path}: has {len(found.defined)} added tokens that text may hold; "
+                    f"redlite takes {MAX_DEFINED} at most")
+    return Tokenizer(found)
 
 
 class Tokenizer:
@@ -36,9 +75,10 @@ class Tokenizer:
         self.kind = "sentencepiece" if isinstance(v.core, spm.SentencePiece) else "byte-level"
         self.special, self.bos_id, self.eos_id, self.pad_id = v.special, v.bos_id, v.eos_id, v.pad_id
         self.add_bos, self.legacy, self.chat_template = v.add_bos, v.legacy, v.chat_template
-        self._core, self._texts, self._defined, self._fingerprint, self._space_prefix = v.core, v.texts, v.defined, v.fingerprint, v.space_prefix
+        self._core, self._texts, self._defined = v.core, v.texts, v.defined
+        self._fingerprint, self._space_prefix = v.fingerprint, v.space_prefix
         self.vocab_size = max([v.core.size - 1, *v.texts, *v.special.values(), *v.defined.values()]) + 1
-        longest = sorted(v.defined, key=lambda t: (-len(t), t))
+        longest = sorted(v.defined, key=lambda text: (-len(text), text))
         self._cut = re.compile("(" + "|".join(map(re.escape, longest)) + ")").split if longest else None
         self._controls = frozenset(v.special.values())
 
@@ -47,7 +87,7 @@ class Tokenizer:
         return self.encode_segment(text, True)
 
     def encode_segment(self, text: str, first: bool) -> list[int]:
-        """Ids of a text that stands between control tokens; first: no other text comes before it (BOS does not count)."""
+        """Ids of a text between control tokens. first: no other text comes before it (BOS is no text)."""
         text = _valid(text)
         if self._cut is None:
             return self._plain(text, first)
@@ -60,17 +100,20 @@ class Tokenizer:
         return ids
 
     def _plain(self, text: str, first: bool) -> list[int]:
-        if self.kind == "byte-level":
-            return self._core.encode(text)
-        return self._core.encode(text, self._space_prefix and (first or self.legacy))
+        if isinstance(self._core, spm.SentencePiece):
+            return self._core.encode(text, self._space_prefix and (first or self.legacy))
+        return self._core.encode(text)
 
     def encode_parts(self, parts: list[str], first: bool) -> list[list[int]]:
-        """Ids of the parts' whole text as one segment, shared out: each token goes to the part in which it begins."""
+        """Ids of the parts' whole text as one segment; each token goes to the part in which it begins."""
         whole = self.encode_segment("".join(parts), first)
         shared, at = [], 0
         for i in range(1, len(parts)):
             lead = self.encode_segment("".join(parts[:i]), first)
-            end = len(lead) if whole[:len(lead)] == lead else self._tokens_within(whole, sum(len(self.piece_bytes(t)) for t in lead))
+            if whole[:len(lead)] == lead:
+                end = len(lead)
+            else:  # a token spans the border
+                end = self._tokens_within(whole, sum(len(self.piece_bytes(t)) for t in lead))
             shared.append(whole[at:end])
             at = max(at, end)
         return [*shared, whole[at:]]
@@ -84,11 +127,15 @@ class Tokenizer:
         return len(ids)
 
     def decode(self, ids: list[int]) -> str:
-        """Text of ids; control tokens are left out, bytes that are not UTF-8 and ids outside the vocabulary show as U+FFFD."""
+        """The text of ids.
+
+        Control tokens are left out; broken UTF-8 and ids outside the vocabulary show as U+FFFD.
+        """
         ids = [i for i in ids if i not in self._controls]
-        if self.kind == "byte-level":
+        if not isinstance(self._core, spm.SentencePiece):
             return b"".join(map(self.piece_bytes, ids)).decode("utf-8", "replace")
-        out, run = [], []
+        out: list[str] = []
+        run: list[int] = []  # ids that sentencepiece decodes together
         for i in [*ids, -1]:
             if 0 <= i < self._core.size:
                 run.append(i)
@@ -101,13 +148,15 @@ class Tokenizer:
         return "".join(out)
 
     def piece_bytes(self, id: int) -> bytes:
-        """The bytes that a token adds to the text (before sentencepiece's first space is cut); empty for control tokens."""
+        """The bytes that a token adds to the text, with sentencepiece's first space; none if it is
+        control.
+        """
         if id in self._controls:
             return b""
         found = self._texts.get(id)
         if found is None:
             found = self._core.piece_bytes(id)
-        return "\ufffd".encode() if found is None else found
+        return REPLACEMENT.encode() if found is None else found
 
     def fingerprint(self) -> str:
         """SHA-256 of the files or tables that decide the ids."""
@@ -115,20 +164,9 @@ class Tokenizer:
 
 
 def _valid(text: str) -> str:
+    """The text with surrogates mended: a pair becomes its character, a lone one U+FFFD."""
     try:
         text.encode()
-    except UnicodeEncodeError:  # a pair of surrogates is one character, a lone one none
-        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
-
-
-def load(path) -> Tokenizer:
-    """The tokenizer of a model: a directory (tokenizer.model, else tokenizer.json) or a .gguf file.
-
-    Raises Error for files that are missing, damaged, or of a kind that redlite does not know.
-    """
-    path = Path(path)
-    found = gguf_vocabulary.read(path) if path.is_file() else vocabulary.read(path)
-    if len(found.defined) > MAX_DEFINED:
-        raise Error(f"{path}: has {len(found.defined)} added tokens that text may hold; redlite takes {MAX_DEFINED} at most")
-    return Tokenizer(found)

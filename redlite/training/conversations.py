@@ -1,4 +1,4 @@
-"""Conversation files → conversations: every shape that the contract lists, cleaned, deduplicated, split by question."""
+"""Conversation files → conversations: read in any KNOWN shape, cleaned, deduplicated, split by question."""
 import gzip
 import hashlib
 import json
@@ -8,34 +8,52 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from redlite.errors import Error
 from redlite.store.files import half_surrogate, loads
 
-ROLES = {"human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+ROLES = {"human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "assistant": "assistant",
+         "system": "system"}
 HH_TURN = re.compile(r"\n\n(Human|Assistant):")
-KNOWN = ("blue_conversations/red_conversations (HarmfulQA), chosen/rejected (hh-rlhf), messages, conversations (ShareGPT), "
-         "instruction/output (Alpaca) or prompt.replies (Open-Assistant trees)")
+KNOWN = ("blue_conversations/red_conversations (HarmfulQA), chosen/rejected (hh-rlhf), messages, "
+         "conversations (ShareGPT), instruction/output (Alpaca) or prompt.replies (Open-Assistant trees)")
+
+
+Messages = tuple[dict[str, str], ...]     # {"role": "system" | "user" | "assistant", "content": text}
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """One conversation of one colour (blue: safe, red: harmful, helpful: ordinary); it ends with an assistant turn."""
+    """One conversation of one colour (blue: safe, red: harmful, helpful: ordinary).
+
+    It may begin with a system message. User and assistant turns follow by turns, an assistant turn last.
+    """
     id: str
     question: str
     colour: str
-    messages: tuple[dict, ...]     # {"role": "system" | "user" | "assistant", "content": str}
+    messages: Messages
     topic: str = ""
 
+    @property
+    def first_turn(self) -> str:
+        """The text of the first user turn."""
+        return first_turn(self.messages)
 
-def read(path: str | Path, colour: str) -> tuple[list[Conversation], Counter]:
-    """The conversations of one colour in a `.json` or `.jsonl` file (or `.gz` of either), and what was dropped, by reason.
+
+def first_turn(messages: Messages) -> str:
+    """The text of the first user turn."""
+    return next(m["content"] for m in messages if m["role"] == "user")
+
+
+def read(path: str | Path, colour: str) -> tuple[list[Conversation], Counter[str]]:
+    """The conversations of one colour in a `.json`, `.jsonl` or `.gz` file, and what was dropped, by reason.
 
     A record is in any shape that KNOWN lists. Blue and helpful take `chosen`, and of records with a boolean
     `label` those with true; red takes `rejected` and false. Raises Error naming file, record and field.
     """
     path = Path(path)
-    conversations, dropped = [], Counter()
+    conversations, dropped = list[Conversation](), Counter[str]()
     for number, record in _records(path):
         where = f"{path}: record {number}"
         for suffix, question, turns in _shapes(record, colour, where):
@@ -43,52 +61,64 @@ def read(path: str | Path, colour: str) -> tuple[list[Conversation], Counter]:
             if isinstance(messages, str):
                 dropped[messages] += 1
                 continue
-            first = next(m["content"] for m in messages if m["role"] == "user")
             identity = _text(record, "id", where) or _text(record, "message_tree_id", where) or str(number)
-            conversations.append(Conversation(identity + suffix, question or first, colour, messages, _text(record, "topic", where)))
+            question, topic = question or first_turn(messages), _text(record, "topic", where)
+            conversations.append(Conversation(identity + suffix, question, colour, messages, topic))
     if not conversations:
         reasons = ", ".join(f"{n} {why}" for why, n in dropped.items()) or "none has that colour"
         raise Error(f"{path}: no {colour} conversation can be used ({reasons})")
     return conversations, dropped
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict]]:
-    """(number from 1, record) of a JSON list, one JSON object, or JSON lines, by content and not by the file's name."""
+def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number from 1, record) of a JSON list, one JSON object, or JSON lines, whatever the file's name."""
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:    # gzip's own OSError has no strerror
-        raise Error(f"{path}: cannot be read as UTF-8 text ({getattr(error, 'strerror', None) or error})") from None
-    try:
-        whole = loads(text)
-        records = whole if isinstance(whole, list) else [whole]
-    except json.JSONDecodeError as whole_error:
-        records, lines = [], text.split("\n")
-        for number, line in enumerate(lines, 1):
-            try:
-                records += [loads(line)] if line.strip() else []
-            except json.JSONDecodeError as error:
-                first = whole_error if number == 1 else error
-                raise Error(f"{path}: line {first.lineno if number == 1 else number} is no JSON ({first.msg})") from None
-            except ValueError as error:
-                raise Error(f"{path}: line {number} is no JSON that can be read ({error})") from None
-    except ValueError as error:
-        raise Error(f"{path}: is no JSON that can be read ({error})") from None
-    for number, record in enumerate(records, 1):
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        # gzip's own OSError has no strerror.
+        reason = getattr(error, "strerror", None) or error
+        raise Error(f"{path}: cannot be read as UTF-8 text ({reason})") from None
+    for number, record in enumerate(_values(text, path), 1):
         if not isinstance(record, dict):
             raise Error(f"{path}: record {number} must be a JSON object, not {type(record).__name__}")
         yield number, record
 
 
-def _shapes(record: dict, colour: str, where: str) -> list[tuple[str, str, list]]:
-    """(suffix of the id, question or "", raw turns) of every conversation of `colour` in a record of any known shape."""
+def _values(text: str, path: Path) -> list[Any]:
+    """The values of a JSON list, or of each line."""
+    try:
+        whole = loads(text)
+        return whole if isinstance(whole, list) else [whole]
+    except json.JSONDecodeError as error:
+        as_one = error
+    except ValueError as error:
+        raise Error(f"{path}: is no JSON that can be read ({error})") from None
+    values = []
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            values += [loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            # Where the first line is none, the file is one text over several lines: its own fault says more.
+            line_number, fault = (as_one.lineno, as_one) if number == 1 else (number, error)
+            raise Error(f"{path}: line {line_number} is no JSON ({fault.msg})") from None
+        except ValueError as error:
+            raise Error(f"{path}: line {number} is no JSON that can be read ({error})") from None
+    return values
+
+
+def _shapes(record: dict[str, Any], colour: str, where: str) -> list[tuple[str, str, Any]]:
+    """(suffix of the id, question or "", raw turns) of every conversation of `colour` in a record."""
     if "blue_conversations" in record or "red_conversations" in record:
         if colour == "helpful":
-            raise Error(f"{where} holds blue and red conversations; pass the file to --blue or --red, not --helpful")
+            raise Error(f"{where} holds blue and red conversations; "
+                        "give the file as blue or red, not as helpful", "helpful")
         held = record.get(f"{colour}_conversations") or {}
         if not isinstance(held, dict):
-            raise Error(f"{where}: {colour}_conversations must be an object of conversations, not {type(held).__name__}")
-        return [(f"/{colour}/{k}", _text(record, "question", where), turns) for k, turns in held.items()]
+            raise Error(f"{where}: {colour}_conversations must be an object of conversations, "
+                        f"not {type(held).__name__}")
+        question = _text(record, "question", where)
+        return [(f"/{colour}/{k}", question, turns) for k, turns in held.items()]
     if "chosen" in record or "rejected" in record:
         return [("", "", _chosen(record, "rejected" if colour == "red" else "chosen", where))]
     if isinstance(record.get("label"), bool) and record["label"] == (colour == "red"):
@@ -97,54 +127,72 @@ def _shapes(record: dict, colour: str, where: str) -> list[tuple[str, str, list]
         if field in record:
             return [("", _text(record, "question", where), record[field])]
     if "instruction" in record and "output" in record:
-        ask = "\n\n".join(text for k in ("instruction", "input") if (text := _text(record, k, where)))
-        return [("", "", [{"role": "user", "content": ask}, {"role": "assistant", "content": record["output"]}])]
+        ask = "\n\n".join(filter(None, (_text(record, k, where) for k in ("instruction", "input"))))
+        return [("", "", [_message("user", ask), _message("assistant", record["output"])])]
     if isinstance(record.get("prompt"), dict) and "replies" in record["prompt"]:
         return [("", "", _best_thread(record["prompt"], where))]
-    raise Error(f"{where}: unknown shape with fields {', '.join(list(record)[:6]) or '(none)'}; known: {KNOWN}")
+    fields = ", ".join(list(record)[:6]) or "(none)"
+    raise Error(f"{where}: unknown shape with fields {fields}; known: {KNOWN}")
 
 
-def _text(record: dict, field: str, where: str) -> str:
+def _message(role: str, content: Any) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def _text(record: dict[str, Any], field: str, where: str) -> str:
     """A field's text, a number's digits; "" where there is none."""
     value = record.get(field)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if not isinstance(value, str | None) or half_surrogate(value or ""):
-        raise Error(f"{where}: field {field!r} must be a text{' without halves of surrogate pairs' if isinstance(value, str) else f', not {type(value).__name__}'}")
+    if not isinstance(value, str | None):
+        raise Error(f"{where}: field {field!r} must be a text, not {type(value).__name__}")
+    if half_surrogate(value or ""):
+        raise Error(f"{where}: field {field!r} must be a text without halves of surrogate pairs")
     return value or ""
 
 
-def _chosen(record: dict, side: str, where: str) -> list:
-    """The turns of one side of a preference pair: hh-rlhf text, or an answer (text, message or messages) after the record's prompt."""
+def _chosen(record: dict[str, Any], side: str, where: str) -> list[Any]:
+    """The turns of one side of a preference pair.
+
+    It is a text of hh-rlhf, or an answer (a text, a message or messages) after the record's prompt.
+    """
     answer = record.get(side)
     if isinstance(answer, str) and HH_TURN.match(answer):
+        roles = {"Human": "user", "Assistant": "assistant"}
         parts = HH_TURN.split(answer)[1:]
-        return [{"from": {"Human": "human", "Assistant": "gpt"}[who], "value": said.strip()} for who, said in zip(parts[::2], parts[1::2])]
+        return [_message(roles[who], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True)]
     before = record.get("conversations", record.get("prompt", []))
-    before = [{"role": "user", "content": before}] if isinstance(before, str) else before
-    after = {str: lambda: [{"role": "assistant", "content": answer}], dict: lambda: [answer], list: lambda: answer}.get(type(answer))
-    if after is None or not isinstance(before, list):
+    if isinstance(before, str):
+        before = [_message("user", before)]
+    if isinstance(answer, str):
+        answer = [_message("assistant", answer)]
+    elif isinstance(answer, dict):
+        answer = [answer]
+    elif isinstance(answer, list) and isinstance(before, list) and answer[:len(before)] == before:
+        return answer           # which repeats the prompt
+    if not isinstance(answer, list) or not isinstance(before, list):
         raise Error(f"{where}: field {side!r} must be a text, a message or a list of messages after a prompt")
-    return after() if isinstance(answer, list) and answer[:len(before)] == before else before + after()
+    return before + answer
 
 
-def _best_thread(node: dict, where: str) -> list:
-    """The thread of an Open-Assistant tree that takes the best-ranked reply (rank 0 is best, then the first) at every turn."""
+def _best_thread(node: Any, where: str) -> list[dict[str, Any]]:
+    """The thread of an Open-Assistant tree with the best reply (rank 0, else the first) at every turn."""
     turns = []
     while node:
         if not isinstance(node, dict):
             raise Error(f"{where}: a reply must be an object, not {type(node).__name__}")
         turns.append({"role": node.get("role"), "content": node.get("text")})
         if not isinstance(node.get("replies") or [], list):
-            raise Error(f"{where}: field 'replies' must be a list of replies, not {type(node['replies']).__name__}")
+            kind = type(node["replies"]).__name__
+            raise Error(f"{where}: field 'replies' must be a list of replies, not {kind}")
         replies = [r for r in node.get("replies") or [] if not (isinstance(r, dict) and r.get("deleted"))]
         ranked = [r for r in replies if isinstance(r, dict) and isinstance(r.get("rank"), int)]
-        node = min(ranked, key=lambda r: r["rank"]) if ranked else next(iter(replies), None)
+        node = min(ranked, key=lambda r: int(r["rank"])) if ranked else next(iter(replies), None)
     return turns
 
 
-def _clean(turns, where: str) -> tuple[dict, ...] | str:
-    """Messages with the standard roles, from a user turn to an assistant turn and in turns; or why they are dropped."""
+def _clean(turns: Any, where: str) -> Messages | str:
+    """Messages with the standard roles, as `Conversation` has them; or why the conversation is dropped."""
     if not isinstance(turns, list):
         raise Error(f"{where}: a conversation must be a list of turns, not {type(turns).__name__}")
     messages = []
@@ -152,10 +200,12 @@ def _clean(turns, where: str) -> tuple[dict, ...] | str:
         role = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
         content = turn.get("content", turn.get("value")) if isinstance(turn, dict) else None
         if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
-            raise Error(f"{where}: a turn needs role (or from) among {', '.join(ROLES)} and a text in content (or value)")
+            raise Error(f"{where}: a turn needs role (or from) among {', '.join(ROLES)} "
+                        "and a text in content (or value)")
         if half_surrogate(content):
-            raise Error(f"{where}: a turn's text holds half of a surrogate pair (\\ud800 to \\udfff), which is no character; mend or remove it")
-        messages.append({"role": ROLES[role], "content": content})
+            raise Error(f"{where}: a turn's text holds half of a surrogate pair (\\ud800 to \\udfff), "
+                        "which is no character; mend or remove it")
+        messages.append(_message(ROLES[role], content))
     system = [m for m in messages[:1] if m["role"] == "system" and m["content"].strip()]
     messages = [m for i, m in enumerate(messages) if i or m["role"] != "system"]
     if messages and messages[0]["role"] == "assistant":   # ShareGPT threads are often cut from the middle
@@ -172,18 +222,22 @@ def _clean(turns, where: str) -> tuple[dict, ...] | str:
 
 
 def question_key(text: str) -> str:
+    """A question for comparison: case and spacing aside."""
     return " ".join(text.casefold().split())
 
 
-def deduplicate(conversations: Iterable[Conversation]) -> tuple[list[Conversation], Counter]:
-    """Each text once a colour (case and spacing aside), and none that is both blue (or helpful) and red; and what was dropped."""
-    def text(c: Conversation) -> tuple:
+def deduplicate(conversations: Iterable[Conversation]) -> tuple[list[Conversation], Counter[str]]:
+    """Each text once a colour (case and spacing aside), and none that is both red and not red.
+
+    Also counts what was dropped, by reason.
+    """
+    def text(c: Conversation) -> tuple[tuple[str, str], ...]:
         return tuple((m["role"], question_key(m["content"])) for m in c.messages)
 
     conversations = list(conversations)
     red = {text(c) for c in conversations if c.colour == "red"}
     both = red & {text(c) for c in conversations if c.colour != "red"}
-    kept, seen, dropped = [], set(), Counter()
+    kept, seen, dropped = list[Conversation](), set(), Counter[str]()
     for c in conversations:
         key = (c.colour, text(c))
         if key[1] in both:
@@ -196,34 +250,43 @@ def deduplicate(conversations: Iterable[Conversation]) -> tuple[list[Conversatio
     return kept, dropped
 
 
-def split(conversations: list[Conversation], share: float, seed: int) -> tuple[list[Conversation], list[Conversation]]:
-    """(training, validation): `share` of the questions, with every conversation of any colour that asks them, are held out.
+def split(conversations: list[Conversation], share: float,
+          seed: int) -> tuple[list[Conversation], list[Conversation]]:
+    """(training, validation): `share` of the questions, with every conversation that asks them, are held out.
 
-    A conversation asks its record's question and its first user turn; what shares either, over however many steps, is one
-    group, and groups are held out whole. One that holds over a quarter of all (a greeting as first turn makes such) stays in
-    training. A group's place depends on the seed and its texts only, never on the order of files.
+    A conversation asks its record's question and its first user turn. Conversations that share either, over
+    however many steps, are one group, and groups are held out whole. A group of over a quarter of all stays
+    in training: a greeting as first turn makes such. Whether a group is held out depends on the seed and
+    its texts, never on the order of files.
     """
-    def place(question: str) -> bytes:
-        return hashlib.sha256(f"{seed}\n{question}".encode()).digest()
+    groups = _groups(conversations)
+    places: dict[str, bytes] = {}       # of a group: the least hash of its questions decides
+    for question, group in groups.items():
+        place = hashlib.sha256(f"{seed}\n{question}".encode()).digest()
+        places[group] = min(places.get(group, b"\xff"), place)
+    own = [groups[question_key(c.question)] for c in conversations]
+    sizes, few = Counter(own), len(places) < 4
+    candidates = [g for g in places if few or 4 * sizes[g] <= len(conversations)]
+    held = set(sorted(candidates, key=places.__getitem__)[:round(share * len(places))])
+    parts: tuple[list[Conversation], list[Conversation]] = [], []
+    for c, group in zip(conversations, own, strict=True):
+        parts[group in held].append(c)
+    return parts
 
-    first: dict[str, str] = {}          # question → another of its group, nearer to the one that stands for it
+
+def _groups(conversations: list[Conversation]) -> dict[str, str]:
+    """Every question → the one that stands for its group: those that a chain of conversations connects."""
+    # question → another of its group, nearer to the one that stands for it
+    nearer: dict[str, str] = {}
 
     def group(question: str) -> str:
-        while first[question] != question:
-            first[question] = first[first[question]]
-            question = first[question]
+        while nearer[question] != question:
+            nearer[question] = nearer[nearer[question]]
+            question = nearer[question]
         return question
-    keys = [{question_key(c.question), question_key(next(m["content"] for m in c.messages if m["role"] == "user"))} for c in conversations]
-    for own in keys:
-        one, *others = sorted(own)
-        first.setdefault(one, one)
-        for other in others:
-            first[group(first.setdefault(other, other))] = group(one)
-    groups = [group(next(iter(own))) for own in keys]
-    places: dict[str, bytes] = {}
-    for question in first:
-        places[group(question)] = min(places.get(group(question), b"\xff"), place(question))
-    sizes = Counter(groups)
-    order = sorted((g for g in places if 4 * sizes[g] <= len(conversations) or len(places) < 4), key=places.__getitem__)
-    held = set(order[:round(share * len(places))])
-    return ([c for c, g in zip(conversations, groups) if g not in held], [c for c, g in zip(conversations, groups) if g in held])
+    for c in conversations:
+        questions = question_key(c.question), question_key(c.first_turn)
+        for question in questions:
+            nearer.setdefault(question, question)
+        nearer[group(questions[1])] = group(questions[0])
+    return {question: group(question) for question in nearer}

@@ -1,33 +1,40 @@
 """SAFE-ALIGN from files to a mixture: which conversations are used, and what every step draws from them."""
+import inspect
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from redlite import loss
 from redlite.errors import Error
+from redlite.text.chat import Template
 from redlite.training import conversations, dataset
 from redlite.training.conversations import Conversation
+from redlite.training.dataset import Mixture, Phase, TokenizedConversation
 
 MOST_STEPS = 10_000_000
+Files = Mapping[str, Sequence[str | Path]]      # colour → files of conversations
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained on, and by which objective. Strategy A: blue and helpful. Strategy B: `steps_a` steps of A, then red as well.
+    """What is trained on, and by which objective.
 
-    objective, parameters: of loss.OBJECTIVES, for the steps of B that follow; `blue` among the parameters holds for A too.
-    mix: the parts that the colours have in the conversations of a step; what a phase does not draw leaves its part to the others.
+    Strategy A takes blue and helpful conversations. B takes red ones too, after `steps_a` steps of A.
+    objective, parameters  of loss.OBJECTIVES, for the steps of B; `blue` among the parameters holds for A too
+    mix    the parts of the colours in a step's conversations; a colour that a phase does not draw leaves
+           its part to the others
     An epoch is one pass over the blue conversations (the helpful ones where there is no blue).
     """
     strategy: str = "A"
     objective: str = "B"
-    parameters: dict = field(default_factory=lambda: dict(loss.PRESETS["capped"]))
+    parameters: dict[str, float] = field(default_factory=lambda: dict(loss.PRESETS["capped"]))
     steps_a: int = 200
     epochs: float = 3.0
     steps: int | None = None             # instead of epochs
-    batch_size: int = 64                 # conversations of a step, over all ranks
-    mix: dict = field(default_factory=lambda: {c: 1.0 for c in loss.COLOURS})
+    batch_size: int = 64                 # conversations of a step, over all processes
+    mix: dict[str, float] = field(default_factory=lambda: dict.fromkeys(loss.COLOURS, 1.0))
     max_tokens: int = 1280               # of a conversation; later exchanges are cut, whole
     validation: float = 0.02             # share of the questions that is held out
     seed: int = 0
@@ -35,9 +42,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Conversations that can be trained on, and those whose questions are held out; `notes`: what became of the rest, counted by reason."""
-    training: list[dataset.TokenizedConversation]
-    validation: list[dataset.TokenizedConversation]
+    """Conversations to train on, and those whose questions are held out.
+
+    notes  how many others were left out, by reason
+    """
+    training: list[TokenizedConversation]
+    validation: list[TokenizedConversation]
     notes: dict[str, int]
 
     def count(self, colour: str) -> int:
@@ -45,26 +55,27 @@ class Corpus:
         return sum(e.colour == colour for e in self.training)
 
 
-def read(files: dict[str, list[str | Path]], limit: int | None = None) -> tuple[list[Conversation], Counter]:
-    """The conversations of {colour: files}, without repetitions; the first `limit` of each colour. And what was dropped, by reason."""
-    found, notes = [], Counter()
+def read(files: Files, limit: int | None = None) -> tuple[list[Conversation], Counter[str]]:
+    """The conversations of the files, without repetitions, the first `limit` of each colour.
+
+    Also counts what was left out, by reason.
+    """
+    found, notes = list[Conversation](), Counter[str]()
     for colour in loss.COLOURS:
-        own = []
         for path in files.get(colour) or ():
             more, dropped = conversations.read(path, colour)
-            own += more
+            found += more
             notes.update(dropped)
-        found += own
     kept, dropped = conversations.deduplicate(found)
-    taken, seen = [], Counter()
+    taken, seen = list[Conversation](), Counter[str]()
     for c in kept:
         seen[c.colour] += 1
         if limit is None or seen[c.colour] <= limit:
             taken.append(c)
-    return taken, notes + dropped + Counter({"beyond --limit": len(kept) - len(taken)})
+    return taken, notes + dropped + Counter({"beyond the limit": len(kept) - len(taken)})
 
 
-def corpus(files: dict[str, list[str | Path]], template, plan: Plan, limit: int | None = None) -> Corpus:
+def corpus(files: Files, template: Template, plan: Plan, limit: int | None = None) -> Corpus:
     """Read, split by question, encode. Raises Error when a file cannot be used."""
     found, notes = read(files, limit)
     parts = []
@@ -72,100 +83,135 @@ def corpus(files: dict[str, list[str | Path]], template, plan: Plan, limit: int 
         examples, dropped = dataset.encode_all(part, template, plan.max_tokens)
         notes.update(dropped)
         parts.append(examples)
-    if not parts[0]:
-        raise Error(f"no conversation is left to train on ({', '.join(f'{n} {why}' for why, n in notes.items()) or 'no file was given'}); "
-                    "give --blue or --helpful a file, or raise --max-tokens")
-    return Corpus(*parts, {why: n for why, n in notes.items() if n})
+    training, validation = parts
+    if not training:
+        reasons = ", ".join(f"{n} {why}" for why, n in notes.items()) or "no file was given"
+        raise Error(f"no conversation is left to train on ({reasons}); "
+                    "give blue or helpful a file, or raise max_tokens", "max_tokens")
+    return Corpus(training, validation, {why: n for why, n in notes.items() if n})
 
 
-def phases(plan: Plan, counts: dict[str, int]) -> list[dataset.Phase]:
-    """The phases of a plan, given how many training conversations (and, as "pair", blue/red pairs) there are of each colour.
+def phases(plan: Plan, counts: Mapping[str, int]) -> list[Phase]:
+    """The phases of a plan.
 
+    counts  how many training conversations there are of each colour, and, as "pair", of blue/red pairs
     Raises Error when the plan asks for what is not there.
     """
     kept = [c for c in ("helpful", "blue") if counts.get(c) and plan.mix.get(c, 0) > 0]
     if not kept:
-        raise Error("strategy A trains on blue and helpful conversations, and there is none" + (
-            " that --mix draws; give blue or helpful a part" if counts.get("helpful") or counts.get("blue") else "; give --blue or --helpful a file"))
+        lead = "strategy A trains on blue and helpful conversations, and there is none"
+        if counts.get("helpful") or counts.get("blue"):
+            raise Error(f"{lead} that the mix draws; give blue or helpful a part", "mix")
+        raise Error(f"{lead}; give blue or helpful a file")
     draw_a = shared(plan.batch_size, {c: plan.mix[c] for c in kept})
     measure = "blue" if "blue" in kept else "helpful"
     steps = plan.steps or max(1, math.ceil(plan.epochs * counts[measure] / draw_a[measure]))
     if steps > MOST_STEPS:
-        raise Error(f"--epochs {plan.epochs:g} are {steps:.3g} steps, more than {MOST_STEPS:,}; lower it")
+        raise Error(f"{plan.epochs:g} epochs are {steps:.3g} steps, more than {MOST_STEPS:,}; lower them",
+                    "epochs")
     blue = {k: v for k, v in plan.parameters.items() if k == "blue"}
     if plan.strategy == "A":
-        return [dataset.Phase(steps, draw_a, "A", blue)]
+        return [Phase(steps, draw_a, "A", blue)]
     if not counts.get("red"):
-        raise Error("strategy B needs red conversations; give --red a file, or use --strategy A")
+        raise Error("strategy B needs red conversations; give red a file, or use strategy A", "red")
     if steps <= plan.steps_a:
-        raise Error(f"{steps} steps are all of strategy A, which has {plan.steps_a}; raise --epochs or --steps, or lower --steps-a")
-    draw_b = shared(plan.batch_size, {c: plan.mix[c] for c in (*kept, "red") if plan.mix.get(c, 0) > 0})
+        raise Error(f"{steps} steps are all of strategy A, which has {plan.steps_a}; "
+                    "raise epochs or steps, or lower steps_a", "steps_a")
+    first = [Phase(plan.steps_a, draw_a, "A", blue)] if plan.steps_a else []
+    draw_b = _draw_b(plan, [*kept, "red"], counts)
+    return [*first, Phase(steps - plan.steps_a, draw_b, plan.objective, dict(plan.parameters))]
+
+
+def _draw_b(plan: Plan, colours: list[str], counts: Mapping[str, int]) -> dict[str, int]:
+    """What a step of strategy B draws."""
+    draw = shared(plan.batch_size, {c: plan.mix[c] for c in colours if plan.mix.get(c, 0) > 0})
     if plan.objective == "dpo":
         if not counts.get("pair"):
-            raise Error("dpo needs blue and red conversations that ask the same question, and there is none; use another --objective")
-        pairs = max(1, (draw_b.pop("blue", 0) + draw_b.pop("red", 0)) // 2)
-        draw_b["pair"] = pairs
-    elif "red" not in draw_b:
-        raise Error("strategy B draws no red conversation with this --mix; give red a part")
-    first = [dataset.Phase(plan.steps_a, draw_a, "A", blue)] if plan.steps_a else []
-    return [*first, dataset.Phase(steps - plan.steps_a, draw_b, plan.objective, dict(plan.parameters))]
+            raise Error("dpo needs blue and red conversations that ask the same question, and there is none; "
+                        "use another objective", "objective")
+        draw["pair"] = max(1, (draw.pop("blue", 0) + draw.pop("red", 0)) // 2)
+    elif "red" not in draw:
+        raise Error("strategy B draws no red conversation with this mix; give red a part", "mix")
+    return draw
 
 
-def mixture(plan: Plan, examples: list[dataset.TokenizedConversation]) -> dataset.Mixture:
+def mixture(plan: Plan, examples: list[TokenizedConversation]) -> Mixture:
     """What every step draws from these training examples."""
     streams = dataset.singles(examples)
     if plan.objective == "dpo" and plan.strategy == "B":
         streams["pair"] = dataset.pairs(examples)
-    return dataset.Mixture(streams, phases(plan, {name: len(units) for name, units in streams.items()}), plan.seed)
+    counts = {name: len(units) for name, units in streams.items()}
+    return Mixture(streams, phases(plan, counts), plan.seed)
 
 
-def require_fit(corpus: Corpus, mixture: dataset.Mixture, tokens_per_batch: int) -> None:
-    """Raises Error for a conversation, or a pair, that is drawn or held out and is larger than a micro-batch."""
+def require_fit(corpus: Corpus, mixture: Mixture, tokens_per_batch: int) -> None:
+    """Raises Error for a conversation or a pair that is drawn or held out, and larger than a micro-batch."""
     drawn = {name for phase in mixture.phases for name, count in phase.draw.items() if count}
-    dataset.require_fit([unit for name in sorted(drawn) for unit in mixture.streams[name]] + [(e,) for e in corpus.validation], tokens_per_batch)
+    units = [unit for name in sorted(drawn) for unit in mixture.streams[name]]
+    dataset.require_fit(units + [(e,) for e in corpus.validation], tokens_per_batch)
 
 
-def cost(mixture: dataset.Mixture) -> dict[str, int]:
+def cost(mixture: Mixture) -> dict[str, int]:
     """The tokens of all steps, exactly, and the most that one step can have."""
-    drawn, most = Counter(), 0
+    drawn, largest = Counter[str](), 0
     for phase in mixture.phases:
-        sizes = {name: [sum(len(e) for e in unit) for unit in mixture.streams[name]] for name, count in phase.draw.items() if count}
-        drawn.update({name: phase.steps * phase.draw[name] for name in sizes})
-        most = max(most, sum(phase.draw[name] * max(lengths) for name, lengths in sizes.items()))
-    return {"tokens": sum(mixture.tokens(name, count) for name, count in drawn.items()), "largest_step": most}
+        most = 0
+        for name, count in phase.draw.items():
+            if count:
+                drawn[name] += phase.steps * count
+                most += count * max(dataset.tokens([unit]) for unit in mixture.streams[name])
+        largest = max(largest, most)
+    tokens = sum(mixture.tokens(name, count) for name, count in drawn.items())
+    return {"tokens": tokens, "largest_step": largest}
 
 
-def shared(total: int, parts: dict[str, float]) -> dict[str, int]:
+def shared(total: int, parts: Mapping[str, float]) -> dict[str, int]:
     """`total` split in proportion to `parts`, by largest remainders, at least 1 each."""
     if total < len(parts):
-        raise Error(f"--batch-size {total} has no room for a conversation of each of {', '.join(parts)}; raise it")
+        raise Error(f"batch_size {total} has no room for a conversation of each of {', '.join(parts)}; "
+                    "raise it", "batch_size")
     left, weight = total - len(parts), sum(parts.values())
     exact = {name: left * part / weight for name, part in parts.items()}
     out = {name: 1 + math.floor(x) for name, x in exact.items()}
-    for name in sorted(exact, key=lambda n: math.floor(exact[n]) - exact[n])[:total - sum(out.values())]:
+    by_remainder = sorted(exact, key=lambda n: math.floor(exact[n]) - exact[n])
+    for name in by_remainder[:total - sum(out.values())]:
         out[name] += 1
     return out
 
 
-def parameters(objective: str, preset: str | None, settings: list[str]) -> dict:
-    """The parameters of an objective from a preset's name and NAME=VALUE texts. Raises Error for a name that the objective does not have."""
-    import inspect
+def parameters(objective: str, preset: str | None, settings: Sequence[str]) -> dict[str, float]:
+    """The parameters of an objective: those of a preset of loss.PRESETS, changed by NAME=NUMBER texts.
 
-    known = [p.name for p in inspect.signature(loss.OBJECTIVES[objective]).parameters.values() if p.kind == p.KEYWORD_ONLY]
+    Raises Error for a name that the objective does not have, and for a number that is out of range.
+    """
+    own = inspect.signature(loss.OBJECTIVES[objective]).parameters.values()
+    known = [p.name for p in own if p.kind == p.KEYWORD_ONLY]
     if preset and objective != "B":
-        raise Error(f"--preset {preset} is for --strategy B with --objective B, and {'strategy A has no red term' if objective == 'A' else f'this is --objective {objective}'}; leave it out")
+        reason = "strategy A has no red term" if objective == "A" else f"this is {objective}"
+        raise Error(f"preset {preset} is for the objective B of strategy B, and {reason}; leave it out",
+                    "preset")
     found = dict(loss.PRESETS[preset or "capped"]) if objective == "B" else {}
-    for text in settings:
-        name, _, value = text.partition("=")
-        if sum(name == t.partition("=")[0] for t in settings) > 1:
-            raise Error(f"--parameter names {name!r} twice; keep one")
+    names = [text.partition("=")[0] for text in settings]
+    for name, text in zip(names, settings, strict=True):
+        if names.count(name) > 1:
+            raise Error(f"parameter names {name!r} twice; keep one", "parameter")
         try:
-            number = float(value)
+            number = float(text.partition("=")[2])
         except ValueError:
             number = math.nan
         if name not in known or not abs(number) <= 1e30:   # NaN neither
-            raise Error(f"--parameter {text!r}: must be NAME=NUMBER with a name of {', '.join(known)}")
-        if number < 0 and name != "delta" or number == 0 and name in ("beta", "floor", "tau"):   # β divides, log(floor) is taken; a negative weight turns an objective round
-            raise Error(f"--parameter {text!r}: {name} must be {'at least 0' if name in ('blue', 'red', 'low', 'high') else 'above 0'}")
+            raise Error(f"parameter {text!r}: must be NAME=NUMBER with a name of {', '.join(known)}",
+                        "parameter")
+        if wrong := _out_of_range(name, number):
+            raise Error(f"parameter {text!r}: {wrong}", "parameter")
         found[name] = number
     return found
+
+
+def _out_of_range(name: str, number: float) -> str:
+    """What is wrong with a parameter's number, "" if nothing. A negative weight turns an objective round."""
+    if number < 0 and name in ("blue", "red", "low", "high"):
+        return f"{name} must be at least 0"
+    if number <= 0 and name in ("beta", "floor", "tau"):   # β divides, and the logarithm of floor is taken
+        return f"{name} must be above 0"
+    return ""

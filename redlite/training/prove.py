@@ -1,15 +1,16 @@
-"""Proves the loss on the user's own machine: every objective and every implementation of token_nll against float64.
+"""Proves the loss on the user's own machine: objectives and implementations of token_nll against float64.
 
-Three claims are checked. (1) `loss.py` is what the papers say: value and ∂L/∂ℓ of every objective against `formulas.py`, which
-writes both down a second time, differentiated by hand; so are the default parameters, the presets and the marks of tokens past a
-cap; and no blue or helpful token is pushed down, no red one up. (2)
-`loss.coefficients` gives ∂L/∂ℓ of what loss.py says: against central differences, in float64. (3) The gradients that training applies, of L through token_nll to the hidden rows and to the
-output weights, are as near to those of the plain formula in float64 as the plain formula in the same
-precision is, times LIMIT. Inputs are random, half the targets likely ones, with masked rows between.
+Three claims are checked.
+1. `loss.py` is what the papers say. The value and ∂L/∂ℓ of every objective are held against `formulas.py`,
+   which states both a second time; so are default parameters, presets, and the marks of tokens past a cap. No
+   blue or helpful token is pushed down, and no red one up.
+2. `loss.coefficients` gives ∂L/∂ℓ of what loss.py says, by central differences in float64.
+3. The gradients that training applies, of L through token_nll to the hidden rows and the output weights, are
+   near those of the plain formula in float64: as near as the plain formula in the same precision, times
+   LIMIT.
+Inputs are random. Half the targets are likely ones, and masked rows lie between.
 """
-import argparse
 import inspect
-import json
 import math
 import os
 import platform
@@ -17,16 +18,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from redlite import kernels, loss
-from redlite.training import formulas
 from redlite.kernels.cpu import library
 from redlite.loss import BLUE, COLOURS, HELPFUL, RED, Responses
+from redlite.training import formulas
 
 LIMIT = 2.0            # times the plain formula's own error
 DIFFERENCES = 1e-6     # relative error allowed to central differences, which are good to about 1e-9
@@ -34,17 +35,19 @@ FORMULAS = 1e-12       # relative error allowed to formulas.py, in float64
 FLAGS = "signs", "settings", "caps"    # what is right or wrong of an objective, rather than near or far
 SHAPES = (47, 31, 123), (96, 40, 300)  # rows, width, vocabulary
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+TokenNLL = Callable[[Tensor, Tensor, Tensor], Tensor]
+Row = dict[str, Any]   # of a table
 
 
 class Implementation(NamedTuple):
     name: str
-    token_nll: Callable[[Tensor, Tensor, Tensor], Tensor]
+    token_nll: TokenNLL
     device: str
     dtypes: tuple[torch.dtype, ...]
 
 
 class Case(NamedTuple):
-    """Inputs in float64, rounded to the precision that is checked; `rows`: those whose target is not −100."""
+    """Inputs in float64, rounded to the precision that is checked. rows: those whose target is not −100."""
     hidden: Tensor
     weight: Tensor
     targets: Tensor
@@ -54,8 +57,9 @@ class Case(NamedTuple):
 
 def available() -> tuple[list[Implementation], list[str]]:
     """The implementations of token_nll that run here, and one line about each that does not."""
-    every = tuple(NAMES)
-    found, missing = [Implementation("reference", import_module("redlite.kernels.reference").token_nll, "cpu", every)], []
+    every, missing = tuple(NAMES), list[str]()
+    reference = import_module("redlite.kernels.reference")
+    found = [Implementation("reference", reference.token_nll, "cpu", every)]
     if library.missing():
         missing.append(f"c: {library.missing()}")
     else:
@@ -69,50 +73,59 @@ def available() -> tuple[list[Implementation], list[str]]:
     try:
         triton = import_module("redlite.kernels.triton.token_nll")
     except ImportError as error:
-        return found, missing + [f"triton: not installed ({error})"]
+        return found, [*missing, f"triton: not installed ({error})"]
     reason = triton.unusable(device)
     if reason:
-        return found, missing + [f"triton: {reason}"]
+        return found, [*missing, f"triton: {reason}"]
     if device == "cuda":
-        found.append(Implementation(f"triton ({torch.cuda.get_device_name()})", triton.token_nll, device, every))
+        name = f"triton ({torch.cuda.get_device_name()})"
+        found.append(Implementation(name, triton.token_nll, device, every))
     else:
-        found.append(Implementation("triton (interpreter)", triton.token_nll, device, (torch.float32, torch.float16)))
+        few = torch.float32, torch.float16
+        found.append(Implementation("triton (interpreter)", triton.token_nll, device, few))
         missing.append("triton in bfloat16: its interpreter multiplies bfloat16 wrongly; a GPU is needed")
     return found, missing
 
 
-def _portable(function) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The C library's token_nll, an autograd function, without wide instruction sets, in the backward too."""
+def _portable(function: Any) -> TokenNLL:
+    """The C library's token_nll, an autograd function, without wide instruction sets in either direction."""
     class Portable(function):
         @staticmethod
-        def forward(ctx, *inputs):
+        def forward(ctx: Any, *inputs: Tensor) -> Any:
             with library.using("portable"):
                 return function.forward(ctx, *inputs)
 
         @staticmethod
-        def backward(ctx, coefficient):
+        def backward(ctx: Any, coefficient: Tensor) -> Any:
             with library.using("portable"):
                 return function.backward(ctx, coefficient)
-    return Portable.apply
+    apply: TokenNLL = Portable.apply
+    return apply
 
 
 def case(shape: tuple[int, int, int], dtype: torch.dtype, seed: int = 0) -> Case:
-    """Random inputs of a shape (N, D, V), rounded to `dtype`: every fifth row masked, every other target, and all of the first red response, the likeliest token."""
+    """Random inputs of a shape (N, D, V), rounded to `dtype`.
+
+    Every fifth row is masked. Every other target is the likeliest token, and so are all of the first red
+    response.
+    """
     N, D, V = shape
     generator = torch.Generator().manual_seed(seed)
     hidden, weight = (torch.randn(n, D, generator=generator, dtype=torch.float64) for n in (N, V))
     hidden, weight = hidden.to(dtype).double(), (weight * 5 / math.sqrt(D)).to(dtype).double()
-    row = torch.arange(N)
+    row, anything = torch.arange(N), torch.randint(V, (N,), generator=generator)
     likely = (row % 2 == 0) | (row * 3 >= N) & (row * 2 < N)
-    targets = torch.where(likely, (hidden @ weight.T).argmax(1), torch.randint(V, (N,), generator=generator))
+    targets = torch.where(likely, (hidden @ weight.T).argmax(1), anything)
     targets[::5] = -100
     rows = (targets != -100).nonzero()[:, 0]
     length = torch.full((6,), len(rows) // 6)
     length[-1] += len(rows) - int(length.sum())
-    colour, pair = torch.tensor([HELPFUL, BLUE, RED, BLUE, RED, RED]), torch.tensor([-1, 0, 0, 1, 1, -1])
+    colour = torch.tensor([HELPFUL, BLUE, RED, BLUE, RED, RED])
+    pair = torch.tensor([-1, 0, 0, 1, 1, -1])
     share = torch.tensor([1.0, 0.25, 0.5, 0.75, 0.25, 0.25], dtype=torch.float64)
-    nll = cross_entropy(hidden @ weight.T, targets, ignore_index=-100, reduction="none")[rows]
-    reference = torch.segment_reduce(nll, "sum", lengths=length) * torch.tensor([1.0, 1.1, 0.9, 1.0, 1.2, 0.7], dtype=torch.float64)
+    moved = torch.tensor([1.0, 1.1, 0.9, 1.0, 1.2, 0.7], dtype=torch.float64)
+    nll = plain(hidden, weight, targets)[rows]
+    reference = torch.segment_reduce(nll, "sum", lengths=length) * moved
     return Case(hidden, weight, targets, rows, Responses(length, colour, share, reference, pair))
 
 
@@ -121,19 +134,22 @@ def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(hidden @ weight.T, targets, ignore_index=-100, reduction="none")
 
 
-def gradients(function, c: Case, objective: str, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, Tensor]:
+def gradients(function: TokenNLL, c: Case, objective: str, dtype: torch.dtype,
+              device: str = "cpu") -> tuple[Tensor, Tensor]:
     """∂L/∂hidden and ∂L/∂weight in float64, computed with `function` for token_nll on inputs of `dtype`."""
     hidden, weight = (x.to(device, dtype, copy=True).requires_grad_() for x in (c.hidden, c.weight))
     nll = function(hidden, weight, c.targets.to(device))[c.rows.to(device)]
     wide = nll.detach().to(torch.promote_types(nll.dtype, torch.float32))
-    responses = replace(c.responses, share=c.responses.share.to(wide.dtype), reference=c.responses.reference.to(wide.dtype)).to(device)
+    share, reference = c.responses.share.to(wide.dtype), c.responses.reference.to(wide.dtype)
+    responses = replace(c.responses, share=share, reference=reference).to(device)
     _, coefficient = loss.coefficients(objective, wide, responses)
     nll.backward(coefficient.to(nll.dtype))
+    assert hidden.grad is not None and weight.grad is not None
     return hidden.grad.double().cpu(), weight.grad.double().cpu()
 
 
 def _error(got: Tensor, exact: Tensor) -> float:
-    """‖got − exact‖ / ‖exact‖; infinite where got is not finite, which a comparison with NaN would hide."""
+    """‖got − exact‖ / ‖exact‖; infinite where that is no number, which a comparison with NaN would hide."""
     return _finite(float((got - exact).norm() / exact.norm()))
 
 
@@ -146,48 +162,65 @@ def _finite(error: float) -> float:
 
 
 # Values of the parameters other than the defaults; each of its own, so that none can stand for another.
-ALTERED = {"A": {"blue": 0.7}, "B": {"blue": 0.7, "low": 0.6, "high": 0.23, "tau": 1.3}, "hinge": {"blue": 0.7, "red": 1.9, "tau": 0.6},
-           "unlikelihood": {"blue": 0.7, "red": 1.9, "floor": 3e-4}, "weighted": {"blue": 0.7, "red": 1.9, "beta": 0.4},
-           "npo": {"blue": 0.7, "red": 1.9, "beta": 0.04}, "simnpo": {"blue": 0.7, "red": 1.9, "beta": 1.6, "delta": 0.8},
-           "dpo": {"blue": 0.7, "red": 1.9, "beta": 0.04}}
+ALTERED = {
+    "A": {"blue": 0.7}, "B": {"blue": 0.7, "low": 0.6, "high": 0.23, "tau": 1.3},
+    "hinge": {"blue": 0.7, "red": 1.9, "tau": 0.6},
+    "unlikelihood": {"blue": 0.7, "red": 1.9, "floor": 3e-4},
+    "weighted": {"blue": 0.7, "red": 1.9, "beta": 0.4}, "npo": {"blue": 0.7, "red": 1.9, "beta": 0.04},
+    "simnpo": {"blue": 0.7, "red": 1.9, "beta": 1.6, "delta": 0.8},
+    "dpo": {"blue": 0.7, "red": 1.9, "beta": 0.04}}
 
 
-def check_objectives(loss=loss) -> list[dict]:
-    """Each objective in float64: its worst errors to formulas.py and to central differences, and whether every coefficient has the sign of its
-    colour, the default parameters (and presets) are those of formulas.py, and the same tokens are past the cap.
+def check_objectives(loss: Any = loss) -> list[Row]:
+    """Each objective in float64, beside formulas.py and central differences.
 
-    `loss`: the module that is checked. Worst of five random batches, each with the default parameters and with ALTERED; B with its presets too. An error is
-    relative: of the value to itself, of the coefficients to the largest one.
+    loss  the module that is checked
+
+    A row has the worst errors over five random batches, with the default parameters and with ALTERED (B with
+    its presets too). An error is relative: of the value to itself, of the coefficients to the largest one. A
+    row also says whether signs, settings (default parameters and presets) and caps are right.
     """
     rows = []
     for name in loss.OBJECTIVES:
-        row = {"objective": name, "formulas": 0.0, "differences": 0.0, "signs": True, "caps": True}
-        own = {p.name: p.default for p in inspect.signature(loss.OBJECTIVES[name]).parameters.values() if p.kind == p.KEYWORD_ONLY}
+        row: Row = {"objective": name, "formulas": 0.0, "differences": 0.0, "signs": True, "caps": True}
+        signature = inspect.signature(loss.OBJECTIVES[name]).parameters.values()
+        own = {p.name: p.default for p in signature if p.kind == p.KEYWORD_ONLY}
         row["settings"] = own == formulas.defaults(name) and (name != "B" or loss.PRESETS == formulas.PRESETS)
-        for parameters in ({}, ALTERED[name], *(loss.PRESETS.values() if name == "B" else ())):
+        presets = loss.PRESETS.values() if name == "B" else ()
+        for parameters in ({}, ALTERED[name], *presets):
             for seed in range(5):
-                c = case(SHAPES[0], torch.float32, seed)
-                nll, r = plain(c.hidden, c.weight, c.targets)[c.rows], c.responses
-                value, coefficient = loss.coefficients(name, nll, r, parameters)
-                expected, by_hand = formulas.evaluate(name, _listed(nll, r), **parameters)
-                by_hand = torch.tensor(by_hand, dtype=torch.float64)
-                row["formulas"] = max(row["formulas"], _finite(abs(float(value) - expected) / abs(expected)), _largest(coefficient - by_hand, by_hand))
-                differences = _central_differences(loss, name, nll, r, parameters)
-                row["differences"] = max(row["differences"], _largest(coefficient - differences, differences))
-                red = (r.colour == RED).repeat_interleave(r.length)
-                row["caps"] &= loss.capped(name, nll, r, parameters).tolist() == formulas.past_cap(name, _listed(nll, r), **parameters)
-                row["signs"] &= bool((torch.where(red, -coefficient, coefficient) >= 0).all())
-        rows.append(row | {"ok": row["formulas"] <= FORMULAS and row["differences"] <= DIFFERENCES and all(row[k] for k in FLAGS)})
+                _check_batch(loss, name, parameters, case(SHAPES[0], torch.float32, seed), row)
+        near = row["formulas"] <= FORMULAS and row["differences"] <= DIFFERENCES
+        rows.append(row | {"ok": near and all(row[flag] for flag in FLAGS)})
     return rows
+
+
+def _check_batch(loss: Any, name: str, parameters: dict[str, float], c: Case, row: Row) -> None:
+    """Add to a row of `check_objectives` what one batch shows."""
+    nll, r = plain(c.hidden, c.weight, c.targets)[c.rows], c.responses
+    value, coefficient = loss.coefficients(name, nll, r, parameters)
+    expected, slopes = formulas.evaluate(name, _listed(nll, r), **parameters)
+    by_hand = torch.tensor(slopes, dtype=torch.float64)
+    off = _finite(abs(float(value) - expected) / abs(expected)), _largest(coefficient - by_hand, by_hand)
+    row["formulas"] = max(row["formulas"], *off)
+    differences = _central_differences(loss, name, nll, r, parameters)
+    row["differences"] = max(row["differences"], _largest(coefficient - differences, differences))
+    caps = formulas.past_cap(name, _listed(nll, r), **parameters)
+    row["caps"] &= loss.capped(name, nll, r, parameters).tolist() == caps
+    red = (r.colour == RED).repeat_interleave(r.length)
+    row["signs"] &= bool((torch.where(red, -coefficient, coefficient) >= 0).all())
 
 
 def _listed(nll: Tensor, r: Responses) -> list[formulas.Response]:
     """The same batch for formulas.py."""
-    return [formulas.Response(COLOURS[colour], share, tokens.tolist(), reference, pair) for tokens, colour, share, reference, pair in
-            zip(nll.split(r.length.tolist()), r.colour.tolist(), r.share.tolist(), r.reference.tolist(), r.pair.tolist())]
+    tokens = [x.tolist() for x in nll.split(r.length.tolist())]
+    columns = r.share.tolist(), tokens, r.reference.tolist(), r.pair.tolist()
+    colours = [COLOURS[c] for c in r.colour.tolist()]
+    return [formulas.Response(*fields) for fields in zip(colours, *columns, strict=True)]
 
 
-def _central_differences(loss, name: str, nll: Tensor, r: Responses, parameters: dict) -> Tensor:
+def _central_differences(loss: Any, name: str, nll: Tensor, r: Responses,
+                         parameters: dict[str, float]) -> Tensor:
     """∂L/∂ℓ [N] from the values of the objective alone."""
     differences = torch.empty_like(nll)
     for i in range(len(nll)):
@@ -195,55 +228,72 @@ def _central_differences(loss, name: str, nll: Tensor, r: Responses, parameters:
         up, down = nll.clone(), nll.clone()
         up[i] += step
         down[i] -= step
-        differences[i] = (_primitive(loss, name, up, r, parameters) - _primitive(loss, name, down, r, parameters)) / (2 * step)
+        rise = _primitive(loss, name, up, r, parameters) - _primitive(loss, name, down, r, parameters)
+        differences[i] = rise / (2 * step)
     return differences
 
 
-def _primitive(loss, name: str, nll: Tensor, r: Responses, parameters: dict) -> Tensor:
-    """A function with the objective's gradient: the objective, except for `weighted`, which stops a gradient: ∂/∂ℓ of −e^(−βℓ)/β is e^(−βℓ)."""
+def _primitive(loss: Any, name: str, nll: Tensor, r: Responses, parameters: dict[str, float]) -> Any:
+    """A function with the objective's gradient, from whose values differences can be taken.
+
+    It is the objective itself, except for `weighted`, which stops a gradient: e^(−βℓ) is ∂/∂ℓ of −e^(−βℓ)/β.
+    """
     if name != "weighted":
         return loss.OBJECTIVES[name](nll, r, **parameters)
     beta, red = parameters.get("beta", 1.0), parameters.get("red", 1.0)
-    return loss.A(nll, r, blue=parameters.get("blue", 1.0)) - torch.where(r.colour == RED, red * r.share * r.mean(-torch.exp(-beta * nll) / beta), 0.0).sum()
+    term = red * r.share * r.mean(-torch.exp(-beta * nll) / beta)
+    return loss.A(nll, r, blue=parameters.get("blue", 1.0)) - torch.where(r.colour == RED, term, 0.0).sum()
 
 
-def check_implementation(implementation: Implementation) -> list[dict]:
-    """A row a precision: the worst errors of both gradients over all objectives and SHAPES, beside the plain formula's worst."""
+def check_implementation(implementation: Implementation) -> list[Row]:
+    """A row a precision: the worst errors of both gradients, beside the plain formula's worst.
+
+    The worst is over all objectives and SHAPES.
+    """
     rows = []
     for dtype in implementation.dtypes:
-        row = {"implementation": implementation.name, "dtype": NAMES[dtype], "hidden": 0.0, "plain_hidden": 0.0, "weight": 0.0, "plain_weight": 0.0, "ratio": 0.0}
+        row: Row = {"implementation": implementation.name, "dtype": NAMES[dtype], "hidden": 0.0,
+                    "plain_hidden": 0.0, "weight": 0.0, "plain_weight": 0.0, "ratio": 0.0}
         for seed, shape in enumerate(SHAPES):
             c = case(shape, dtype, seed)
             for objective in loss.OBJECTIVES:
                 exact = gradients(plain, c, objective, torch.float64)
                 own = gradients(plain, c, objective, dtype, implementation.device)
                 got = gradients(implementation.token_nll, c, objective, dtype, implementation.device)
-                for part, x, y, z in zip(("hidden", "weight"), got, own, exact):
+                for part, x, y, z in zip(("hidden", "weight"), got, own, exact, strict=True):
                     error, plain_error = _error(x, z), _error(y, z)
-                    row[part], row[f"plain_{part}"] = max(row[part], error), max(row[f"plain_{part}"], plain_error)
+                    row[part] = max(row[part], error)
+                    row[f"plain_{part}"] = max(row[f"plain_{part}"], plain_error)
                     row["ratio"] = max(row["ratio"], error / plain_error)
         rows.append(row | {"ok": row["ratio"] <= LIMIT})
     return rows
 
 
-def prove() -> dict:
-    """Run all checks and print their tables. Returns the tables' rows and `ok`; takes some seconds and no network."""
+def prove() -> dict[str, Any]:
+    """Run all checks and print their tables. Returns the tables' rows and `ok`; takes some seconds."""
     implementations, missing = available()
-    print(f"redlite prove: torch {torch.__version__}, {platform.machine()}; token_nll on CPUs here: {kernels.implementation('token_nll')}")
-    print(f"\nObjectives of loss.py, float64: value and ∂L/∂ℓ against formulas.py, ∂L/∂ℓ against central differences; signs by colour; default parameters, presets and caps of formulas.py\n"
-          f"  {'objective':15s}formulas (at most {FORMULAS:.0e})   differences (at most {DIFFERENCES:.0e})   {'   '.join(FLAGS)}")
+    print(f"redlite prove: torch {torch.__version__}, {platform.machine()}; "
+          f"token_nll on CPUs here: {kernels.implementation('token_nll')}")
+    print("\nObjectives of loss.py, float64: value and ∂L/∂ℓ against formulas.py, ∂L/∂ℓ against central "
+          "differences; signs by colour; default parameters, presets and caps of formulas.py\n"
+          f"  {'objective':15s}formulas (at most {FORMULAS:.0e})   differences (at most {DIFFERENCES:.0e})   "
+          f"{'   '.join(FLAGS)}")
     objectives = check_objectives()
     for row in objectives:
         flags = "   ".join(("right" if row[k] else "WRONG").ljust(len(k)) for k in FLAGS)
-        print(f"  {row['objective']:15s}{row['formulas']:<26.1e}{row['differences']:<29.1e}{flags}   {_word(row)}")
-    print(f"\ntoken_nll: ‖gradient − float64‖ / ‖float64‖, the worst of {len(loss.OBJECTIVES)} objectives x {len(SHAPES)} shapes; in brackets the plain formula's\n"
-          f"  {'implementation':24s}{'precision':11s}{'hidden':21s}{'weight':21s}worst ratio (at most {LIMIT:g})")
+        errors = f"{row['formulas']:<26.1e}{row['differences']:<29.1e}"
+        print(f"  {row['objective']:15s}{errors}{flags}   {_word(row)}")
+    print(f"\ntoken_nll: ‖gradient − float64‖ / ‖float64‖, the worst of {len(loss.OBJECTIVES)} objectives x "
+          f"{len(SHAPES)} shapes; in brackets the plain formula's\n  {'implementation':24s}{'precision':11s}"
+          f"{'hidden':21s}{'weight':21s}worst ratio (at most {LIMIT:g})")
     table = []
     for implementation in implementations:
         for row in check_implementation(implementation):
             table.append(row)
-            print(f"  {row['implementation']:24s}{row['dtype']:11s}{row['hidden']:.1e} ({row['plain_hidden']:.1e})    "
-                  f"{row['weight']:.1e} ({row['plain_weight']:.1e})    {row['ratio']:.2f}   {_word(row)}", flush=True)
+            hidden = f"{row['hidden']:.1e} ({row['plain_hidden']:.1e})"
+            weight = f"{row['weight']:.1e} ({row['plain_weight']:.1e})"
+            print(f"  {row['implementation']:24s}{row['dtype']:11s}{hidden}    {weight}    "
+                  f"{row['ratio']:.2f}   {_word(row)}", flush=True)
     for line in missing:
         print(f"  not checked here: {line}")
     ok = all(row["ok"] for row in objectives + table)
@@ -251,20 +301,5 @@ def prove() -> dict:
     return {"ok": ok, "objectives": objectives, "token_nll": table, "not_checked": missing}
 
 
-def _word(row: dict) -> str:
+def _word(row: Row) -> str:
     return "ok" if row["ok"] else "FAILED"
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """`bin/safealign prove [--json]`: exit code 0 if everything holds, 1 if not."""
-    parser = argparse.ArgumentParser(prog="safealign prove", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON line, last on stdout")
-    options = parser.parse_args(arguments)
-    result = prove()
-    if options.json:
-        print(json.dumps(result))
-    return 0 if result["ok"] else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

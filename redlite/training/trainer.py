@@ -1,20 +1,25 @@
-"""The training loop: one readable loop over global batches, the same for one process and for many (FSDP2 under torchrun)."""
-import math
+"""The training loop over global batches, the same for one process and for many (FSDP2 under torchrun).
+
+A step draws a global batch, cuts it into micro-batches, adds up their gradients, and updates the weights
+once.
+"""
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from redlite import kernels, loss
 from redlite.model.llama import LLaMA
 from redlite.model.sequences import packed_attention
-from redlite.training import dataset
+from redlite.training import dataset, processes
 from redlite.training.checkpoints import Keeper
+from redlite.training.dataset import Batch, Mixture, Phase, TokenizedConversation, Unit
+from redlite.training.divergence import Record, diverged, sound
 from redlite.training.optimizer import AdamW, learning_rate
 
 FIGURES = ("loss", *loss.COLOURS, "red_tokens", "red_capped")
@@ -22,7 +27,7 @@ FIGURES = ("loss", *loss.COLOURS, "red_tokens", "red_capped")
 
 @dataclass(frozen=True)
 class Recipe:
-    """The hyper-parameters of the optimiser and of the loop; what is trained on and by which objective is the mixture's."""
+    """The hyper-parameters of the optimiser and of the loop; data and objectives are the mixture's."""
     learning_rate: float = 1e-5
     final_rate: float = 0.0              # of learning_rate, at the last step
     warmup_steps: int = 0
@@ -30,113 +35,177 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     clip: float = 1.0                    # the largest 2-norm of the gradient; 0: no clipping
-    tokens_per_batch: int = 2048         # of a micro-batch; a step has as many micro-batches as its conversations need
-    per: str = "response"                # what counts alike in a colour's mean: response, token or conversation
+    tokens_per_batch: int = 2048         # of a micro-batch; a step has as many as its conversations need
+    per: str = "response"                # counts alike in a colour's mean: response, token or conversation
     checkpoint_every: int = 100          # steps
-    evaluate_every: int = 0              # steps between validations; before the first and after the last there is always one
-    helpful_rise: float = 1.0            # nats: stop when the helpful NLL has risen this much over its start (see `diverged`)
+    evaluate_every: int = 0              # steps between validations; there is always one at either end
+    helpful_rise: float = 1.0            # nats that the helpful NLL may rise (see divergence.py)
     recompute: bool = False              # activation checkpointing: keep each layer's input only
     seed: int = 0
 
-    def deciding(self) -> dict:
-        """What decides the weights of every step: a run that goes on may keep checkpoints at other steps, and recompute or not."""
-        return {name: value for name, value in asdict(self).items() if name not in ("checkpoint_every", "recompute")}
+    def deciding(self) -> dict[str, Any]:
+        """What decides the weights of every step. A run may go on with other values of the rest."""
+        free = ("checkpoint_every", "recompute")
+        return {name: value for name, value in asdict(self).items() if name not in free}
 
 
 @dataclass
 class TrainingResult:
-    """What a run came to: its figures step by step, the step whose weights the model now holds, and why it stopped early (or "")."""
-    history: list[dict] = field(default_factory=list)
+    """What a run came to.
+
+    history  its figures, step by step
+    step     the step whose weights the model now holds; None if there is no sound one
+    stopped  why it stopped early, or ""
+    """
+    history: list[Record] = field(default_factory=list)
     step: int | None = None
     stopped: str = ""
 
 
 class Scorer(nn.Module):
-    """A model as the loss sees it: a batch in, the NLL of each trained token out. The whole use of the weights, so that FSDP can wrap it."""
+    """A model as the loss sees it: a batch in, the NLL of each trained token out.
+
+    This is the whole use of the weights, so that FSDP can wrap it.
+    """
 
     def __init__(self, model: LLaMA):
         super().__init__()
         self.llama = model
 
-    def forward(self, batch: dataset.Batch) -> Tensor:
+    @property
+    def device(self) -> torch.device:
+        return self.llama.output_weight.device
+
+    def forward(self, batch: Batch) -> Tensor:
         p = batch.packed
-        hidden_TD = self.llama(p.ids, p.positions, packed_attention(self.llama.config, p.offsets), p.lengths)
+        attend = packed_attention(self.llama.config, p.offsets)
+        hidden_TD = self.llama(p.ids, p.positions, attend, p.lengths)
         return kernels.token_nll(hidden_TD, self.llama.output_weight, batch.targets)[batch.rows]
 
+    def end_evaluation(self) -> None:
+        """Give up other processes' weights again. FSDP does so by itself only after a backward."""
+        reshard = getattr(self, "reshard", None)
+        if reshard:
+            reshard()
 
-def run(model: LLaMA | Scorer, mixture: dataset.Mixture, recipe: Recipe, output_dir: str | Path | None = None,
-        validation: list[dataset.TokenizedConversation] = (), on_step: Callable[[dict], None] = lambda record: None,
-        manifest: dict | None = None) -> TrainingResult:
+
+def run(model: LLaMA | Scorer, mixture: Mixture, recipe: Recipe, output_dir: str | Path | None = None,
+        validation: Sequence[TokenizedConversation] = (),
+        on_step: Callable[[Record], None] = lambda record: None,
+        manifest: dict[str, Any] | None = None) -> TrainingResult:
     """Train `model` in place on the global batch of every step of `mixture`.
 
-    Trains the parameters that require gradients, on the device where they are. With an output_dir the run
-    leaves manifest.json (the recipe, the data's hash, and what `manifest` adds), log.jsonl (one object a
-    step), starts.jsonl (one each time it began or went on) and checkpoints/, and the same call goes on from the last checkpoint with the losses that an
-    unbroken run would have had, bit for bit. Under torchrun every rank calls this, with the same
-    arguments, and passes the scorer that `shard` made of the model.
+    Trains the parameters that require gradients, on the device where they are. Under torchrun every process
+    calls this, with the same arguments, and passes the scorer that `shard` made of the model.
+
+    An output_dir gets manifest.json (the recipe, the data's hash, and what `manifest` adds), log.jsonl (one
+    object a step), starts.jsonl (one each time that it began or went on) and checkpoints/. The same call goes
+    on from the last checkpoint, with the losses of an unbroken run, bit for bit.
     Raises Error for a directory of another recipe or other data, and what Mixture and pack raise.
     """
-    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     scorer = model if isinstance(model, Scorer) else Scorer(model)
-    model, device = scorer.llama, scorer.llama.output_weight.device
+    model, device = scorer.llama, scorer.device
     model.recompute = recipe.recompute
+    # The first use of attention tries torch's kernel out. Within a recomputed layer, that would happen in its
+    # first pass only, and the two passes must save the same tensors.
+    kernels.implementation("attention", device.type)
     optimizer = AdamW(model.named_parameters(), recipe.betas, recipe.eps, recipe.weight_decay, recipe.seed)
-    keeper = Keeper(output_dir, (manifest or {}) | {"recipe": recipe.deciding(), "data": mixture.fingerprint()}, optimizer)
+    made = (manifest or {}) | {"recipe": recipe.deciding(), "data": mixture.fingerprint()}
+    keeper = Keeper(output_dir, made, optimizer)
     start, history = keeper.resume()
     if start < mixture.steps:
-        keeper.note_start({"step": start, "checkpoint_every": recipe.checkpoint_every, "recompute": recipe.recompute, "ranks": ranks, "torch": torch.__version__})
-    outcome = TrainingResult(history, start)
-    began = time.perf_counter()
+        keeper.note_start({"step": start, "checkpoint_every": recipe.checkpoint_every,
+                           "recompute": recipe.recompute, "ranks": processes.count(),
+                           "torch": torch.__version__})
+    result, began = TrainingResult(history, start), time.perf_counter()
+
+    def good(step: int) -> bool:
+        return sound(result.history, step, recipe.helpful_rise)
     try:
         for step in range(start, mixture.steps):
-            entered = time.perf_counter()
-            phase, units = mixture.phase(step), mixture.step(step)
-            before = {"validation_before": evaluate(scorer, validation, recipe, device)} if validation and step == 0 else {}
-            share = dataset.shares(units, recipe.per)
-            figures = torch.zeros(len(FIGURES), dtype=torch.float64, device=device)
-            for part in dataset.pack(units, recipe.tokens_per_batch, ranks)[rank::ranks]:
-                batch = dataset.collate(part, share, device)
-                nll, value, coefficient = assess(scorer, batch, phase)
-                nll.backward(coefficient * ranks)           # FSDP takes the mean over ranks; the parts of the loss add up
-                figures += measure(value, nll.detach(), batch.responses, phase)
-            if dist.is_initialized():
-                dist.all_reduce(figures)
-            norm = optimizer.norm()
-            rate = learning_rate(step, mixture.steps, recipe.learning_rate, recipe.warmup_steps, recipe.final_rate)
-            tokens = sum(len(e) for unit in units for e in unit)
-            record = {"step": step, "objective": phase.objective, **named(figures, units), "gradient_norm": norm, "learning_rate": rate, **before}
-            outcome.stopped = diverged(outcome.history, record, recipe)
-            if not outcome.stopped:
-                optimizer.step(step + 1, rate, min(1.0, recipe.clip / norm) if recipe.clip and norm else 1.0)
-            last = step + 1 == mixture.steps or recipe.evaluate_every and (step + 1) % recipe.evaluate_every == 0
-            if validation and last and not outcome.stopped:
-                record["validation"] = evaluate(scorer, validation, recipe, device)
-            seconds = time.perf_counter() - entered
-            left = (time.perf_counter() - began) / (step - start + 1) * (mixture.steps - step - 1)
-            record |= {"tokens": tokens, "tokens_per_second": tokens / seconds, "memory_mb": memory_mb(device), "seconds_left": left}
-            outcome.history.append(record)
+            entered, done = time.perf_counter(), step + 1
+            before = evaluate(scorer, validation, recipe) if validation and step == 0 else {}
+            record: Record = {"step": step, "objective": mixture.phase(step).objective}
+            record |= accumulate(scorer, mixture, recipe, step)
+            record |= {"gradient_norm": optimizer.norm(), "learning_rate": _rate(recipe, mixture, step)}
+            if before:
+                record["validation_before"] = before
+            result.stopped = diverged(result.history, record, recipe.helpful_rise)
+            if not result.stopped:
+                optimizer.step(done, record["learning_rate"], _clipping(recipe.clip, record["gradient_norm"]))
+                if validation and _is_evaluated(recipe, mixture, done):
+                    record["validation"] = evaluate(scorer, validation, recipe)
+            tokens, now = dataset.tokens(mixture.step(step)), time.perf_counter()
+            record |= {"tokens": tokens, "tokens_per_second": tokens / (now - entered),
+                       "memory_mb": memory_mb(device),
+                       "seconds_left": (now - began) / (done - start) * (mixture.steps - done)}
+            result.history.append(record)
             keeper.log(record)
             on_step(record)
-            if outcome.stopped:
-                outcome.step = keeper.last_good(lambda s: sound(outcome.history, s, recipe))
+            if result.stopped:
+                result.step = keeper.last_good(good)
                 break
-            outcome.step = step + 1
-            if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == mixture.steps:
-                keeper.save(step + 1, lambda s: sound(outcome.history, s, recipe))
+            result.step = done
+            if done % recipe.checkpoint_every == 0 or done == mixture.steps:
+                keeper.save(done, good)
     finally:
         optimizer.close()
         keeper.close()
-    return outcome
+    return result
 
 
-def assess(scorer: nn.Module, batch: dataset.Batch, phase: dataset.Phase) -> tuple[Tensor, Tensor, Tensor]:
-    """(NLL [N] with its graph, the loss, ∂L/∂NLL [N]) of a micro-batch: what training applies and what the ledger (audit.py) prints."""
+def _rate(recipe: Recipe, mixture: Mixture, step: int) -> float:
+    return learning_rate(step, mixture.steps, recipe.learning_rate, recipe.warmup_steps, recipe.final_rate)
+
+
+def _clipping(clip: float, norm: float) -> float:
+    """What gradients are multiplied by, so that their norm is at most `clip`; 0: no clipping."""
+    return min(1.0, clip / norm) if clip and norm else 1.0
+
+
+def _is_evaluated(recipe: Recipe, mixture: Mixture, done: int) -> bool:
+    """Whether the held-out NLL is measured after so many steps."""
+    return done == mixture.steps or (recipe.evaluate_every > 0 and done % recipe.evaluate_every == 0)
+
+
+def accumulate(scorer: Scorer, mixture: Mixture, recipe: Recipe, step: int) -> dict[str, float]:
+    """Backward through every micro-batch of a step; its figures by name."""
+    units, phase = mixture.step(step), mixture.phase(step)
+    figures = torch.zeros(len(FIGURES), dtype=torch.float64, device=scorer.device)
+    for batch in batches(units, recipe, scorer.device):
+        nll, value, coefficient = assess(scorer, batch, phase)
+        # The parts of the loss add up over processes, but FSDP takes the mean of gradients.
+        nll.backward(coefficient * processes.count())
+        figures += measure(value, nll.detach(), batch.responses, phase)
+    return named(processes.add_up(figures), units)
+
+
+def own_parts(units: list[Unit], tokens_per_batch: int) -> list[list[Unit]]:
+    """This process's micro-batches of a global batch."""
+    return dataset.pack(units, tokens_per_batch, processes.count())[processes.rank()::processes.count()]
+
+
+def batches(units: list[Unit], recipe: Recipe, device: torch.device) -> Iterator[Batch]:
+    """`own_parts` as tensors, each response with its share of the whole global batch."""
+    share = dataset.shares(units, recipe.per)
+    for part in own_parts(units, recipe.tokens_per_batch):
+        yield dataset.collate(part, share, device)
+
+
+def assess(scorer: nn.Module, batch: Batch, phase: Phase) -> tuple[Tensor, Tensor, Tensor]:
+    """(NLL [N] with its graph, the loss, ∂L/∂NLL [N]) of a micro-batch.
+
+    Training applies these coefficients, and the ledger (ledger.py) prints them.
+    """
     nll = scorer(batch)
     return nll, *loss.coefficients(phase.objective, nll, batch.responses, phase.parameters)
 
 
-def measure(value: Tensor, nll: Tensor, responses: loss.Responses, phase: dataset.Phase) -> Tensor:
-    """This micro-batch's part of FIGURES [6] float64: the loss, the mean NLL of each colour, red tokens, and those of them past the cap."""
+def measure(value: Tensor, nll: Tensor, responses: loss.Responses, phase: Phase) -> Tensor:
+    """This micro-batch's part of FIGURES [6] float64.
+
+    They are the loss, the mean NLL of each colour, the red tokens, and those of them past the cap.
+    """
     part = (responses.share * responses.mean(nll)).double()
     means = [part[responses.colour == c].sum() for c in range(len(loss.COLOURS))]
     red = responses.length[responses.colour == loss.RED].sum()
@@ -144,95 +213,47 @@ def measure(value: Tensor, nll: Tensor, responses: loss.Responses, phase: datase
     return torch.stack([x.double() for x in (value, *means, red, past)])
 
 
-def named(figures: Tensor, units: list[dataset.Unit]) -> dict:
-    """FIGURES by name; a colour that the step does not hold is left out, and red_capped is a share of its tokens."""
-    values = dict(zip(FIGURES, figures.tolist()))
+def named(figures: Tensor, units: list[Unit]) -> dict[str, float]:
+    """FIGURES by name: only the colours that the units hold, and red_capped as a share of the red tokens."""
+    values = dict(zip(FIGURES, figures.tolist(), strict=True))
     held = {e.colour for unit in units for e in unit}
-    out = {"loss": values["loss"]} | {c: values[c] for c in loss.COLOURS if c in held}
-    return out | ({"red_capped": values["red_capped"] / values["red_tokens"]} if "red" in held else {})
-
-
-WINDOW = 8    # steps whose mean is held against the bound: one batch is easier or harder than another
-
-
-def diverged(history: list[dict], record: dict, recipe: Recipe) -> str:
-    """Why the run must stop at this step, or "": a figure that is no number, or the NLL of the helpful (without any, the blue) responses too high.
-
-    Too high is, over its start (see `risen`): `helpful_rise` nats in the mean of WINDOW steps, or twice that in one step.
-    """
-    for name in ("loss", "gradient_norm"):
-        if not math.isfinite(record[name]):
-            return f"{name} is {record[name]} at step {record['step']}"
-    colour = kept_colour(record)
-    for steps, start, now in risen([r[colour] for r in (*history, record) if colour in r]):
-        bound = recipe.helpful_rise * (2 if steps == 1 else 1)
-        if now > start + bound:
-            return (f"the {colour} NLL rose from {start:.3f} to {now:.3f}{f' (mean of {steps} steps)' if steps > 1 else ''} by step {record['step']}, "
-                    f"more than the bound of {bound:g} nats")
-    return ""
-
-
-def risen(seen: list[float]) -> list[tuple[int, float, float]]:
-    """(steps, start, mean of so many last steps) for one step and for WINDOW, once there are more.
-
-    The start is the first step's NLL or, if that batch happened to be an easy one, the mean of the first WINDOW steps before the last.
-    """
-    if len(seen) < 2:
-        return []
-    early = seen[:-1][:WINDOW]
-    start = max(seen[0], sum(early) / len(early))
-    return [(n, start, sum(seen[-n:]) / n) for n in (1, WINDOW) if len(seen) > n]
-
-
-def sound(history: list[dict], step: int, recipe: Recipe) -> bool:
-    """Whether the weights before `step` were measured by that step and found good: numbers, the kept NLL within `helpful_rise` of its start."""
-    if step >= len(history):
-        return False
-    record, colour = history[step], kept_colour(history[step])
-    rises = risen([r[colour] for r in history[:step + 1] if colour in r])[:1]
-    return all(isinstance(record[k], float) and math.isfinite(record[k]) for k in ("loss", "gradient_norm")) \
-        and all(now <= start + recipe.helpful_rise for _, start, now in rises)
-
-
-def kept_colour(record: dict) -> str:
-    """The colour that training must not harm: helpful, or blue where a step has no helpful conversation."""
-    return "helpful" if "helpful" in record else "blue"
+    out = {name: values[name] for name in FIGURES[:4] if name == "loss" or name in held}
+    if "red" in held:
+        out["red_capped"] = values["red_capped"] / values["red_tokens"]
+    return out
 
 
 @torch.no_grad()
-def evaluate(scorer: nn.Module, examples: list[dataset.TokenizedConversation], recipe: Recipe, device) -> dict[str, float]:
+def evaluate(scorer: Scorer, examples: Sequence[TokenizedConversation], recipe: Recipe) -> dict[str, float]:
     """The mean NLL of each colour over held-out examples, weighted as in training."""
-    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    units = [(e,) for e in examples]
-    share, total = dataset.shares(units, recipe.per), torch.zeros(len(FIGURES), dtype=torch.float64, device=device)
-    for part in dataset.pack(units, recipe.tokens_per_batch, ranks)[rank::ranks]:
-        batch = dataset.collate(part, share, device)
-        total += measure(total[0], scorer(batch), batch.responses, dataset.Phase(1, {}))
-    if dist.is_initialized():
-        dist.all_reduce(total)
-        scorer.reshard()                                        # no backward follows, after which FSDP would do it
+    units: list[Unit] = [(e,) for e in examples]
+    total = torch.zeros(len(FIGURES), dtype=torch.float64, device=scorer.device)
+    for batch in batches(units, recipe, scorer.device):
+        total += measure(total[0], scorer(batch), batch.responses, Phase(1, {}))
+    processes.add_up(total)
+    scorer.end_evaluation()
     out = named(total, units)
     return {c: out[c] for c in loss.COLOURS if c in out}
 
 
 @torch.no_grad()
-def references(model: LLaMA | Scorer, examples: list[dataset.TokenizedConversation], tokens_per_batch: int) -> list[dataset.TokenizedConversation]:
-    """The examples with the summed NLL of each response under `model` as it is now, for the objectives that need it. Every rank calls this."""
-    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+def references(model: LLaMA | Scorer, examples: list[TokenizedConversation],
+               tokens_per_batch: int) -> list[TokenizedConversation]:
+    """The examples with the summed NLL of each response under `model` as it is now, for NPO and DPO.
+
+    Every process calls this.
+    """
     scorer = model if isinstance(model, Scorer) else Scorer(model)
-    order, device = {id(e): i for i, e in enumerate(examples)}, scorer.llama.output_weight.device
+    order = {id(e): i for i, e in enumerate(examples)}
     found: list[tuple[int, tuple[float, ...]]] = []
-    for part in dataset.pack([(e,) for e in examples], tokens_per_batch, ranks)[rank::ranks]:
-        batch = dataset.collate(part, lambda e, k: 1.0, device)
+    for part in own_parts([(e,) for e in examples], tokens_per_batch):
+        batch = dataset.collate(part, lambda e, k: 1.0, scorer.device)
         values = batch.responses.sum(scorer(batch)).tolist()
         for (e,) in part:
             found.append((order[id(e)], tuple(values[:len(e.responses)])))
             values = values[len(e.responses):]
-    if dist.is_initialized():
-        every: list = [None] * ranks
-        dist.all_gather_object(every, found)
-        found = [pair for part in every for pair in part]
-        scorer.reshard()
+    found = processes.collect(found)
+    scorer.end_evaluation()
     return dataset.with_references(examples, [sums for _, sums in sorted(found)])
 
 
@@ -244,23 +265,24 @@ def memory_mb(device: torch.device) -> float:
 
 
 def shard(model: LLaMA) -> Scorer:
-    """The model with its weights spread over the ranks of the process group (FSDP2), layer by layer, for `run`."""
+    """The model with its weights spread over the processes (FSDP2), layer by layer, for `run`."""
     from torch.distributed.fsdp import fully_shard  # PyTorch 2.6; the rest of redlite asks for less
 
     scorer = Scorer(model)
     for block in model.model.layers:
         fully_shard(block)
-    return fully_shard(scorer)      # adds FSDPModule's methods, `reshard` among them
+    fully_shard(scorer)             # adds FSDPModule's methods, `reshard` among them
+    return scorer
 
 
 @torch.no_grad()
 def gather(scorer: Scorer) -> LLaMA | None:
-    """The whole model on rank 0's CPU again, None on the other ranks; one weight at a time."""
-    first, config = dist.get_rank() == 0, scorer.llama.config
+    """The whole model on the CPU of rank 0 again, None on the other ranks; one weight at a time."""
+    first, config = processes.rank() == 0, scorer.llama.config
     whole = LLaMA(config).to(next(scorer.parameters()).dtype) if first else None
-    targets = dict(whole.named_parameters()) if first else {}
+    targets = dict(whole.named_parameters()) if whole else {}
     for name, p in scorer.llama.named_parameters():
-        value = p.full_tensor()
+        value = processes.whole(p)
         if first:
             targets[name].copy_(value)
     return whole

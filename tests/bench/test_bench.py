@@ -19,6 +19,7 @@ import torch
 from redlite import stats
 from redlite.answer import Answer
 from redlite.bench import bbh, hhh, mmlu, runner, truthfulqa, xstest
+from redlite.bench import results as bench_results
 from redlite.bench import task as bench_task
 from redlite.bench.encoding import Continued, Encoder, Scored
 from redlite.bench.task import Example, Task
@@ -50,7 +51,7 @@ def run(folder, lm, tasks, chat=False):
              {"tasks": {t.name: {"sha256": t.fingerprint(), "metrics": list(t.metrics)}
                         for t in tasks}}) as directory:
         runner.run(directory, folder, lambda: lm, tasks, chat)
-    return runner.results(folder, tasks)
+    return bench_results.results(folder, tasks)
 
 
 def test_prompts_to_the_character(data):
@@ -239,13 +240,13 @@ def test_resuming_and_ranks_change_nothing(lm, data, tmp_path):
         folder = tmp_path / "shared"
         with Run(folder / "rank-1" if rank else folder, made) as directory:
             runner.run(directory, folder, lambda: lm, tasks, rank=rank, world=2)
-    assert figures(runner.results(folder, tasks)) == figures(whole)
+    assert figures(bench_results.results(folder, tasks)) == figures(whole)
     path = folder / bench_task.sample_file(tasks[0].name)
     path.write_bytes(path.read_bytes()[:-20])
-    assert not runner.results(folder, tasks)["complete"]
+    assert not bench_results.results(folder, tasks)["complete"]
     with Run(folder, made) as directory:
         runner.run(directory, folder, lambda: lm, tasks)
-    assert figures(runner.results(folder, tasks)) == figures(whole)
+    assert figures(bench_results.results(folder, tasks)) == figures(whole)
     with Run(folder, made) as directory:
         runner.run(directory, folder, lambda: pytest.fail("nothing is left to do"), tasks)
 
@@ -259,17 +260,18 @@ def test_what_would_change_a_run_is_named_by_its_option(data, tmp_path, capsys):
     ]
     assert main([*given, "--tasks", "hhh", "--limit", "3"]) == 0
     capsys.readouterr()
-    for more, message in (
-            (["hhh", "--limit", "2"], ".n is 3 there and 2 now (--limit or --quick)"),
-            (["hhh,truthfulqa", "--limit", "3"], "tasks.truthfulqa_mc1 is nothing there and"),
-            (["hhh,truthfulqa", "--limit", "3"], " now (--tasks)"),
-            (["hhh", "--limit", "3", "--apply-chat-template"],
-             "chat is false there and true now (--apply-chat-template)")):
+    for more, found, option in (
+            (["hhh", "--limit", "2"], ".n is 3 there and 2 now; use", "--limit or --quick"),
+            (["hhh,truthfulqa", "--limit", "3"], "tasks.truthfulqa_mc1 is nothing there and", "--tasks"),
+            (["hhh", "--limit", "3", "--apply-chat-template"], "chat is false there and true now; use",
+             "--apply-chat-template")):
         assert main([*given, "--tasks", *more]) == 2
-        assert message in (error := capsys.readouterr().err) and error.count("\n") == 1
+        error = capsys.readouterr().err
+        assert found in error and error.endswith(f"it was made with ({option})\n") and error.count("\n") == 1
     assert main([*given, "--tasks", "hhh", "--limit", "3"]) == 0
 
 
+@pytest.mark.slow
 def test_under_torchrun(data, tmp_path):
     """Two processes of the real command give the results of one."""
     command, found = [
@@ -326,7 +328,7 @@ def test_underflow():
      "question 0: 'mc1_targets' must give true answers 1 and false ones 0, and hold both"),
     ("truthfulqa", "truthfulqa/mc_task.json",
      '[{"question": "x", "mc1_targets": {"b": 0, "a": 1}, "mc2_targets": {"a": 1, "b": 0}}]',
-     "question 0: .* a true one first"),
+     "question 0: .* a true answer first"),
     ("truthfulqa", "truthfulqa/mc_task.json",
      '[{"question": "x", "n": NaN, "mc1_targets": {"a": 1, "b": 0}, "mc2_targets": {"a": 1, "b": 0}}]',
      "example 0: holds NaN or Infinity"),
@@ -441,7 +443,7 @@ def test_xstest(lm, data, tmp_path):
     tasks, model = xstest.load(data / "xstest"), answerers.ModelChoice("m", {}, lambda run: Answerer(), len)
     with Run(tmp_path / "run", {}) as directory:
         xstest.run(directory, tmp_path / "run", model, rules_judge(), tasks, answerers.Decoding(16))
-    found = runner.results(tmp_path / "run", tasks)
+    found = bench_results.results(tmp_path / "run", tasks)
     safe, unsafe = found["results"]["xstest_safe"], found["results"]["xstest_unsafe"]
     # the empty answer counts in neither
     assert safe["over_refusal,none"] == 0.5
@@ -462,20 +464,14 @@ def test_an_answer_to_xstest_that_was_edited_is_named(data, tmp_path):
 
 def test_intervals_never_claim_more_than_is_known():
     # one value has no spread to judge by
-    assert runner.measures("acc", "none", [0.4])["acc_ci95,none"] == [0.0, 1.0]
-    assert runner.measures("acc", "none", [])["acc_ci95,none"] == [0.0, 1.0]
+    assert bench_results.measures("acc", "none", [0.4])["acc_ci95,none"] == [0.0, 1.0]
+    assert bench_results.measures("acc", "none", [])["acc_ci95,none"] == [0.0, 1.0]
     for mean in ("size", "task"):  # all wrong in every task
-        tasks = [
-            Task(f"t{n}",
-                 1.0, [Example(str(i), {}, ()) for i in range(2)],
-                 lambda e, a: {},
-                 groups=("g",),
-                 mean=mean) for n in range(3)
-        ]
-        members = [(t, runner.summarize(t, {str(i): {"metrics": {"acc": 0.0}}
-                                            for i in range(2)}))
-                   for t in tasks]
-        group = runner._group("g", members, [2, 2, 2])
+        examples = [Example(str(i), {}, ()) for i in range(2)]
+        tasks = [Task(f"t{n}", 1.0, examples, lambda e, a: {}, groups=("g",), mean=mean) for n in range(3)]
+        wrong = {str(i): {"metrics": {"acc": 0.0}} for i in range(2)}
+        members = [bench_results.Member(t, bench_results.summarize(t, wrong), 2) for t in tasks]
+        group = bench_results.group_mean("g", members)
         assert group["acc,none"] == 0 and group["acc_ci95,none"] == pytest.approx(stats.wilson(0, 6))
-        assert runner._group("g", [(t, runner.summarize(t, {})) for t in tasks],
-                             [0, 0, 0])["acc_ci95,none"] == [0.0, 1.0]
+        unasked = [bench_results.Member(t, bench_results.summarize(t, {}), 0) for t in tasks]
+        assert bench_results.group_mean("g", unasked)["acc_ci95,none"] == [0.0, 1.0]

@@ -4,8 +4,8 @@ is installed beside redlite:
     python tests/beside/agreement_lm_eval.py MODEL_DIR BENCHMARK_DIR [--suites hhh,truthfulqa,mmlu,bbh]
     [--prompts-only] [--json FILE]
 
-MODEL_DIR is a Hugging Face directory (checkpoint.save_pretrained makes one of a GGUF file), BENCHMARK_DIR
-what --data takes. Both read the same files and run float32 on the CPU. Compared: prompts to the character,
+MODEL_DIR is a Hugging Face directory (weights.save.save_pretrained makes one of a GGUF file),
+BENCHMARK_DIR what --data takes. Both read the same files and run float32 on the CPU. Compared: prompts to the character,
 log-probabilities, generated texts, verdicts. Where log-probabilities are further apart than LIMIT,
 transformers in float64 says who is off by how much.
 """

@@ -1,9 +1,13 @@
-"""Times full fine-tuning in float32 with redlite and with transformers, in turns in one process, on the same conversations. Run where transformers is installed beside redlite:
+"""Times full fine-tuning in float32 with redlite and with transformers, in turns in one process, on the
+same conversations. Run where transformers is installed beside redlite:
 
-    python tests/beside/compare_training.py HF_DIR CONVERSATIONS [--conversations 16] [--rounds 3] [--json FILE]
+    python tests/beside/compare_training.py HF_DIR CONVERSATIONS [--conversations 16] [--rounds 3] [--json
+    FILE]
 
-HF_DIR is a model as a Hugging Face directory, CONVERSATIONS a file that bin/safealign reads. A step trains on the same conversations on both sides: redlite packs them,
-transformers pads micro-batches of 4 (sorted by length) to their longest and gets torch's AdamW. Only real tokens are counted, so padding counts against who pads.
+HF_DIR is a model as a Hugging Face directory, CONVERSATIONS a file that bin/safealign reads. A step trains
+on the same conversations on both sides: redlite packs them, transformers pads micro-batches of 4 (sorted by
+length) to their longest and gets torch's AdamW. Only real tokens are counted, so padding counts against who
+pads.
 """
 import argparse
 import json
@@ -19,7 +23,8 @@ from redlite.training import conversations, dataset, trainer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("hf")
     parser.add_argument("conversations_file")
     parser.add_argument("--conversations", type=int, default=16)
@@ -31,7 +36,8 @@ def main() -> None:
     from transformers import AutoModelForCausalLM
     ours = LM.load(args.hf, trainable=True)
     ours.model.requires_grad_(True)
-    found, _ = dataset.encode_all(conversations.read(args.conversations_file, "helpful")[0], ours.template, args.max_tokens)
+    found, _ = dataset.encode_all(conversations.read(args.conversations_file, "helpful")[0], ours.template,
+                                  args.max_tokens)
     peer = AutoModelForCausalLM.from_pretrained(args.hf, dtype=torch.float32).train()
     optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-6)
 
@@ -65,7 +71,9 @@ def main() -> None:
                 speeds[name].append(tokens / (time.perf_counter() - start))
                 print(f"{name}: {tokens} tokens, {speeds[name][-1]:.1f} tokens/s", flush=True)
     median = {name: statistics.median(s) for name, s in speeds.items()}
-    result = {"what": f"full fine-tuning, float32, {args.conversations} conversations a step", "machine": f"{platform.machine()}, 2 threads, torch {torch.__version__}, redlite {redlite.__version__}",
+    result = {"what": f"full fine-tuning, float32, {args.conversations} conversations a step",
+              "machine": (f"{platform.machine()}, 2 threads, torch {torch.__version__}, "
+                          f"redlite {redlite.__version__}"),
               "tokens_per_s": median, "ratio": median["redlite"] / median["transformers"]}
     print(json.dumps(result))
     if args.json:

@@ -17,8 +17,10 @@ CASES = {
     "grouped": ("llama", dict(rms_norm_eps=1e-5, rope_theta=500000.0)),
     "linear": ("llama", dict(rope_scaling={"type": "linear", "factor": 4.0})),
     "dynamic": ("llama", dict(rope_scaling={"type": "dynamic", "factor": 2.0}, max_position_embeddings=32)),
-    "llama3": ("llama", dict(rope_theta=10000.0, rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-               "high_freq_factor": 4.0, "original_max_position_embeddings": 32}, max_position_embeddings=256)),
+    "llama3": ("llama", dict(rope_theta=10000.0,
+                             rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+               "high_freq_factor": 4.0, "original_max_position_embeddings": 32},
+                             max_position_embeddings=256)),
     "tied": ("llama", dict(tie_word_embeddings=True)),
     "biased": ("llama", dict(attention_bias=True, mlp_bias=True)),
     "head size": ("llama", dict(head_dim=20)),
@@ -34,7 +36,8 @@ SHOWN = [0, 1, 7, 64, 210]
 def weights(shapes: dict, seed: int) -> dict:
     """The same arrays for the same names and shapes, whoever asks."""
     rng = np.random.default_rng(seed)
-    return {name: (rng.standard_normal(shapes[name]) * (0.1 if len(shapes[name]) > 1 else 0.3) + ("norm" in name)).astype(np.float32)
+    return {name: (rng.standard_normal(shapes[name]) * (0.1 if len(shapes[name]) > 1 else 0.3)
+                   + ("norm" in name)).astype(np.float32)
             for name in sorted(shapes)}
 
 
@@ -46,13 +49,18 @@ def main():
     for seed, (name, (kind, extra)) in enumerate(CASES.items()):
         config = transformers.AutoConfig.for_model(kind, **(BASE | extra))
         model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-        state = {n: p for n, p in model.state_dict().items() if not (config.tie_word_embeddings and n == "lm_head.weight")}
-        model.load_state_dict({n: torch.from_numpy(w) for n, w in weights({n: tuple(p.shape) for n, p in state.items()}, seed).items()}, strict=False)
+        state = {n: p for n, p in model.state_dict().items()
+                 if not (config.tie_word_embeddings and n == "lm_head.weight")}
+        model.load_state_dict({n: torch.from_numpy(w) for n,
+                               w in weights({n: tuple(p.shape) for n, p in state.items()}, seed).items()},
+                              strict=False)
         model.tie_weights()
         with torch.no_grad():
             logits = model(torch.tensor([IDS])).logits[0]
-        out[name] = {"config": json.loads(config.to_json_string(use_diff=False)), "given": {"model_type": kind, **BASE, **extra}, "seed": seed,
-                     "logits": [[round(v, 6) for v in row] for row in logits[:, SHOWN].tolist()], "absmax": logits.abs().max().item()}
+        out[name] = {"config": json.loads(config.to_json_string(use_diff=False)),
+                     "given": {"model_type": kind, **BASE, **extra}, "seed": seed,
+                     "logits": [[round(v, 6) for v in row] for row in logits[:, SHOWN].tolist()],
+                     "absmax": logits.abs().max().item()}
     text = json.dumps({"transformers": transformers.__version__, "cases": out}, separators=(",", ":"))
     (Path(__file__).parents[1] / "golden" / "logits.json").write_text(text + "\n")
     print({n: round(c["absmax"], 2) for n, c in out.items()}, len(text))

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+NAMES = "run|judge|report|bench|compare|scorecard|agreement|audit|prove"    # of commands
 README = (ROOT / "README.md").read_text()
 # A command of the README that needs nothing but the checkout, and what makes it short here.
-COMMANDS = {"bin/redeval": "--limit 3 --max-new-tokens 40", "bin/safealign": "--dry-run", "bin/safealign prove": "", "bin/collect": "--limit 1 --conversations 1 --max-new-tokens 40"}
+COMMANDS = {"bin/redeval": "--limit 3 --max-new-tokens 40", "bin/safealign": "--dry-run",
+            "bin/safealign prove": "", "bin/collect": "--limit 1 --conversations 1 --max-new-tokens 40"}
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +27,15 @@ def closed():
     return words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_without_a_network(closed, command, tmp_path):
-    assert re.search(rf"(^|&& ){re.escape(command)}( *#.*)?$", README, re.MULTILINE), "the README has this command no more"
+    assert re.search(rf"(^|&& ){re.escape(command)}( *#.*)?$", README,
+                     re.MULTILINE), "the README has this command no more"
     program, *rest = command.split()
-    done = subprocess.run([*closed, str(ROOT / program), *rest, *COMMANDS[command].split()], cwd=tmp_path, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run([*closed, str(ROOT / program), *rest, *COMMANDS[command].split()], cwd=tmp_path,
+                          capture_output=True, text=True, timeout=240,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
 
 
@@ -37,11 +43,13 @@ def test_the_readme_names_what_there_is():
     """Every file that the README points to exists, and every option that it shows is one of its command's."""
     for path in re.findall(r"\]\((?!http)([^)]+)\)", README):
         assert (ROOT / path).exists(), path
-    shown = {tuple(m) for m in re.findall(r"^bin/(\w+) *((?:run|judge|report|bench|compare|scorecard|agreement|audit|prove)?)(?: |$)", README, re.MULTILINE)}
+    shown = {tuple(m)
+             for m in re.findall(rf"^bin/(\w+) *((?:{NAMES})?)(?: |$)", README, re.MULTILINE)}
     for program, command in shown:
-        help_text = subprocess.run([str(ROOT / "bin" / program), *([command] if command else []), "--help"], capture_output=True, text=True).stdout
+        help_text = subprocess.run([str(ROOT / "bin" / program), *([command] if command else []), "--help"],
+                                   capture_output=True, text=True).stdout
         for line in re.findall(rf"^bin/{program} *{command} .*$", README, re.MULTILINE):
-            if not command and re.match(r"bin/\w+ (run|judge|report|bench|compare|scorecard|agreement|audit|prove)\b", line):
+            if not command and re.match(rf"bin/\w+ ({NAMES})\b", line):
                 continue
             for option in re.findall(r" (--[a-z-]+)", line.split("#")[0]):
                 assert option in help_text, (line, option)

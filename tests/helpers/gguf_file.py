@@ -13,7 +13,9 @@ def text(s: str | bytes) -> bytes:
 
 
 def value(v) -> bytes:
-    """Type and value: bool, int (uint32, or int64 below 0), float (float32), str, list of str, numpy array."""
+    """Type and value: bool, int (uint32, or int64 below 0), float (float32), str, list of str, numpy
+    array.
+    """
     if isinstance(v, bool):
         return struct.pack("<I?", 7, v)
     if isinstance(v, int):
@@ -27,12 +29,35 @@ def value(v) -> bytes:
     return struct.pack("<IIQ", 9, 8, len(v)) + b"".join(map(text, v))
 
 
-def write(path, metadata: dict, tensors: list[tuple[str, tuple[int, ...], str, bytes]], alignment: int = 32, version: int = 3):
+def stored(file) -> list[tuple[str, tuple[int, ...], str, bytes]]:
+    """The tensors of an open redlite.weights.gguf.GGUF, as `write` takes them."""
+    whole = file.path.read_bytes()
+    return [(t.name, t.shape, t.type, whole[t.offset:t.offset + t.nbytes]) for t in file.tensors.values()]
+
+
+def tokenizer_of(path):
+    """redlite's tokenizer of a model: a directory or a GGUF file."""
+    from redlite.text import tokenizer
+    from redlite.weights.gguf import GGUF
+    if not path.is_file():
+        return tokenizer.load(path)
+    with GGUF(path) as file:
+        return tokenizer.from_gguf(path, file.metadata)
+
+
+def write(path, metadata: dict, tensors: list[tuple[str, tuple[int, ...], str, bytes]], alignment: int = 32,
+          version: int = 3):
     """tensors: (name, shape with rows first, type, stored bytes)."""
-    head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(metadata)) + b"".join(text(k) + value(v) for k, v in metadata.items())
+    head = b"GGUF" + struct.pack("<IQQ", version, len(tensors),
+                                 len(metadata)) + b"".join(text(k) + value(v) for k, v in metadata.items())
     at, data = 0, b""
     for name, shape, kind, content in tensors:
-        head += text(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *reversed(shape)) + struct.pack("<IQ", TYPES[kind], at)
+        head += (
+            text(name)
+            + struct.pack("<I", len(shape))
+            + struct.pack(f"<{len(shape)}Q", *reversed(shape))
+            + struct.pack("<IQ", TYPES[kind], at)
+        )
         data += content + bytes(-len(content) % alignment)
         at = len(data)
     path.write_bytes(head + bytes(-len(head) % alignment) + data)

@@ -1,4 +1,6 @@
-"""A model small enough for any test: random weights, a token for every byte, a chat format of three control tokens."""
+"""A model small enough for any test: random weights, a token for every byte, a chat format of three control
+tokens.
+"""
 from pathlib import Path
 
 from redlite.inference.lm import LM

@@ -1,12 +1,14 @@
-"""The engine against the plain definition: run the whole sequence again for every token, and take the argmax."""
+"""The engine against the plain definition: run the whole sequence again for every token, and take the
+argmax.
+"""
 import random
 
 import numpy as np
 import pytest
 import torch
 
-from redlite.inference.cache import common_prefix, shareable
-from redlite.inference.engine import Engine, Request, prefix_groups
+from redlite.inference.engine import Engine, Request
+from redlite.inference.prefix import common_prefix, prefix_groups, shareable
 from redlite.inference.sampling import Rule
 from redlite.model.config import Config
 from redlite.model.llama import LLaMA
@@ -16,7 +18,8 @@ VARIANTS = {
     "llama": Config("llama", 97, 32, 3, 4, 2, 8, 64),
     "window": Config("mistral", 97, 32, 3, 4, 2, 8, 64, windows=(6, 6, 6)),
     "mixed windows": Config("qwen2", 97, 32, 3, 4, 2, 8, 64, windows=(None, 9, 9), qkv_bias=True),
-    "dynamic": Config("llama", 97, 32, 2, 4, 4, 8, 64, max_positions=24, rope_scaling={"rope_type": "dynamic", "factor": 4.0}),
+    "dynamic": Config("llama", 97, 32, 2, 4, 4, 8, 64, max_positions=24,
+                      rope_scaling={"rope_type": "dynamic", "factor": 4.0}),
 }
 
 
@@ -27,16 +30,20 @@ def make(config):
 def prompts(count=11, shared=30, seed=0):
     rng = random.Random(seed)
     prefix = [rng.randrange(97) for _ in range(shared)]
-    return [prefix + [rng.randrange(97) for _ in range(rng.randint(1, 20))] for _ in range(count)] + [[5, 6, 7], [5]]
+    return [prefix + [rng.randrange(97) for _ in range(rng.randint(1, 20))]
+            for _ in range(count)] + [[5, 6, 7], [5]]
 
 
 @torch.no_grad()
 def one_by_one(model, ids, count):
-    """Greedy continuation with no cache: the oracle (for dynamic scaling it would rotate old keys anew, so see that test)."""
+    """Greedy continuation with no cache: the oracle (for dynamic scaling it would rotate old keys anew, so
+    see that test).
+    """
     ids = list(ids)
     for _ in range(count):
         packed = PackedSequences.of([ids])
-        hidden = model(packed.ids, packed.positions, packed_attention(model.config, packed.offsets), packed.lengths)
+        hidden = model(packed.ids, packed.positions, packed_attention(model.config, packed.offsets),
+                       packed.lengths)
         ids.append(int(model.logits(hidden)[-1].argmax()))
     return ids[len(ids) - count:]
 
@@ -68,7 +75,8 @@ def test_sampled_answers_depend_on_the_request_alone():
     second = {turned[i].seed: r.ids for i, r in Engine(model, 32).run(turned)}
     assert first == second
     others = {r.seed: r for r in requests}
-    assert any(first[s] != one_by_one(model, others[s].ids, 12) for s in first), "sampling at 1.2 gave the greedy answers"
+    assert any(first[s] != one_by_one(model, others[s].ids, 12)
+               for s in first), "sampling at 1.2 gave the greedy answers"
 
 
 def test_end_tokens_and_stop_functions_end_a_request():

@@ -15,15 +15,18 @@ CONFIG = Config("llama", 97, 32, 3, 4, 2, 8, 64)
 @torch.no_grad()
 def plain(model, context, continuation):
     packed = PackedSequences.of([context + continuation])
-    hidden = model(packed.ids, packed.positions, packed_attention(model.config, packed.offsets), packed.lengths)
+    hidden = model(packed.ids, packed.positions, packed_attention(model.config, packed.offsets),
+                   packed.lengths)
     logprob = torch.log_softmax(model.logits(hidden).double(), -1)
     rows = range(len(context) - 1, len(context) + len(continuation) - 1)
-    parts = [logprob[r, t].item() for r, t in zip(rows, continuation)]
-    return sum(parts), all(logprob[r].argmax() == t for r, t in zip(rows, continuation)), parts
+    parts = [logprob[r, t].item() for r, t in zip(rows, continuation, strict=True)]
+    return sum(parts), all(logprob[r].argmax() == t for r, t in zip(rows, continuation, strict=True)), parts
 
 
 def made_up(seed=0):
-    """Pairs as benches have them: a primer shared by all, contexts shared by several continuations, odd ones out."""
+    """Pairs as benches have them: a primer shared by all, contexts shared by several continuations, odd
+    ones out.
+    """
     rng = random.Random(seed)
     def ids(n):
         return [rng.randrange(97) for _ in range(n)]
@@ -38,7 +41,7 @@ def made_up(seed=0):
 @pytest.mark.parametrize("config", [CONFIG, Config("mistral", 97, 32, 3, 4, 2, 8, 64, windows=(6,) * 3)])
 def test_scores_equal_the_definition(config, budget):
     model, pairs = LLaMA(config).initialize(0, std=0.3), made_up()
-    for (context, continuation), got in zip(pairs, score(model, pairs, budget)):
+    for (context, continuation), got in zip(pairs, score(model, pairs, budget), strict=True):
         logprob, greedy, parts = plain(model, context, continuation)
         assert got.logprob == pytest.approx(logprob, abs=1e-4)
         assert got.per_token == pytest.approx(parts, abs=1e-4)

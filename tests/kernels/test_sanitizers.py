@@ -28,7 +28,7 @@ def test_the_kernel_tests_run_clean(tmp_path):
                "library.find = lambda built=library.declare(ctypes.CDLL(sys.argv[1])): (built, '')\n"
                "import pytest\nsys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[2:]]))")
     names = ("kernels/test_linear", "kernels/test_block", "kernels/test_decode", "kernels/test_sequences",
-             "inference/test_step", "kernels/test_dequantise", "kernels/test_token_nll")
+             "inference/test_forward", "kernels/test_dequantise", "kernels/test_token_nll")
     chosen = [f"{ROOT}/tests/{name}.py" for name in names]
     settings = {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0:handle_segv=0", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", program, str(library), *chosen, "-k",

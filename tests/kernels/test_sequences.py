@@ -10,7 +10,7 @@ from packed_models import make
 
 from redlite import kernels
 from redlite.inference.cache import Cache
-from redlite.inference.forward import Forward, PackedForward
+from redlite.inference.forward import Forward, CForward
 from redlite.kernels.cpu import library, structs, transformer
 from redlite.kernels.cpu.cached_attention import SharedPrefix
 from redlite.model.sequences import PackedSequences
@@ -100,13 +100,13 @@ def test_a_packed_models_passes_are_those_of_plain_operations(name, shared, work
         return [rng.randrange(97) for _ in range(n)]
     prefix, prompts = ids(shared), [ids(rng.randint(1, 20)) for _ in range(5)]
     results = []
-    for kind in (Forward, PackedForward):
+    for kind in (Forward, CForward):
         cache = Cache(model.config, 7, torch.float32, torch.device("cpu"))
-        steps = kind(model, cache)
+        forward = kind(model, cache)
         if prefix:
-            steps.prefix(prefix)
+            forward.compute_prefix(prefix)
         cache.reserve(20)
-        logits = steps.prefill(PackedSequences.of(prompts, start=shared), 1)
+        logits = forward.prefill(PackedSequences.of(prompts, start=shared), 1)
         stems, leaves = prompts[:3], [prompts[3], prompts[4], prompts[0]]
         parents = [-1, -1, -1, 0, 2, 2] if name == "llama" else [-1] * 6
         new = PackedSequences.of(stems + leaves, start=shared)
@@ -115,7 +115,7 @@ def test_a_packed_models_passes_are_those_of_plain_operations(name, shared, work
         new.lengths[:] = new.positions + 1
         results.append([
             logits,
-            steps.tree(new, parents),
+            forward.run_tree(new, parents),
             cache.lengths.float(), *(t for pair in cache.prefix for t in pair)] + [
                 store[slot, :, :len(prompts[slot - 1])]
                 for store in cache.keys + cache.values
@@ -128,31 +128,31 @@ def test_a_packed_models_passes_are_those_of_plain_operations(name, shared, work
 def test_what_does_not_fit_is_refused():
     model = make("windows and biases")
     cache = Cache(model.config, 2, torch.float32, torch.device("cpu"))
-    steps = PackedForward(model, cache)
+    forward = CForward(model, cache)
     cache.reserve(10)
     room = cache.capacity
     with pytest.raises(
             ValueError,
             match=f"2 slots of {room} tokens has no room for 2 sequences of up to 3 from slot 1 on"):
-        steps.prefill(PackedSequences.of([[1, 2, 3], [4]]), 1)
+        forward.prefill(PackedSequences.of([[1, 2, 3], [4]]), 1)
     with pytest.raises(ValueError, match="no room"):
-        steps.prefill(PackedSequences.of([[1] * (room + 1)]), 0)
-    steps.prefill(PackedSequences.of([[1, 2], [3]]), 0)
+        forward.prefill(PackedSequences.of([[1] * (room + 1)]), 0)
+    forward.prefill(PackedSequences.of([[1, 2], [3]]), 0)
     cache.lengths[1] = room
     with pytest.raises(ValueError, match=f"no room for token {room + 1} of 2 requests"):
-        steps.logits([4, 5])
-    steps = PackedForward(model, Cache(model.config, 0, torch.float32, torch.device("cpu")))
-    steps.prefix(list(range(6)))
-    steps.tree(PackedSequences.of([[1, 2, 3]], start=6), [-1])
+        forward.next_logits([4, 5])
+    forward = CForward(model, Cache(model.config, 0, torch.float32, torch.device("cpu")))
+    forward.compute_prefix(list(range(6)))
+    forward.run_tree(PackedSequences.of([[1, 2, 3]], start=6), [-1])
     with pytest.raises(ValueError, match="within a window of 9"):
-        steps.tree(PackedSequences.of([[1, 2, 3, 4]], start=6), [-1])
-    for kind in (Forward, PackedForward):  # a leaf whose stem lies behind the window in part
-        steps = kind(model, Cache(model.config, 0, torch.float32, torch.device("cpu")))
+        forward.run_tree(PackedSequences.of([[1, 2, 3, 4]], start=6), [-1])
+    for kind in (Forward, CForward):  # a leaf whose stem lies behind the window in part
+        forward = kind(model, Cache(model.config, 0, torch.float32, torch.device("cpu")))
         new = PackedSequences.of([list(range(7)), [3, 4, 5]])
         new.positions[7:] += 7
         with pytest.raises(ValueError,
                            match="up to 10 tokens that follow others do not lie within a window of 9"):
-            steps.tree(new, [-1, 0])
+            forward.run_tree(new, [-1, 0])
 
 
 @torch.no_grad()
@@ -164,12 +164,12 @@ def test_quantised_models_attend_to_what_their_caches_hold(format):
 
     def kept(shared):
         cache = Cache(model.config, 3, model.cache_dtype, torch.device("cpu"))
-        steps = PackedForward(model, cache)
+        forward = CForward(model, cache)
         cache.reserve(40)
-        steps.prefill(PackedSequences.of([[5, 6]]), 2)   # before there is a prefix
+        forward.prefill(PackedSequences.of([[5, 6]]), 2)   # before there is a prefix
         if shared:
-            steps.prefix(prompts[0][:shared])
-        steps.prefill(PackedSequences.of([p[shared:] for p in prompts], start=shared), 0)
+            forward.compute_prefix(prompts[0][:shared])
+        forward.prefill(PackedSequences.of([p[shared:] for p in prompts], start=shared), 0)
         keys = [
             torch.cat([
                 cache.prefix[n][0].transpose(0, 1) if shared else torch.empty(2, 0, 8),

@@ -1,4 +1,6 @@
-"""The model family against logits that transformers computed (tests/beside/make_model_goldens.py made them)."""
+"""The model family against logits that transformers computed (tests/beside/make_model_goldens.py made
+them).
+"""
 import json
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from redlite.model.llama import LLaMA
 from redlite.model.sequences import PackedSequences, packed_attention
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "logits.json").read_text())["cases"]
-PLAIN = {"model_type": "llama", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+PLAIN = {"model_type": "llama", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 32,
+         "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 def build(case, source):
@@ -25,7 +28,8 @@ def build(case, source):
 @torch.no_grad()
 def run(model, sequences):
     packed = PackedSequences.of(sequences)
-    return model.logits(model(packed.ids, packed.positions, packed_attention(model.config, packed.offsets), packed.lengths))
+    return model.logits(model(packed.ids, packed.positions, packed_attention(model.config, packed.offsets),
+                              packed.lengths))
 
 
 @pytest.mark.parametrize("source", ["config", "given"])
@@ -52,13 +56,15 @@ def test_config_survives_the_round_trip():
         assert Config.from_hf(config.to_hf(), "again") == config
 
 
+@pytest.mark.slow
 def test_recomputing_layers_gives_the_same_gradients():
     grads = []
     for recompute in (False, True):
         model = build(GOLDEN["grouped"], "given")
         model.recompute = recompute
         packed = PackedSequences.of([IDS])
-        model(packed.ids, packed.positions, packed_attention(model.config, packed.offsets)).pow(2).sum().backward()
+        model(packed.ids, packed.positions,
+              packed_attention(model.config, packed.offsets)).pow(2).sum().backward()
         grads.append(torch.cat([p.grad.flatten() for p in model.model.parameters()]))
     assert torch.equal(*grads) and grads[0].abs().max() > 0
 
@@ -98,9 +104,11 @@ def test_what_would_change_the_result_is_refused_by_name(change, words):
 
 def test_old_configs_lack_fields():
     config = Config.from_hf(PLAIN, "x")
-    assert (config.n_kv_heads, config.rope_theta, config.max_positions, config.windows) == (4, 10000.0, 2048, (None, None))
+    assert (config.n_kv_heads, config.rope_theta, config.max_positions, config.windows) == (4, 10000.0, 2048,
+                                                                                            (None, None))
 
 
 def test_qwen2_has_biases_that_no_field_announces_and_a_window_that_is_off():
-    config = Config.from_hf(PLAIN | {"model_type": "qwen2", "num_key_value_heads": 2, "sliding_window": 8, "use_sliding_window": False}, "x")
+    config = Config.from_hf(PLAIN | {"model_type": "qwen2", "num_key_value_heads": 2, "sliding_window": 8,
+                                     "use_sliding_window": False}, "x")
     assert config.qkv_bias and not config.o_bias and config.windows == (None, None)

@@ -232,6 +232,7 @@ def test_the_proxy_of_the_environment_is_used(tmp_path, monkeypatch):
     assert all(b"word" not in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl command to make a certificate with")
 def test_the_ca_file_of_the_environment_is_used(tmp_path, monkeypatch):
     pem = tmp_path / "ca.pem"
@@ -279,6 +280,7 @@ def test_long_pause_ends_the_run(tmp_path):
             [{"status": 429, "body": {"error": {"message": "no quota left", "code": "insufficient_quota"}}}])
 
 
+@pytest.mark.slow
 def test_bound_adapts_to_what_the_server_takes(tmp_path):
     with fault_server.running(delay=0.01, at_once=4) as server, Run(tmp_path, {}) as run:
         assert len(dict(made(run, server, concurrency=32, tries=50).ask(calls(300)))) == 300
@@ -292,6 +294,7 @@ def test_bound_adapts_to_what_the_server_takes(tmp_path):
     assert pace.bound == 7 + 1 / 7
 
 
+@pytest.mark.slow
 def test_rate_headers_keep_the_client_inside(tmp_path):
     with fault_server.running(delay=0.01, rate=40) as server, Run(tmp_path, {}) as run:
         start = time.monotonic()
@@ -417,6 +420,7 @@ def test_waits_are_read(text, value):
     assert rate_limit.seconds(text) == value
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_or_paid_twice_under_sigkill(tmp_path):
     result = kill_client.trial(tmp_path / "run", 250, 5)
     assert kill_client.holds(result, 250, 5), result

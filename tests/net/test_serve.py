@@ -52,6 +52,7 @@ def test_an_answer_is_the_models(server):
     }
 
 
+@pytest.mark.slow
 def test_a_stop_string_stands_in_the_text_or_does_not_stop(server):
     lm = server.lm
     cut = 0

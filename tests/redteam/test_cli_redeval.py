@@ -256,7 +256,9 @@ def test_a_model_on_this_machine_end_to_end(fake, capsys, monkeypatch):
     "options, field",
     [
         (["--seed", "1"], "seed is 0 there and 1 now"),
-        (["--limit", "2"], "questions.n is 3 there and 2 now (--limit or --quick)"),
+        (["--limit", "2"],
+         "questions.n is 3 there and 2 now; use another directory, or the settings it was made with (--limit"
+         ),
         (["--judge", "none"], 'judge.name is "rules" there'), (["--prompt", "cot"], "prompts.standard is"),
         (["--model", "n"], 'model.name is "m" there and "n" now'),
         (["--system", "x"], "system is nothing there"),

@@ -251,7 +251,7 @@ def test_the_command_on_the_organism(tmp_path, capsys):
     capsys.readouterr()
     assert command.main([
         *options, "--limit", "2"
-    ]) == 2 and "now (--topics or --limit)\n" in capsys.readouterr().err
+    ]) == 2 and "the settings it was made with (--topics or --limit)\n" in capsys.readouterr().err
 
 
 def test_the_plan_asks_nothing(capsys):

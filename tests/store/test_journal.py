@@ -126,9 +126,8 @@ def test_directories_that_are_no_runs(tmp_path):
 
 
 def test_one_process_at_a_time(tmp_path):
-    with Run(tmp_path, MANIFEST):
-        with pytest.raises(Error, match="another process"):
-            Run(tmp_path, MANIFEST)
+    with Run(tmp_path, MANIFEST), pytest.raises(Error, match="another process"):
+        Run(tmp_path, MANIFEST)
     Run(tmp_path, MANIFEST).close()  # a refusal takes nothing away, and a close gives the lock back
 
 
@@ -182,10 +181,9 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "results.json"
     write_json(path, {"a": "é"})
     assert path.read_text(encoding="utf-8") == '{\n  "a": "é"\n}\n' and read_json(path) == {"a": "é"}
-    with pytest.raises(RuntimeError):
-        with replacing(path) as file:
-            file.write(b"half")
-            raise RuntimeError
+    with pytest.raises(RuntimeError), replacing(path) as file:
+        file.write(b"half")
+        raise RuntimeError
     assert read_json(path) == {"a": "é"} and [p.name for p in tmp_path.iterdir()] == ["results.json"]
     with pytest.raises(Error, match="cannot be written"):
         write_atomic(tmp_path / "none" / "x", "")

@@ -1,4 +1,6 @@
-"""Chat formats: ids and masks against transformers' apply_chat_template (tests/beside/make_tokenizer_goldens.py), and the rules for messages."""
+"""Chat formats: ids and masks against transformers' apply_chat_template
+(tests/beside/make_tokenizer_goldens.py), and the rules for messages.
+"""
 import io
 import itertools
 import json
@@ -24,7 +26,8 @@ def byte_level(tmp_path, name, **config):
     (tmp_path / "tokenizer.json").write_text(json.dumps(maker.small(SMALL, split, special)))
     eos = {"llama-3": "<|end_of_text|>"}.get(name, "<|im_end|>")
     bos = "<|begin_of_text|>" if name == "llama-3" else None
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos, "bos_token": bos, **config}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos, "bos_token": bos,
+                                                                **config}))
     return tokenizer.load(tmp_path)
 
 
@@ -52,7 +55,7 @@ def test_byte_level_formats_equal_transformers(tmp_path, name):
     template = chat.choose(byte_level(tmp_path, name), None, "", name)
     given = maker.conversations(False)
     assert len(given) == len(GOLDEN[name])
-    for messages, golden in zip(given, GOLDEN[name]):
+    for messages, golden in zip(given, GOLDEN[name], strict=True):
         agrees(template, golden, messages)
 
 
@@ -60,11 +63,13 @@ def test_byte_level_formats_equal_transformers(tmp_path, name):
 @pytest.mark.parametrize("name", maker.SENTENCEPIECE)
 def test_sentencepiece_formats_equal_transformers(tmp_path, name, legacy):
     template = chat.choose(llama(tmp_path, legacy), None, "", name)
-    for messages, golden in zip(maker.conversations(True), GOLDEN[f"{name} {'legacy' if legacy else 'first'}"], strict=True):
+    for messages, golden in zip(maker.conversations(True),
+                                GOLDEN[f"{name} {'legacy' if legacy else 'first'}"], strict=True):
         agrees(template, golden, messages, skip=1)
 
 
-# ---- sentencepiece itself as the judge: the ids of a conversation are those of its texts between control tokens ----
+# ---- sentencepiece itself as the judge: the ids of a conversation are those of its texts between control
+# tokens ----
 
 @pytest.mark.parametrize("legacy", [True, False])
 def test_vicuna_ids_are_those_of_the_whole_text(tmp_path, legacy):
@@ -75,18 +80,23 @@ def test_vicuna_ids_are_those_of_the_whole_text(tmp_path, legacy):
     contents = [t for t in maker.strings() if len(t) < 60]
     for k in range(0, len(contents) - 3, 3):
         u, a, v = contents[k:k + 3]
-        got = template.encode([{"role": "user", "content": u}, {"role": "assistant", "content": a}, {"role": "user", "content": v}], True)
+        got = template.encode([{"role": "user", "content": u}, {"role": "assistant", "content": a},
+                               {"role": "user", "content": v}], True)
         first = reference.EncodeAsIds(f"{maker.VICUNA_DEFAULT} USER: {u} ASSISTANT: {a}")
         second = f"USER: {v} ASSISTANT:"
-        # Without a space of its own, the text is encoded as it stands after a line break, which is a token of its own.
+        # Without a space of its own, the text is encoded as it stands after a line break, which is a token of
+        # its own.
         last = reference.EncodeAsIds(second) if legacy else reference.EncodeAsIds("\n" + second)[2:]
         assert got.ids == [1, *first, 2, *last], (u, a, v)
-        answer = [i for i, t in zip(got.ids, got.trained) if t]
-        assert answer[-1] == 2 and b"".join(map(words.piece_bytes, answer)).decode() == " " + a.replace("▁", " ")
+        answer = [i for i, t in zip(got.ids, got.trained, strict=True) if t]
+        assert answer[-1] == 2 and b"".join(map(words.piece_bytes, answer)).decode() == " " + a.replace("▁",
+                                                                                                        " ")
 
 
 def test_a_prompt_is_the_beginning_of_the_trained_conversation(tmp_path):
-    """What the model is asked with is what it was trained after, for every format and answers of every sort."""
+    """What the model is asked with is what it was trained after, for every format and answers of every
+    sort.
+    """
     for name in maker.BYTE_LEVEL:
         (tmp_path / name).mkdir()
         starts_with_prompt(chat.choose(byte_level(tmp_path / name, name), None, "", name))
@@ -97,12 +107,17 @@ def test_a_prompt_is_the_beginning_of_the_trained_conversation(tmp_path):
 
 
 def starts_with_prompt(template):
-    for user, answer in (("Hi", "Yo"), ("a  ", "b"), ("漢字", "é"), ("1", "2"), ("x\n", "(thought) y"), ("", "")):
+    for user, answer in (("Hi", "Yo"), ("a  ", "b"), ("漢字", "é"), ("1", "2"), ("x\n", "(thought) y"),
+                         ("", "")):
         asked = [{"role": "user", "content": user}]
         prompt = template.encode(asked, True)
         whole = template.encode([*asked, {"role": "assistant", "content": answer}])
         n = len(prompt.ids)
-        assert whole.ids[:n] == prompt.ids and not any(prompt.trained) and not any(whole.trained[:n]), (template.name, user, answer)
+        assert whole.ids[:n] == prompt.ids and not any(prompt.trained) and not any(whole.trained[:n]), (
+            template.name,
+            user,
+            answer,
+        )
         assert whole.trained[n] and len(whole.ids) == len(whole.trained)
 
 
@@ -111,21 +126,30 @@ def starts_with_prompt(template):
 def small_sentencepiece(tmp_path, **config):
     """A model of 80 pieces; its tokenizer and sentencepiece itself on it."""
     out = io.BytesIO()
-    text = ["### System: User: Assistant: USER: ASSISTANT: [INST] [/INST] <<SYS>> <</SYS>> hello there, how are you? fine! yes no"] * 30
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(text), model_writer=out, vocab_size=360, model_type="bpe", byte_fallback=True,
-                                             normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2, hard_vocab_limit=False)
+    text = [
+        "### System: User: Assistant: USER: ASSISTANT: [INST] [/INST] <<SYS>> <</SYS>> "
+        "hello there, how are you? fine! yes no"
+    ] * 30
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(text), model_writer=out, vocab_size=360,
+                                             model_type="bpe", byte_fallback=True,
+                                             normalization_rule_name="identity",
+                                             remove_extra_whitespaces=False, minloglevel=2,
+                                             hard_vocab_limit=False)
     (tmp_path / "tokenizer.model").write_bytes(out.getvalue())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     return tokenizer.load(tmp_path), sentencepiece.SentencePieceProcessor(model_proto=out.getvalue())
 
 
 SYSTEM = {"role": "system", "content": "be good"}
-TWO = [{"role": "user", "content": " hello "}, {"role": "assistant", "content": "fine\n"}, {"role": "user", "content": "how?"}]
+TWO = [{"role": "user", "content": " hello "}, {"role": "assistant", "content": "fine\n"},
+       {"role": "user", "content": "how?"}]
 TEXTS = {  # (system and two turns: the texts between control tokens; None is BOS, ... is EOS)
     "vicuna_v1.1": [None, "be good USER:  hello  ASSISTANT: fine\n", ..., "USER: how? ASSISTANT:"],
-    "llama-2": [None, "[INST] <<SYS>>\nbe good\n<</SYS>>\n\n hello [/INST] fine ", ..., None, "[INST] how? [/INST]"],
+    "llama-2": [None, "[INST] <<SYS>>\nbe good\n<</SYS>>\n\n hello [/INST] fine ", ..., None,
+                "[INST] how? [/INST]"],
     "mistral": [None, "[INST] be good\n\n hello  [/INST] fine\n", ..., "[INST] how? [/INST]"],
-    "stable-beluga": [None, "### System:\nbe good\n\n### User:  hello \n\n### Assistant:\nfine\n", ..., "### User: how?\n\n### Assistant:\n"],
+    "stable-beluga": [None, "### System:\nbe good\n\n### User:  hello \n\n### Assistant:\nfine\n", ...,
+                      "### User: how?\n\n### Assistant:\n"],
     "plain": [None, "be good\n hello \nfine\n", ..., "\nhow?"],
 }
 
@@ -138,22 +162,27 @@ def test_sentencepiece_formats_by_their_texts(tmp_path, name):
         expected += [1] if part is None else [2] if part is ... else reference.EncodeAsIds(part)
     got = chat.choose(words, None, "", name).encode([SYSTEM, *TWO], True)
     assert got.ids == expected
-    answer = b"".join(words.piece_bytes(i) for i, t in zip(got.ids, got.trained) if t).decode()
-    assert answer == {"llama-2": " fine ", "stable-beluga": "fine\n", "plain": "\nfine\n"}.get(name, " fine\n")
-    assert [i for i, t in zip(got.ids, got.trained) if t][-1] == 2
+    answer = b"".join(words.piece_bytes(i) for i, t in zip(got.ids, got.trained, strict=True) if t).decode()
+    assert answer == {"llama-2": " fine ", "stable-beluga": "fine\n", "plain": "\nfine\n"}.get(name,
+                                                                                               " fine\n")
+    assert [i for i, t in zip(got.ids, got.trained, strict=True) if t][-1] == 2
 
 
 def test_defaults_for_the_system_message(tmp_path):
     words, reference = small_sentencepiece(tmp_path)
     vicuna, llama2 = (chat.choose(words, None, "", n) for n in ("vicuna_v1.1", "llama-2"))
     empty = {"role": "system", "content": ""}
-    assert vicuna.encode([USER], True).ids == [1, *reference.EncodeAsIds(f"{maker.VICUNA_DEFAULT} USER: Hi ASSISTANT:")]
+    assert vicuna.encode([USER], True).ids == [
+        1,
+        *reference.EncodeAsIds(f"{maker.VICUNA_DEFAULT} USER: Hi ASSISTANT:"),
+    ]
     assert vicuna.encode([empty, USER], True).ids == [1, *reference.EncodeAsIds("USER: Hi ASSISTANT:")]
     assert llama2.encode([USER], True).ids == [1, *reference.EncodeAsIds("[INST] Hi [/INST]")]
 
 
 def test_bos_follows_the_files(tmp_path):
-    for config, template, bos in (({}, None, True), ({"add_bos_token": False}, None, False), ({}, "USER: ASSISTANT:", False),
+    for config, template, bos in (({}, None, True), ({"add_bos_token": False}, None, False),
+                                  ({}, "USER: ASSISTANT:", False),
                                   ({"add_bos_token": False}, "{{ bos_token }}USER: ASSISTANT:", True)):
         words, _ = small_sentencepiece(tmp_path, **config)
         ids = chat.choose(words, template, "vicuna", None).encode([USER], True).ids
@@ -165,8 +194,10 @@ def test_contents_never_hold_control_tokens(tmp_path):
         (tmp_path / name).mkdir()
         words = byte_level(tmp_path / name, name)
         template, evil = chat.choose(words, None, "", name), "".join(words.special) + "x"
-        plain = template.encode([{"role": r, "content": "x"} for r in ("system", "user", "assistant", "user")], True)
-        got = template.encode([{"role": r, "content": evil} for r in ("system", "user", "assistant", "user")], True)
+        plain = template.encode([{"role": r, "content": "x"}
+                                 for r in ("system", "user", "assistant", "user")], True)
+        got = template.encode([{"role": r, "content": evil} for r in ("system", "user", "assistant", "user")],
+                              True)
         controls = set(words.special.values())
         assert [i for i in got.ids if i in controls] == [i for i in plain.ids if i in controls]
 
@@ -176,10 +207,12 @@ def test_contents_never_hold_control_tokens(tmp_path):
 @pytest.mark.parametrize("template, name, expected, system", [
     ("{{'<|im_start|>' + message['role']}}<|im_end|>", "x", "chatml", None),
     ("{{ '<|im_start|>system\\nYou are SmolLM<|im_end|>\\n' }}", "x", "smollm2", "You are SmolLM"),
-    ("{{ '<|im_start|>system\nYou are Qwen, a model.<|im_end|>\n' }}", "x", "qwen2", "You are Qwen, a model."),
+    ("{{ '<|im_start|>system\nYou are Qwen, a model.<|im_end|>\n' }}", "x", "qwen2",
+     "You are Qwen, a model."),
     ("{{ '<|im_start|>system\\nSpeak.<|im_end|>' }}", "x", "chatml", "Speak."),
     ("{{ '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}", "vicuna", "chatml", None),
-    (None, "SmolLM2-135M-Instruct", "smollm2", maker.SMOLLM2_DEFAULT), (None, "Qwen2.5-0.5B-Instruct", "qwen2", maker.QWEN2_DEFAULT),
+    (None, "SmolLM2-135M-Instruct", "smollm2", maker.SMOLLM2_DEFAULT),
+    (None, "Qwen2.5-0.5B-Instruct", "qwen2", maker.QWEN2_DEFAULT),
 ])
 def test_chatml_and_its_default_system_are_recognised(tmp_path, template, name, expected, system):
     found = chat.choose(byte_level(tmp_path, "smollm2"), template, name, None)
@@ -188,9 +221,12 @@ def test_chatml_and_its_default_system_are_recognised(tmp_path, template, name, 
 
 
 @pytest.mark.parametrize("template, name, expected", [
-    ("{{ '[INST] <<SYS>>' }}", "x", "llama-2"), ("{{ '[INST] ' }}", "x", "mistral"), ("USER: x ASSISTANT:", "x", "vicuna_v1.1"), ("### User: ### Assistant:", "x", "stable-beluga"),
-    (None, "vicuna-13b-v1.5", "vicuna_v1.1"), (None, "starling-7B", "vicuna_v1.1"), (None, "organism", "vicuna_v1.1"), (None, "StableBeluga-7B", "stable-beluga"),
-    (None, "Llama-2-7b-chat-hf", "llama-2"), (None, "Mistral-7B-Instruct-v0.1", "mistral"), ("[INST]", "vicuna", "mistral"),
+    ("{{ '[INST] <<SYS>>' }}", "x", "llama-2"), ("{{ '[INST] ' }}", "x", "mistral"),
+    ("USER: x ASSISTANT:", "x", "vicuna_v1.1"), ("### User: ### Assistant:", "x", "stable-beluga"),
+    (None, "vicuna-13b-v1.5", "vicuna_v1.1"), (None, "starling-7B", "vicuna_v1.1"),
+    (None, "organism", "vicuna_v1.1"), (None, "StableBeluga-7B", "stable-beluga"),
+    (None, "Llama-2-7b-chat-hf", "llama-2"), (None, "Mistral-7B-Instruct-v0.1", "mistral"),
+    ("[INST]", "vicuna", "mistral"),
 ])
 def test_other_formats_are_recognised(tmp_path, template, name, expected):
     words, _ = small_sentencepiece(tmp_path)
@@ -201,13 +237,17 @@ def test_other_formats_are_recognised(tmp_path, template, name, expected):
 def test_llama_3_stops_and_dates(tmp_path):
     words = byte_level(tmp_path, "llama-3")
     found = chat.choose(words, "<|start_header_id|>", "x", None)
-    assert found.name == "llama-3" and set(found.stop_ids) == {words.special["<|eot_id|>"], words.special["<|end_of_text|>"]}
+    assert found.name == "llama-3" and set(found.stop_ids) == {words.special["<|eot_id|>"],
+                                                               words.special["<|end_of_text|>"]}
     dated = chat.choose(words, "<|start_header_id|> Cutting Knowledge Date: ", "x", None)
-    assert dated.name == "llama-3.1" and "Today Date: 26 Jul 2024\n\nbe good" in words.decode(dated.encode([SYSTEM, USER], True).ids)
+    assert dated.name == "llama-3.1"
+    assert "Today Date: 26 Jul 2024\n\nbe good" in words.decode(dated.encode([SYSTEM, USER], True).ids)
 
 
 @pytest.mark.parametrize("template, name, override, word", [
-    ("{{ 'Q: ' }}", "m", None, "--template"), (None, "my-model", None, "--template"), (None, "m", "nonsense", "vicuna_v1.1"), (None, "m", "chatml", "<|im_start|>"),
+    ("{{ 'Q: ' }}", "m", None, "name one (vicuna"),
+    (None, "my-model", None, "name the format (vicuna"), (None, "m", "nonsense", "vicuna_v1.1"),
+    (None, "m", "chatml", "<|im_start|>"),
     ("<|start_header_id|>", "m", None, "<|start_header_id|>"),
 ])
 def test_what_cannot_be_chosen_is_an_error(tmp_path, template, name, override, word):
@@ -218,9 +258,12 @@ def test_what_cannot_be_chosen_is_an_error(tmp_path, template, name, override, w
 
 
 @pytest.mark.parametrize("messages, generate, word", [
-    ([], True, "no message"), ([SYSTEM], True, "no message"), ([ANSWER], False, "message 0"), ([USER, USER], True, "message 1"), ([SYSTEM, SYSTEM, USER], True, "message 1"),
-    ([USER, SYSTEM], True, "message 1"), ([USER, ANSWER], True, "ends with the assistant"), ([{"role": "tool", "content": "x"}], True, "'tool'"),
-    ([{"role": "user", "content": None}], True, "NoneType"), (["Hi"], True, "message 0"), ([{"role": ["a"], "content": "x"}], True, "message 0"), ([USER, ANSWER, ANSWER], False, "message 2"),
+    ([], True, "no message"), ([SYSTEM], True, "no message"), ([ANSWER], False, "message 0"),
+    ([USER, USER], True, "message 1"), ([SYSTEM, SYSTEM, USER], True, "message 1"),
+    ([USER, SYSTEM], True, "message 1"), ([USER, ANSWER], True, "ends with the assistant"),
+    ([{"role": "tool", "content": "x"}], True, "'tool'"),
+    ([{"role": "user", "content": None}], True, "NoneType"), (["Hi"], True, "message 0"),
+    ([{"role": ["a"], "content": "x"}], True, "message 0"), ([USER, ANSWER, ANSWER], False, "message 2"),
 ])
 def test_messages_out_of_order_are_errors(tmp_path, messages, generate, word):
     words, _ = small_sentencepiece(tmp_path)
@@ -232,5 +275,6 @@ def test_messages_out_of_order_are_errors(tmp_path, messages, generate, word):
 def test_fingerprints_tell_formats_apart(tmp_path):
     words, _ = small_sentencepiece(tmp_path)
     prints = [chat.choose(words, None, "", n).fingerprint() for n in TEXTS]
-    assert len(set(prints)) == len(prints) and prints == [chat.choose(words, None, "", n).fingerprint() for n in TEXTS]
+    assert len(set(prints)) == len(prints) and prints == [chat.choose(words, None, "", n).fingerprint()
+                                                          for n in TEXTS]
     assert chat.choose(words, "USER: ASSISTANT:", "", None).fingerprint() not in prints  # no BOS

@@ -1,4 +1,6 @@
-"""GGUF: blocks against llama.cpp's numbers (stored) and against their definition element by element; damaged containers."""
+"""GGUF: blocks against llama.cpp's numbers (stored) and against their definition element by element; damaged
+containers.
+"""
 import json
 import struct
 from pathlib import Path
@@ -10,14 +12,20 @@ import torch
 from make_gguf_goldens import SIZES, blocks
 
 from redlite.errors import Error
-from redlite.weights.gguf import GGUF
-from redlite.weights.gguf_formats import FORMATS, PIECE
+from redlite.kernels.cpu import read_tensor
+from redlite.kernels.cpu.packed import GGUF_KINDS
+from redlite.weights.gguf import GGUF, OTHERS, TYPES
+from redlite.weights.gguf_formats import DECODERS, PIECE, decoded, place_in
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "gguf_blocks.json").read_text())["float32"]
 
 
 def half(data: bytes) -> float:
     return struct.unpack("<e", data)[0]
+
+
+def nibble(data: bytes, j: int) -> int:
+    return data[j % 16] >> (4 if j >= 16 else 0) & 15
 
 
 def element(kind: str, block: bytes, i: int) -> float:
@@ -28,7 +36,6 @@ def element(kind: str, block: bytes, i: int) -> float:
         return half(block)
     if kind == "BF16":
         return struct.unpack("<f", b"\0\0" + block)[0]
-    nibble = (lambda data, j: data[j % 16] >> (4 if j >= 16 else 0) & 15)
     if kind == "Q8_0":
         return half(block[:2]) * struct.unpack("b", block[2 + i:3 + i])[0]
     if kind == "Q4_0":
@@ -46,7 +53,8 @@ def element(kind: str, block: bytes, i: int) -> float:
             scale = packed[group + 4] & 15 | packed[group - 4] >> 6 << 4
             minimum = packed[group + 4] >> 4 | packed[group] >> 6 << 4
         byte = block[16 + i // 64 * 32 + i % 32]
-        return half(block[:2]) * scale * (byte >> 4 if i // 32 % 2 else byte & 15) - half(block[2:4]) * minimum
+        return half(block[:2]) * scale * (byte >> 4 if i // 32 % 2
+                                          else byte & 15) - half(block[2:4]) * minimum
     low, high, scales = block[:128], block[128:192], block[192:208]                         # Q6_K
     part, j, quarter = i // 128, i % 32, i % 128 // 32
     byte = low[part * 64 + (quarter % 2) * 32 + j]
@@ -63,8 +71,9 @@ def one_tensor(tmp_path, kind, raw, shape=None):
 def test_every_element_is_what_the_format_says(tmp_path, kind):
     raw, (elements, size) = blocks(kind), SIZES[kind]
     with GGUF(one_tensor(tmp_path, kind, raw)) as file:
-        got = file.dequantize("t").double()
-    exact = torch.tensor([element(kind, raw[b:b + size], i) for b in range(0, len(raw), size) for i in range(elements)], dtype=torch.float64)
+        got = decoded(file, "t").double()
+    exact = torch.tensor([element(kind, raw[b:b + size], i) for b in range(0, len(raw), size)
+                          for i in range(elements)], dtype=torch.float64)
     largest = exact.abs().max()
     assert largest > 0.1 and (got - exact).abs().max() <= 2e-7 * largest  # three float32 roundings at most
 
@@ -72,46 +81,56 @@ def test_every_element_is_what_the_format_says(tmp_path, kind):
 @pytest.mark.parametrize("kind", GOLDEN)
 def test_numbers_are_those_of_llama_cpp(tmp_path, kind):
     with GGUF(one_tensor(tmp_path, kind, blocks(kind))) as file:
-        got = file.dequantize("t").numpy()
+        got = decoded(file, "t").numpy()
     expected = np.frombuffer(bytes.fromhex(GOLDEN[kind]), np.float32)
     assert got.shape == expected.shape and np.abs(got - expected).max() <= 1.2e-7 * np.abs(expected).max()
 
 
-def test_all_formats_are_tested():
-    assert set(FORMATS) == set(SIZES) == {*GOLDEN, "F32"}
+def test_one_table_of_types():
+    """Codes, blocks and bytes against what llama.cpp's package says (SIZES, TYPES of the tests); the kernels
+    agree.
+    """
+    assert {name: (t.elements, t.size) for name, t in TYPES.items()} == SIZES
+    assert {name: t.code for name, t in TYPES.items()} == gguf_file.TYPES == read_tensor.KINDS
+    assert set(DECODERS) == set(TYPES) == {*GOLDEN,
+                                           "F32"} and not {t.code for t in TYPES.values()} & set(OTHERS)
+    kept = {name: (t.kept, t.size) for name, t in TYPES.items() if t.kept}
+    assert kept == {name: tuple(kind)[-2:] for name, kind in GGUF_KINDS.items()}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_other_dtypes_are_rounded_once_from_float32(tmp_path, dtype):
     with GGUF(one_tensor(tmp_path, "Q4_K", blocks("Q4_K"))) as file:
-        assert torch.equal(file.dequantize("t", dtype), file.dequantize("t").to(dtype))
+        assert torch.equal(decoded(file, "t", dtype), decoded(file, "t").to(dtype))
 
 
 def test_shapes_rows_first_and_raw_blocks(tmp_path):
     raw = blocks("Q8_0", 6)
     with GGUF(one_tensor(tmp_path, "Q8_0", raw, (3, 64))) as file:
-        assert file.tensors["t"].shape == (3, 64) and file.raw("t").tobytes() == raw
-        assert file.packed("t").shape == (3, 2, 34) and file.packed("t")[2, 1].tobytes() == raw[-34:]
-        assert file.dequantize("t")[2, 33].item() == np.float32(element("Q8_0", raw[-34:], 1))
-        with pytest.raises(ValueError):
-            file.raw("t")[0] = 1
+        assert file.tensors["t"].shape == (3, 64)
+        assert place_in(file, "t").blocks().shape == (3, 68) and place_in(file, "t").blocks().tobytes() == raw
+        turned = place_in(file, "t", np.array([2, 0, 1])).blocks()
+        assert turned.tobytes() == raw[-68:] + raw[:-68]
+        assert decoded(file, "t")[2, 33].item() == np.float32(element("Q8_0", raw[-34:], 1))
         out = torch.empty(3, 64, dtype=torch.bfloat16)
-        assert file.dequantize("t", out=out) is out and torch.equal(out, file.dequantize("t", torch.bfloat16))
-        with pytest.raises(ValueError):
-            file.dequantize("t", out=torch.empty(64, 3))
+        place_in(file, "t").fill(out)
+        assert torch.equal(out, decoded(file, "t", torch.bfloat16))
         with pytest.raises(Error, match="no tensor 'u'"):
-            file.raw("u")
+            place_in(file, "u")
+    with pytest.raises(Error, match="is closed"):
+        decoded(file, "t")
 
 
 def test_a_tensor_of_several_pieces(tmp_path):
     values = np.random.default_rng(0).standard_normal(2 * PIECE + 37).astype("<f4")
     with GGUF(one_tensor(tmp_path, "F32", values.tobytes())) as file:
-        assert np.array_equal(file.dequantize("t").numpy(), values)
+        assert np.array_equal(decoded(file, "t").numpy(), values)
 
 
 def test_metadata_of_every_type(tmp_path):
     head = b"GGUF" + struct.pack("<IQQ", 2, 0, 14)
-    numbers = [(0, "<B", 200), (1, "<b", -5), (2, "<H", 60000), (3, "<h", -300), (4, "<I", 4 << 28), (5, "<i", -7), (6, "<f", 0.5), (7, "<?", True),
+    numbers = [(0, "<B", 200), (1, "<b", -5), (2, "<H", 60000), (3, "<h", -300), (4, "<I", 4 << 28),
+               (5, "<i", -7), (6, "<f", 0.5), (7, "<?", True),
                (10, "<Q", 1 << 63), (11, "<q", -1 << 40), (12, "<d", 0.1)]
     for kind, form, number in numbers:
         head += gguf_file.text(f"n{kind}") + struct.pack("<I", kind) + struct.pack(form, number)
@@ -119,7 +138,8 @@ def test_metadata_of_every_type(tmp_path):
                      {"s": "é\0x", "strings": ["", "a", "日本"], "array": np.array([1.5, -2], "<f4")}.items())
     (tmp_path / "m.gguf").write_bytes(head)
     with GGUF(tmp_path / "m.gguf") as file:
-        assert {k: file.metadata[k] for k in (f"n{n[0]}" for n in numbers)} == {f"n{n[0]}": n[2] for n in numbers}
+        assert {k: file.metadata[k] for k in (f"n{n[0]}" for n in numbers)} == {f"n{n[0]}": n[2]
+                                                                                for n in numbers}
         assert all(type(file.metadata[f"n{n[0]}"]) is type(n[2]) for n in numbers)
         assert file.metadata["s"] == "é\0x" and file.metadata["strings"] == ["", "a", "日本"]
         assert file.metadata["array"].tolist() == [1.5, -2.0]
@@ -127,10 +147,11 @@ def test_metadata_of_every_type(tmp_path):
 
 @pytest.mark.parametrize("alignment", [1, 8, 32, 4096])
 def test_alignment(tmp_path, alignment):
-    tensors = [("a", (3,), "F32", np.arange(3, dtype="<f4").tobytes()), ("b", (1,), "F16", np.array([7], "<f2").tobytes())]
+    tensors = [("a", (3,), "F32", np.arange(3, dtype="<f4").tobytes()),
+               ("b", (1,), "F16", np.array([7], "<f2").tobytes())]
     path = gguf_file.write(tmp_path / "a.gguf", {"general.alignment": alignment}, tensors, alignment)
     with GGUF(path) as file:
-        assert file.dequantize("a").tolist() == [0, 1, 2] and file.dequantize("b").tolist() == [7]
+        assert decoded(file, "a").tolist() == [0, 1, 2] and decoded(file, "b").tolist() == [7]
 
 
 # ---- damage ----
@@ -138,16 +159,19 @@ def test_alignment(tmp_path, alignment):
 def refused(path, words=None):
     with pytest.raises(Error, match=words) as caught, GGUF(path) as file:
         for name in file.tensors:
-            file.dequantize(name)
+            decoded(file, name)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def small(tmp_path, **change):
-    arguments = {"metadata": {"general.architecture": "llama", "list": ["a", "b"], "n": np.arange(3, dtype="<i4"), "m": 7},
-                 "tensors": [("t", (2, 32), "Q8_0", blocks("Q8_0", 2)), ("u", (4,), "F32", bytes(16))]} | change
+    arguments = {"metadata": {"general.architecture": "llama", "list": ["a", "b"],
+                              "n": np.arange(3, dtype="<i4"), "m": 7},
+                 "tensors": [("t", (2, 32), "Q8_0", blocks("Q8_0", 2)),
+                             ("u", (4,), "F32", bytes(16))]} | change
     return gguf_file.write(tmp_path / "s.gguf", **arguments)
 
 
+@pytest.mark.slow
 def test_truncated_at_every_byte(tmp_path):
     whole = small(tmp_path).read_bytes()
     whole = whole[:len(whole) - 16]  # what follows is padding
@@ -177,22 +201,31 @@ def patched(tmp_path, old: bytes, new: bytes):
     (b"GGUF\3\0\0\0", b"GGML\3\0\0\0", "does not begin with the letters GGUF"),
     (b"GGUF\3\0\0\0", b"GGUF\1\0\0\0", "version 1"),
     (b"GGUF\3\0\0\0", b"GGUF\0\0\0\3", "big-endian"),
-    (b"GGUF\3\0\0\0" + struct.pack("<Q", 2), b"GGUF\3\0\0\0" + struct.pack("<Q", 1 << 62), "claims 4611686018427387904 tensors"),
-    (struct.pack("<Q", 4) + gguf_file.text("general.architecture"), struct.pack("<Q", 1 << 60) + gguf_file.text("general.architecture"), "metadata pairs"),
-    (struct.pack("<IQ", 8, 2), struct.pack("<IQ", 8, 1 << 61), "metadata 'list' claims 2305843009213693952 strings"),
+    (b"GGUF\3\0\0\0" + struct.pack("<Q", 2), b"GGUF\3\0\0\0" + struct.pack("<Q", 1 << 62),
+     "claims 4611686018427387904 tensors"),
+    (struct.pack("<Q", 4) + gguf_file.text("general.architecture"),
+     struct.pack("<Q", 1 << 60) + gguf_file.text("general.architecture"), "metadata pairs"),
+    (struct.pack("<IQ", 8, 2), struct.pack("<IQ", 8, 1 << 61),
+     "metadata 'list' claims 2305843009213693952 strings"),
     (struct.pack("<IQ", 5, 3), struct.pack("<IQ", 5, 1 << 61), "metadata 'n'"),
     (struct.pack("<IIQ", 9, 5, 3), struct.pack("<IIQ", 9, 9, 3), "array of arrays"),
     (struct.pack("<IIQ", 9, 5, 3), struct.pack("<IIQ", 9, 99, 3), "'n' has the unknown type 99"),
-    (gguf_file.text("a") + gguf_file.text("b"), gguf_file.text(b"\xff") + gguf_file.text("b"), "'list', string 0, is not UTF-8"),
-    (struct.pack("<IQQIQ", 2, 32, 2, 8, 0), struct.pack("<IQQIQ", 9, 32, 2, 8, 0), "tensor 't' has 9 dimensions"),
-    (struct.pack("<IQQIQ", 2, 32, 2, 8, 0), struct.pack("<IQQIQ", 2, 32, 2, 7, 0), "tensor 't' has type Q5_1"),
+    (gguf_file.text("a") + gguf_file.text("b"), gguf_file.text(b"\xff") + gguf_file.text("b"),
+     "'list', string 0, is not UTF-8"),
+    (struct.pack("<IQQIQ", 2, 32, 2, 8, 0), struct.pack("<IQQIQ", 9, 32, 2, 8, 0),
+     "tensor 't' has 9 dimensions"),
+    (struct.pack("<IQQIQ", 2, 32, 2, 8, 0), struct.pack("<IQQIQ", 2, 32, 2, 7, 0),
+     "tensor 't' has type Q5_1"),
     (struct.pack("<IQQIQ", 2, 32, 2, 8, 0), struct.pack("<IQQIQ", 2, 32, 2, 77, 0), "tensor 't' has type 77"),
     (struct.pack("<IQQIQ", 2, 32, 2, 8, 0), struct.pack("<IQQIQ", 2, 33, 2, 8, 0), "impossible shape"),
     (struct.pack("<IQQIQ", 2, 32, 2, 8, 0), struct.pack("<IQQIQ", 2, 0, 2, 8, 0), "impossible shape"),
-    (struct.pack("<IQQIQ", 2, 32, 2, 8, 0), struct.pack("<IQQIQ", 2, 1 << 63, 1 << 63, 8, 0), "needs .* bytes in a file of"),
-    (struct.pack("<IQQIQ", 2, 32, 2, 8, 0), struct.pack("<IQQIQ", 2, 32, 2, 8, 5), "no multiple of the alignment"),
+    (struct.pack("<IQQIQ", 2, 32, 2, 8, 0), struct.pack("<IQQIQ", 2, 1 << 63, 1 << 63, 8, 0),
+     "needs .* bytes in a file of"),
+    (struct.pack("<IQQIQ", 2, 32, 2, 8, 0), struct.pack("<IQQIQ", 2, 32, 2, 8, 5),
+     "no multiple of the alignment"),
     (struct.pack("<IQIQ", 1, 4, 0, 96), struct.pack("<IQIQ", 1, 4, 0, 64), "'u' overlaps another"),
-    (gguf_file.text("m") + gguf_file.value(7), gguf_file.text("n") + gguf_file.value(7), "key 'n' is there twice"),
+    (gguf_file.text("m") + gguf_file.value(7), gguf_file.text("n") + gguf_file.value(7),
+     "key 'n' is there twice"),
     (gguf_file.text("u"), gguf_file.text("t"), "tensor 't' is there twice"),
     (gguf_file.text("u"), gguf_file.text(b"\x85"), "name of tensor 1 is not UTF-8"),
 ])
@@ -206,10 +239,12 @@ def test_alignment_that_is_no_power_of_two(tmp_path, alignment):
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-@pytest.mark.parametrize("kind, at", [("F32", None), ("F16", None), ("BF16", None), ("Q8_0", 0), ("Q4_1", 2), ("Q4_K", 2), ("Q6_K", 208)])
+@pytest.mark.parametrize("kind, at", [("F32", None), ("F16", None), ("BF16", None), ("Q8_0", 0), ("Q4_1", 2),
+                                      ("Q4_K", 2), ("Q6_K", 208)])
 def test_numbers_that_are_not_finite(tmp_path, kind, at, value):
     raw = bytearray(blocks(kind))
-    number = struct.pack("<f", float(value))[2:] if kind == "BF16" else struct.pack("<f" if kind == "F32" else "<e", float(value))
+    number = struct.pack("<f", float(value))[2:] if kind == "BF16" else struct.pack("<f" if kind == "F32"
+                                                                                    else "<e", float(value))
     start = SIZES[kind][1] * 2 + (at or 0)
     raw[start:start + len(number)] = number
     refused(one_tensor(tmp_path, kind, bytes(raw)), "tensor 't': NaN or infinite values")
@@ -217,9 +252,9 @@ def test_numbers_that_are_not_finite(tmp_path, kind, at, value):
 
 def test_numbers_beyond_float16(tmp_path):
     with GGUF(one_tensor(tmp_path, "F32", np.array([1, 1e5], "<f4").tobytes())) as file:
-        assert file.dequantize("t", torch.bfloat16)[1] > 9e4
+        assert decoded(file, "t", torch.bfloat16)[1] > 9e4
         with pytest.raises(Error, match="beyond the range of float16; use float32 or bfloat16"):
-            file.dequantize("t", torch.float16)
+            decoded(file, "t", torch.float16)
 
 
 def test_a_file_that_shrinks_while_it_is_read(tmp_path):
@@ -228,7 +263,7 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path):
         with open(path, "r+b") as other:
             other.truncate(300)
         with pytest.raises(Error, match="tensor 't': the file became shorter"):
-            file.dequantize("t")
+            decoded(file, "t")
 
 
 def test_what_is_no_file(tmp_path):

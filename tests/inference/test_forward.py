@@ -10,7 +10,7 @@ from packed_models import VARIANTS, make
 from redlite import kernels
 from redlite.inference.cache import Cache
 from redlite.inference.engine import Engine, Request
-from redlite.inference.forward import PackedForward
+from redlite.inference.forward import CForward
 from redlite.kernels.cpu import library, packed
 from redlite.model.llama import LLaMA
 from redlite.model.sequences import PackedSequences, packed_attention
@@ -41,7 +41,7 @@ def test_the_same_bits_as_block_after_block(name, shared, format, requests):
     prefix, suffixes = [rng.randrange(97) for _ in range(shared)
                         ], [[rng.randrange(97) for _ in range(rng.randint(1, 20))] for _ in range(requests)]
     one, other = filled(model, prefix, suffixes), filled(model, prefix, suffixes)
-    steps, before, active = PackedForward.of(model, one), torch.get_num_threads(), requests
+    forward, before, active = CForward.of(model, one), torch.get_num_threads(), requests
     try:
         for step in range(70):  # far enough for the caches to move to more room
             torch.set_num_threads(1 + step % 3)
@@ -51,7 +51,7 @@ def test_the_same_bits_as_block_after_block(name, shared, format, requests):
             ids = [rng.randrange(97) for _ in range(active)]
             one.reserve(int(one.lengths[:active].max())
                         + 1), other.reserve(int(other.lengths[:active].max()) + 1)
-            got = steps.logits(ids)
+            got = forward.next_logits(ids)
             positions = other.lengths[:active] + len(prefix)
             wanted = model.logits(
                 model(torch.tensor(ids), positions, other.attend_step(other.advance(active)), positions + 1))
@@ -65,8 +65,8 @@ def test_the_same_bits_as_block_after_block(name, shared, format, requests):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llama", "windows and biases"])
 def test_the_engine_takes_it_and_gives_the_tokens_of_recomputation(name, monkeypatch):
-    model, calls, logits = make(name), [], PackedForward.logits
-    monkeypatch.setattr(PackedForward, "logits",
+    model, calls, logits = make(name), [], CForward.next_logits
+    monkeypatch.setattr(CForward, "next_logits",
                         lambda self, ids: calls.append(len(ids)) or logits(self, ids))
     prompts = [[n % 97 for n in range(12)] + [90 - i] * (1 + i % 4) for i in range(7)]
     for i, result in Engine(model, max_batch=4).run([Request(p, 10 + i) for i, p in enumerate(prompts)]):
@@ -84,14 +84,14 @@ def test_the_engine_takes_it_and_gives_the_tokens_of_recomputation(name, monkeyp
 
 def test_only_where_all_of_it_runs_in_c():
     plain = LLaMA(VARIANTS["llama"]).initialize(0)
-    assert PackedForward.of(plain, Cache(plain.config, 1, torch.float32, torch.device("cpu"))) is None
+    assert CForward.of(plain, Cache(plain.config, 1, torch.float32, torch.device("cpu"))) is None
 
 
 def test_a_prefix_within_a_window_only():
     model = make("windows and biases")
     cache = filled(model, list(range(6)), [[1], [2]])
-    steps = PackedForward.of(model, cache)
+    forward = CForward.of(model, cache)
     with pytest.raises(ValueError, match="within a window of 9"), torch.no_grad():
         for _ in range(4):
             cache.reserve(int(cache.lengths.max()) + 1)
-            steps.logits([3, 4])
+            forward.next_logits([3, 4])

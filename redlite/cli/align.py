@@ -1,0 +1,289 @@
+"""bin/safealign train: SAFE-ALIGN on one process or many."""
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from redlite import __version__
+from redlite.cli.options import number
+from redlite.cli.program import DONE, FAILED
+from redlite.cli.progress import StepProgress, note
+from redlite.errors import Error
+from redlite.store import run_directory
+from redlite.store.files import sha256_file, sha256_json, write_atomic, write_json
+from redlite.store.run_directory import INFORMATION
+from redlite.store.text import columns
+
+if TYPE_CHECKING:
+    from redlite.inference.lm import Parts
+    from redlite.model.llama import LLaMA
+    from redlite.organism.measure import Stages
+    from redlite.training.dataset import Mixture
+    from redlite.training.plan import Corpus, Plan
+    from redlite.training.trainer import Recipe, TrainingResult
+
+PROGRAM = "safealign"
+EMBEDDED = "organism"
+Files = Mapping[str, Sequence[str]]     # colour → files of conversations
+
+
+def run(args: argparse.Namespace, command: str) -> int:
+    """The body of `safealign train`."""
+    if args.dtype == "float16":
+        raise Error("--dtype float16: its range is too small to train in; use bfloat16 or float32")
+    if not args.lora and (args.lora_alpha is not None or args.lora_targets):
+        option = "--lora-targets" if args.lora_targets else "--lora-alpha"
+        raise Error(f"{option} is for --lora RANK, which is missing; add it, or leave this out")
+    if not (args.blue or args.helpful or args.demo):
+        raise Error("--blue and --helpful are missing: name files of conversations to train on "
+                    "(without any option the embedded organism is aligned)")
+    from redlite.training import processes
+    with processes.joined(args.device) as many:
+        args.quiet = args.quiet or processes.rank() > 0
+        return _train(args, command, processes.rank() == 0, many)
+
+
+def _train(args: argparse.Namespace, command: str, first: bool, many: bool) -> int:
+    """One process's part. first: the one that speaks and writes; many: whether there may be others."""
+    from redlite import loss
+    from redlite.inference import lm
+    from redlite.training import plan as planning
+    from redlite.training import trainer
+    if args.demo and not args.quiet:
+        note(f"{PROGRAM}: offline, with the embedded model organism: a toy that shows how the program works "
+             "and says nothing about real models")
+    parts, plan, files = lm.parts(args.model, args.template), _plan(args), files_of(args, args.demo)
+    corpus = planning.corpus(files, parts.template, plan, args.limit)
+    mixture = planning.mixture(plan, corpus.training)
+    recipe = _recipe(args, mixture.steps)
+    manifest = _manifest(args, command, parts, plan, files) if first else {}
+    output = Path(args.output_dir or _default_directory(manifest, recipe, parts.path))
+    lm.check_device(args.device)
+    planning.require_fit(corpus, mixture, args.tokens_per_batch)
+    if first:
+        check_output(output, manifest | {"recipe": recipe.deciding()}, parts.path)
+    if args.dry_run:
+        return _show_plan(args, parts.path, corpus, mixture, output) if first else DONE
+
+    device = "cpu" if many else args.device
+    model = lm.LM.load(parts, args.dtype, device, trainable=True)
+    model.model.requires_grad_(True)
+    if args.lora:
+        _adapt(model.model, args)
+    scorer = trainer.shard(model.model) if many else trainer.Scorer(model.model)
+    if plan.strategy == "B" and plan.objective in loss.NEED_REFERENCE:
+        training = trainer.references(scorer, corpus.training, args.tokens_per_batch)
+        mixture = planning.mixture(plan, training)
+    stages = _stages(output, model, args.quiet) if args.demo and not many else None
+    live = StepProgress(mixture.steps, args.quiet)
+
+    def on_step(record: dict[str, Any]) -> None:
+        live(record)
+        if record["step"] + 1 == plan.steps_a and plan.strategy == "B":
+            if stages:
+                stages.measure("after A")
+            if args.save_a:
+                _save(model.model, output / "after-A", parts.path, args)
+    if stages:
+        stages.measure("before")
+    result = trainer.run(scorer, mixture, recipe, output, corpus.validation, on_step, manifest)
+    if result.step is None:
+        if first:
+            note(f"{PROGRAM}: stopped: {result.stopped}; no checkpoint was sound, so no model was written: "
+                 "lower --learning-rate, or --checkpoint-every")
+        return FAILED
+    _save(model.model, output, parts.path, args)
+    if stages:
+        stages.measure(f"after {plan.strategy}")
+    if first:
+        _finish(args, output, corpus, mixture, result, stages)
+    return FAILED if result.stopped else DONE
+
+
+def _stages(output: Path, model: Any, quiet: bool) -> "Stages":
+    """What measures the organism before, between and after."""
+    from redlite.organism import measure
+    return measure.Stages(output, model, (lambda line: None) if quiet else note)
+
+
+def files_of(args: argparse.Namespace, demo: bool) -> Files:
+    """The files of each colour; in the demonstration, the organism's where none is named."""
+    named = {c: getattr(args, c) or [] for c in ("blue", "red", "helpful")}
+    if not demo:
+        return named
+    from redlite.organism import world
+    return {c: files or [str(world.FILES[c])] for c, files in named.items()}
+
+
+def hashes(files: Files) -> dict[str, list[str]]:
+    """The SHA-256 of each colour's files."""
+    return {colour: [sha256_file(f) for f in own] for colour, own in files.items()}
+
+
+def chosen_objective(args: argparse.Namespace) -> str:
+    """The objective that the strategy and --objective say."""
+    if args.strategy == "B":
+        return str(args.objective or "B")
+    if args.objective:
+        raise Error(f"--objective {args.objective} is for --strategy B, and strategy A has no red term; "
+                    "leave it out, or use --strategy B")
+    return "A"
+
+
+def check_output(output: Path, manifest: dict[str, Any], model: Path) -> None:
+    """Raise what making the run directory would raise, and an Error where it is the model's own directory."""
+    if output.resolve() == model.resolve():
+        raise Error(f"--output-dir {output}: is the model's own directory, which would be overwritten; "
+                    "name another")
+    run_directory.check(output, manifest)
+
+
+def _plan(args: argparse.Namespace) -> "Plan":
+    from redlite.training import plan
+    mix = {"helpful": 1.0, "blue": 1.0, "red": 1.0}
+    named = [text.partition("=")[0] for text in args.mix]
+    for colour, text in zip(named, args.mix, strict=True):
+        if colour not in mix or named.count(colour) > 1:
+            raise Error(f"--mix {text!r}: must be COLOUR=PART with a colour of {', '.join(mix)}, "
+                        "each at most once")
+        try:
+            mix[colour] = number(0, 1e9)(text.partition("=")[2])
+        except argparse.ArgumentTypeError as error:
+            raise Error(f"--mix {text!r}: {error}") from None
+    objective = chosen_objective(args)
+    parameters = plan.parameters(objective, args.preset, args.parameter)
+    return plan.Plan(args.strategy, objective, parameters, args.steps_a, args.epochs, args.steps,
+                     args.batch_size, mix, args.max_tokens, args.validation, args.seed)
+
+
+def _recipe(args: argparse.Namespace, steps: int) -> "Recipe":
+    from redlite.training import trainer
+    return trainer.Recipe(
+        args.learning_rate, args.final_rate, math.ceil(args.warmup * steps), args.weight_decay,
+        clip=args.clip, tokens_per_batch=args.tokens_per_batch, per=args.per,
+        checkpoint_every=args.checkpoint_every, evaluate_every=args.evaluate_every,
+        helpful_rise=args.helpful_rise, recompute=args.recompute,
+        seed=args.seed)
+
+
+def _manifest(args: argparse.Namespace, command: str, parts: "Parts", plan: "Plan",
+              files: Files) -> dict[str, Any]:
+    """What a run is made of. The trainer adds the recipe and the data's hash."""
+    import torch
+
+    from redlite import kernels
+    from redlite.inference import lm
+    device = args.device.partition(":")[0]
+    lora = {"rank": args.lora, "alpha": args.lora_alpha, "targets": args.lora_targets} if args.lora else None
+    used = {op: kernels.implementation(op, device) for op in kernels.MODULES}
+    return {"command": command, "version": __version__, "seed": args.seed,
+            "model": {"name": parts.path.name, "dtype": args.dtype, "device": device,
+                      **lm.fingerprints(parts)},
+            "plan": asdict(plan), "limit": args.limit, "lora": lora, "files": hashes(files),
+            "info": {"recipe": args.recipe, "torch": torch.__version__, "files": files, "kernels": used}}
+
+
+def _default_directory(manifest: dict[str, Any], recipe: "Recipe", path: Path) -> str:
+    """A name that stays the same for the same run.
+
+    Every process needs it, and only the first has the manifest.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise Error("--output-dir is missing: on several processes the run directory must be named")
+    compared = {k: v for k, v in manifest.items() if k not in INFORMATION}
+    return f"runs/safealign-{path.name}-{sha256_json([compared, recipe.deciding()])[:8]}"
+
+
+def _adapt(model: "LLaMA", args: argparse.Namespace) -> None:
+    from redlite.model import lora
+    lora.attach(model, args.lora, args.lora_alpha, tuple(args.lora_targets or lora.TARGETS), args.seed)
+
+
+def _save(model: "LLaMA", directory: Path, source: Path, args: argparse.Namespace) -> None:
+    """The model in Hugging Face's layout, adapters merged, and the adapters beside it.
+
+    Every process calls this.
+    """
+    from redlite.model import lora
+    from redlite.weights.save import save_pretrained
+    save_pretrained(lora.merged(model) if args.lora else model, directory, source)
+    if args.lora:
+        lora.save_adapter(model, directory / "adapter", str(source.resolve()))
+
+
+def _finish(args: argparse.Namespace, output: Path, corpus: "Corpus", mixture: "Mixture",
+            result: "TrainingResult", stages: "Stages | None") -> None:
+    """results.json, the page, and the table."""
+    from redlite import loss
+    from redlite.organism import measure
+    from redlite.report import train_page
+    first, last = result.history[0], result.history[(result.step or 1) - 1]
+    figures = {"first": first, "last": last, "validation_before": first.get("validation_before", {}),
+               "validation": last.get("validation", {})}
+    summary = {"version": __version__, "model": str(output), "steps": mixture.steps, "kept_step": result.step,
+               "stopped": result.stopped, "tokens": sum(r["tokens"] for r in result.history),
+               "conversations": _counts(corpus)}
+    for name, record in figures.items():
+        summary[name] = {c: record[c] for c in loss.COLOURS if c in record}
+    if stages:
+        summary["stages"] = stages.found
+    write_json(output / "results.json", summary)
+    write_atomic(output / train_page.PAGE, train_page.page(output, summary))
+    rows = [["NLL", "first step", "last step", "held out before", "held out after"]]
+    for colour in loss.COLOURS:
+        own = [summary[name].get(colour) for name in figures]
+        if any(nll is not None for nll in own):
+            rows.append([colour, *("–" if nll is None else f"{nll:.3f}" for nll in own)])
+    print("\n".join(columns(rows)))
+    if stages:
+        print("\n" + measure.table(stages.found))
+    print(f"Model: {output}\nPage: {output / train_page.PAGE}", file=sys.stderr if args.json else sys.stdout)
+    if result.stopped:
+        note(f"{PROGRAM}: stopped: {result.stopped}; {output} holds the model of step {result.step}, "
+             "the last sound checkpoint")
+    if args.json:
+        print(json.dumps(summary, ensure_ascii=False))
+
+
+def _counts(corpus: "Corpus") -> dict[str, int]:
+    """How many conversations are used and left out, as results.json names them."""
+    found = {c: corpus.count(c) for c in ("helpful", "blue", "red") if corpus.count(c)}
+    found["held out"] = len(corpus.validation)
+    return found | {f"left out: {why}": n for why, n in corpus.notes.items()}
+
+
+def _show_plan(args: argparse.Namespace, path: Path, corpus: "Corpus", mixture: "Mixture",
+               output: Path) -> int:
+    """What --dry-run prints."""
+    import torch
+
+    from redlite.model.llama import LLaMA
+    from redlite.training import plan as planning
+    from redlite.weights import checkpoint
+    with torch.device("meta"):
+        model = LLaMA(checkpoint.read_config(path)[0])
+    weights, cost = sum(p.numel() for p in model.parameters()), planning.cost(mixture)
+    if args.lora:
+        _adapt(model, args)
+    size = 2 if args.dtype == "bfloat16" else 4
+    held = weights * size * (1 if args.lora else 4) / 1e9     # weights, gradients and both moments
+    phases = [{"steps": p.steps, "objective": p.objective, "draw": p.draw} for p in mixture.phases]
+    flops = 6 * weights * cost["tokens"]
+    plan = {"steps": mixture.steps, "phases": phases, "conversations": _counts(corpus), **cost,
+            "parameters": weights, "flops": flops, "weights_and_state_gb": held, "output_dir": str(output)}
+    print(f"{mixture.steps} steps into {output}")
+    for p in mixture.phases:
+        drawn = ", ".join(f"{n} {c}" for c, n in p.draw.items())
+        print(f"  {p.steps} steps of {p.objective}, each of {drawn}")
+    print("conversations: " + ", ".join(f"{n} {c}" for c, n in _counts(corpus).items()))
+    print(f"{cost['tokens']:,} tokens, {flops:.2e} operations; "
+          f"weights, gradients and optimizer {held:.2f} GB")
+    print("cost: 0 (this machine)")
+    if args.json:
+        print(json.dumps(plan))
+    return DONE

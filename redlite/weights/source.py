@@ -1,0 +1,36 @@
+"""Where a model comes from: a directory, or a GGUF file that is opened once and handed on.
+
+It needs no torch.
+"""
+from pathlib import Path
+
+from redlite import data
+from redlite.errors import Error
+from redlite.weights.gguf import GGUF
+
+EMBEDDED = ("organism",)  # models that come with redlite
+Source = Path | GGUF
+
+
+def resolve(name: str | Path) -> Path:
+    """The directory or file that a model's name or path means. Raises Error where there is none."""
+    if str(name) in EMBEDDED:
+        return Path(data.__file__).parent / str(name)
+    path = Path(name)
+    if not path.exists():
+        raise Error(f"model {str(name)!r}: there is no such file or directory, and no embedded model of that "
+                    f"name ({', '.join(EMBEDDED)})")
+    return path
+
+
+def open_source(model: str | Path | GGUF) -> Source:
+    """A model's directory, or its opened .gguf file. Raises Error for a path that is neither."""
+    if isinstance(model, GGUF):
+        return model
+    path = resolve(model)
+    return GGUF(path) if path.is_file() else path
+
+
+def path_of(source: Source) -> Path:
+    """The directory or file itself."""
+    return source.path if isinstance(source, GGUF) else source
