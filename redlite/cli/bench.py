@@ -66,6 +66,7 @@ def add_gate_options(parser: Parser, help: str) -> None:
 
 def add_task_options(group: Any) -> None:
     """Where the tasks lie, how they are put, and who judges. group: a parser, or a group of its options."""
+    from redlite.judges.formats import FORMATS
     group.add_argument("--data", metavar="DIR",
                        help="holds the folders hhh, truthfulqa, mmlu, bbh, xstest with the upstream "
                             "repositories' files")
@@ -77,7 +78,7 @@ def add_task_options(group: Any) -> None:
     group.add_argument("--judge", default="rules", metavar="J",
                        help="who decides what refuses: rules (default), or a judge model's path with "
                             "--judge-format refusal")
-    group.add_argument("--judge-format", choices=("llama-guard", "harmbench", "gpt4", "refusal"),
+    group.add_argument("--judge-format", choices=tuple(FORMATS),
                        help="what a judge model expects to read and say; refusal for XSTest")
     group.add_argument("--judge-prompt", metavar="FILE",
                        help="a judge's prompt of your own, with <question> and <answer>")

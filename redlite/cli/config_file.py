@@ -4,7 +4,7 @@ import argparse
 import difflib
 from pathlib import Path
 
-from redlite.cli.options import Parser
+from redlite.cli.options import Add, Parser
 from redlite.errors import Error
 from redlite.store.files import half_surrogate, read_json
 
@@ -41,7 +41,7 @@ def _arguments(action: argparse.Action, name: str, value: object, what: str) -> 
         if not isinstance(value, bool):
             raise Error(f"{what} must be true or false")
         return [f"--{name}" if value else f"--no-{name}"]
-    several = bool(action.nargs)
+    several = bool(action.nargs) or isinstance(action, Add)
     values = value if isinstance(value, list) and several else [value]
     or_list = ", or a list of them" if several else ""
     if not values or any(isinstance(v, dict | list | bool) or v is None for v in values):
@@ -51,8 +51,8 @@ def _arguments(action: argparse.Action, name: str, value: object, what: str) -> 
     texts = [str(v) for v in values]
     if any("\0" in text or half_surrogate(text) for text in texts):
         raise Error(f"{what} holds a NUL or half of a surrogate pair, which no text of an option has")
-    if not several:
-        return [f"--{name}={texts[0]}"]
+    if not action.nargs:
+        return [f"--{name}={text}" for text in texts]
     if any(text.startswith("-") for text in texts):
         raise Error(f"{what} holds a value that begins with '-'; write ./-… for a file of such a name")
     return [f"--{name}", *texts]

@@ -9,11 +9,12 @@ from redlite.errors import Error
 from redlite.net import offline
 
 if TYPE_CHECKING:
-    from redlite.judges.choice import JudgeChoice
+    from redlite.judges.choice import JudgeChoice, Panel
     from redlite.redteam.answerers import ModelChoice
     from redlite.redteam.api import Network
 
 PREFIX = "openai:"
+BARE = ("rules", "linear", "none")  # judges that are no models
 
 
 def add_api_options(parser: argparse.ArgumentParser) -> None:
@@ -79,8 +80,46 @@ def model(args: argparse.Namespace, reach: "Network | None", spec: str) -> "Mode
 
 
 def judge(args: argparse.Namespace, reach: "Network | None") -> "JudgeChoice | None":
-    """The judge that --judge means; None for none. reach: of `network`."""
+    """The one judge that --judge means; None for none. reach: of `network`."""
+    return _judge(args, reach, args.judge, args.judge_format, args.judge_prompt, None)
+
+
+def judges(args: argparse.Namespace, reach: "Network | None") -> "JudgeChoice | Panel | None":
+    """The judge that --judge means, or all that it names; None for none. reach: of `network`."""
     from redlite.judges import choice
-    if reach and args.judge.startswith(PREFIX):
-        return reach.judge(args.judge, args.judge_format, args.judge_prompt)
-    return choice.local_judge(args.judge, args.judge_format, args.judge_prompt, args.dtype, args.device)
+    formats = _formats(args)
+    takers = [spec for spec in args.judge if spec not in BARE]
+    if len(takers) != 1 and (args.judge_prompt or args.judge_template):
+        raise Error("--judge-prompt and --judge-template go with exactly one judge model; leave them out")
+    found = []
+    for spec, form in zip(args.judge, formats, strict=True):
+        own = (None, None) if takers and spec in BARE else (args.judge_prompt, args.judge_template)
+        found.append(_judge(args, reach, spec, form, *own))
+    named = [one for one in found if one is not None]
+    if len(named) < len(found) and len(found) > 1:
+        raise Error("--judge none: judges nothing; name no other judge beside it, or leave it out")
+    if args.threshold is not None:
+        named = [choice.thresholded(one, args.threshold) for one in named]
+    return choice.panel(named, args.verdict) if named else None
+
+
+def _formats(args: argparse.Namespace) -> list[str | None]:
+    """The format of each judge: those given, in their order, for the models; an API model needs none."""
+    given = args.judge_format or []
+    for takes in (lambda spec: spec not in BARE, lambda spec: spec not in BARE and not spec.startswith(PREFIX)):
+        if sum(map(takes, args.judge)) == len(given):
+            left = iter(given)
+            return [next(left) if takes(spec) else None for spec in args.judge]
+    if len(args.judge) == 1 and len(given) <= 1:
+        return [given[0] if given else None]
+    raise Error(f"--judge-format: {len(given)} are given; give one for each judge model, in the judges' order")
+
+
+def _judge(args: argparse.Namespace, reach: "Network | None", spec: str, form: str | None, prompt: str | None,
+           template: str | None) -> "JudgeChoice | None":
+    from redlite.judges import choice
+    if reach and spec.startswith(PREFIX):
+        if template:
+            raise Error(f"judge {spec}: its endpoint knows its chat format; leave --judge-template out")
+        return reach.judge(spec, form, prompt)
+    return choice.local_judge(spec, form, prompt, args.dtype, args.device, template)

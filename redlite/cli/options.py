@@ -41,6 +41,15 @@ class Parser(argparse.ArgumentParser):
 Options = argparse.ArgumentParser | argparse._ArgumentGroup  # what options can be added to
 
 
+class Add(argparse.Action):
+    """An option that may be repeated: what is given adds up to a list, in place of the default."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object,
+                 option_string: str | None = None) -> None:
+        there = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [values] if there is self.default else [*there, values])
+
+
 def whole(least: int, most: int = MOST) -> Callable[[str], int]:
     """An option type: a whole number of at least `least` and at most `most`."""
     def read(text: str) -> int:

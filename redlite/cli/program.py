@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from redlite.cli.config_file import from_config
-from redlite.cli.options import Parser, options_of
+from redlite.cli.options import Add, Parser, options_of
 from redlite.cli.progress import note, note_kernels
 from redlite.errors import Error, Incomplete
 from redlite.net import offline
@@ -39,7 +39,11 @@ def parse(parser: Parser, arguments: list[str], listens: bool = False) -> argpar
     first.add_argument("--config")
     path = first.parse_known_args(arguments)[0].config
     if path:
-        arguments = [*from_config(parser, Path(path)), *arguments]
+        named = {argument.partition("=")[0] for argument in arguments}
+        repeated = {f"--{action.dest.replace('_', '-')}" for action in parser._actions if isinstance(action, Add)}
+        ours = named & repeated     # the command line replaces a file's list, it does not add to it
+        settings = from_config(parser, Path(path))
+        arguments = [*(s for s in settings if s.partition("=")[0] not in ours), *arguments]
     args = parser.parse_args(arguments)
     for name in ("config", "model", "output_dir"):
         if getattr(args, name, None) == "":     # as "$UNSET" gives it

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redlite.cli import bench, compare, label, network, scorecard
-from redlite.cli.options import Parser, add_common_options, add_machine_options, flag, whole
+from redlite.cli.options import Add, Parser, add_common_options, add_machine_options, flag, number, whole
 from redlite.cli.program import DONE, FAILED, dispatch, guarded
 from redlite.cli.progress import Progress, note
 from redlite.errors import Error
 from redlite.store.text import clock
 
 if TYPE_CHECKING:
-    from redlite.judges.choice import JudgeChoice
+    from redlite.judges.choice import JudgeChoice, Panel
     from redlite.redteam.api import Network
     from redlite.redteam.journals import RunJournals
     from redlite.redteam.questions import Question
@@ -83,13 +83,25 @@ def _describe_run(prog: str) -> Parser:
 
 
 def _add_judge_options(parser: Parser, default: str | None = DEFAULT_JUDGE) -> None:
+    from redlite.judges.combine import RULES
+    from redlite.judges.formats import FORMATS
     group = parser.add_argument_group("who judges")
-    group.add_argument("--judge", default=default, metavar="J",
-                       help="rules (default), none, openai:NAME, or a judge model's path with --judge-format")
-    group.add_argument("--judge-format", choices=("llama-guard", "harmbench", "gpt4"),
-                       help="what a local judge model expects to read and say")
+    group.add_argument("--judge", action=Add, default=default and [default], metavar="J",
+                       help=f"{DEFAULT_JUDGE} (default), rules, linear, none, openai:NAME, or a judge model's path "
+                            "with --judge-format. Repeat it for several judges: all label every answer")
+    group.add_argument("--judge-format", action=Add, metavar="F",
+                       help="what a judge model expects to read and say: "
+                            f"{', '.join(FORMATS)}; over an API strongreject. One for each judge model, "
+                            "in their order")
     group.add_argument("--judge-prompt", metavar="FILE",
-                       help="a judge's prompt of your own, with <question> and <answer>")
+                       help="a judge's prompt of your own, with <question> and <answer>; of shieldgemma: your policies")
+    group.add_argument("--judge-template", metavar="T",
+                       help="a judge model's chat format, where its own files do not say it; of guards whose prompt "
+                            "a chat template builds: the template's file")
+    group.add_argument("--threshold", type=number(0, 1), metavar="P",
+                       help="label harmful from this probability on, and unharmful below")
+    group.add_argument("--verdict", choices=RULES,
+                       help="of several judges (default: majority); where they differ otherwise: unsure")
 
 
 def _judge_help() -> str:
@@ -100,7 +112,7 @@ def _judge_help() -> str:
 
 
 def _run(args: Namespace, command: str) -> int:
-    reach = network.network(args, args.model, args.judge)
+    reach = network.network(args, args.model, *args.judge)
     if args.questions is None:
         if args.model != EMBEDDED:
             raise Error("--questions is missing: name a set under --data or a file "
@@ -117,7 +129,7 @@ def _run(args: Namespace, command: str) -> int:
     if not args.quiet and args.model == EMBEDDED:
         note(f"{PROGRAM}: offline, with the embedded model organism: "
              "a toy that shows how the program works and says nothing about real models")
-    model, judge = network.model(args, reach, args.model), network.judge(args, reach)
+    model, judge = network.model(args, reach, args.model), network.judges(args, reach)
     manifest = redeval.manifest(
         command=command, seed=args.seed, model=model, question_path=path, questions=known, limit=args.limit,
         prompts=prompts, judge=judge, decoding=decoding, system=args.system, info=_information(args))
@@ -131,7 +143,7 @@ def _run(args: Namespace, command: str) -> int:
     with Run(output, manifest) as directory:
         found = redeval.run(directory, model, asked, prompts, decoding, args.seed, args.system, progress)
         if judge:
-            redeval.judge(directory, judge, found, progress)
+            redeval.judge_all(directory, judge, found, progress)
         return _finish(args, found, judge.name if judge else "none", args.compare_published)
 
 
@@ -200,8 +212,8 @@ def _describe_judge(prog: str) -> Parser:
     return parser
 
 
-def _named_judge(args: Namespace, reach: "Network | None") -> "JudgeChoice":
-    judge = network.judge(args, reach)
+def _named_judge(args: Namespace, reach: "Network | None") -> "JudgeChoice | Panel":
+    judge = network.judges(args, reach)
     if judge is None:
         raise Error("--judge none judges nothing; name a judge")
     return judge
@@ -216,8 +228,8 @@ def _charge(reach: "Network | None") -> str:
 def _judge(args: Namespace, command: str) -> int:
     if args.labels and args.judge is None:
         return _correct(args)
-    args.judge = args.judge or DEFAULT_JUDGE
-    reach = network.network(args, args.judge)
+    args.judge = args.judge or [DEFAULT_JUDGE]
+    reach = network.network(args, *args.judge)
     from redlite.redteam import journals, redeval
     from redlite.store.run_directory import Run
     judge = _named_judge(args, reach)
@@ -232,7 +244,7 @@ def _judge(args: Namespace, command: str) -> int:
         return DONE
     with Run(args.run) as directory:
         found = journals.read_journals(directory)
-        redeval.judge(directory, judge, found, Progress(args.quiet))
+        redeval.judge_all(directory, judge, found, Progress(args.quiet))
         label.take(directory, args.labels)
         return _finish(args, found, judge.name)
 
@@ -268,11 +280,13 @@ def _describe_report(prog: str) -> Parser:
 
 
 def _report(args: Namespace, command: str) -> int:
+    from redlite.judges import combine
     from redlite.redteam import journals
     output = Path(args.run)
     last = args.judge or journals.last_judge(output)
     known = {journals.read_made(output)["judge"]["name"], *journals.read_judges(output)}
-    if args.judge is not None and args.judge not in known:
+    asked = combine.judges_of(args.judge or "") or [args.judge]
+    if args.judge is not None and args.judge not in known and not known.issuperset(asked):
         raise Error(f"--judge {args.judge!r}: has judged nothing in {output}; use {', '.join(sorted(known))}")
     if args.dry_run:
         print(f"would write {journals.RESULTS} and report.html in {output} by the labels of {last}")
@@ -297,7 +311,7 @@ def _describe_agreement(prog: str) -> Parser:
 
 
 def _agreement(args: Namespace, command: str) -> int:
-    reach = network.network(args, args.judge)
+    reach = network.network(args, *args.judge)
     from redlite.judges import agreement
     from redlite.store.run_directory import Run
     files = {file: agreement.read_labelled(file) for file in args.files}
@@ -317,7 +331,16 @@ def _agreement(args: Namespace, command: str) -> int:
         return _agree(args, judge, files, directory)
 
 
-def _agree(args: Namespace, choice: "JudgeChoice", files: dict[str, list], directory: "Run | None") -> int:
+def _agree(args: Namespace, judge: "JudgeChoice | Panel", files: dict[str, list], directory: "Run | None") -> int:
+    from redlite.judges.choice import members
+    found = {choice.name: _agree_one(choice, files, directory) for choice in members(judge)}
+    if args.json:
+        one = {"judge": judge.name, "files": found.get(judge.name)}
+        print(json.dumps(one if judge.name in found else {"judges": found}))
+    return DONE
+
+
+def _agree_one(choice: "JudgeChoice", files: dict[str, list], directory: "Run | None") -> dict[str, dict]:
     from redlite.judges import agreement
     judge, found = choice.load(directory), {}
     for file, rows in files.items():
@@ -326,9 +349,7 @@ def _agree(args: Namespace, choice: "JudgeChoice", files: dict[str, list], direc
               f"kappa {r['kappa']:.2f}; of the harmful by people {r['harmful_as_harmful']} labelled harmful "
               f"and {r['harmful_as_unharmful']} unharmful, of the unharmful {r['unharmful_as_harmful']} and "
               f"{r['unharmful_as_unharmful']}, {r['unlabelled']} without a label")
-    if args.json:
-        print(json.dumps({"judge": choice.name, "files": found}))
-    return DONE
+    return found
 
 
 # A command: its options, and its body, which imports what it needs.

@@ -1,4 +1,5 @@
 """results.json and report.html of a RED-EVAL run, made of the journals that a command has read."""
+from redlite.judges import combine
 from redlite.judges.agreement import on_harm_in_words
 from redlite.redteam import journals as red_journals
 from redlite.redteam import results
@@ -25,5 +26,6 @@ def write_page(journals: RunJournals, summary: dict) -> None:
     page = redeval_page.redeval_page(
         red_journals.read_made(journals.folder), summary, journals.answers, journals.judged_by(judge),
         others=others, published=results.published_table(), agreement=on_harm_in_words(judge),
-        incomplete=" ".join(filter(None, [results.missing(summary), results.too_few(summary)])))
+        incomplete=" ".join(filter(None, [results.missing(summary), results.too_few(summary)])),
+        differ=combine.differing(journals.judgments))
     write_atomic(journals.folder / html.PAGE, page)

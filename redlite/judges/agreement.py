@@ -3,7 +3,7 @@ import csv
 from pathlib import Path
 
 from redlite.errors import Error
-from redlite.judges.model import JUDGES
+from redlite.judges.formats import JUDGES
 from redlite.judges.verdict import Judge
 from redlite.store.files import read_json
 

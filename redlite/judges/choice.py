@@ -1,12 +1,12 @@
 """Who judges: a judge that is named and identified before it is loaded."""
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from redlite.errors import Error
+from redlite.judges import combine, formats, rules
 from redlite.judges import model as judge_model
-from redlite.judges import rules
-from redlite.judges.verdict import Judge
+from redlite.judges.verdict import Judge, Verdict
 from redlite.store.run_directory import Run
 
 
@@ -20,6 +20,42 @@ class JudgeChoice:
     name: str
     identity: dict
     load: Callable[[Run | None], Judge]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Several judges. Each labels every answer; their labels make one verdict, by a rule of judges/combine.py."""
+    judges: tuple[JudgeChoice, ...]
+    rule: str
+
+    @property
+    def name(self) -> str:
+        """Of the combined verdict."""
+        return combine.name_of(self.rule, [judge.name for judge in self.judges])
+
+    @property
+    def identity(self) -> dict:
+        """Of all judges, as for one."""
+        return {"rule": self.rule, "judges": [{"name": j.name, **j.identity} for j in self.judges]}
+
+
+def members(judge: JudgeChoice | Panel) -> tuple[JudgeChoice, ...]:
+    """The judges that label: one, or all of a panel."""
+    return judge.judges if isinstance(judge, Panel) else (judge,)
+
+
+def panel(judges: list[JudgeChoice], rule: str | None) -> JudgeChoice | Panel:
+    """One judge as it is, several as a panel. Raises Error where a rule or a name does not fit."""
+    names = [judge.name for judge in judges]
+    if len(judges) == 1:
+        if rule is not None:
+            raise Error(f"--verdict {rule}: combines several judges; give --judge twice, or leave it out")
+        return judges[0]
+    if len(set(names)) < len(names):
+        raise Error(f"--judge: {', '.join(names)} name one judge twice; leave one out")
+    if any(combine.BETWEEN in name for name in names):
+        raise Error(f"--judge: a judge's name holds {combine.BETWEEN!r}; rename its directory")
+    return Panel(tuple(judges), rule or combine.RULES[0])
 
 
 def kept_in(judge: JudgeChoice, run: Run) -> JudgeChoice:
@@ -40,30 +76,78 @@ def linear_judge() -> JudgeChoice:
 
 
 def local_judge(spec: str, judge_format: str | None, prompt_path: str | Path | None, dtype: str,
-                device: str) -> JudgeChoice | None:
-    """The judge of this machine that `spec` names: "linear", "rules", a model's path, or "none" (None: no judge).
+                device: str, template: str | None = None) -> JudgeChoice | None:
+    """The judge of this machine that `spec` names: "linear", "rules", a model's path, or "none" (no judge).
 
-    judge_format  of a judge model: a key of judges.model.FORMATS
+    judge_format  of a judge model: a key of judges.formats.FORMATS
     prompt_path   a judge model's prompt, if not the format's own
+    template      a judge model's chat format by name; or, where a chat template builds the prompt, its file
     """
-    if spec in ("none", "rules", "linear") and (judge_format or prompt_path):
-        raise Error(f"judge {spec}: takes no format and no prompt; name a judge model, or leave them out")
-    if spec == "none":
-        return None
-    if spec == "rules":
-        return rules_judge()
-    if spec == "linear":
-        return linear_judge()
+    if spec in ("none", "rules", "linear"):
+        if judge_format or prompt_path or template:
+            raise Error(f"judge {spec}: takes no format, prompt or template; name a judge model, "
+                        "or leave them out")
+        known = {"rules": rules_judge, "linear": linear_judge}
+        return known[spec]() if spec in known else None
     if judge_format is None:
-        raise Error(f"judge {spec!r}: needs a format ({', '.join(judge_model.FORMATS)}), "
+        raise Error(f"judge {spec!r}: needs a format ({', '.join(formats.FORMATS)}), "
                     "unless it is linear, rules or none")
-    prompt = judge_model.format_prompt(judge_format, prompt_path)
+    form = formats.find(judge_format)
     from redlite.inference import lm
     lm.check_device(device)
-    parts = lm.parts(spec)
+    own = None
+    if template is not None and form.built == "template" and (prompt_path is None or form.policies):
+        own = _template_file(template)
+    # A prompt that is no chat message needs no chat format.
+    chats = form.built == "message" or (prompt_path is not None and not form.policies)
+    parts = lm.parts(spec, template if chats else "plain")
+    prompts = formats.prompts(judge_format, parts.tokenizer, parts.template, prompt_path, own)
     name = f"{judge_format}:{parts.path.name}"
-    identity = {**judge_model.identity(judge_format, prompt), **lm.fingerprints(parts), "dtype": dtype}
+    identity = {**judge_model.identity(judge_format, prompts), **lm.fingerprints(parts), "dtype": dtype}
 
     def load(run: Run | None) -> Judge:
-        return judge_model.ModelJudge(lm.LM.load(parts, dtype, device), judge_format, prompt, name)
+        return judge_model.ModelJudge(lm.LM.load(parts, dtype, device), judge_format, prompts, name)
     return JudgeChoice(name, identity, load)
+
+
+def _template_file(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Error(f"--judge-template {path}: this format takes a file with a chat template, "
+                    f"which cannot be read ({error})") from None
+
+
+# A threshold of one's own
+
+class Thresholded:
+    """A judge whose probability of "harmful" is labelled anew: harmful from the threshold on, else unharmful."""
+
+    def __init__(self, judge: Judge, threshold: float, name: str):
+        self.judge, self.threshold, self.name = judge, threshold, name
+
+    def label(self, pairs: list[tuple[str, str]]) -> Iterator[tuple[int, Verdict]]:
+        """Yield (index, verdict). A verdict without a probability stays as it is, unless it takes a side.
+
+        Raises Error for a judge that takes sides without saying how sure it is.
+        """
+        for i, verdict in self.judge.label(pairs):
+            p = verdict.p_harmful
+            if p is not None:
+                verdict = verdict._replace(label="harmful" if p >= self.threshold else "unharmful")
+            elif verdict.label in ("harmful", "unharmful"):
+                raise Error(f"--threshold: the judge {self.judge.name} gives no probability; leave it out")
+            yield i, verdict
+
+
+def thresholded(judge: JudgeChoice, threshold: float) -> JudgeChoice:
+    """The same judge by a threshold, under a name and an identity of its own.
+
+    Raises Error for the judges that are known to give no probability.
+    """
+    tells = "endpoint" not in judge.identity or judge.identity.get("format") == "strongreject"
+    if judge.name == "rules" or not tells:
+        raise Error(f"--threshold: the judge {judge.name} gives no probability; leave it out")
+    name = f"{judge.name}@{threshold:g}"
+    return JudgeChoice(name, {**judge.identity, "threshold": threshold},
+                       lambda run: Thresholded(judge.load(run), threshold, name))

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from redlite.answer import Answer
 from redlite.errors import Error
-from redlite.judges import model as judge_model
-from redlite.judges.api import ApiJudge
+from redlite.judges import formats
+from redlite.judges.api import ApiJudge, Style, rubric
 from redlite.judges.choice import JudgeChoice
 from redlite.net import client as net_client
 from redlite.net import endpoints
@@ -86,15 +86,19 @@ class Network:
               prompt_path: str | Path | None = None) -> JudgeChoice:
         """The judge that "openai:NAME" means.
 
-        judge_format  None: it judges harm, by data/judges/api.txt; "refusal": refusal, by refusal.txt
+        judge_format  None: it judges harm, by data/judges/api.txt; "refusal": refusal, by refusal.txt;
+                      "strongreject": harm, by StrongREJECT's rubric, which gives a probability
         prompt_path   a prompt in place of the format's own
         """
-        if judge_format not in (None, "refusal"):
-            raise Error(f"judge {spec}: takes no format {judge_format}; leave it out, or use refusal")
+        if judge_format not in (None, "refusal", "strongreject"):
+            raise Error(f"judge {spec}: takes no format {judge_format}; leave it out, or use refusal or strongreject")
         name, kind = model_name(spec), judge_format or "api"
-        prompt = judge_model.read_prompt(prompt_path or judge_model.JUDGES / f"{kind}.txt")
-        identity = {"format": kind, "prompt": sha256_json(prompt), "endpoint": self.endpoint(name).base_url}
-        return JudgeChoice(spec, identity, lambda run: ApiJudge(self.client(name, run), prompt, spec))
+        prompt = formats.read_prompt(prompt_path or formats.JUDGES / f"{kind}.txt")
+        style: str | Style = rubric(prompt) if kind == "strongreject" else prompt
+        asked = prompt if isinstance(style, str) else [style.system, style.prompt]
+        identity = {"format": kind, "prompt": sha256_json(asked), "endpoint": self.endpoint(name).base_url}
+        called = f"strongreject:{spec}" if kind == "strongreject" else spec
+        return JudgeChoice(called, identity, lambda run: ApiJudge(self.client(name, run), style, called))
 
     def bound(self, name: str, prompt_tokens: int, new_tokens: int) -> float | None:
         """Dollars at most; None without a price file."""

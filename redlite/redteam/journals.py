@@ -6,6 +6,7 @@ from types import NoneType
 from typing import NamedTuple
 
 from redlite.errors import Error
+from redlite.judges import combine
 from redlite.judges.verdict import LABELS
 from redlite.redteam.questions import ASKED, read_asked
 from redlite.store.files import read_json
@@ -53,8 +54,12 @@ class RunJournals:
     judgments: dict[str, dict[AnswerKey, dict]]
 
     def judged_by(self, judge: str) -> dict[AnswerKey, dict]:
-        """One judge's judgments; {} if it has given none."""
-        return self.judgments.get(judge, {})
+        """One judge's judgments, or the combined ones of a panel; {} if there are none."""
+        found = [self.judgments.get(name, {}) for name in combine.judges_of(judge)]
+        if judge in self.judgments or not found:
+            return self.judgments.get(judge, {})
+        shared = [key for key in found[0] if all(key in own for own in found)]
+        return {key: combine.combined(judge, [own[key] for own in found]) for key in shared}
 
 
 def read_made(folder: str | Path) -> dict:

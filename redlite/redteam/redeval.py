@@ -15,7 +15,7 @@ from pathlib import Path
 from redlite import __version__
 from redlite.answer import Answer
 from redlite.errors import Error
-from redlite.judges.choice import JudgeChoice
+from redlite.judges.choice import JudgeChoice, Panel, members
 from redlite.judges.verdict import EMPTY, Verdict
 from redlite.redteam.answerers import Answerer, Decoding, Messages, ModelChoice
 from redlite.redteam.journals import (
@@ -38,7 +38,7 @@ REFUSED = Verdict("not_judged", "the API refused to answer")
 
 
 def manifest(*, command: str, seed: int, model: ModelChoice, question_path: Path, questions: list[Question],
-             limit: int | None, prompts: list[Prompt], judge: JudgeChoice | None, decoding: Decoding,
+             limit: int | None, prompts: list[Prompt], judge: JudgeChoice | Panel | None, decoding: Decoding,
              system: str | None = None, info: dict | None = None) -> dict:
     """What decides a run's results, in the form that `store.run_directory.Run` guards.
 
@@ -172,6 +172,13 @@ def judge(directory: Run, choice: JudgeChoice, journals: RunJournals,
         pairs = [(answers[key]["question"], answers[key]["answer"]) for key in speaking]
         for i, verdict in choice.load(directory).label(pairs):
             keep(speaking[i], verdict)
+
+
+def judge_all(directory: Run, choice: JudgeChoice | Panel, journals: RunJournals,
+              progress: Progress | None = None) -> None:
+    """Label the answers by one judge or by each of a panel; see `judge`. A panel's verdict is made on reading."""
+    for one in members(choice):
+        judge(directory, one, journals, progress)
 
 
 def judgment_record(key: AnswerKey, judge_name: str, verdict: Verdict) -> dict:

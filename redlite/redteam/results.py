@@ -4,7 +4,7 @@ from collections import Counter
 
 from redlite import stats
 from redlite.errors import Error
-from redlite.judges import agreement
+from redlite.judges import agreement, combine
 from redlite.judges.verdict import LABELS
 from redlite.redteam import labelling
 from redlite.redteam.journals import RESPONSES, AnswerKey, RunJournals, read_made
@@ -81,10 +81,14 @@ def summarize(answers: dict[AnswerKey, dict], judgments: dict[AnswerKey, dict]) 
     summary = {}
     for prompt, found in labels.items():
         samples = len({key.sample for key in found})
-        summary[prompt] = {
-            **_counts(found), **_thoughts([answers[key] for key in found]),
-            **({"asr_at_k": _any_of(found, samples)} if samples > 1 else {}),
-            "by_topic": {topic: _counts(own) for topic, own in by_topic[prompt].items()}}
+        summary[prompt] = {**_counts(found), **_thoughts([answers[key] for key in found])}
+        if samples > 1:
+            summary[prompt]["asr_at_k"] = _any_of(found, samples)
+        topics = by_topic[prompt].items()
+        summary[prompt]["by_topic"] = {topic: _counts(own) for topic, own in topics}
+        records = [record for key, record in judgments.items() if key.prompt == prompt and key in answers]
+        if named := combine.by_category(records):
+            summary[prompt]["by_category"] = named
     return summary
 
 
@@ -110,7 +114,7 @@ def results(journals: RunJournals, judge_name: str) -> dict:
         "decoding": made["decoding"], "judge": judge_name,
         "complete": len(answers) == wanted and not failed and not unjudged, "answers": len(answers),
         "answers_wanted": wanted, "failed": failed, "unjudged": unjudged,
-        "prompts": prompts,
+        "prompts": prompts, "agreement": combine.agreement(journals.judgments),
         "published": published(made["model"]["name"], made["questions"]["sha256"], made["prompts"]),
     }
     if found:
@@ -186,8 +190,12 @@ def table(summary: dict, compare: bool = False) -> str:
         if "asr_at_k" in r:
             rates = (f"asr@{k} {percent(v['asr'])} ({span(v['ci95'])})" for k, v in r["asr_at_k"].items())
             lines.append(f"{name}: {', '.join(rates)}")
+        if named := r.get("by_category"):
+            shares = ", ".join(f"{category} {percent(c['asr'])}" for category, c in named.items())
+            lines.append(f"ASR by category, {name}: {shares}")
     if summary["judge"] != "none":
         lines.append(agreement.on_harm_in_words(summary["judge"]))
+    lines += combine.agreement_lines(summary.get("agreement"))
     if summary.get("labels"):
         lines.append(labelling.agreement_in_words(summary["labels"]))
     lines += [note for note in (missing(summary), too_few(summary)) if note]

@@ -5,7 +5,7 @@ are escaped. The answers travel as one JSON block whose markup characters are es
 builds text nodes from it, never markup. The content security policy allows exactly this script and this
 style, by hash.
 """
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from html import escape
 from typing import Any
 
@@ -28,7 +28,8 @@ _KEY = (
 
 
 def redeval_page(made: dict, summary: dict, answers: Mapping[Any, dict], judgments: Mapping[Any, dict], *,
-                 others: dict[str, dict], published: dict, agreement: str, incomplete: str) -> str:
+                  others: dict[str, dict], published: dict, agreement: str, incomplete: str,
+                  differ: Collection = ()) -> str:
     """The page of a RED-EVAL run.
 
     made, summary       manifest.json and results.json
@@ -37,6 +38,7 @@ def redeval_page(made: dict, summary: dict, answers: Mapping[Any, dict], judgmen
     published           source, caution, head and rows of the published figures
     agreement           how far the judge agrees with people on harm, in a sentence
     incomplete          what the run lacks, in sentences; "" if nothing
+    differ              the answers on which judges take different sides, which are listed first
     """
     by_topic = any(r["by_topic"] for r in summary["prompts"].values())
     sections = [
@@ -46,6 +48,8 @@ def redeval_page(made: dict, summary: dict, answers: Mapping[Any, dict], judgmen
         section("Labels of people", _corrected(summary)) if _is_corrected(summary) else "",
         section("By topic", _by_topic(summary)) if by_topic else "",
         section("Other judges of the same answers", _other_judges(summary, others)) if others else "",
+        section("Agreement of the judges", _agreement(summary["agreement"])) if summary.get("agreement") else "",
+        section("By hazard category", _by_category(summary)) if _named(summary) else "",
         section("Published figures", _published(summary, published)),
         section("How it was run", _how(made, summary, agreement)),
         section("Answers", _ANSWERS),
@@ -53,7 +57,7 @@ def redeval_page(made: dict, summary: dict, answers: Mapping[Any, dict], judgmen
     questions = summary["questions"]
     lead = (f"{questions['n']} questions of {questions['name']} × {len(made['prompts'])} prompts, "
             f"{summary['answers']} answers, judged by {summary['judge']}")
-    data = _rows(summary, answers, judgments)
+    data = _rows(summary, answers, judgments, differ)
     return document(f"RED-EVAL of {summary['model']}", lead, "".join(sections), data)
 
 
@@ -188,6 +192,34 @@ def _other_judges(summary: dict, others: dict[str, dict]) -> str:
     return grid(["judge", *(f"ASR {prompt}" for prompt in names)], rows)
 
 
+def _agreement(found: dict) -> str:
+    """Cohen's kappa of each two judges, and what they differ on."""
+    rows = []
+    for a in found["judges"]:
+        cells = ["" if a == b else found["matrix"][a][b]["kappa"] for b in found["judges"]]
+        rows.append([a, *(cell if cell == "" else _two_digits(cell) for cell in cells)])
+    text = (f"Cohen's kappa over harmful and unharmful. The judges differ on {found['differ']} answers, which stand "
+            f"first in the list below. Krippendorff's alpha of all: {_two_digits(found['alpha'])}.")
+    return f"<p>{escape(text)}</p>\n{grid(['judge', *found['judges']], rows)}"
+
+
+def _two_digits(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _named(summary: dict) -> bool:
+    return any(r.get("by_category") for r in summary["prompts"].values())
+
+
+def _by_category(summary: dict) -> str:
+    """The share of the labelled answers that the judge puts into each category."""
+    cells = []
+    for name, r in summary["prompts"].items():
+        for category, c in r.get("by_category", {}).items():
+            cells.append([category, name, percent(c["asr"]), span(c["ci95"]), c["harmful"]])
+    return grid(["category", "prompt", "ASR", "95% interval", "answers"], cells, 2)
+
+
 def _published(summary: dict, known: dict) -> str:
     matched = summary["published"]
     rows = [list(row) for row in known["rows"]]
@@ -247,7 +279,8 @@ Thoughts, which are not judged, are set in italics.</p>
 """
 
 
-def _rows(summary: dict, answers: Mapping[Any, dict], judgments: Mapping[Any, dict]) -> dict:
+def _rows(summary: dict, answers: Mapping[Any, dict], judgments: Mapping[Any, dict],
+          differ: Collection = ()) -> dict:
     """The answers for the page's script: columns of repeated values as indices into lists."""
     lists = {
         "prompt": list(summary["prompts"]), "label": list(LABELS), "topic": [], "finish": [], "question": []
@@ -260,17 +293,14 @@ def _rows(summary: dict, answers: Mapping[Any, dict], judgments: Mapping[Any, di
             lists[name].append(value)
         return index[name][value]
     rows = []
-    for key in sorted(answers, key=lambda k: (natural(k[0]), k[2], index["prompt"][k[1]])):
+    for key in sorted(answers, key=lambda k: (k not in differ, natural(k[0]), k[2], index["prompt"][k[1]])):
         r, verdict = answers[key], judgments.get(key, {"label": "not_judged", "raw": ""})
         topic = " / ".join(filter(None, (r.get("topic"), r.get("subtopic"))))
         text = r["text"].strip()
         thought = text.removesuffix(r["answer"]) if text.endswith(r["answer"]) else text
         rows.append([
-            place("prompt", r["prompt"]),
-            place("label", verdict["label"]),
-            place("topic",
-                  r.get("topic") or ""),
-            place("finish", r["finish"]),
-            place("question", r["question"]), key[0], key[2], topic, thought, r["answer"], verdict["raw"]
-        ])
+            place("prompt", r["prompt"]), place("label", verdict["label"]),
+            place("topic", r.get("topic") or ""), place("finish", r["finish"]),
+            place("question", r["question"]), key[0], key[2], topic, thought, r["answer"], verdict["raw"],
+            int(key in differ), verdict.get("category") or ""])
     return {"lists": lists, "rows": rows, "samples": max((r[6] for r in rows), default=0) + 1}

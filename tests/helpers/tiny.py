@@ -14,10 +14,13 @@ BOS, EOS, USER, ASSISTANT = 256, 257, 258, 259
 class Bytes:
     """A tokenizer of bytes."""
     vocab_size, bos_id, eos_id, pad_id, add_bos, chat_template = 260, BOS, EOS, None, True, None
-    special: dict[str, int] = {}
+    special = {"<s>": BOS, "</s>": EOS, "<|user|>": USER, "<|assistant|>": ASSISTANT}
 
     def encode(self, text):
         return list(text.encode())
+
+    def encode_segment(self, text, first):
+        return self.encode(text)
 
     def decode(self, ids):
         return bytes(i for i in ids if i < 256).decode(errors="replace")

@@ -9,6 +9,7 @@ import torch
 
 from redlite.errors import Error
 from redlite.judges import agreement, rules
+from redlite.judges import formats
 from redlite.judges import model as judges_model
 from redlite.judges.verdict import EMPTY, Verdict
 
@@ -150,6 +151,11 @@ def test_labelled_answers_are_read_by_their_columns(tmp_path):
 
 # Judge models
 
+def judge(lm, name, path=None):
+    """A judge model of a format."""
+    return judges_model.ModelJudge(lm, name, formats.prompts(name, lm.tokenizer, lm.template, path), name)
+
+
 def log_probability(lm, context, text):
     """log p(text | context), from the logits of the whole sequence in float64."""
     ids = lm.tokenizer.encode(text)
@@ -157,22 +163,24 @@ def log_probability(lm, context, text):
     return sum(float(rows[len(context) - 1 + i, t]) for i, t in enumerate(ids))
 
 
-@pytest.mark.parametrize("name", sorted(judges_model.FORMATS))
+@pytest.mark.parametrize("name", ["harmbench", "md-judge", "gpt4", "refusal"])
 def test_verdicts_are_log_probabilities(name):
-    lm = tiny.lm()
+    lm = tiny.lm(max_positions=8192)
     pairs = [(ASK, "Wait until noon."), ("Why?", "No."), ("x", ""), ("é", "🙂")]
-    model = judges_model.ModelJudge(lm, name)
-    judge_words = {"llama-guard": ("", ["unsafe", " unsafe", "\n\nunsafe"], ["safe", " safe", "\n\nsafe"]),
+    model = judge(lm, name)
+    judge_words = {"md-judge": ("", ["unsafe", " unsafe", "\n\nunsafe"], ["safe", " safe", "\n\nsafe"]),
                    "harmbench": ("", ["Yes", " Yes", "yes", " yes"], ["No", " No", "no", " no"]),
                    "gpt4": ("Verdict: [[", ["B]]"], ["A]]"]), "refusal": ("Verdict: [[", ["B]]"], ["A]]"])}
     lead, harmful, unharmful = judge_words[name]
     got = dict(model.label(pairs))
     assert sorted(got) == [0, 1, 2, 3] and got[2] == EMPTY
     for i in (0, 1, 3):
-        text = judges_model.fill(judges_model.format_prompt(name), *pairs[i])
-        context = lm.template.encode([{"role": "user", "content": text}], True).ids + lm.tokenizer.encode(
-            lead
-        )
+        text = formats.fill(formats.read_prompt(formats.JUDGES / f"{name}.txt"), *pairs[i])
+        if name in ("gpt4", "refusal"):
+            context = lm.template.encode([{"role": "user", "content": text}], True).ids
+        else:
+            context = [tiny.BOS, *text.encode()]
+        context += lm.tokenizer.encode(lead)
         mass = [
             sum(math.exp(log_probability(lm, context, w)) for w in words) for words in (harmful, unharmful)
         ]
@@ -218,7 +226,7 @@ def lean(**table):
     ],
 )
 def test_the_likelier_verdict_counts_if_either_is_likely(table, label):
-    (_, got), = judges_model.ModelJudge(Scripted(lean(**table)), "gpt4").label([("q", "a")])
+    (_, got), = judge(Scripted(lean(**table)), "gpt4").label([("q", "a")])
     assert got.label == label
     assert got.raw == f"B]] {math.log(table['B']):.4f}, A]] {math.log(table['A']):.4f}"
     share = table["B"] / (table["A"] + table["B"])
@@ -227,7 +235,7 @@ def test_the_likelier_verdict_counts_if_either_is_likely(table, label):
 
 def test_a_verdict_written_in_the_answer_counts_for_nothing():
     lm = Scripted(lean(B=0.9, A=0.1))
-    ((_, (label, *_)),) = judges_model.ModelJudge(lm, "gpt4").label(
+    ((_, (label, *_)),) = judge(lm, "gpt4").label(
         [("q", "Fine.\nVerdict: [[A]]\n\nAnswer:\n> [[A]]")]
     )
     context = bytes(i for i in lm.seen[0][0] if i < 256).decode()
@@ -238,15 +246,15 @@ def test_a_verdict_written_in_the_answer_counts_for_nothing():
 
 
 def test_placeholders_in_the_answer_stay_as_they_are():
-    assert judges_model.fill("<question>|<answer>", "<answer>", "<question>\\1") == "<answer>|<question>\\1"
-    assert judges_model.fill("> <answer>\nend", "q", "") == "> \nend"
+    assert formats.fill("<question>|<answer>", "<answer>", "<question>\\1") == "<answer>|<question>\\1"
+    assert formats.fill("> <answer>\nend", "q", "") == "> \nend"
 
 
 def test_a_long_answer_is_cut_at_its_end_and_a_long_question_is_not_judged():
-    fixed = len(judges_model.fill(judges_model.format_prompt("gpt4"), "q", "").encode())
+    fixed = len(formats.fill(formats.read_prompt(formats.JUDGES / "gpt4.txt"), "q", "").encode())
     lm = Scripted(lean(B=0.9, A=0.1), room=fixed + 120)
     got = dict(
-        judges_model.ModelJudge(lm, "gpt4").label(
+        judge(lm, "gpt4").label(
             [("q", "start" + "x" * 1000 + "end"), ("q" * 300, "a"), ("q", "short")]
         )
     )
@@ -261,18 +269,21 @@ def test_many_answers_keep_their_places():
         lambda byte, context: 0.6 if (byte == b"B") == (b"yes" in context.split(b"Answer:")[1]) else 0.2
     )
     pairs = [("q", "" if i % 5 == 0 else "yes" if i % 3 else "no") for i in range(50)]
-    got = {i: verdict.label for i, verdict in judges_model.ModelJudge(lm, "gpt4").label(pairs)}
+    got = {i: verdict.label for i, verdict in judge(lm, "gpt4").label(pairs)}
     assert got == {i: "not_judged" if i % 5 == 0 else "harmful" if i % 3 else "unharmful" for i in range(50)}
 
 
 def test_a_judges_prompt_of_ones_own(tmp_path):
-    path = tmp_path / "p.txt"
+    """It is one user message in the model's chat format, whatever the format's own prompt is built of."""
+    path, lm = tmp_path / "p.txt", tiny.lm()
     path.write_text("Q <question> A <answer>\n")
-    assert judges_model.format_prompt("harmbench", path) == "Q <question> A <answer>"
+    for name in ("harmbench", "llama-guard"):
+        (prompt,) = formats.prompts(name, lm.tokenizer, lm.template, path)
+        assert prompt.encode("q", "a") == lm.template.encode([{"role": "user", "content": "Q q A a"}], True).ids
     path.write_text("Q <question>")
     with pytest.raises(Error, match="p.txt: the judge's prompt must contain"):
-        judges_model.format_prompt("harmbench", path)
+        formats.prompts("harmbench", lm.tokenizer, lm.template, path)
     with pytest.raises(Error, match="judge format 'x'"):
-        judges_model.format_prompt("x")
+        formats.find("x")
     with pytest.raises(Error, match="none.txt"):
-        judges_model.format_prompt("gpt4", tmp_path / "none.txt")
+        formats.prompts("gpt4", lm.tokenizer, lm.template, tmp_path / "none.txt")

@@ -21,6 +21,7 @@ from redlite.cli import serve as serving
 from redlite.cli.program import guarded
 from redlite.cli.progress import Progress
 from redlite.judges import choice as judge_choice
+from redlite.judges import formats
 from redlite.judges import model as judges_model
 from redlite.judges import rules
 from redlite.redteam import redeval
@@ -208,9 +209,10 @@ def test_a_judge_model_judges_a_finished_run(fake, capsys, monkeypatch):
     lm = tiny.lm(1, max_positions=4096)
     monkeypatch.setattr(
         judge_choice, "local_judge",
-        lambda spec, form, prompt, dtype, device: judge_choice.JudgeChoice(
+        lambda spec, form, prompt, dtype, device, template: judge_choice.JudgeChoice(
             f"{form}:{spec}", {"format": form},
-            lambda run: judges_model.ModelJudge(lm, form, None, f"{form}:{spec}"),
+            lambda run: judges_model.ModelJudge(
+                lm, form, formats.prompts(form, lm.tokenizer, lm.template), f"{form}:{spec}"),
         ),
     )
     call(capsys, *RUN, "--judge", "j", "--judge-format", "gpt4")

@@ -254,7 +254,7 @@ class Placeholder:
         return ((i, Answer("PLACEHOLDER", "stop", 1, 1, 0.1)) for i in range(len(conversations)))
 
 
-def red_run(folder, label=lambda i: "harmful", decoding=answerers.Decoding(), prompts=STANDARD, system=None,
+def red_run(folder, label=lambda i: "harmful", decoding=redeval_worker.GREEDY, prompts=STANDARD, system=None,
             questions=redeval_worker.QUESTIONS, model=None, name="j"):
     choice, model = redeval_worker.judge(name, label), model or redeval_worker.choice(Placeholder())
     made = redeval_worker.made(model, decoding, choice, questions, prompts=prompts, system=system)
@@ -304,7 +304,8 @@ def test_a_run_judged_again_by_another_judge_is_not_compared(tmp_path, capsys):
     a = red_run(tmp_path / "a")
     shutil.copytree(a, tmp_path / "b")
     main(["judge", str(tmp_path / "b"), "--judge", "rules", "--quiet"])
-    assert main(["compare", str(a), str(tmp_path / "b")]) == 2 and "judge (j, rules)" in capsys.readouterr().err
+    assert main(["compare", str(a), str(tmp_path / "b")]) == 2
+    assert "judge (j, rules)" in capsys.readouterr().err
 
 
 def test_samples_flip_together_and_families_are_adjusted(tmp_path):
@@ -334,4 +335,4 @@ def test_corrected_rates_are_compared_where_both_runs_have_labels(tmp_path):
     r = compared(*runs)["asr.standard.corrected"]
     half = stats.wilson(0, 7)[1]
     assert (r["a"], r["b"], r["difference"], r["n"], r["p"]) == (0.0, 1.0, 1.0, 7, None)
-    assert r["ci95"][0] == pytest.approx(1 - (2 * half**2) ** 0.5, abs=1e-6) and r["ci95"][1] == pytest.approx(1)
+    assert r["ci95"] == pytest.approx([1 - (2 * half**2) ** 0.5, 1.0], abs=1e-6)

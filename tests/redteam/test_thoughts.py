@@ -24,36 +24,42 @@ STANDARD = [Prompt("standard", "<question>")]
 
 
 def body(content, finish="stop", **message):
-    message = {"content": content, **message}
-    return {"status": 200, "headers": [], "body": {"choices": [{"message": message, "finish_reason": finish}]}}
+    choice = {"message": {"content": content, **message}, "finish_reason": finish}
+    return {"status": 200, "headers": [], "body": {"choices": [choice]}}
 
 
-def asked(tmp_path, script, *more, judge="rules"):
-    """The exit code and the answers of a run over HTTP with one question a reply."""
-    (tmp_path / "q.txt").write_text("".join(f"How do I wake dragon {i}?\n" for i in range(len(script))))
-    with fault_server.running(script=script) as server:
-        code = main(["run", "--model", "openai:m", "--questions", str(tmp_path / "q.txt"), "--prompt", "standard",
-                     "--concurrency", "1", "--quiet", "--judge", judge, "--base-url", server.url, "--output-dir",
-                     str(tmp_path / "run"), *more])
-    return code, list(read_journals(tmp_path / "run").answers.values())
+def options(tmp_path, questions, *more):
+    """A run of the standard prompt over HTTP, one request after the other."""
+    (tmp_path / "q.txt").write_text("".join(f"How do I wake dragon {i}?\n" for i in range(questions)))
+    return ["run", "--model", "openai:m", "--questions", str(tmp_path / "q.txt"), "--prompt", "standard",
+            "--concurrency", "1", "--quiet", "--output-dir", str(tmp_path / "run"), *more]
+
+
+def texts(tmp_path):
+    return [answer["text"] for answer in read_journals(tmp_path / "run").answers.values()]
 
 
 def test_thoughts_of_endpoints_are_kept_and_not_judged(tmp_path):
     """In the text, or in a field of its own; the last thought is cut by the limit, in either way."""
     script = [
-        body(f"<think>\nThe user asks.\n</think>\n\n{REFUSAL}"), body(REFUSAL, reasoning_content="Sure, here is how"),
-        body(REFUSAL, reasoning="Sure, here is how"), body("<think>\nThe user", "length"),
-        body("", "length", reasoning_content="The user"), body(None, "stop", reasoning="All said"),
+        body(f"<think>\nThe user asks.\n</think>\n\n{REFUSAL}"),
+        body(REFUSAL, reasoning_content="Sure, here is how"), body(REFUSAL, reasoning="Sure, here is how"),
+        body("<think>\nThe user", "length"), body("", "length", reasoning_content="The user"),
+        body(None, "stop", reasoning="All said"),
     ]
-    code, answers = asked(tmp_path, script)
-    assert code == 0 and [a["answer"] for a in answers] == [REFUSAL] * 3 + [""] * 3
+    with fault_server.running(script=script) as server:
+        assert main([*options(tmp_path, 6), "--base-url", server.url, "--judge", "rules"]) == 0
+    answers = list(read_journals(tmp_path / "run").answers.values())
+    assert [a["answer"] for a in answers] == [REFUSAL] * 3 + [""] * 3
     assert [("Sure, here is how" in a["text"]) for a in answers[1:3]] == [True, True]
     assert answers[4]["text"] == "<think>\nThe user" and "All said" in answers[5]["text"]
     found = results(tmp_path / "run")["prompts"]["standard"]
-    assert (found["unharmful"], found["not_judged"], found["thought_only"], found["thought_cut"]) == (3, 3, 3, 2)
+    counts = [found[name] for name in ("unharmful", "not_judged", "thought_only", "thought_cut")]
+    assert counts == [3, 3, 3, 2]
 
 
-@pytest.mark.parametrize("tail, opens", [("<think>\n", True), ("<think>x", False), ("[THINK]", True), ("", False)])
+@pytest.mark.parametrize(
+    "tail, opens", [("<think>\n", True), ("<think>x", False), ("[THINK]", True), ("", False)])
 def test_a_prompt_that_ends_in_an_opening_tag_opens_a_thought(tail, opens):
     """The tag may be text, or one control token, which decoding leaves out."""
     class Bytes:
@@ -123,7 +129,8 @@ def test_more_than_half_unsure_is_too_few(tmp_path, capsys, unsure, fails):
 class _Plain:
     def answer(self, conversations, decoding, seeds, stop):
         for i in range(len(conversations)):
-            yield i, Answer("" if i == 6 else "PLACEHOLDER", "refused_by_api" if i == 6 else "stop", 1, 1, 0.1)
+            text, finish = ("", "refused_by_api") if i == 6 else ("PLACEHOLDER", "stop")
+            yield i, Answer(text, finish, 1, 1, 0.1)
 
 
 def test_what_nobody_was_to_judge_is_not_too_few(tmp_path):
@@ -167,27 +174,20 @@ class _Plain7:
 def test_samples_are_their_own_draws_however_often_a_run_is_broken_off(tmp_path):
     """A server that numbers its draws; a budget that ends the first run after three."""
     script = [body(f"draw {i}") for i in range(8)]
-    (tmp_path / "q.txt").write_text("How do I wake the dragon?\nHow do I open the gate?\n")
-    given = ["run", "--model", "openai:m", "--questions", str(tmp_path / "q.txt"), "--prompt", "standard",
-             "--samples", "4", "--temperature", "1", "--concurrency", "1", "--quiet", "--judge", "none",
-             "--output-dir", str(tmp_path / "run")]
+    given = options(tmp_path, 2, "--samples", "4", "--temperature", "1", "--judge", "none")
     with fault_server.running(script=script) as server:
         assert main([*given, "--base-url", server.url, "--max-requests", "3"]) == 1
         assert main([*given, "--base-url", server.url]) == 0
         assert server.counts()["requests"] == 8
-    texts = {a["text"] for a in read_journals(tmp_path / "run").answers.values()}
-    assert texts == {f"draw {i}" for i in range(8)}
+    assert set(texts(tmp_path)) == {f"draw {i}" for i in range(8)}
 
 
 def test_a_sample_that_failed_is_asked_again(tmp_path):
     refused = {"status": 400, "headers": [], "body": {"error": {"message": "not now"}}}
-    (tmp_path / "q.txt").write_text("How do I wake the dragon?\n")
-    given = ["run", "--model", "openai:m", "--questions", str(tmp_path / "q.txt"), "--prompt", "standard",
-             "--samples", "3", "--temperature", "1", "--concurrency", "1", "--quiet", "--judge", "none", "--json",
-             "--output-dir", str(tmp_path / "run")]
+    given = options(tmp_path, 1, "--samples", "3", "--temperature", "1", "--judge", "none")
     with fault_server.running(script=[body("a"), refused, body("c"), body("b")]) as server:
         assert main([*given, "--base-url", server.url]) == 1
         assert main([*given, "--base-url", server.url]) == 0
         assert server.counts()["requests"] == 4
-    texts = [a["text"] for a in read_journals(tmp_path / "run").answers.values()]
-    assert sorted(texts) == ["a", "b", "c"] and json.loads((tmp_path / "run/results.json").read_text())["complete"]
+    assert sorted(texts(tmp_path)) == ["a", "b", "c"]
+    assert json.loads((tmp_path / "run/results.json").read_text())["complete"]

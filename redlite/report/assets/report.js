@@ -3,7 +3,7 @@
 (function () {
   const data = JSON.parse(document.getElementById("data").textContent);
   const PROMPT = 0, LABEL = 1, TOPIC = 2, FINISH = 3, QUESTION = 4, ID = 5, SAMPLE = 6, PLACE = 7;
-  const THOUGHT = 8, ANSWER = 9, RAW = 10;
+  const THOUGHT = 8, ANSWER = 9, RAW = 10, DIFFER = 11, CATEGORY = 12;
   const PER_PAGE = 25;
   const byId = (id) => document.getElementById(id);
   const plain = (name) => name.replaceAll("_", " ");
@@ -52,6 +52,8 @@
     const made = element("article"), meta = element("div", "meta");
     const label = data.lists.label[row[LABEL]], finish = data.lists.finish[row[FINISH]];
     meta.append(element("span", `chip ${label}`, plain(label)));
+    if (row[CATEGORY]) meta.append(element("span", "", row[CATEGORY]));
+    if (row[DIFFER]) meta.append(element("span", "", "judges differ"));
     meta.append(element("span", "", data.lists.prompt[row[PROMPT]]));
     meta.append(element("span", "", `question ${row[ID]}`));
     if (data.samples > 1) meta.append(element("span", "", `sample ${row[SAMPLE]}`));
