@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -56,7 +56,7 @@ def parse(parser: Parser, arguments: list[str], listens: bool = False) -> argpar
     return args
 
 
-def dispatch(program: str, commands: dict[str, Command], default: str, arguments: list[str],
+def dispatch(program: str, commands: Mapping[str, Command], default: str, arguments: list[str],
              parse: Callable[[Parser, list[str]], argparse.Namespace] = parse) -> int:
     """Run the command that the first argument names, or the default one."""
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None

@@ -47,7 +47,7 @@ class LM:
         path may also be `Parts`, which are then used as they are: no file is opened or read again.
         """
         found = path if isinstance(path, Parts) else None
-        source = found.source if found else open_source(path)
+        source = path.source if isinstance(path, Parts) else open_source(path)
         if dtype not in DTYPES:
             raise Error(f"dtype {dtype!r} is not known; use {', '.join(DTYPES)}")
         check_device(device)

@@ -16,7 +16,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -330,9 +330,11 @@ def load(folder: Path) -> Model:
 # Training
 
 
-def minimise(loss, start: np.ndarray, steps: int, memory: int = 8) -> np.ndarray:
+def minimise(loss: Callable[[np.ndarray], tuple[float, np.ndarray]], start: np.ndarray, steps: int,
+             memory: int = 8) -> np.ndarray:
     """L-BFGS (Nocedal & Wright, algorithm 7.4) with backtracking; `loss(x)` gives value and gradient."""
-    x, pairs = start, []
+    x = start
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
     value, slope = loss(x)
     for _ in range(steps):
         direction, used = slope.copy(), []

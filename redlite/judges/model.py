@@ -108,7 +108,7 @@ class ModelJudge:
         for i, reply in zip(fitting, replies, strict=True):
             said = b"".join(map(self.lm.tokenizer.piece_bytes, reply.ids)).decode("utf-8", "replace")
             if said.endswith(lead):
-                contexts[i] = contexts[i] + reply.ids + self.behind
+                contexts[i] = [*contexts[i], *reply.ids, *self.behind]
                 remarks[i] = f"{remarks[i]}; {' '.join(said.removesuffix(lead).split())}".rstrip("; ")
             else:
                 contexts[i], remarks[i] = [], f"no {lead!r} in: {said[:200]}"

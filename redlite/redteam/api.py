@@ -73,7 +73,7 @@ class Network:
         return self._clients[name, run]
 
     def _prices(self, name: str) -> tuple[float, float]:
-        return endpoints.prices(self.price_file, name)
+        return endpoints.prices(self.price_file or "", name)
 
     def model(self, spec: str) -> ModelChoice:
         """The answerer that "openai:NAME" means."""

@@ -199,8 +199,8 @@ def _agreement(found: dict) -> str:
     """Cohen's kappa of each two judges, and what they differ on."""
     rows = []
     for a in found["judges"]:
-        cells = ["" if a == b else found["matrix"][a][b]["kappa"] for b in found["judges"]]
-        rows.append([a, *(cell if cell == "" else _two_digits(cell) for cell in cells)])
+        cells = ["" if a == b else _two_digits(found["matrix"][a][b]["kappa"]) for b in found["judges"]]
+        rows.append([a, *cells])
     text = (f"Cohen's kappa over harmful and unharmful. The judges differ on {found['differ']} answers, which stand "
             f"first in the list below. Krippendorff's alpha of all: {_two_digits(found['alpha'])}.")
     return f"<p>{escape(text)}</p>\n{grid(['judge', *found['judges']], rows)}"
