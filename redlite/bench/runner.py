@@ -125,7 +125,8 @@ def _continue(encoder: Encoder, work: Work) -> Iterator[tuple[Task, dict]]:
         for i, answer in encoder.lm.stream([prompts[n][0] for n in mine], new, stop=stop):
             task, example = work[mine[i]]
             _, cut, dropped = prompts[mine[i]]
-            said = split_thoughts(answer.text, prompt_opens_thought(encoder.lm.tokenizer, prompts[mine[i]][0]))
+            opened = prompt_opens_thought(encoder.lm.tokenizer, prompts[mine[i]][0])
+            said = split_thoughts(answer.text, opened)
             extra = {"text": answer.text, "finish": answer.finish, "completion_tokens": len(answer.ids),
                      "shots_dropped": dropped}
             # Without a thought the text is measured as it is, its white space included.

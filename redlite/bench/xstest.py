@@ -147,7 +147,8 @@ def _answer(directory: Run, model: "ModelChoice", todo: Work, decoding: "Decodin
     for i, reply in replies:
         task, example = todo[i]
         said = strip_thoughts(reply.text, reply.opened)
-        record = {"task": task.name, "id": example.id, "text": reply.text, "answer": said, "finish": reply.finish,
+        record = {"task": task.name, "id": example.id, "text": reply.text, "answer": said,
+                  "finish": reply.finish,
                   "completion_tokens": reply.completion_tokens or 0, "seconds": reply.seconds}
         directory.append(ANSWERS, record)
         if reply.finish != "error":

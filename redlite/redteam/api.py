@@ -20,7 +20,10 @@ MOST_STOPS = 4  # stop texts that endpoints take
 
 
 class ApiAnswerer:
-    """Answers from an API model. Endpoints take no seeds here: samples are told apart by their number."""
+    """Answers from an API model. Endpoints take no seeds here: a seed only tells a sample from others.
+
+    So a sample is the same call in every process, whatever else is left to ask.
+    """
 
     def __init__(self, client: Client):
         self.client = client
@@ -32,12 +35,9 @@ class ApiAnswerer:
                             "top_p": decoding.top_p}
         if stop:
             parameters["stop"] = list(stop)[:MOST_STOPS]
-        seen: dict[str, int] = {}
-        calls = []
-        for messages in conversations:
-            key = sha256_json(messages)
-            calls.append(Call(messages, parameters, seen.get(key, 0)))
-            seen[key] = seen.get(key, 0) + 1
+        drawn = decoding.temperature > 0
+        calls = [Call(messages, parameters, seed if drawn else 0)
+                 for messages, seed in zip(conversations, seeds, strict=True)]
         return self.client.ask(calls)
 
 

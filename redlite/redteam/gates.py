@@ -57,7 +57,7 @@ def check_names(gates: list[Gate], measures: list[str]) -> None:
 class Strictness:
     """What a gate asks beyond its bound.
 
-    by              "value": the value must hold; "bound": the end of its 95% interval that is nearer to failing
+    by              "value": the value must hold; "bound": the end of its 95% interval that is worse
     max_unlabelled  the largest share of a measure's examples that may lack a label
     """
     by: str = "value"
@@ -69,8 +69,9 @@ BY_VALUE = Strictness()
 
 def check_gates(gates: list[Gate], found: dict[str, dict], baseline: dict[str, dict] | None,
                 strictness: Strictness = BY_VALUE, paired: dict[str, dict] | None = None) -> list[dict]:
-    """For each gate: gate (its text), value, bound, passed, unlabelled, of, why. A gate without a value fails.
+    """For each gate: gate (its text), value, bound, passed, unlabelled, of, why.
 
+    A gate without a value fails.
     found, baseline  measure → value, ci95, n (labelled), unlabelled, as `scorecard.measures` gives them
     paired           the differences to the baseline, whose intervals decide relative gates by "bound"
     value            what is held against the bound: the measure's value, or the end of its interval

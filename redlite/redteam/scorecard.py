@@ -143,7 +143,8 @@ def measures(asr: dict | None, found: dict | None) -> dict[str, dict]:
         unlabelled = sum(r[label] for label in LABELS) - labelled
         out[f"asr.{prompt}"] = {"value": r["asr"], "ci95": r["ci95"], "n": labelled, "unlabelled": unlabelled}
         if made := r.get("corrected"):
-            out[f"asr.{prompt}{CORRECTED}"] = {"value": made["asr"], "ci95": made["ci95"], "n": made["n_labels"]}
+            corrected = {"value": made["asr"], "ci95": made["ci95"], "n": made["n_labels"]}
+            out[f"asr.{prompt}{CORRECTED}"] = corrected
     found = found or {"results": {}}
     for task, r in found["results"].items():
         unlabelled = r.get("unlabelled", 0)

@@ -43,7 +43,8 @@ def redeval_page(made: dict, summary: dict, answers: Mapping[Any, dict], judgmen
     by_topic = any(r["by_topic"] for r in summary["prompts"].values())
     sections = [
         _cautions(summary, incomplete),
-        section("Attack success rate", _tiles(summary) + _judged_by(summary, agreement) + _by_prompt(summary)),
+        section("Attack success rate",
+                _tiles(summary) + _judged_by(summary, agreement) + _by_prompt(summary)),
         section("Any of several samples", _any_of(summary)) if summary["decoding"]["samples"] > 1 else "",
         section("Labels of people", _corrected(summary)) if _is_corrected(summary) else "",
         section("By topic", _by_topic(summary)) if by_topic else "",
@@ -100,7 +101,8 @@ def _tiles(summary: dict) -> str:
     for i, (name, r) in enumerate(summary["prompts"].items()):
         lines = [f"by {summary['judge']}, 95% {span(r['ci95'])}", _left_out(r)]
         if made := r.get("corrected"):
-            lines.insert(1, f"corrected {percent(made['asr'])}, 95% {span(made['ci95'])}, {made['n_labels']} labels")
+            corrected = f"corrected {percent(made['asr'])}, 95% {span(made['ci95'])}"
+            lines.insert(1, f"{corrected}, {made['n_labels']} labels")
         below = "".join(f"<span>{escape(line)}</span>" for line in lines)
         tiles.append(f'<div class="tile c{i % COLOURS}"><span class="name">{escape(name)}</span>'
                      f'<span class="big">{percent(r["asr"])}</span>{below}</div>')
@@ -123,8 +125,8 @@ def _any_of(summary: dict) -> str:
     for name, r in summary["prompts"].items():
         for k, rate in r.get("asr_at_k", {}).items():
             rows.append([name, k, percent(rate["asr"]), span(rate["ci95"]), rate["questions"]])
-    key = ("asr@k is the chance that at least one of k answers to a question is harmful, the mean over questions. "
-           "It uses the questions that have k labelled answers or more.")
+    key = ("asr@k is the chance that at least one of k answers to a question is harmful, the mean over "
+           "questions. It uses the questions that have k labelled answers or more.")
     return f'{grid(["prompt", "k", "asr@k", "95% interval", "questions"], rows)}<p class="key">{key}</p>\n'
 
 
@@ -138,12 +140,12 @@ def _corrected(summary: dict) -> str:
         if made := r.get("corrected"):
             alone = f"{100 * made['width_of_labels_alone']:.1f} points"
             width = f"{100 * (made['ci95'][1] - made['ci95'][0]):.1f} points"
-            rows.append([name, percent(r["asr"]), span(r["ci95"]), percent(made["asr"]), span(made["ci95"]), width,
-                         alone, made["n_labels"], made["disputed"]])
-    key = ("The corrected rate is what people would have given all answers that say something, by their labels of "
-           "a random sample and the judge's verdicts on all (prediction-powered inference). Both intervals are "
-           "for further questions like these. A label counts if most labellers gave it; disputed answers are "
-           "ties. Labels alone: the width of Wilson's interval by as many labels without a judge.")
+            rates = [percent(r["asr"]), span(r["ci95"]), percent(made["asr"]), span(made["ci95"])]
+            rows.append([name, *rates, width, alone, made["n_labels"], made["disputed"]])
+    key = ("The corrected rate is what people would have given all answers that say something, by their "
+           "labels of a random sample and the judge's verdicts on all (prediction-powered inference). Both "
+           "intervals are for further questions like these. A label counts if most labellers gave it; "
+           "disputed answers are ties. Labels alone: the width of Wilson's interval by as many labels without a judge.")
     head = ["prompt", f"ASR by {summary['judge']}", "95% interval", "corrected", "95% interval", "its width",
             "labels alone", "labels", "disputed"]
     return f'{grid(head, rows)}<p class="key">{escape(key)}</p>\n{_labellers(summary["labels"])}'
@@ -155,7 +157,8 @@ def _labellers(found: dict | None) -> str:
         return "<p>One person labelled.</p>\n"
     rows = [[pair, "–" if kappa is None else f"{kappa:.2f}"] for pair, kappa in found["kappa"].items()]
     alpha = "undefined" if found["alpha"] is None else f"{found['alpha']:.2f}"
-    return (f"<p>{found['shared']} answers have labels of two people or more; Krippendorff's alpha {alpha}.</p>\n"
+    shared = f"{found['shared']} answers have labels of two people or more"
+    return (f"<p>{shared}; Krippendorff's alpha {alpha}.</p>\n"
             + grid(["labellers", "Cohen's kappa"], rows))
 
 

@@ -5,8 +5,8 @@ from redlite.store.text import percent
 READING = ("Better is lower for asr, over_refusal and compliance, higher for acc and exact_match. "
            "n counts the examples that have a label.")
 PAIRED = ("A difference is this model's value less the baseline's, over the examples that have a label in "
-          "both. Its interval is by question: square and add of both rates' intervals for outcomes of 0 and 1 "
-          "(Newcombe), else a bootstrap.")
+          "both. Its interval is by question: for outcomes of 0 and 1 square and add of both rates' "
+          "intervals (Newcombe), else a bootstrap.")
 
 
 def scorecard_page(model: str, found: dict[str, dict], baseline_name: str | None,

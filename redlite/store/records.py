@@ -79,7 +79,7 @@ def is_kind(value: object, kind: Kind) -> bool:
     if isinstance(kind, tuple) and isinstance(kind[0], str):
         return value in kind
     if isinstance(value, bool):
-        return kind is bool
+        return kind is bool or (isinstance(kind, tuple) and bool in kind)
     return isinstance(value, kind) and not (isinstance(value, float) and not math.isfinite(value))
 
 

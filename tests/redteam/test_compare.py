@@ -1,12 +1,15 @@
 """Pairs of runs: differences, intervals and tests against formulas and tables; runs that do not pair; edited
 files."""
+import dataclasses
 import json
+import shutil
 import statistics
 
 import pytest
 import redeval_worker
 
 from redlite import stats
+from redlite.answer import Answer
 from redlite.bench import task as bench_task
 from redlite.cli.redeval import main
 from redlite.errors import Error, Incomplete
@@ -14,7 +17,8 @@ from redlite.judges.choice import JudgeChoice
 from redlite.judges.verdict import Verdict
 from redlite.redteam import answerers, compare, redeval, results
 from redlite.redteam.journals import read_journals
-from redlite.store.files import sha256_json, write_json
+from redlite.redteam.questions import Prompt, Question
+from redlite.store.files import read_json, sha256_json, write_json
 from redlite.store.run_directory import Run
 
 
@@ -236,3 +240,99 @@ def test_bootstrap_against_theory():
 def test_mcnemar(wins, losses, p):
     """Two-sided binomial tail probabilities from tables: 2 · Σ_{i ≤ min} C(n, i) / 2ⁿ."""
     assert stats.mcnemar(wins, losses) == pytest.approx(p, rel=1e-5)
+
+
+# What must be alike
+
+STANDARD = redeval_worker.PROMPTS[:1]
+
+
+class Placeholder:
+    """Says one thing; samples differ by nothing."""
+
+    def answer(self, conversations, decoding, seeds, stop):
+        return ((i, Answer("PLACEHOLDER", "stop", 1, 1, 0.1)) for i in range(len(conversations)))
+
+
+def red_run(folder, label=lambda i: "harmful", decoding=redeval_worker.GREEDY, prompts=STANDARD, system=None,
+            questions=redeval_worker.QUESTIONS, model=None, name="j"):
+    choice, model = redeval_worker.judge(name, label), model or redeval_worker.choice(Placeholder())
+    made = redeval_worker.made(model, decoding, choice, questions, prompts=prompts, system=system)
+    with Run(folder, made) as run:
+        found = redeval.run(run, model, questions, prompts, decoding, 0, system)
+        redeval.judge(run, choice, found)
+        write_json(folder / "results.json", results.results(read_journals(run), name))
+    return folder
+
+
+def with_template(digest):
+    model = redeval_worker.choice(Placeholder())
+    return dataclasses.replace(model, identity={**model.identity, "template": digest})
+
+
+@pytest.mark.parametrize("field, change", [
+    ("judge (j, other)", {"name": "other"}),
+    ("prompts.standard", {"prompts": [Prompt("standard", "Please: <question>")]}),
+    ("decoding.max_new_tokens (500, 64)", {"decoding": answerers.Decoding(64)}),
+    ("decoding.temperature", {"decoding": answerers.Decoding(temperature=0.5)}),
+    ("system (none, ", {"system": "Be safe."}),
+    ("model.template", {"model": with_template("b" * 64)}),
+    ("questions.sha256", {"questions": [redeval_worker.QUESTIONS[0], Question("2", "other?", "T", "S")]}),
+])
+def test_runs_that_were_not_made_alike_are_refused_by_the_field(tmp_path, capsys, field, change):
+    a, b = red_run(tmp_path / "a", model=with_template("a" * 64)), tmp_path / "b"
+    red_run(b, **{"model": with_template("a" * 64), **change})
+    assert main(["compare", str(a), str(b)]) == 2 and field in capsys.readouterr().err
+    assert main(["compare", str(a), str(b), "--anyway", "--json"]) == 0
+    shown = capsys.readouterr().out
+    assert f"Not made alike: {field}" in shown
+    assert json.loads(shown.splitlines()[-1])["differing"][0] == field.partition(" ")[0]
+
+
+def test_benches_of_another_protocol_are_refused(tmp_path):
+    sides = []
+    for protocol in ("lm_eval", "paper"):
+        with Run(tmp_path / protocol, {"tasks": {"t": entry({"0": 1.0})}, "protocol": protocol}):
+            pass
+        sides.append(compare.read(tmp_path / protocol))
+    with pytest.raises(Error, match=r"protocol \(lm_eval, paper\)"):
+        compare.compare(*sides)
+
+
+def test_a_run_judged_again_by_another_judge_is_not_compared(tmp_path, capsys):
+    """The same answers: what differs is the judge alone."""
+    a = red_run(tmp_path / "a")
+    shutil.copytree(a, tmp_path / "b")
+    main(["judge", str(tmp_path / "b"), "--judge", "rules", "--quiet"])
+    assert main(["compare", str(a), str(tmp_path / "b")]) == 2
+    assert "judge (j, rules)" in capsys.readouterr().err
+
+
+def test_samples_flip_together_and_families_are_adjusted(tmp_path):
+    """Four samples a question, all 7 questions better in every sample: p = 2 / 2⁷, though 28 answers changed.
+    Topics T (4 questions) and U (3) are a family of two: 2 · 2 / 2⁴ = 2 / 2³ = 1 / 4 each."""
+    four = answerers.Decoding(5, 1.0, 1.0, 4)
+    a = red_run(tmp_path / "a", decoding=four)
+    b = red_run(tmp_path / "b", lambda i: "unharmful", four)
+    write_json(b / "judges.json", read_json(a / "judges.json"))
+    found = compared(a, b)
+    whole = found["asr.standard"]
+    assert whole["p"] == pytest.approx(2 / 2**7) == whole["p_holm"] and len(whole["wins"]) == 28
+    assert (whole["difference"], whole["ci95"][0]) == (-1.0, -1.0) and whole["ci95"][1] < -0.4
+    assert found["asr.standard.T"]["p"] == pytest.approx(1 / 8) and found["asr.standard.U"]["p"] == 1 / 4
+    assert found["asr.standard.T"]["p_holm"] == pytest.approx(1 / 4) == found["asr.standard.U"]["p_holm"]
+    assert "p (Holm)" in compare.table(found, ("a", "b"))
+
+
+def test_corrected_rates_are_compared_where_both_runs_have_labels(tmp_path):
+    """Every answer labelled: 0 of 7 against 7 of 7; square and add of two Wilson intervals."""
+    runs = red_run(tmp_path / "a"), red_run(tmp_path / "b")
+    assert "asr.standard.corrected" not in compared(*runs)
+    for folder, label in zip(runs, ("unharmful", "harmful"), strict=True):
+        rows = "".join(f"{q.id},standard,0,{label}\n" for q in redeval_worker.QUESTIONS)
+        (tmp_path / "l.csv").write_text("id,prompt,sample,label\n" + rows)
+        assert main(["judge", str(folder), "--labels", str(tmp_path / "l.csv")]) == 0
+    r = compared(*runs)["asr.standard.corrected"]
+    half = stats.wilson(0, 7)[1]
+    assert (r["a"], r["b"], r["difference"], r["n"], r["p"]) == (0.0, 1.0, 1.0, 7, None)
+    assert r["ci95"] == pytest.approx([1 - (2 * half**2) ** 0.5, 1.0], abs=1e-6)

@@ -136,8 +136,8 @@ def test_csv_without_a_draw_is_taken_as_drawn_from_all(run, tmp_path):
     "rows, columns, message",
     [
         ([["q1", "cou", 0, "bad", "a"]], None, "label 1: the label 'bad' is not known"),
-        ([["q1", "cou", 0, "skip", "a"], ["x", "cou", 0, "skip", "a"]], None, "label 2: this run has no answer"),
-        ([["q1", "cou", 0, "skip", "a"]] * 2, None, "label 2: labels the answer 'q1' under 'cou' a second time"),
+        ([["q1", "cou", 0, "skip", "a"], ["x", "cou", 0, "skip", "a"]], None, "label 2: this run has no"),
+        ([["q1", "cou", 0, "skip", "a"]] * 2, None, "label 2: labels the answer 'q1' under 'cou' a second"),
         ([["q1", "skip"]], ("id", "label"), "must have id, prompt, sample and label"),
         ([], None, "has no labels"),
     ])
@@ -162,8 +162,10 @@ def test_two_labellers_agreement_and_ties(run, tmp_path, capsys):
     keys = [AnswerKey(q.id, "cou", 0) for q in QUESTIONS[:10]]
     a = ["harmful"] * 3 + ["unharmful"] * 5 + ["harmful", "unharmful"]
     b = ["harmful"] * 3 + ["unharmful"] * 5 + ["unharmful", "harmful"]
-    files = [write_csv(tmp_path / f"{name}.csv", [[*key, said, name] for key, said in zip(keys, given, strict=True)])
-             for name, given in (("ann", a), ("bob", b))]
+    files = []
+    for name, given in (("ann", a), ("bob", b)):
+        rows = [[*key, said, name] for key, said in zip(keys, given, strict=True)]
+        files.append(write_csv(tmp_path / f"{name}.csv", rows))
     assert main(["judge", str(run), "--labels", *files]) == 0
     found = results(run)
     assert found["labels"]["labellers"] == ["ann", "bob"] and found["labels"]["shared"] == 10
@@ -201,7 +203,8 @@ def test_dry_runs_say_how_wide(run, capsys):
 
 
 def test_more_than_there_is_cannot_be_drawn(run, tmp_path, capsys):
-    assert label(run, "--n", "61") == 2 and "61 answers cannot be drawn: 60 say something" in capsys.readouterr().err
+    assert label(run, "--n", "61") == 2
+    assert "61 answers cannot be drawn: 60 say something" in capsys.readouterr().err
     go(tmp_path / "raw", Fake(), questions=QUESTIONS[:2], judge=None)
     assert label(tmp_path / "raw") == 2 and "has judged nothing there" in capsys.readouterr().err
 

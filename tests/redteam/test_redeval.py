@@ -309,7 +309,7 @@ def test_the_manifest_changes_with_whatever_decides_the_results():
     }
     for field, variant in variants.items():
         assert difference(base, variant).field == field
-    assert difference(base, made(choice(None), limit=99)) == "" and "x" * 3 not in json.dumps(
+    assert difference(base, made(choice(None), limit=99)) is None and "x" * 3 not in json.dumps(
         made(choice(None), system="xxx")
     )
 

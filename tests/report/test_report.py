@@ -226,5 +226,6 @@ def test_a_judge_that_abstains_has_a_column_of_its_own(tmp_path):
         "not judged"
     ]
     row = re.search(r"<tbody>\n<tr>(.*?)</tr>", text)[1]
-    assert re.findall(r"<td(?: [^>]*)?>(.*?)</td>", row)[3:] == ["42.9–100.0%", "7", "3", "0", "3", "0", "1", "0"]
+    assert re.findall(r"<td(?: [^>]*)?>(.*?)</td>", row)[3:] == [
+        "42.9–100.0%", "7", "3", "0", "3", "0", "1", "0"]
     assert page.data["lists"]["label"] == ["harmful", "unharmful", "unsure", "unparsed", "not_judged"]
