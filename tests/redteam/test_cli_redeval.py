@@ -160,7 +160,8 @@ def test_an_interruption_says_what_goes_on_only_where_a_run_was_opened(tmp_path,
 # The rest in this process, with a made-up answerer
 
 RUN = [
-    "--model", "m", "--questions", "q.json", "--output-dir", "run", "--prompt", "standard", "cou", "--quiet"]
+    "--model", "m", "--questions", "q.json", "--output-dir", "run", "--prompt", "standard", "cou", "--quiet",
+    "--judge", "rules"]
 
 
 def test_run_judge_report(fake, capsys):
