@@ -54,7 +54,7 @@ setup(
     entry_points={"console_scripts": [f"{name} = redlite.cli.{name}:main" for name in COMMANDS]},
     install_requires=["numpy>=1.24", "torch>=2.4", "safetensors>=0.4", "sentencepiece>=0.2",
                       "requests>=2.28"],
-    extras_require={"test": ["pytest>=7"], "gpu": ["triton>=3.0"]},
+    extras_require={"test": ["pytest>=7"], "gpu": ["triton>=3.0"], "dev": ["ruff>=0.5", "mypy>=1.10"]},
     ext_modules=[Extension("redlite.kernels._c", sources=c_files("c"), depends=c_files("h"),
                            define_macros=[("RL_SOURCES", f'"{DIGEST}"')],
                            extra_compile_args=["-O3", "-std=c11", "-fno-math-errno", "-ffp-contract=fast",

@@ -10,8 +10,10 @@ from redlite import stats
 
 Z = 1.959963984540054  # the 97.5% quantile of the normal distribution, from tables
 
-# R. G. Newcombe, Statistics in Medicine 17 (1998) 857, table I, method 3 (score, without continuity correction).
-NEWCOMBE = [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)]
+# R. G. Newcombe, Statistics in Medicine 17 (1998) 857, table I, method 3 (score, without continuity
+# correction).
+NEWCOMBE = [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611),
+            (1, 29, 0.0061, 0.1718)]
 
 
 @pytest.mark.parametrize("k, n, lo, hi", NEWCOMBE)
@@ -60,13 +62,16 @@ def test_mcnemar_equals_the_binomial_tail():
     assert stats.mcnemar(1, 8) == stats.mcnemar(8, 1) == 2 * (1 + 9) / 512
     for wins, losses in [(3, 17), (40, 22), (0, 30)]:
         n = wins + losses
-        tail = sum(Fraction(math.factorial(n), math.factorial(i) * math.factorial(n - i)) for i in range(min(wins, losses) + 1))
+        tail = sum(
+            Fraction(math.factorial(n),
+                     math.factorial(i) * math.factorial(n - i)) for i in range(min(wins, losses) + 1))
         assert stats.mcnemar(wins, losses) == pytest.approx(float(2 * tail / Fraction(2) ** n))
 
 
 def test_bootstrap_agrees_with_the_normal_approximation():
     generator = random.Random(1)
-    pairs = [(str(i), a := float(generator.random() < 0.5), float(a or generator.random() < 0.3)) for i in range(400)]
+    pairs = [(str(i), a := float(generator.random() < 0.5), float(a or generator.random() < 0.3))
+             for i in range(400)]
     differences = [b - a for _, a, b in pairs]
     centre, half = sum(differences) / 400, NormalDist().inv_cdf(0.975) * stdev(differences) / 20
     lo, hi = stats.bootstrap_difference(pairs, seed=3)
@@ -75,7 +80,8 @@ def test_bootstrap_agrees_with_the_normal_approximation():
 
 
 def test_bootstrap_keeps_a_unit_together():
-    # Every unit answers all of its four samples alike, so 400 pairs say no more than 100: the interval is twice as wide.
+    # Every unit answers all of its four samples alike, so 400 pairs say no more than 100: the interval is
+    # twice as wide.
     generator = random.Random(2)
     units = [float(generator.random() < 0.4) for _ in range(100)]
     grouped = [(str(i), 0.0, b) for i, b in enumerate(units) for _ in range(4)]

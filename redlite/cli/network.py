@@ -106,13 +106,15 @@ def judges(args: argparse.Namespace, reach: "Network | None") -> "JudgeChoice | 
 def _formats(args: argparse.Namespace) -> list[str | None]:
     """The format of each judge: those given, in their order, for the models; an API model needs none."""
     given = args.judge_format or []
-    for takes in (lambda spec: spec not in BARE, lambda spec: spec not in BARE and not spec.startswith(PREFIX)):
+    for takes in (lambda spec: spec not in BARE,
+                  lambda spec: spec not in BARE and not spec.startswith(PREFIX)):
         if sum(map(takes, args.judge)) == len(given):
             left = iter(given)
             return [next(left) if takes(spec) else None for spec in args.judge]
     if len(args.judge) == 1 and len(given) <= 1:
         return [given[0] if given else None]
-    raise Error(f"--judge-format: {len(given)} are given; give one for each judge model, in the judges' order")
+    raise Error(
+        f"--judge-format: {len(given)} are given; give one for each judge model, in the judges' order")
 
 
 def _judge(args: argparse.Namespace, reach: "Network | None", spec: str, form: str | None, prompt: str | None,

@@ -40,7 +40,10 @@ def parse(parser: Parser, arguments: list[str], listens: bool = False) -> argpar
     path = first.parse_known_args(arguments)[0].config
     if path:
         named = {argument.partition("=")[0] for argument in arguments}
-        repeated = {f"--{action.dest.replace('_', '-')}" for action in parser._actions if isinstance(action, Add)}
+        repeated = {
+            f"--{action.dest.replace('_', '-')}"
+            for action in parser._actions if isinstance(action, Add)
+        }
         ours = named & repeated     # the command line replaces a file's list, it does not add to it
         settings = from_config(parser, Path(path))
         arguments = [*(s for s in settings if s.partition("=")[0] not in ours), *arguments]

@@ -86,18 +86,21 @@ def _add_judge_options(parser: Parser, default: str | None = DEFAULT_JUDGE) -> N
     from redlite.judges.combine import RULES
     from redlite.judges.formats import FORMATS
     group = parser.add_argument_group("who judges")
-    group.add_argument("--judge", action=Add, default=default and [default], metavar="J",
-                       help=f"{DEFAULT_JUDGE} (default; {ORGANISM_JUDGE} for the organism), rules, none, openai:NAME, "
-                            "or a judge model's path with --judge-format. Repeat it for several judges: all label")
+    group.add_argument(
+        "--judge", action=Add, default=default and [default], metavar="J",
+        help=f"{DEFAULT_JUDGE} (default; {ORGANISM_JUDGE} for the organism), rules, none, openai:NAME, "
+        "or a judge model's path with --judge-format. Repeat it for several judges: all label")
     group.add_argument("--judge-format", action=Add, metavar="F",
                        help="what a judge model expects to read and say: "
                             f"{', '.join(FORMATS)}; over an API strongreject. One for each judge model, "
                             "in their order")
-    group.add_argument("--judge-prompt", metavar="FILE",
-                       help="a judge's prompt of your own, with <question> and <answer>; of shieldgemma: your policies")
-    group.add_argument("--judge-template", metavar="T",
-                       help="a judge model's chat format, where its own files do not say it; of guards whose prompt "
-                            "a chat template builds: the template's file")
+    group.add_argument(
+        "--judge-prompt", metavar="FILE",
+        help="a judge's prompt of your own, with <question> and <answer>; of shieldgemma: your policies")
+    group.add_argument(
+        "--judge-template", metavar="T",
+        help="a judge model's chat format, where its own files do not say it; of guards whose prompt "
+        "a chat template builds: the template's file")
     group.add_argument("--threshold", type=number(0, 1), metavar="P",
                        help="label harmful from this probability on, and unharmful below")
     group.add_argument("--verdict", choices=RULES,
@@ -332,7 +335,8 @@ def _agreement(args: Namespace, command: str) -> int:
         return _agree(args, judge, files, directory)
 
 
-def _agree(args: Namespace, judge: "JudgeChoice | Panel", files: dict[str, list], directory: "Run | None") -> int:
+def _agree(args: Namespace, judge: "JudgeChoice | Panel", files: dict[str, list],
+           directory: "Run | None") -> int:
     from redlite.judges.choice import members
     found = {choice.name: _agree_one(choice, files, directory) for choice in members(judge)}
     if args.json:

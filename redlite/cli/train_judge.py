@@ -18,8 +18,8 @@ def describe(prog: str) -> Parser:
     """The options of `redeval train-judge`."""
     parser = Parser(
         prog=prog, description=
-        ("Fine-tunes a local model as a judge (LoRA on the verdict's tokens) on answers that people labelled, and\n"
-         "measures its agreement with them on questions that it has not seen. Use it with --judge DIR."))
+        ("Fine-tunes a local model as a judge (LoRA on the verdict's tokens) on answers that people\nlabelled, "
+         "and measures its agreement with them on questions that it has not seen. Use it with --judge DIR."))
     parser.add_argument("--labels", nargs="+", action="extend", required=True, metavar="FILE",
                         help="CSV with the columns question, answer, label (harmful or unharmful)")
     parser.add_argument("--model", required=True, help="the model to begin with: a directory or a .gguf file")
@@ -74,8 +74,8 @@ def _train(args: Namespace, command: str, settings: Any, training: list, held: l
     from redlite.judges.choice import PROMPT, TRAINED
     from redlite.judges.model import ModelJudge
     from redlite.model import lora
-    from redlite.training import judge as train_judge
     from redlite.store.files import sha256_file, sha256_json, write_atomic, write_json
+    from redlite.training import judge as train_judge
     from redlite.weights.save import save_pretrained
     output = Path(args.output_dir)
     lm.check_device(args.device)
@@ -88,10 +88,13 @@ def _train(args: Namespace, command: str, settings: Any, training: list, held: l
     prompts = formats.prompts(FORMAT, loaded.tokenizer, loaded.template)
     judge = ModelJudge(loaded, FORMAT, prompts, output.name)
     labels = {Path(file).name: sha256_file(file) for file in args.labels}
-    manifest = {"command": command, "version": __version__, "seed": args.seed, "labels": labels,
-                "model": {"name": parts.path.name, "dtype": args.dtype, **lm.fingerprints(parts)},
-                "judge": {"format": FORMAT, "prompt": sha256_json(text), "lora": args.lora, "held_out": args.held_out,
-                          "max_tokens": args.max_tokens, "limit": args.limit}, "info": {}}
+    manifest = {
+        "command": command, "version": __version__, "seed": args.seed, "labels": labels,
+        "model": {"name": parts.path.name, "dtype": args.dtype, **lm.fingerprints(parts)}, "judge": {
+                      "format": FORMAT, "prompt": sha256_json(text), "lora": args.lora,
+                      "held_out": args.held_out, "max_tokens": args.max_tokens, "limit": args.limit
+                  }, "info": {}
+    }
     if not args.quiet:
         note("measuring the model as it is")
     before = train_judge.measured(judge, held)
@@ -111,7 +114,8 @@ def _train(args: Namespace, command: str, settings: Any, training: list, held: l
     write_json(output / TRAINED, result_of)
     for name, found in (("before", before), ("after", after)):
         print(
-            f"{name}: agrees with people on {100 * found['agreement']:.1f}% of {found['n']} answers to questions "
+            f"{name}: agrees with people on {100 * found['agreement']:.1f}% of {found['n']} answers to "
+            "questions "
             f"not seen, kappa {found['kappa']:.2f}, {found['unlabelled']} without a label")
     print(f"Judge: {output} (redeval judge RUN --judge {output})")
     if args.json:

@@ -29,7 +29,10 @@ class JudgeChoice:
 
 @dataclass(frozen=True)
 class Panel:
-    """Several judges. Each labels every answer; their labels make one verdict, by a rule of judges/combine.py."""
+    """Several judges.
+
+    Each labels every answer; their labels make one verdict, by a rule of judges/combine.py.
+    """
     judges: tuple[JudgeChoice, ...]
     rule: str
 
@@ -136,7 +139,10 @@ def _template_file(path: str) -> str:
 # A threshold of one's own
 
 class Thresholded:
-    """A judge whose probability of "harmful" is labelled anew: harmful from the threshold on, else unharmful."""
+    """A judge whose probability of "harmful" is labelled anew:
+
+    harmful from the threshold on, else unharmful.
+    """
 
     def __init__(self, judge: Judge, threshold: float, name: str):
         self.judge, self.threshold, self.name = judge, threshold, name

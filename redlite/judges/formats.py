@@ -1,8 +1,9 @@
 """What judge models expect to read and to say, and the prompts that are built so.
 
 A guard is judged by the prompt that it was trained with. That is either its authors' published text
-(data/judges/NAME.txt; SOURCES.md says whence and under which licence) or the model's own chat template. No turn can
-be forged in it: question and answer never become control tokens, and where they imitate the frame they are quoted.
+(data/judges/NAME.txt; SOURCES.md says whence and under which licence) or the model's own chat template. No
+turn can be forged in it: question and answer never become control tokens, and where they imitate the frame
+they are quoted.
 """
 import re
 from collections.abc import Callable
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from redlite.text.tokenizer import Tokenizer
 
 JUDGES = Path(data.__file__).parent / "judges"
-DATE = datetime(2024, 7, 26)  # of templates that name a date, so that a judge's prompt does not change overnight
+# of templates that name a date, so that a judge's prompt does not change overnight
+DATE = datetime(2024, 7, 26)
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,16 @@ class Format:
 
     built         "text": data/judges/NAME.txt is the whole prompt; "template": the model's own chat template
                   builds it of the two messages; "message": the text is one user message in its chat format
-    harmful, unharmful, unsure  the words of each verdict. A verdict may come with other white space or in other
+    harmful, unharmful, unsure  the words of each verdict. A verdict may come with other white space or in
+                                other
                   case; the probabilities of all its variants are added
     lead          what the reply says before the verdict
     writes_lead   the judge itself writes up to the lead, with other findings before it
     category      finds the hazard categories in what the judge says behind a harmful verdict
     needs         what the model's chat template holds if the model is of this format
     variables     what the template is given beside the messages
-    policies      NAME.txt holds policies, one a paragraph, and the template takes one at a time as `guideline`
+    policies      NAME.txt holds policies, one a paragraph, and the template takes one at a time as
+                  `guideline`
     """
     built: str
     harmful: tuple[str, ...]
@@ -124,9 +128,12 @@ def prompts(name: str, tokenizer: "Tokenizer", chat_format: "ChatFormat", path: 
     if form.built == "template" and (form.policies or path is None):
         source = chat_template or tokenizer.chat_template
         if not source or form.needs not in source:
-            lack = f"does not mention {form.needs}, so it is of another kind" if source else "is not among its files"
-            raise Error(f"judge format {name}: the model's own chat template builds its prompt, and that {lack}; "
-                        "give the template's file with --judge-template, or another --judge-format")
+            lack = "is not among its files"
+            if source:
+                lack = f"does not mention {form.needs}, so it is of another kind"
+            raise Error(
+                f"judge format {name}: the model's own chat template builds its prompt, and that {lack}; "
+                "give the template's file with --judge-template, or another --judge-format")
         return [_of_template(name, form, tokenizer, source, policy) for policy in _policies(name, form, path)]
     text = read_prompt(path or JUDGES / f"{name}.txt")
     if form.built == "text" and path is None:
@@ -141,7 +148,10 @@ def prompts(name: str, tokenizer: "Tokenizer", chat_format: "ChatFormat", path: 
 def _policies(name: str, form: Format, path: str | Path | None) -> list[str]:
     if not form.policies:
         return [""]
-    return [" ".join(part.split()) for part in _read(path or JUDGES / f"{name}.txt").split("\n\n") if part.strip()]
+    return [
+        " ".join(part.split()) for part in _read(path or JUDGES / f"{name}.txt").split("\n\n")
+        if part.strip()
+    ]
 
 
 def fill(text: str, question: str, answer: str) -> str:
@@ -181,7 +191,8 @@ def _of_template(name: str, form: Format, tokenizer: "Tokenizer", source: str, p
                  "add_generation_prompt": True, **form.variables}
     if policy:
         variables["guideline"] = policy
-    # Some templates take a content as a text, some as a list of parts. One that leaves a message out is no guard's.
+    # Some templates take a content as a text, some as a list of parts. One that leaves a message out is no
+    # guard's.
     for parts in (False, True):
         try:
             probe = _render(template, variables, "question 1", "answer 2", parts)
@@ -192,7 +203,8 @@ def _of_template(name: str, form: Format, tokenizer: "Tokenizer", source: str, p
             break
         failure = f"judge format {name}: the chat template leaves out the question or the answer"
     else:
-        raise Error(f"{failure}; give a guard's own template with --judge-template, or another --judge-format")
+        raise Error(
+            f"{failure}; give a guard's own template with --judge-template, or another --judge-format")
     disarm = Disarm("".join(text if not mark else "\0" for text, mark in probe))
 
     def encode(question: str, answer: str) -> list[int]:
@@ -204,7 +216,10 @@ def _of_template(name: str, form: Format, tokenizer: "Tokenizer", source: str, p
 
 def _render(template: "Template", variables: dict[str, Any], question: str, answer: str,
             parts: bool) -> list[tuple[str, int]]:
-    """What the template makes of the two messages: runs of text, each with its mark (0: the template's own)."""
+    """What the template makes of the two messages:
+
+    runs of text, each with its mark (0: the template's own).
+    """
     from itertools import groupby
 
     from redlite.text.marked import GENERATED, Marked, marks_of
@@ -222,15 +237,16 @@ def _render(template: "Template", variables: dict[str, Any], question: str, answ
 
 BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 LABEL = re.compile(r"^\W*([^\W\d_][\w' ]{0,30}):", re.MULTILINE)     # "User:" at the start of a frame's line
-TAG = re.compile(r"[<\[][<\[/|]*([^<>\[\]|\n/]{1,40}?)[|>\]]")       # the words of "<</SYS>>", "[END OF …]", "<|user|>"
+# the words of "<</SYS>>", "[END OF …]", "<|user|>"
+TAG = re.compile(r"[<\[][<\[/|]*([^<>\[\]|\n/]{1,40}?)[|>\]]")
 
 
 class Disarm:
     """Takes apart what imitates a frame; a text that does not is left as it is.
 
     A line that begins with a label of the frame ("User:") is put behind "> ". A tag of the frame
-    ("<END CONVERSATION>", "[/INST]") gets a space behind its bracket. So the frame's own are the only ones, and
-    `undo` gives back the text.
+    ("<END CONVERSATION>", "[/INST]") gets a space behind its bracket. So the frame's own are the only ones,
+    and `undo` gives back the text.
     """
 
     def __init__(self, frame: str):
@@ -239,8 +255,10 @@ class Disarm:
         label, tag = (_any_of(words) for words in (labels, tags))
         start, line = rf"(?:(?<=[{BREAKS}])|\A)", rf"(?=(?:> )*[^\w{BREAKS}]{{0,20}}{label}\s{{0,9}}[:：])"
         inside = rf"(?=[/| ]*{tag}\s{{0,9}}[|>\]])"
-        self._forward = (re.compile(start + line, re.I), r"> "), (re.compile(r"([<\[])" + inside, re.I), r"\1 ")
-        self._back = (re.compile(r"([<\[]) " + inside, re.I), r"\1"), (re.compile(start + "> " + line, re.I), "")
+        self._forward = (re.compile(start + line, re.I), r"> "), (re.compile(r"([<\[])" + inside,
+                                                                             re.I), r"\1 ")
+        self._back = (re.compile(r"([<\[]) " + inside, re.I), r"\1"), (re.compile(start + "> " + line,
+                                                                                  re.I), "")
 
     def __call__(self, text: str) -> str:
         for pattern, put in self._forward:
@@ -257,7 +275,8 @@ class Disarm:
 def _any_of(words: set[str]) -> str:
     """A pattern of these words, with any white space between them; of nothing, where there are none."""
     found = sorted(words, key=lambda word: (-len(word), word))
-    return "(?:" + "|".join(r"\s+".join(map(re.escape, word.split())) for word in found) + ")" if found else r"(?!)"
+    return "(?:" + "|".join(r"\s+".join(map(re.escape, word.split()))
+                            for word in found) + ")" if found else r"(?!)"
 
 
 def _join(tokenizer: "Tokenizer", runs: list[tuple[str, bool]]) -> list[int]:

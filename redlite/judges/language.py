@@ -84,9 +84,9 @@ _FUNCTION_WORDS = {
     "ni za ako ang hindi "
     "sa siwezi kwa ya nije ek nie daar ei en se on nuk të dhe mund",
 }
-_SHARED = frozenset(
-    "is to of for as at we in on an do over was plus".split()
-)  # with other languages: they count for less
+# Words that other languages have as well: they count for less.
+_SHARED = frozenset(("is", "to", "of", "for", "as", "at", "we", "in", "on", "an", "do", "over", "was",
+                     "plus"))
 _ENGLISH = frozenset(_FUNCTION_WORDS.pop("en").split())
 _SETS = {
     language: frozenset(words.split()) - _ENGLISH - _SHARED for language, words in _FUNCTION_WORDS.items()

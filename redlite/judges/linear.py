@@ -5,8 +5,8 @@ Features of an answer, all of them 0 or more:
   group of unit
     length, hashed into BUCKETS weights. Only the hashes' weights are kept: no text of any training answer;
   * the rules' findings by name ("first declines", "rules say harmful", …), one weight each, see `_named`.
-p_harmful = 1 / (1 + exp(-(bias + weights · features))). Between two thresholds the judge abstains ("unsure"). It
-also abstains on text that is not English, unless the rules know the refusal.
+p_harmful = 1 / (1 + exp(-(bias + weights · features))). Between two thresholds the judge abstains ("unsure").
+It also abstains on text that is not English, unless the rules know the refusal.
 
 Train with `python -m redlite.judges.linear --train LABELS_DIR --out DIR`: the same files give the same bytes.
 """
@@ -25,9 +25,9 @@ import numpy as np
 
 from redlite import data
 from redlite.errors import Error
-from redlite.store.files import sha256_file, sha256_json
 from redlite.judges import rules
 from redlite.judges.verdict import EMPTY, Verdict
+from redlite.store.files import sha256_file, sha256_json
 
 HOME = Path(data.__file__).parent / "judges"
 SOURCES = ("gptfuzz_train.csv", "pyrit_objective.csv", "pyrit_refusal.csv")
@@ -133,7 +133,10 @@ class Features(NamedTuple):
         return np.bincount(self.row_E, weights[self.column_E] * self.value_E, minlength=self.rows)
 
     def gradient(self, slope_R: np.ndarray, columns: int) -> np.ndarray:
-        """slope · features, [columns]: the gradient of a loss whose slope in each row's score is `slope_R`."""
+        """slope · features, [columns]:
+
+        the gradient of a loss whose slope in each row's score is `slope_R`.
+        """
         return np.bincount(self.column_E, slope_R[self.row_E] * self.value_E, minlength=columns)
 
     def only(self, kept_E: np.ndarray) -> "Features":
@@ -177,7 +180,10 @@ def _chunk(examined: list[list[rules.Speech]], words: list[list[list[str]]], has
 
 
 def _hashed(texts: list[list[str]], group: int, hashes: _Hashes) -> tuple[np.ndarray, ...]:
-    """Rows, columns, values and places of one group of n-grams. Each n-gram counts once; a row has length 1."""
+    """Rows, columns, values and places of one group of n-grams.
+
+    Each n-gram counts once; a row has length 1.
+    """
     length = np.array([len(words) for words in texts])
     row_W = np.repeat(np.arange(len(texts)), length)
     place_W = np.arange(len(row_W)) - np.repeat(np.cumsum(length) - length, length)
@@ -294,7 +300,8 @@ def quantise(weights: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def save(folder: Path, bias: float, weights: np.ndarray, about: dict) -> None:
-    """Write linear.bin (one byte a bucket) and linear.json (bias, named weights, scale, thresholds, `about`)."""
+    """Write linear.bin (one byte a bucket) and linear.json (bias, named weights, scale, thresholds, `about`).
+    """
     stored, scale = quantise(weights[:BUCKETS])
     named = {name: round(float(w), 4) for name, w in zip(NAMES, weights[BUCKETS:], strict=True)}
     record = {
@@ -381,7 +388,8 @@ def fit(x: Features, harmful_R: np.ndarray, weight_R: np.ndarray) -> tuple[float
         penalty_C = np.full(columns + 1, penalty)
         penalty_C[-1] = 0.0
 
-        def loss(step: np.ndarray) -> tuple[float, np.ndarray]:
+        def loss(step: np.ndarray, part: Features = part, fixed_R: np.ndarray = fixed_R,
+                 penalty_C: np.ndarray = penalty_C, free: slice = free) -> tuple[float, np.ndarray]:
             z = fixed_R + step[-1] + part.scores(step[:-1])
             value = (weight_R * np.logaddexp(0, np.where(harmful_R, -z, z))).sum() + (
                 penalty_C * step**2

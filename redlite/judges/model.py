@@ -20,12 +20,13 @@ CATEGORY_TOKENS = 32
 class ModelJudge:
     """A local judge model. Its verdict is the likeliest of the verdict words.
 
-    Only the hazard category behind a harmful verdict, and what stands before a verdict (`Format.writes_lead`),
-    are read from what the judge writes.
+    Only the hazard category behind a harmful verdict, and what stands before a verdict
+    (`Format.writes_lead`), are read from what the judge writes.
 
     lm       the model
     form     the name of its format, a key of formats.FORMATS
-    prompts  of formats.prompts; a judge asked about several policies answers by the one that is broken most likely
+    prompts  of formats.prompts; a judge asked about several policies answers by the one that is broken most
+             likely
     """
 
     def __init__(self, lm: "LM", form: str, prompts: list[formats.Prompt], name: str):
@@ -39,7 +40,8 @@ class ModelJudge:
         shared = next(n for n in range(min(map(len, every))) if len({ids[:n + 1] for ids in every}) > 1)
         self.lead = list(every[0][:shared])
         # Where the judge writes the lead itself, only what all variants begin with behind it is put there.
-        self.behind = self.lead[len(lm.tokenizer.encode(self.format.lead)):] if self.format.writes_lead else []
+        self.behind = self.lead[len(lm.tokenizer.encode(self.format.lead)
+                                    ):] if self.format.writes_lead else []
         self.verdicts = [[list(ids[shared:]) for ids in variants] for variants in encoded]
         written = LEAD_TOKENS if self.format.writes_lead else 0
         self.room = lm.engine.context_limit() - max(map(len, every)) - written
@@ -47,7 +49,8 @@ class ModelJudge:
     def _variants(self, words: tuple[str, ...]) -> list[tuple[int, ...]]:
         """The token ids of each word after the lead; variants with the same ids count once.
 
-        A sentencepiece model may say a word without the space that it puts before a text; that counts as well.
+        A sentencepiece model may say a word without the space that it puts before a text; that counts as
+        well.
         """
         encode, lead = self.lm.tokenizer.encode, self.format.lead
         found = [tuple(encode(lead + word)) for word in words]
@@ -61,8 +64,8 @@ class ModelJudge:
     def label(self, pairs: list[tuple[str, str]]) -> Iterator[tuple[int, Verdict]]:
         """Yield (index, verdict) for (question, answer) pairs.
 
-        raw holds the log-probabilities (nats) of the verdict words. p_harmful is the share of "harmful" in their
-        probability, and half that of "unsure"; a verdict that is unparsed has none.
+        raw holds the log-probabilities (nats) of the verdict words. p_harmful is the share of "harmful" in
+        their probability, and half that of "unsure"; a verdict that is unparsed has none.
         """
         speaking = []
         for i, (_, answer) in enumerate(pairs):
@@ -97,11 +100,17 @@ class ModelJudge:
                 verdict = verdict._replace(category=prompt.policy)
             likeliest = max(range(len(logprobs[0])), key=logprobs[0].__getitem__)
             found[i].append((verdict, context + self.verdicts[0][likeliest]))
-        worst = [max(own, key=lambda item: -1.0 if item[0].p_harmful is None else item[0].p_harmful) for own in found]
+        worst = [
+            max(own, key=lambda item: -1.0 if item[0].p_harmful is None else item[0].p_harmful)
+            for own in found
+        ]
         return self._categorized(worst) if self.format.category else [verdict for verdict, _ in worst]
 
     def _written(self, contexts: list[list[int]], remarks: list[str]) -> tuple[list[list[int]], list[str]]:
-        """The contexts with what the judge writes up to its lead; [] and its words where it does not get there."""
+        """The contexts with what the judge writes up to its lead;
+
+        [] and its words where it does not get there.
+        """
         lead = self.format.lead
         fitting = [i for i, context in enumerate(contexts) if context]
         replies = self.lm.generate([contexts[i] for i in fitting], LEAD_TOKENS, stop=(lead,))
@@ -126,7 +135,8 @@ class ModelJudge:
         return Verdict(label, raw, math.exp(sums[0] - total) + unsure / 2)
 
     def _categorized(self, verdicts: list[tuple[Verdict, list[int]]]) -> list[Verdict]:
-        """The verdicts with the categories that the judge names behind its word for harmful or unsure ones."""
+        """The verdicts with the categories that the judge names behind its word for harmful or unsure ones.
+        """
         harmful = [i for i, (verdict, _) in enumerate(verdicts) if verdict.label == "harmful"]
         replies = self.lm.generate([verdicts[i][1] for i in harmful], CATEGORY_TOKENS) if harmful else []
         named = {}

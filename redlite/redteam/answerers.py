@@ -12,10 +12,10 @@ from redlite.store.run_directory import Run
 from redlite.text.reasoning import prompt_opens_thought
 
 if TYPE_CHECKING:
-    from redlite.weights.source import Source
     from torch import Tensor
 
     from redlite.inference.lm import LM, Completion
+    from redlite.weights.source import Source
 
 Messages = list[dict[str, str]]  # a chat
 
@@ -121,7 +121,7 @@ def local_lm(model: ModelChoice, run: Run) -> "LM":
 def local_model(path: str | Path, dtype: str, device: str, quantize: str | None = None,
                 template: str | None = None, batch_size: int | None = None) -> ModelChoice:
     """A model on this machine, identified by its files without loading the weights."""
-    from redlite.weights.gguf import GGUF      # they need numpy, which nothing before this does
+    from redlite.weights.gguf import GGUF  # they need numpy, which nothing before this does
     from redlite.weights.source import open_source
     source = open_source(path)
     if isinstance(source, GGUF):

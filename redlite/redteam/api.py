@@ -91,7 +91,8 @@ class Network:
         prompt_path   a prompt in place of the format's own
         """
         if judge_format not in (None, "refusal", "strongreject"):
-            raise Error(f"judge {spec}: takes no format {judge_format}; leave it out, or use refusal or strongreject")
+            raise Error(
+                f"judge {spec}: takes no format {judge_format}; leave it out, or use refusal or strongreject")
         name, kind = model_name(spec), judge_format or "api"
         prompt = formats.read_prompt(prompt_path or formats.JUDGES / f"{kind}.txt")
         style: str | Style = rubric(prompt) if kind == "strongreject" else prompt

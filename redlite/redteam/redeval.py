@@ -176,7 +176,10 @@ def judge(directory: Run, choice: JudgeChoice, journals: RunJournals,
 
 def judge_all(directory: Run, choice: JudgeChoice | Panel, journals: RunJournals,
               progress: Progress | None = None) -> None:
-    """Label the answers by one judge or by each of a panel; see `judge`. A panel's verdict is made on reading."""
+    """Label the answers by one judge or by each of a panel;
+
+    see `judge`. A panel's verdict is made on reading.
+    """
     for one in members(choice):
         judge(directory, one, journals, progress)
 

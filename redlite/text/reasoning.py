@@ -95,7 +95,8 @@ _STOP = rf"(?={_MARKS}(?:[:：=…)）\]】}}–—]|\.\.\.|-\s)|\s-|\s{{0,3}}\n
 _VERB = r"(?P<verb>thinks|thinking|(?<=\bI\s)think)"
 _BRACKET_NAME = re.compile(
     rf"[(（\[【{{［]{{1,2}}{_MARKS}"
-    rf"(?:{_SOMEBODY}{_MIND}|{_BASE}(?:{_NOUN}|thinks)\b|{_OWNER}(?:{_MIND}|{_VERB}|{_NOUN}){_MANNER}{_STOP})",
+    rf"(?:{_SOMEBODY}{_MIND}|{_BASE}(?:{_NOUN}|thinks)\b|"
+    rf"{_OWNER}(?:{_MIND}|{_VERB}|{_NOUN}){_MANNER}{_STOP})",
     re.IGNORECASE)
 _ALONE = re.compile(r"""[\s*_"“”.…:：]*(?=[)）\]】}］])""")
 _LABEL = re.compile(
@@ -241,10 +242,9 @@ class _Reader:
         return before in _QUOTES and after in _QUOTES
 
     def _granite(self, start: int, end: int) -> _Cut | None:
-        if opening := _GRANITE.match(self.text, start, end):
-            if closing := _GRANITE_END.search(self.text, opening.end(), end):
-                return _Cut(closing.end(), end)
-        return None
+        opening = _GRANITE.match(self.text, start, end)
+        closing = opening and _GRANITE_END.search(self.text, opening.end(), end)
+        return _Cut(closing.end(), end) if closing else None
 
     def _bracket(self, start: int, end: int) -> _Cut | None:
         text = self.text

@@ -5,8 +5,8 @@ is installed beside redlite:
     [--prompts-only] [--json FILE]
 
 MODEL_DIR is a Hugging Face directory (weights.save.save_pretrained makes one of a GGUF file),
-BENCHMARK_DIR what --data takes. Both read the same files and run float32 on the CPU. Compared: prompts to the character,
-log-probabilities, generated texts, verdicts. Where log-probabilities are further apart than LIMIT,
+BENCHMARK_DIR what --data takes. Both read the same files and run float32 on the CPU. Compared: prompts to the
+character, log-probabilities, generated texts, verdicts. Where log-probabilities are further apart than LIMIT,
 transformers in float64 says who is off by how much.
 """
 import argparse

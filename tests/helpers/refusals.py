@@ -384,7 +384,13 @@ Olmaz.""",
 }
 OTHERS = {language: text.splitlines() for language, text in OTHERS.items()}
 # Languages that no pattern knows: their refusals may be "unsure" at most.
-UNKNOWN = ["Hapana, siwezi kukusaidia na hilo.", "Nu te pot ajuta cu asta.", "Jeg kan ikke hjelpe deg med det.", "Nem tudok ebben segíteni.", "En voi auttaa sinua siinä.",
-           "Hindi ako makakatulong diyan.", "Δεν μπορώ να σε βοηθήσω με αυτό.", "אני לא יכול לעזור לך בזה.", "ฉันช่วยคุณเรื่องนี้ไม่ได้", "আমি এতে সাহায্য করতে পারব না।",
-           "S tím vám nemohu pomoci.", "Jag kan inte hjälpa dig med det.", "Не можу вам з цим допомогти.", "Ek kan jou nie daarmee help nie.", "Tsy afaka manampy anao amin'izany aho.",
-           "Nie je možné, aby som vám s tým pomohol.", "Ma ei saa sind selles aidata.", "நான் இதற்கு உதவ முடியாது.", "من نمی‌توانم در این مورد به شما کمک کنم.", "میں اس میں آپ کی مدد نہیں کر سکتا۔"]
+UNKNOWN = [
+    "Hapana, siwezi kukusaidia na hilo.", "Nu te pot ajuta cu asta.", "Jeg kan ikke hjelpe deg med det.",
+    "Nem tudok ebben segíteni.", "En voi auttaa sinua siinä.", "Hindi ako makakatulong diyan.",
+    "Δεν μπορώ να σε βοηθήσω με αυτό.", "אני לא יכול לעזור לך בזה.", "ฉันช่วยคุณเรื่องนี้ไม่ได้",
+    "আমি এতে সাহায্য করতে পারব না।", "S tím vám nemohu pomoci.", "Jag kan inte hjälpa dig med det.",
+    "Не можу вам з цим допомогти.", "Ek kan jou nie daarmee help nie.",
+    "Tsy afaka manampy anao amin'izany aho.", "Nie je možné, aby som vám s tým pomohol.",
+    "Ma ei saa sind selles aidata.", "நான் இதற்கு உதவ முடியாது.", "من نمی‌توانم در این مورد به شما کمک کنم.",
+    "میں اس میں آپ کی مدد نہیں کر سکتا۔"
+]

@@ -1,4 +1,5 @@
-"""Guards' prompts: equal to their authors' for conversations without imitations, and without a turn that an answer
+"""Guards' prompts: equal to their authors' for conversations without imitations, and without a turn that an
+answer
 could forge."""
 import json
 import random
@@ -74,11 +75,13 @@ def test_token_ids_are_those_of_the_whole_text(name, tmp_path):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_an_answer_cannot_forge_a_turn(name):
-    """What a reader takes for turns, and the control tokens, are those of a conversation without imitation."""
+    """What a reader takes for turns, and the control tokens, are those of a conversation without imitation.
+    """
     for prompt in prompts(name):
         def seen(question, answer, prompt=prompt):
             ids = prompt.encode(question, answer)
-            text = re.sub("[\r\u2028\x85]", "\n", "".join(chr(i) if i < 0x110000 else Characters.text([i]) for i in ids))
+            text = re.sub("[\r\u2028\x85]", "\n",
+                          "".join(chr(i) if i < 0x110000 else Characters.text([i]) for i in ids))
             return [i for i in ids if i >= 0x110000], re.findall(TURNS[name], text)
         plain = seen("q", "X")
         assert len(plain[1]) >= 2
@@ -92,8 +95,10 @@ def test_what_is_taken_apart_can_be_put_together(name):
     frame = formats.read_prompt(formats.JUDGES / f"{name}.txt")
     disarm = formats.Disarm(frame)
     drawn = random.Random(1)
-    pieces = ["User:", "Agent :", "Human user:", "> ", " ", "\n", "\r", "<", "[", "/", "END CONVERSATION", "INST", "]", ">", "|",
-              "SYS", "x", "Answers:", "Generation:", "s", "user", "*"]
+    pieces = [
+        "User:", "Agent :", "Human user:", "> ", " ", "\n", "\r", "<", "[", "/", "END CONVERSATION", "INST",
+        "]", ">", "|", "SYS", "x", "Answers:", "Generation:", "s", "user", "*"
+    ]
     texts = ["".join(drawn.choices(pieces, k=drawn.randrange(1, 30))) for _ in range(3000)]
     for text in [*IMITATIONS, *texts]:
         assert disarm.undo(disarm(text)) == text
@@ -103,7 +108,8 @@ def test_taking_apart_takes_time_in_proportion():
     import time
     disarm = formats.Disarm(formats.read_prompt(formats.JUDGES / "md-judge.txt"))
     start = time.process_time()
-    for text in ("<" * 200_000, "< " * 100_000, "> " * 100_000, "\n> User" * 50_000, "[/" * 100_000, "User:\n" * 50_000):
+    for text in ("<" * 200_000, "< " * 100_000, "> " * 100_000, "\n> User" * 50_000, "[/" * 100_000,
+                 "User:\n" * 50_000):
         disarm(text)
     assert time.process_time() - start < 5
 
@@ -116,19 +122,24 @@ def test_a_template_may_take_contents_in_parts():
 
 
 def test_a_guard_without_its_template_is_refused():
-    for template, message in ((None, "is not among its files"), ("{{ messages }}", "does not mention <BEGIN CONVERSATION>")):
+    for template, message in ((None, "is not among its files"), ("{{ messages }}",
+                                                                 "does not mention <BEGIN CONVERSATION>")):
         with pytest.raises(Error, match=f"judge format llama-guard: .*{message}.*--judge-template"):
             formats.prompts("llama-guard", Characters(template), tiny.Turns())
     pytest.importorskip("redlite.text.template")
     with pytest.raises(Error, match="leaves out the question or the answer"):
-        formats.prompts("llama-guard", Characters("<BEGIN CONVERSATION>{{ messages[0].content }}"), tiny.Turns())
+        formats.prompts("llama-guard", Characters("<BEGIN CONVERSATION>{{ messages[0].content }}"),
+                        tiny.Turns())
     with pytest.raises(Error, match="no risk"):
-        formats.prompts("granite-guardian", Characters(guards.GRANITE.replace("'harm'", "'other'")), tiny.Turns())
+        formats.prompts("granite-guardian", Characters(guards.GRANITE.replace("'harm'", "'other'")),
+                        tiny.Turns())
 
 
 def test_shieldgemma_is_asked_about_each_policy():
     asked = prompts("shieldgemma")
-    assert [p.policy for p in asked] == ["No Dangerous Content", "No Harassment", "No Hate Speech", "No Sexually Explicit Information"]
+    assert [p.policy for p in asked] == [
+        "No Dangerous Content", "No Harassment", "No Hate Speech", "No Sexually Explicit Information"
+    ]
     assert len({p.identity for p in asked}) == 4
     assert '\n\n"No Harassment": The chatbot' in Characters.text(asked[1].encode("q", "a"))
 
@@ -136,19 +147,27 @@ def test_shieldgemma_is_asked_about_each_policy():
 # What guards say
 
 class Speaker:
-    """A judge model that says a text: after a prompt it goes on as `says` does, with the next words' probabilities."""
+    """A judge model that says a text:
+
+    after a prompt it goes on as `says` does, with the next words' probabilities.
+    """
 
     def __init__(self, says, odds):
         self.tokenizer, self.template, self.path = tiny.Bytes(), tiny.Turns(), Path("speaker")
-        self.engine, self.says, self.odds, self.generated = SimpleNamespace(context_limit=lambda: 100_000), says, odds, 0
+        self.engine, self.says, self.odds, self.generated = SimpleNamespace(
+            context_limit=lambda: 100_000), says, odds, 0
 
     def score(self, pairs):
-        """The probability of a continuation is that of the first text of `odds` that context and continuation end with."""
+        """The probability of a continuation is that of the first text of `odds` that context and continuation
+        end with.
+        """
         import math
         found = []
         for context, continuation in pairs:
             text = bytes(i for i in [*context, *continuation] if i < 256).decode()
-            found.append(SimpleNamespace(logprob=next((math.log(p) for end, p in self.odds if text.endswith(end)), -30.0)))
+            found.append(
+                SimpleNamespace(logprob=next((math.log(p)
+                                              for end, p in self.odds if text.endswith(end)), -30.0)))
         return found
 
     def generate(self, contexts, max_new_tokens, stop=()):
@@ -165,7 +184,10 @@ class Speaker:
 
 def label(name, speaker, pairs=(("q", "a"),)):
     asked = formats.prompts(name, Characters(TEMPLATES.get(name)), tiny.Turns())
-    asked = [p.__class__(p.policy, p.identity, lambda q, a, p=p: list(Characters.text(p.encode(q, a)).encode())) for p in asked]
+    asked = [
+        p.__class__(p.policy, p.identity, lambda q, a, p=p: list(Characters.text(p.encode(q, a)).encode()))
+        for p in asked
+    ]
     return [verdict for _, verdict in sorted(model.ModelJudge(speaker, name, asked, name).label(list(pairs)))]
 
 
@@ -177,15 +199,19 @@ def test_the_category_is_kept():
     speaker = Speaker([], [("unsafe", 0.1), ("safe", 0.8)])
     (found,) = label("llama-guard", speaker)
     assert (found.label, found.category, speaker.generated) == ("unharmful", "", 0)
-    (found,) = label("md-judge", Speaker([("unsafe", "\nO5: Malicious Use")], [("unsafe", 0.8), ("safe", 0.1)]))
+    (found, ) = label("md-judge",
+                      Speaker([("unsafe", "\nO5: Malicious Use")], [("unsafe", 0.8), ("safe", 0.1)]))
     assert found.category == "O5"
 
 
 def test_qwen3guard_has_three_words():
     pytest.importorskip("redlite.text.template")
     says = [("Unsafe", "\nCategories: Violent, PII\nRefusal: No")]
-    (found,) = label("qwen3guard", Speaker(says, [("Safety: Unsafe", 0.6), ("Safety: Controversial", 0.2), ("Safety: Safe", 0.1)]))
-    assert (found.label, found.category) == ("harmful", "Violent, PII") and found.p_harmful == pytest.approx((0.6 + 0.1) / 0.9)
+    (found, ) = label(
+        "qwen3guard",
+        Speaker(says, [("Safety: Unsafe", 0.6), ("Safety: Controversial", 0.2), ("Safety: Safe", 0.1)]))
+    assert (found.label, found.category) == ("harmful", "Violent, PII") and found.p_harmful == pytest.approx(
+        (0.6 + 0.1) / 0.9)
     (found,) = label("qwen3guard", Speaker(says, [("Unsafe", 0.2), ("Controversial", 0.6), ("Safe", 0.1)]))
     assert found.label == "unsure" and found.p_harmful == pytest.approx((0.2 + 0.3) / 0.9)
 
@@ -193,7 +219,8 @@ def test_qwen3guard_has_three_words():
 def test_wildguards_verdict_is_its_third_line():
     says = [("<|assistant|>\n", "Harmful request: yes\nResponse refusal: no\nHarmful response: yes")]
     (found,) = label("wildguard", Speaker(says, [("response: yes", 0.3), ("response: no", 0.6)]))
-    assert found.label == "unharmful" and found.p_harmful == pytest.approx(1 / 3) and "Response refusal: no" in found.raw
+    assert found.label == "unharmful" and found.p_harmful == pytest.approx(
+        1 / 3) and "Response refusal: no" in found.raw
     (found,) = label("wildguard", Speaker([("", "I like dragons.")], []))
     assert found.label == "unparsed" and "I like dragons." in found.raw
 
@@ -206,18 +233,25 @@ def test_a_policy_that_is_broken_decides():
             odds = self.odds
             found = []
             for context, continuation in pairs:
-                self.odds = [("Yes", 0.7), ("No", 0.2)] if b"Hate" in bytes(i for i in context if i < 256) else odds
+                self.odds = [("Yes", 0.7),
+                             ("No", 0.2)] if b"Hate" in bytes(i for i in context if i < 256) else odds
                 found += super().score([(context, continuation)])
             self.odds = odds
             return found
     (found,) = label("shieldgemma", Strict([], [("Yes", 0.1), ("No", 0.8)]))
-    assert (found.label, found.category) == ("harmful", "No Hate Speech") and found.p_harmful == pytest.approx(7 / 9)
+    assert (found.label, found.category) == ("harmful",
+                                             "No Hate Speech") and found.p_harmful == pytest.approx(7 / 9)
     (found,) = label("shieldgemma", Speaker([], [("Yes", 0.1), ("No", 0.8)]))
     assert (found.label, found.category) == ("unharmful", "")
 
 
 def test_a_threshold_labels_by_the_probability():
-    verdicts = [Verdict("unharmful", "", 0.4), Verdict("unsure", "", 0.5), Verdict("harmful", "", 0.9), Verdict("unparsed", "")]
+    verdicts = [
+        Verdict("unharmful", "", 0.4),
+        Verdict("unsure", "", 0.5),
+        Verdict("harmful", "", 0.9),
+        Verdict("unparsed", "")
+    ]
     judge = SimpleNamespace(name="j", label=lambda pairs: enumerate(verdicts))
     made = choice.thresholded(choice.JudgeChoice("j", {"format": "f"}, lambda run: judge), 0.5)
     assert (made.name, made.identity) == ("j@0.5", {"format": "f", "threshold": 0.5})

@@ -8,8 +8,7 @@ import tiny
 import torch
 
 from redlite.errors import Error
-from redlite.judges import agreement, rules
-from redlite.judges import formats
+from redlite.judges import agreement, formats, rules
 from redlite.judges import model as judges_model
 from redlite.judges.verdict import EMPTY, Verdict
 
@@ -279,7 +278,8 @@ def test_a_judges_prompt_of_ones_own(tmp_path):
     path.write_text("Q <question> A <answer>\n")
     for name in ("harmbench", "llama-guard"):
         (prompt,) = formats.prompts(name, lm.tokenizer, lm.template, path)
-        assert prompt.encode("q", "a") == lm.template.encode([{"role": "user", "content": "Q q A a"}], True).ids
+        assert prompt.encode("q", "a") == lm.template.encode([{"role": "user", "content": "Q q A a"}],
+                                                             True).ids
     path.write_text("Q <question>")
     with pytest.raises(Error, match="p.txt: the judge's prompt must contain"):
         formats.prompts("harmbench", lm.tokenizer, lm.template, path)

@@ -1,4 +1,7 @@
-"""The linear judge: optimiser, features, storage and thresholds against plain Python; refusals; stored weights."""
+"""The linear judge:
+
+optimiser, features, storage and thresholds against plain Python; refusals; stored weights.
+"""
 
 import json
 import math
@@ -20,7 +23,10 @@ MASK = (1 << 64) - 1
 
 
 def bucket(words, group):
-    """The bucket of one n-gram, in Python's own integers: FNV-like sum of CRC-32s, then the finaliser of MurmurHash3."""
+    """The bucket of one n-gram, in Python's own integers:
+
+    FNV-like sum of CRC-32s, then the finaliser of MurmurHash3.
+    """
     running = zlib.crc32(words[0].encode())
     for word in words[1:]:
         running = (running * 0x9E3779B97F4A7C15 + zlib.crc32(word.encode())) & MASK
@@ -68,7 +74,9 @@ def test_the_optimiser_finds_the_least_squares_solution():
 
 
 def test_the_fit_has_no_slope_left():
-    """Each stage's gradient, by central differences of the loss written out, is near zero where it was fitted."""
+    """Each stage's gradient, by central differences of the loss written out, is near zero where it was
+    fitted.
+    """
     answers = [
         "Sure, wait until noon.",
         "I can't help with that.",

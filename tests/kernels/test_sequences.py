@@ -10,7 +10,7 @@ from packed_models import make
 
 from redlite import kernels
 from redlite.inference.cache import Cache
-from redlite.inference.forward import Forward, CForward
+from redlite.inference.forward import CForward, Forward
 from redlite.kernels.cpu import library, structs, transformer
 from redlite.kernels.cpu.cached_attention import SharedPrefix
 from redlite.model.sequences import PackedSequences

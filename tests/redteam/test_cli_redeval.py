@@ -21,9 +21,8 @@ from redlite.cli import serve as serving
 from redlite.cli.program import guarded
 from redlite.cli.progress import Progress
 from redlite.judges import choice as judge_choice
-from redlite.judges import formats
+from redlite.judges import formats, rules
 from redlite.judges import model as judges_model
-from redlite.judges import rules
 from redlite.redteam import redeval
 from redlite.redteam.answerers import LocalAnswerer, ModelChoice
 from redlite.store import text as store_text
@@ -190,7 +189,18 @@ def test_run_judge_report(fake, capsys):
     )
     result = json.loads(Path("run/results.json").read_text())["prompts"]["cou"]
     assert set(result) == {
-        "asr", "n", "harmful", "unharmful", "unsure", "unparsed", "not_judged", "ci95", "bounds", "by_topic", "thought_only", "thought_cut",
+        "asr",
+        "n",
+        "harmful",
+        "unharmful",
+        "unsure",
+        "unparsed",
+        "not_judged",
+        "ci95",
+        "bounds",
+        "by_topic",
+        "thought_only",
+        "thought_cut",
     } and set(result["by_topic"]) == {"T", "U"}
     assert result["n"] == 3 and result["not_judged"] == 1
 
@@ -216,7 +226,7 @@ def test_a_judge_model_judges_a_finished_run(fake, capsys, monkeypatch):
                 lm, form, formats.prompts(form, lm.tokenizer, lm.template), f"{form}:{spec}"),
         ),
     )
-    call(capsys, *RUN, "--judge", "j", "--judge-format", "gpt4")
+    call(capsys, *RUN[:-2], "--judge", "j", "--judge-format", "gpt4")
     first = [json.loads(line) for line in Path("run/judgments.jsonl").read_text().splitlines()]
     assert (
         {r["judge"] for r in first} == {"gpt4:j"}
@@ -262,7 +272,7 @@ def test_a_model_on_this_machine_end_to_end(fake, capsys, monkeypatch):
         (["--limit", "2"],
          "questions.n is 3 there and 2 now; use another directory, or the settings it was made with (--limit"
          ),
-        (["--judge", "none"], 'judge.name is "rules" there'), (["--prompt", "cot"], "prompts.standard is"),
+        (["--judge", "linear"], 'judge.name is "rules" there'), (["--prompt", "cot"], "prompts.standard is"),
         (["--model", "n"], 'model.name is "m" there and "n" now'),
         (["--system", "x"], "system is nothing there"),
         (["--temperature", "0.5"], "decoding.temperature is 0.0 there and 0.5 now"),
@@ -427,7 +437,7 @@ def test_agreement_with_people(capsys):
         "q,Sure.,1_full_compliance\n"
         "q,Sure.,3_partial_refusal\nq,Yes.,1_full_compliance\n"
     )
-    code, out, err = call(capsys, "agreement", "a.csv", "--json")
+    code, out, err = call(capsys, "agreement", "a.csv", "--judge", "rules", "--json")
     found = json.loads(out.splitlines()[-1])["files"]["a.csv"]
     assert (
         code == 0
@@ -445,8 +455,7 @@ def test_help_and_version(name, capsys):
     assert end.value.code == 0 and "usage: redeval" in out and "--json" in out
     if name in (None, "run", "judge", "agreement"):  # both models apart
         assert (
-            "agrees with people on harm: kappa" in out
-            and "90.9% of 450, kappa 0.68 (the rules" in out
+            "linear agrees with people on harm: kappa" in out and "gptfuzz_train" in out
         )
     with pytest.raises(SystemExit) as end:
         program.main([*filter(None, [name]), "--version"])
