@@ -16,10 +16,10 @@ FORMAT = "gpt4"  # the judge format that is trained: two verdicts, no category
 
 def describe(prog: str) -> Parser:
     """The options of `redeval train-judge`."""
-    parser = Parser(
-        prog=prog, description=
-        ("Fine-tunes a local model as a judge (LoRA on the verdict's tokens) on answers that people\nlabelled, "
-         "and measures its agreement with them on questions that it has not seen. Use it with --judge DIR."))
+    parser = Parser(prog=prog, description=(
+        "Fine-tunes a local model as a judge (LoRA on the verdict's tokens) on answers that people\n"
+        "labelled, and measures its agreement with them on questions that it has not seen.\n"
+        "Use it with --judge DIR."))
     parser.add_argument("--labels", nargs="+", action="extend", required=True, metavar="FILE",
                         help="CSV with the columns question, answer, label (harmful or unharmful)")
     parser.add_argument("--model", required=True, help="the model to begin with: a directory or a .gguf file")
