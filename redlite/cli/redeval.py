@@ -357,11 +357,11 @@ COMMANDS = {
     "run": (_describe_run, _run),
     "judge": (_describe_judge, _judge),
     "report": (_describe_report, _report),
-    "label": (label.describe, label.run),
     "agreement": (_describe_agreement, _agreement),
     "bench": (bench.describe, bench.run),
     "compare": (compare.describe, compare.run),
     "scorecard": (scorecard.describe, scorecard.run),
+    "label": (label.describe, label.run),
 }
 
 

@@ -190,6 +190,7 @@ def test_run_judge_report(fake, capsys):
     result = json.loads(Path("run/results.json").read_text())["prompts"]["cou"]
     assert set(result) == {
         "asr", "n", "harmful", "unharmful", "unsure", "unparsed", "not_judged", "ci95", "bounds", "by_topic",
+        "thought_only", "thought_cut",
     } and set(result["by_topic"]) == {"T", "U"}
     assert result["n"] == 3 and result["not_judged"] == 1
 
@@ -224,7 +225,7 @@ def test_a_judge_model_judges_a_finished_run(fake, capsys, monkeypatch):
     )
     code, out, err = call(capsys, "judge", "run", "--judge", "j", "--judge-format", "harmbench", "--quiet")
     assert (
-        code == 0
+        code == ("Too few labels" in out)  # it cannot say much, being random
         and "judge harmbench:j" in out
         and len(Path("run/judgments.jsonl").read_text().splitlines()) == 12
     )
@@ -242,7 +243,7 @@ def test_a_model_on_this_machine_end_to_end(fake, capsys, monkeypatch):
         code, out, err = call(
             capsys, "--model", "t", "--questions", "q.json", "--max-new-tokens", "8", "--samples", "2",
             "--temperature", "0.8", "--seed", "7", "--batch-size", batch, "--output-dir", f"run{batch}",
-            "--quiet",
+            "--quiet", "--judge", "none",
         )
         assert code == 0
         texts.append(
@@ -444,8 +445,8 @@ def test_help_and_version(name, capsys):
     assert end.value.code == 0 and "usage: redeval" in out and "--json" in out
     if name in (None, "run", "judge", "agreement"):  # both models apart
         assert (
-            "94.7% of 450, kappa 0.84 (the rules were written on these answers)" in out
-            and "90.9% of 450, kappa 0.68 (the rules" in out
+            "agrees with people on harm: kappa 0.70 on 6160 answers of gptfuzz_train" in out
+            and "XSTest" not in out.partition("Measure a judge")[0].partition("agrees")[2]
         )
     with pytest.raises(SystemExit) as end:
         program.main([*filter(None, [name]), "--version"])
