@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from redlite.cli import bench, compare, label, network, scorecard
+from redlite.cli import bench, compare, label, network, scorecard, train_judge
 from redlite.cli.options import Add, Parser, add_common_options, add_machine_options, flag, number, whole
 from redlite.cli.program import DONE, FAILED, dispatch, guarded
 from redlite.cli.progress import Progress, note
@@ -362,6 +362,7 @@ COMMANDS = {
     "compare": (compare.describe, compare.run),
     "scorecard": (scorecard.describe, scorecard.run),
     "label": (label.describe, label.run),
+    "train-judge": (train_judge.describe, train_judge.run),
 }
 
 

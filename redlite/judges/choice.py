@@ -2,12 +2,17 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 
 from redlite.errors import Error
 from redlite.judges import combine, formats, rules
 from redlite.judges import model as judge_model
 from redlite.judges.verdict import Judge, Verdict
+from redlite.store.files import read_json
+from redlite.store.records import require
 from redlite.store.run_directory import Run
+
+TRAINED, PROMPT = "judge.json", "judge_prompt.txt"  # in the directory of a judge that was trained here
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,14 @@ def linear_judge() -> JudgeChoice:
     return JudgeChoice("linear", judge.fingerprint(), lambda run: judge)
 
 
+def _trained(directory: Path) -> tuple[str, str | None, Path]:
+    """Format, chat format and prompt file of a judge that `redteam.train_judge` made."""
+    path = directory / TRAINED
+    made = require(read_json(path), {"format": tuple(formats.FORMATS), "template": (str, NoneType)}, path,
+                   "train the judge again")
+    return made["format"], made["template"], directory / PROMPT
+
+
 def local_judge(spec: str, judge_format: str | None, prompt_path: str | Path | None, dtype: str,
                 device: str, template: str | None = None) -> JudgeChoice | None:
     """The judge of this machine that `spec` names: "linear", "rules", a model's path, or "none" (no judge).
@@ -89,9 +102,11 @@ def local_judge(spec: str, judge_format: str | None, prompt_path: str | Path | N
                         "or leave them out")
         known = {"rules": rules_judge, "linear": linear_judge}
         return known[spec]() if spec in known else None
+    if judge_format is None and (Path(spec) / TRAINED).exists():
+        judge_format, template, prompt_path = _trained(Path(spec))
     if judge_format is None:
         raise Error(f"judge {spec!r}: needs a format ({', '.join(formats.FORMATS)}), "
-                    "unless it is linear, rules or none")
+                    "unless it is linear, rules, none or made by train-judge")
     form = formats.find(judge_format)
     from redlite.inference import lm
     lm.check_device(device)

@@ -78,7 +78,7 @@ class ModelJudge:
         asked = [(i, prompt) for i in range(len(pairs)) for prompt in self.prompts]
         contexts, remarks = [], []
         for i, prompt in asked:
-            ids, remark = self._context(prompt, *pairs[i])
+            ids, remark = self.context(prompt, *pairs[i])
             contexts.append(ids)
             remarks.append(remark)
         if self.format.writes_lead:
@@ -135,7 +135,7 @@ class ModelJudge:
             named[i] = ", ".join(part.strip() for part in found[1].split(",")) if found else ""
         return [verdict._replace(category=named.get(i, "")) for i, (verdict, _) in enumerate(verdicts)]
 
-    def _context(self, prompt: formats.Prompt, question: str, answer: str) -> tuple[list[int], str]:
+    def context(self, prompt: formats.Prompt, question: str, answer: str) -> tuple[list[int], str]:
         """Ids up to the verdict, and a remark if the answer's end was cut off to fit; [] if nothing fits."""
         remark, kept = "", self.lm.tokenizer.encode(answer)
         lead = [] if self.format.writes_lead else self.lead
