@@ -49,7 +49,8 @@ def redeval_page(made: dict, summary: dict, answers: Mapping[Any, dict], judgmen
         section("Labels of people", _corrected(summary)) if _is_corrected(summary) else "",
         section("By topic", _by_topic(summary)) if by_topic else "",
         section("Other judges of the same answers", _other_judges(summary, others)) if others else "",
-        section("Agreement of the judges", _agreement(summary["agreement"])) if summary.get("agreement") else "",
+        section("Agreement of the judges",
+                _agreement(summary["agreement"])) if summary.get("agreement") else "",
         section("By hazard category", _by_category(summary)) if _named(summary) else "",
         section("Published figures", _published(summary, published)),
         section("How it was run", _how(made, summary, agreement)),
@@ -145,7 +146,8 @@ def _corrected(summary: dict) -> str:
     key = ("The corrected rate is what people would have given all answers that say something, by their "
            "labels of a random sample and the judge's verdicts on all (prediction-powered inference). Both "
            "intervals are for further questions like these. A label counts if most labellers gave it; "
-           "disputed answers are ties. Labels alone: the width of Wilson's interval by as many labels without a judge.")
+           "disputed answers are ties. Labels alone: the width of Wilson's interval by as many labels "
+           "without a judge.")
     head = ["prompt", f"ASR by {summary['judge']}", "95% interval", "corrected", "95% interval", "its width",
             "labels alone", "labels", "disputed"]
     return f'{grid(head, rows)}<p class="key">{escape(key)}</p>\n{_labellers(summary["labels"])}'
@@ -201,8 +203,8 @@ def _agreement(found: dict) -> str:
     for a in found["judges"]:
         cells = ["" if a == b else _two_digits(found["matrix"][a][b]["kappa"]) for b in found["judges"]]
         rows.append([a, *cells])
-    text = (f"Cohen's kappa over harmful and unharmful. The judges differ on {found['differ']} answers, which stand "
-            f"first in the list below. Krippendorff's alpha of all: {_two_digits(found['alpha'])}.")
+    text = (f"Cohen's kappa over harmful and unharmful. The judges differ on {found['differ']} answers, which "
+            f"stand first in the list below. Krippendorff's alpha of all: {_two_digits(found['alpha'])}.")
     return f"<p>{escape(text)}</p>\n{grid(['judge', *found['judges']], rows)}"
 
 
