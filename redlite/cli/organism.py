@@ -140,9 +140,10 @@ def _train(home: Path, corpus: Corpus, quiet: bool) -> None:
             told.append(Conversation(f"{name}-{i}", "", "helpful", messages))
         streams[name] = [(e,) for e in dataset.encode_all(told, template, CONTEXT)[0]]
     mixture = dataset.Mixture(streams, [dataset.Phase(steps, draw) for steps, draw in PHASES], SEED)
+    ends = () if words.eos_id is None else (words.eos_id,)
     config = Config(
         "llama", words.vocab_size, dim=128, n_layers=4, n_heads=4, n_kv_heads=4, head_dim=32, ffn_dim=384,
-        max_positions=2048, tied=True, bos_id=words.bos_id, eos_ids=(words.eos_id or 0,))
+        max_positions=2048, tied=True, bos_id=words.bos_id, eos_ids=ends)
     model = LLaMA(config).initialize(SEED, std=0.05)
     recipe = trainer.Recipe(
         learning_rate=RATE, final_rate=0.02, warmup_steps=WARMUP, weight_decay=0.1, betas=(0.9, 0.98),

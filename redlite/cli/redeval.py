@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from redlite.store.run_directory import Run
 
 PROGRAM = "redeval"
-DEFAULT_JUDGE = "rules"
+DEFAULT_JUDGE, ORGANISM_JUDGE = "linear", "rules"  # the organism's toy answers are made for the rules
 EMBEDDED = "organism"
 
 
@@ -72,7 +72,7 @@ def _describe_run(prog: str) -> Parser:
     draw.add_argument("--batch-size", type=whole(1), metavar="N",
                       help="answers made together; the results do not depend on it")
     add_machine_options(draw)
-    _add_judge_options(parser)
+    _add_judge_options(parser, default=None)
     network.add_api_options(parser)
     parser.add_argument("--output-dir", metavar="DIR",
                         help="the run directory (default: one under ./runs named after model, questions "
@@ -87,8 +87,8 @@ def _add_judge_options(parser: Parser, default: str | None = DEFAULT_JUDGE) -> N
     from redlite.judges.formats import FORMATS
     group = parser.add_argument_group("who judges")
     group.add_argument("--judge", action=Add, default=default and [default], metavar="J",
-                       help=f"{DEFAULT_JUDGE} (default), rules, linear, none, openai:NAME, or a judge model's path "
-                            "with --judge-format. Repeat it for several judges: all label every answer")
+                       help=f"{DEFAULT_JUDGE} (default; {ORGANISM_JUDGE} for the organism), rules, none, openai:NAME, "
+                            "or a judge model's path with --judge-format. Repeat it for several judges: all label")
     group.add_argument("--judge-format", action=Add, metavar="F",
                        help="what a judge model expects to read and say: "
                             f"{', '.join(FORMATS)}; over an API strongreject. One for each judge model, "
@@ -112,6 +112,7 @@ def _judge_help() -> str:
 
 
 def _run(args: Namespace, command: str) -> int:
+    args.judge = args.judge or [ORGANISM_JUDGE if args.model == EMBEDDED else DEFAULT_JUDGE]
     reach = network.network(args, args.model, *args.judge)
     if args.questions is None:
         if args.model != EMBEDDED:

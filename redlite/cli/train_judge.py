@@ -48,7 +48,7 @@ def describe(prog: str) -> Parser:
 def run(args: Namespace, command: str) -> int:
     """The body of `redeval train-judge`."""
     from redlite.judges.agreement import read_labelled
-    from redlite.redteam import train_judge
+    from redlite.training import judge as train_judge
     settings = train_judge.Settings(args.epochs, args.batch_size, args.learning_rate, args.held_out,
                                     args.max_tokens, args.seed)
     rows = [row for file in args.labels for row in read_labelled(file)]
@@ -74,7 +74,7 @@ def _train(args: Namespace, command: str, settings: Any, training: list, held: l
     from redlite.judges.choice import PROMPT, TRAINED
     from redlite.judges.model import ModelJudge
     from redlite.model import lora
-    from redlite.redteam import train_judge
+    from redlite.training import judge as train_judge
     from redlite.store.files import sha256_file, sha256_json, write_atomic, write_json
     from redlite.weights.save import save_pretrained
     output = Path(args.output_dir)

@@ -42,18 +42,18 @@ class LM:
     @staticmethod
     def load(path: "str | Path | GGUF | Parts", dtype: str = "float32", device: str = "cpu",
              quantize: str | None = None, template: str | None = None, trainable: bool = False) -> "LM":
-        """See `redlite.load`. trainable: keep the weights plain tensors, where inference would have them packed.
+        """See `redlite.load`.
 
-        path may also be `Parts`, which are then used as they are: no file is opened or read again.
+        path       a name or path, an opened GGUF file, or `Parts`, of which no file is opened or read again
+        trainable  keep the weights plain tensors; inference would have them packed
         """
-        found = path if isinstance(path, Parts) else None
         source = path.source if isinstance(path, Parts) else open_source(path)
         if dtype not in DTYPES:
-            raise Error(f"dtype {dtype!r} is not known; use {', '.join(DTYPES)}")
+            raise Error(f"dtype {dtype!r} is not known; use {', '.join(DTYPES)}", "dtype")
         check_device(device)
         packed = None if trainable else packing(dtype, device, quantize)
         config, _ = checkpoint.read_config(source)
-        found = found or parts(source, template)
+        found = path if isinstance(path, Parts) else parts(source, template)
         words = found.tokenizer
         if words.vocab_size > config.vocab_size:
             raise Error(f"{found.path}: the tokenizer has {words.vocab_size} tokens and the model only "
@@ -77,8 +77,9 @@ class LM:
         return [answers[i] for i in range(len(prompts))]
 
     def stream(self, prompts: list[list[int]], max_new_tokens: int, temperature: float = 0.0,
-               top_p: float = 1.0, seed: int | list[int] = 0, stop: str | tuple[str, ...] = (), top_k: int = 0,
-               min_p: float = 0.0, repetition_penalty: float = 1.0) -> Iterator[tuple[int, Answer]]:
+               top_p: float = 1.0, seed: int | list[int] = 0, stop: str | tuple[str, ...] = (),
+               top_k: int = 0, min_p: float = 0.0,
+               repetition_penalty: float = 1.0) -> Iterator[tuple[int, Answer]]:
         """Yield (index, answer) as each prompt finishes.
 
         seed  one for all prompts, or a list with one for each. Prompts that are equal get different answers
@@ -220,7 +221,7 @@ def parts(model: str | Path | GGUF, template: str | None = None) -> Parts:
 
 
 def fingerprints(model: LM | Parts) -> dict[str, str]:
-    """SHA-256 of what decides a model's results: weights (every file, with the config), tokenizer, template."""
+    """SHA-256 of what decides results: weights (every file, with the config), tokenizer, template."""
     source = model.source if isinstance(model, Parts) else model.path
     return {"weights": checkpoint.fingerprint(source), "tokenizer": model.tokenizer.fingerprint(),
             "template": model.template.fingerprint()}

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Protocol
 from redlite.answer import Answer
 from redlite.errors import Error
 from redlite.store.run_directory import Run
-from redlite.weights.gguf import GGUF
-from redlite.weights.source import Source, open_source
 from redlite.text.reasoning import prompt_opens_thought
 
 if TYPE_CHECKING:
+    from redlite.weights.source import Source
     from torch import Tensor
 
     from redlite.inference.lm import LM, Completion
@@ -122,6 +121,8 @@ def local_lm(model: ModelChoice, run: Run) -> "LM":
 def local_model(path: str | Path, dtype: str, device: str, quantize: str | None = None,
                 template: str | None = None, batch_size: int | None = None) -> ModelChoice:
     """A model on this machine, identified by its files without loading the weights."""
+    from redlite.weights.gguf import GGUF      # they need numpy, which nothing before this does
+    from redlite.weights.source import open_source
     source = open_source(path)
     if isinstance(source, GGUF):
         source.start_hashing()  # in a thread, while torch is imported
@@ -138,7 +139,7 @@ def local_model(path: str | Path, dtype: str, device: str, quantize: str | None 
         seconds=partial(_seconds_at_most, source, dtype, device))
 
 
-def _seconds_at_most(source: Source, dtype: str, device: str, prompt_tokens: int, new_tokens: int) -> float:
+def _seconds_at_most(source: "Source", dtype: str, device: str, prompt_tokens: int, new_tokens: int) -> float:
     """Twice the measured time of the prompts' arithmetic and of reading all weights once a new token."""
     import torch
 

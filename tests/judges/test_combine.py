@@ -133,7 +133,7 @@ def test_several_judges_on_the_command_line(tmp_path, monkeypatch, capsys):
         assert json.loads(capsys.readouterr().out.splitlines()[-1])["judge"] == "strongreject:openai:k@0.8"
         assert server.counts()["requests"] == 6
     name = "unanimity(rules, openai:j, strongreject:openai:k@0.8)"
-    assert command.main(["report", "run", "--judge", name, "--json"]) == 0
+    assert command.main(["report", "run", "--judge", name, "--json"]) == 1   # no answer has a label
     found = json.loads(capsys.readouterr().out.splitlines()[-1])["prompts"]["standard"]
     assert (found[H], found[U], found[X]) == (0, 0, 2)
     assert command.main(["report", "run", "--judge", "majority(rules, nobody)"]) == 2

@@ -12,8 +12,8 @@ import tiny
 from guards import CONVERSATIONS, IMITATIONS, TEMPLATES, TEXTS, Characters
 from make_guard_goldens import GOLDEN, digest
 
+from redlite.answer import Answer
 from redlite.errors import Error
-from redlite.inference.lm import Completion
 from redlite.judges import api, choice, formats, model
 from redlite.judges.verdict import Verdict
 
@@ -159,7 +159,7 @@ class Speaker:
             said = next(reply for end, reply in self.says if text.endswith(end))[:max_new_tokens]
             for s in stop:
                 said = said[:said.index(s) + len(s)] if s in said else said
-            replies.append(Completion(list(said.encode()), said, "stop", 0, 0.0))
+            replies.append(Answer(said, "stop", 0, len(said), 0.0, list(said.encode())))
         return replies
 
 

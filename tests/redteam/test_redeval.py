@@ -285,7 +285,7 @@ def test_edited_files_are_named(tmp_path, name, field, value):
 
 
 def test_a_device_that_is_not_there_is_known_before_anything_is_written():
-    with pytest.raises(Error, match="device 'nowhere' cannot be used: .*--device"):
+    with pytest.raises(Error, match="device 'nowhere' cannot be used: .*use device 'cpu'"):
         answerers.local_model("organism", "float32", "nowhere")
 
 

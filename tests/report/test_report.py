@@ -91,7 +91,8 @@ def test_every_answer_is_there_with_its_thought_apart(tmp_path):
     labels = read_journals(tmp_path).judged_by("rules")
     assert len(rows) == len(answers) == 14
     assert [r[5] for r in rows] == [str(i) for i in range(1, 8) for _ in range(2)]
-    for prompt, label, topic, ended, question, id, sample, place, thought, answer, raw, *_ in rows:
+    for prompt, label, topic, ended, question, id, sample, place, thought, answer, raw, differ, category in rows:
+        assert differ == 0 and category == ""
         record = answers[id, lists["prompt"][prompt], sample]
         assert (lists["question"][question], lists["topic"][topic], lists["finish"][ended],
                 answer) == (record["question"], record["topic"], record["finish"], record["answer"])
