@@ -307,7 +307,7 @@ def test_an_incomplete_run_is_1(fake, capsys, monkeypatch):
         (
             ["--mod", "x"], "unrecognized arguments",
         ),  # no abbreviations: a later option must not change a script's meaning
-        (["frobnicate"], "'frobnicate' is no command; use run, judge, report, label"),
+        (["frobnicate"], "'frobnicate' is no command; use run, judge, report, agreement"),
         (["--model", "none"], "--questions is missing"),
         (["--model", "none", "--questions", "q.json"], "model 'none': there is no such file or directory"),
         (["--questions", "nothing.json"], "questions 'nothing.json': there is no such file"),
@@ -444,10 +444,7 @@ def test_help_and_version(name, capsys):
     out = capsys.readouterr().out
     assert end.value.code == 0 and "usage: redeval" in out and "--json" in out
     if name in (None, "run", "judge", "agreement"):  # both models apart
-        assert (
-            "agrees with people on harm: kappa" in out
-            and "90.9% of 450, kappa 0.68 (the rules" in out
-        )
+        assert "agrees with people on harm: kappa" in out and "XSTest" not in out.partition("Measure a")[0]
     with pytest.raises(SystemExit) as end:
         program.main([*filter(None, [name]), "--version"])
     assert end.value.code == 0 and re.fullmatch(r"redlite \d+\.\d+\.\d+\n", capsys.readouterr().out)
