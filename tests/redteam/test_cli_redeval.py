@@ -216,7 +216,7 @@ def test_a_judge_model_judges_a_finished_run(fake, capsys, monkeypatch):
                 lm, form, formats.prompts(form, lm.tokenizer, lm.template), f"{form}:{spec}"),
         ),
     )
-    call(capsys, *RUN, "--judge", "j", "--judge-format", "gpt4")
+    call(capsys, *RUN[:-2], "--judge", "j", "--judge-format", "gpt4")
     first = [json.loads(line) for line in Path("run/judgments.jsonl").read_text().splitlines()]
     assert (
         {r["judge"] for r in first} == {"gpt4:j"}
@@ -271,7 +271,8 @@ def test_a_model_on_this_machine_end_to_end(fake, capsys, monkeypatch):
 def test_another_manifest_is_refused_by_its_field(fake, capsys, options, field):
     assert call(capsys, *RUN)[0] == 0
     before = {p.name: p.read_bytes() for p in Path("run").iterdir()}
-    code, out, err = call(capsys, *RUN, *options)
+    given = RUN[:-2] if "--judge" in options else RUN  # judges add up
+    code, out, err = call(capsys, *given, *options)
     assert code == 2 and field in err and err.count("\n") == 1 and "run/manifest.json" in err
     assert {p.name: p.read_bytes() for p in Path("run").iterdir()} == before
 
@@ -427,7 +428,7 @@ def test_agreement_with_people(capsys):
         "q,Sure.,1_full_compliance\n"
         "q,Sure.,3_partial_refusal\nq,Yes.,1_full_compliance\n"
     )
-    code, out, err = call(capsys, "agreement", "a.csv", "--json")
+    code, out, err = call(capsys, "agreement", "a.csv", "--judge", "rules", "--json")
     found = json.loads(out.splitlines()[-1])["files"]["a.csv"]
     assert (
         code == 0
@@ -444,7 +445,7 @@ def test_help_and_version(name, capsys):
     out = capsys.readouterr().out
     assert end.value.code == 0 and "usage: redeval" in out and "--json" in out
     if name in (None, "run", "judge", "agreement"):  # both models apart
-        assert "agrees with people on harm: kappa" in out and "XSTest" not in out.partition("Measure a")[0]
+        assert "agrees with people on harm: kappa" in out
     with pytest.raises(SystemExit) as end:
         program.main([*filter(None, [name]), "--version"])
     assert end.value.code == 0 and re.fullmatch(r"redlite \d+\.\d+\.\d+\n", capsys.readouterr().out)
