@@ -13,6 +13,7 @@ from pathlib import Path
 from redlite import stats
 from redlite.bench import task as bench_task
 from redlite.errors import Error
+from redlite.judges.combine import judges_of
 from redlite.redteam import journals, labelling
 from redlite.redteam.gates import CORRECTED, main_names
 from redlite.store.records import require
@@ -111,7 +112,8 @@ def _of_redeval(folder: Path) -> Side:
 
 
 def _conditions_of_redeval(folder: Path, made: dict, judge: str) -> dict[str, object]:
-    judged_by = {"name": judge, **journals.read_judges(folder).get(judge, {})}
+    known = journals.read_judges(folder)
+    judged_by = {"name": judge, "identities": [known.get(one) for one in judges_of(judge) or [judge]]}
     return {"judge": judged_by, "model.template": made["model"].get("template"),
             **{f"prompts.{name}": digest for name, digest in made["prompts"].items()},
             "system": made.get("system"),
