@@ -125,7 +125,8 @@ def _measure(args: Namespace, command: str, output: Path, battery: "Battery", mo
         truncated = parts[0].get("truncated", {})
         if baseline:
             baseline_found, more = measured(output / "baseline", baseline)
-            paired = scorecard.paired_differences(output, output / "baseline", args.seed)
+            differences = scorecard.paired_differences(output, output / "baseline", args.seed)
+            paired = {name: r for name, r in differences.items() if name in found}  # without topics
             parts += more
         summary = {"model": model.name, "baseline": baseline and baseline.name, "protocol": args.protocol,
                    "quick": args.quick, "measures": found, "baseline_measures": baseline_found,
