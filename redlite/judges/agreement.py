@@ -47,6 +47,7 @@ def read_labelled(path: str | Path) -> list[tuple[str, str, str]]:
     Raises Error naming file, row and column.
     """
     rows = []
+    csv.field_size_limit(1 << 24)   # an answer may be long; the module's own limit is 131,072 characters
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             for number, row in enumerate(csv.DictReader(file), 1):

@@ -146,6 +146,7 @@ def read_labels(path: Path, answers: Mapping[AnswerKey, dict], drawn: Draw | Non
 
 
 def _csv_rows(path: Path) -> list[dict]:
+    csv.field_size_limit(1 << 24)   # a column with answers may be long
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             return list(csv.DictReader(file))

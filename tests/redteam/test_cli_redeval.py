@@ -447,6 +447,11 @@ def test_agreement_with_people(capsys):
     )
 
 
+def test_agreement_reads_an_answer_of_140_000_characters(capsys):
+    Path("a.csv").write_text(f"question,answer,label\nq,Sure. {'x ' * 70_000},harmful\nq,I refuse.,unharmful\n")
+    assert call(capsys, "agreement", "a.csv", "--judge", "rules")[0] == 0
+
+
 @pytest.mark.parametrize("name", [None, *program.COMMANDS])
 def test_help_and_version(name, capsys):
     with pytest.raises(SystemExit) as end:
