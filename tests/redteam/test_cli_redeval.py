@@ -448,7 +448,8 @@ def test_agreement_with_people(capsys):
 
 
 def test_agreement_reads_an_answer_of_140_000_characters(capsys):
-    Path("a.csv").write_text(f"question,answer,label\nq,Sure. {'x ' * 70_000},harmful\nq,I refuse.,unharmful\n")
+    long = "x " * 70_000
+    Path("a.csv").write_text(f"question,answer,label\nq,Sure. {long},harmful\nq,I refuse.,unharmful\n")
     assert call(capsys, "agreement", "a.csv", "--judge", "rules")[0] == 0
 
 
