@@ -69,12 +69,14 @@ class Tokenizer:
     add_bos        whether the model's files want bos_id before a text (`encode` itself never adds it)
     legacy         see the module's docstring; False for byte-level models, which have no such space
     chat_template  the template text of the model's files, or None
+    end_ids        tokens that end an answer beside eos_id
     """
 
     def __init__(self, v: Vocabulary):
         self.kind = "sentencepiece" if isinstance(v.core, spm.SentencePiece) else "byte-level"
         self.special, self.bos_id, self.eos_id, self.pad_id = v.special, v.bos_id, v.eos_id, v.pad_id
         self.add_bos, self.legacy, self.chat_template = v.add_bos, v.legacy, v.chat_template
+        self.end_ids = v.end_ids
         self._core, self._texts, self._defined = v.core, v.texts, v.defined
         self._fingerprint, self._space_prefix = v.fingerprint, v.space_prefix
         self.vocab_size = max([v.core.size - 1, *v.texts, *v.special.values(), *v.defined.values()]) + 1

@@ -29,6 +29,7 @@ class Vocabulary:
     space_prefix   whether a space goes before text at all
     chat_template  the template text of the model's files, or None
     fingerprint    SHA-256 of the files or tables that decide the ids
+    end_ids        tokens that end an answer beside eos_id, where a GGUF file has such
     """
     core: spm.SentencePiece | bpe.ByteLevelBPE
     texts: dict[int, bytes]
@@ -42,6 +43,7 @@ class Vocabulary:
     space_prefix: bool
     chat_template: str | None
     fingerprint: str
+    end_ids: tuple[int, ...] = ()
 
 
 def from_sentencepiece(files: TokenizerFiles) -> Vocabulary:
