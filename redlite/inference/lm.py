@@ -2,6 +2,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -223,15 +224,18 @@ class Parts:
         return given(self.chat)
 
 
-def parts(model: str | Path | GGUF, template: str | None = None) -> Parts:
-    """The parts of a model; arguments as for `redlite.load`, or its GGUF file opened."""
+def parts(model: str | Path | GGUF, template: str | None = None, date: datetime | None = None) -> Parts:
+    """The parts of a model; arguments as for `redlite.load`, or its GGUF file opened.
+
+    date  what a chat template is told that asks for today's; None: `chat_template.FIXED_DATE`
+    """
     source = open_source(model)
     path = path_of(source)
     if isinstance(source, GGUF):
         words = text_tokenizer.from_gguf(path, source.metadata)
     else:
         words = text_tokenizer.load(path)
-    return Parts(path, words, choose(words, path, template), source)
+    return Parts(path, words, choose(words, path, template, date), source)
 
 
 def fingerprints(model: LM | Parts) -> dict[str, str]:
