@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from redlite.errors import Error
 from redlite.store.text import short
@@ -33,7 +33,15 @@ SAMPLE = [{"role": "system", "content": "Be kind."}, {"role": "user", "content":
 ROLES = ("system", "user", "assistant")
 
 
-Span = tuple[int, int, int]     # of a control token: its start and end in the text, its id
+class Span(NamedTuple):
+    """A control token in the text, from `start` to `end` with the white space that it takes along.
+
+    at  where it stands itself
+    """
+    start: int
+    end: int
+    id: int
+    at: int
 
 
 class Renderer(Protocol):
@@ -67,7 +75,7 @@ class ChatTemplate:
         self._tokens = {name: of_id[id] for name, id in named.items() if id in of_id}
         self._ends = self._end_tokens()
         eos = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-        self.stop_ids = tuple(dict.fromkeys([*(tokenizer.special[text] for text in self._ends), *eos]))
+        self.stop_ids = tuple(dict.fromkeys([*self._ends, *eos]))
 
     def render(self, messages: list[dict], add_generation_prompt: bool = False) -> Marked:
         """The text of a conversation; message i has the mark i + 1, the template's own words 0.
@@ -96,16 +104,17 @@ class ChatTemplate:
         controls = self._spans(text)
         trained = self._trained(messages, text, controls)
         parts, place = list[Part](), 0
-        for start, end, id in [*controls, (len(text), len(text), None)]:
+        for control in [*controls, None]:
+            start = control.start if control else len(text)
             while place < start:    # a run of characters that are trained alike
                 last = place + 1
                 while last < start and trained[last] == trained[place]:
                     last += 1
                 parts.append(Part(str(text[place:last]), trained[place]))
                 place = last
-            if id is not None:
-                parts.append(Part(id, trained[start]))
-            place = end
+            if control:
+                parts.append(Part(control.id, trained[control.at]))
+                place = control.end
         return join(self.tokenizer, parts, "start")
 
     def fingerprint(self) -> str:
@@ -123,23 +132,33 @@ class ChatTemplate:
         """The control tokens that the template itself spells."""
         own = "".join(c if mark in (chr(TEMPLATE), chr(GENERATED)) else CONTENT
                       for c, mark in zip(text, text.marks, strict=True))
-        return [(m.start(), m.end(), self.tokenizer.special[m[0]]) for m in self._controls.finditer(own)]
+        found: list[Span] = []
+        for match in self._controls.finditer(own):
+            start, end = match.span()
+            left, right = self.tokenizer.trims.get(match[0], (False, False))
+            while left and start > (found[-1].end if found else 0) and text[start - 1].isspace():
+                start -= 1
+            while right and end < len(text) and text[end].isspace():
+                end += 1
+            found.append(Span(start, end, self.tokenizer.special[match[0]], match.start()))
+        return found
 
-    def _end_tokens(self) -> tuple[str, ...]:
+    def _end_tokens(self) -> tuple[int, ...]:
         """The control tokens behind an answer, at the end of a conversation and before another message.
 
         There are none where the template refuses both; `encode` then tells why.
         """
-        found: list[str] = []
+        found: list[int] = []
         for messages in (ASKED, [*ASKED, {"role": "user", "content": "u 3"}]):
             try:
                 text = self.render(messages)
             except TemplateRefusal:
                 continue
             place = text.marks.rfind(chr(2)) + 1
-            for start, end, id in self._spans(text):
-                if start >= place > 0 and not str(text[place:start]).strip() and id != self.tokenizer.bos_id:
-                    found.append(str(text[start:end]))
+            for span in self._spans(text):
+                behind = span.at >= place > 0 and not str(text[place:span.at]).strip()
+                if behind and span.id != self.tokenizer.bos_id:
+                    found.append(span.id)
                     break
         return tuple(dict.fromkeys(found))
 
@@ -171,17 +190,17 @@ class ChatTemplate:
             return 0, 0
         later = [place for place, mark in enumerate(text.marks[last:], last) if mark > own]
         limit = later[0] if later else len(text)
-        ends = {self.tokenizer.special[end] for end in self._ends} | {self.tokenizer.eos_id}
-        behind = [span for span in controls if last <= span[0] < limit]
-        for n, (_, end, id) in enumerate(behind):
-            if id in ends:
-                for start, further, more in behind[n + 1:]:     # a run of control tokens that ends with EOS
-                    if start != end:
+        behind = [span for span in controls if last <= span.at < limit]
+        for n, span in enumerate(behind):
+            if span.id in self.stop_ids:
+                end = span.end
+                for more in behind[n + 1:]:     # a run of control tokens that ends with EOS
+                    if more.start != end:
                         break
-                    end = further
-                    if more == self.tokenizer.eos_id:
+                    end = more.end
+                    if more.id == self.tokenizer.eos_id:
                         return first, end
-                return first, behind[n][1]
+                return first, span.end
         return first, last
 
     def _check_kept(self, messages: list[dict], text: Marked) -> None:

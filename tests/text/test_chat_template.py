@@ -160,6 +160,23 @@ def test_bos_stands_where_the_template_writes_it(tmp_path):
         1, *reference.EncodeAsIds("Hi")]
 
 
+def test_control_tokens_take_white_space_along_where_their_flags_say_so(tmp_path):
+    """As the tokenizers library does with added tokens of lstrip or rstrip, such as Phi-3's end token."""
+    byte_level(tmp_path, "smollm2")
+    core = json.loads((tmp_path / "tokenizer.json").read_text())
+    for entry in core["added_tokens"]:
+        entry["rstrip"] = entry["content"] == "<|im_end|>"
+        entry["lstrip"] = entry["content"] == "<|im_start|>"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(core))
+    words = tokenizer.load(tmp_path)
+    assert words.trims == {"<|im_end|>": (False, True), "<|im_start|>": (True, False)}
+    source = "{{ messages[0].content }}<|im_end|>\n x \n<|im_start|> y"
+    got = shown(made(words, source), [{"role": "user", "content": "a "}])
+    assert got == "a ⟦<|im_end|>⟧x⟦<|im_start|>⟧ y"
+    source = "<|im_end|>{{ messages[0].content }}<|im_start|>"
+    assert shown(made(words, source), [{"role": "user", "content": " a "}]) == "⟦<|im_end|>⟧a⟦<|im_start|>⟧"
+
+
 def test_the_date_is_fixed_unless_given(tmp_path):
     words = byte_level(tmp_path, "smollm2")
     source = "{{ strftime_now('%d %b %Y') }}" + CHATML
