@@ -26,8 +26,8 @@ def load(path: str | Path, dtype: str = "float32", device: str = "cpu", quantize
     device    a torch device, e.g. "cpu" or "cuda"
     quantize  None, "int8" or "int4": the matrices are kept as whole numbers with a scale for each 32 inputs.
               On CPUs that needs the C library and dtype "float32", on GPUs triton
-    template  a chat format's name (a key of `redlite.text.chat.FORMATS`); None chooses it from the model's
-              files
+    template  a chat format's name (a key of `redlite.text.chat.FORMATS`) or a file with a template; None
+              takes the model's own. Without one the model loads, and `lm.template` raises Error
 
     Returns a `redlite.inference.lm.LM`. In its shapes, T is the tokens of one sequence and V the vocabulary:
     - `logits(ids)` gives a float32 tensor [T, V] for a list of T ids;

@@ -57,7 +57,8 @@ def _train(args: argparse.Namespace, command: str, first: bool, many: bool) -> i
     if args.demo and not args.quiet:
         note(f"{PROGRAM}: offline, with the embedded model organism: a toy that shows how the program works "
              "and says nothing about real models")
-    parts, plan, files = lm.parts(args.model, args.template), _plan(args), files_of(args, args.demo)
+    parts = lm.parts(args.model, args.template, args.date)
+    plan, files = _plan(args), files_of(args, args.demo)
     corpus = planning.corpus(files, parts.template, plan, args.limit)
     mixture = planning.mixture(plan, corpus.training)
     recipe = _recipe(args, mixture.steps)

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     objective = chosen_objective(args)
     phase = dataset.Phase(1, {}, objective, plan.parameters(objective, args.preset, args.parameter))
     found, _ = plan.read(files, args.limit)
-    parts = lm.parts(args.model, args.template)
+    parts = lm.parts(args.model, args.template, args.date)
     output = Path(args.output_dir or f"runs/audit-{parts.path.name}")
     manifest = {"command": command, "version": __version__, "seed": args.seed,
                 "model": {"name": parts.path.name, "dtype": args.dtype, **lm.fingerprints(parts)},

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redlite.cli import network
-from redlite.cli.options import Parser, add_common_options, add_machine_options, flag, number, whole
+from redlite.cli.options import (
+    Parser,
+    add_common_options,
+    add_machine_options,
+    add_template_options,
+    flag,
+    number,
+    whole,
+)
 from redlite.cli.program import DONE, FAILED, GATE
 from redlite.cli.progress import Progress, note
 from redlite.errors import Error
@@ -46,7 +54,7 @@ def add_model_options(parser: Parser, needed: bool) -> None:
     """--model and how it is run. needed: there is no default."""
     parser.add_argument("--model", required=needed, default=None if needed else "organism",
                         help="a Hugging Face directory, a .gguf file, or organism, the embedded model")
-    parser.add_argument("--template", help="the chat format, where the model's own files do not say it")
+    add_template_options(parser)
     parser.add_argument("--quantize", choices=("int8", "int4"), help="quantise the weights of a local model")
     add_machine_options(parser)
     parser.add_argument("--batch-size", type=whole(1), metavar="N",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redlite.cli import network
-from redlite.cli.options import Parser, add_common_options, add_machine_options, whole
+from redlite.cli.options import Parser, add_common_options, add_machine_options, add_template_options, whole
 from redlite.cli.program import DONE, FAILED, command_line, guarded, parse
 from redlite.cli.progress import Progress, note
 from redlite.errors import Error
@@ -50,7 +50,7 @@ def _parser() -> Parser:
                         default=EMBEDDED,
                         help="openai:NAME, a Hugging Face directory, a .gguf file, or "
                         "organism, the embedded model (default)")
-    parser.add_argument("--template", help="the chat format, where a local model's own files do not say it")
+    add_template_options(parser)
     parser.add_argument("--quantize", choices=("int8", "int4"), help="weights of a local model")
     parser.add_argument("--batch-size",
                         type=whole(1),

@@ -74,7 +74,7 @@ def model(args: argparse.Namespace, reach: "Network | None", spec: str) -> "Mode
     if reach and spec.startswith(PREFIX):
         return reach.model(spec)
     found = answerers.local_model(
-        spec, args.dtype, args.device, args.quantize, args.template, args.batch_size)
+        spec, args.dtype, args.device, args.quantize, args.template, args.batch_size, args.date)
     note_kernels()  # before the work begins
     return found
 

@@ -1,5 +1,6 @@
 """The options that commands share, and which option stands for which setting of the library."""
 import argparse
+import datetime
 import math
 import re
 from collections.abc import Callable
@@ -79,6 +80,24 @@ def number(least: float, most: float = math.inf) -> Callable[[str], float]:
 def flag(parser: Options, name: str, help: str) -> None:
     """An option that is on or off; --no-NAME takes back what a configuration file says."""
     parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=False, help=help)
+
+
+def date(text: str) -> datetime.datetime:
+    """An option type: a day, YYYY-MM-DD."""
+    try:
+        return datetime.datetime.strptime(text, "%Y-%m-%d")
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:24]!r} is no day YYYY-MM-DD") from None
+
+
+def add_template_options(parser: Options) -> None:
+    """--template and --date."""
+    parser.add_argument("--template",
+                        help="the chat format of a local model, where its own files do not say it: a name or "
+                             "a file with a Jinja template or (*.json) role frames")
+    parser.add_argument("--date", type=date, metavar="YYYY-MM-DD",
+                        help="today, for chat templates that name the day (default: 2024-07-26, so that a "
+                             "run can be repeated)")
 
 
 def add_machine_options(parser: Options) -> None:

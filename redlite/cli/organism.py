@@ -125,12 +125,13 @@ def _train(home: Path, corpus: Corpus, quiet: bool) -> None:
 
     from redlite.model.config import Config
     from redlite.model.llama import LLaMA
-    from redlite.text import chat, tokenizer
+    from redlite.text import tokenizer
+    from redlite.text.chat_choice import choose, given
     from redlite.training import dataset, trainer
     from redlite.training.conversations import Conversation
     from redlite.weights.save import save_pretrained
     words = tokenizer.load(home)
-    template = chat.choose(words, words.chat_template, "organism", None)
+    template = given(choose(words, home, None))
     roles = {"human": "user", "gpt": "assistant"}
     streams: dict[str, list[dataset.Unit]] = {}
     for name, talks in corpus.items():

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redlite.cli import bench, compare, label, network, scorecard, train_judge
-from redlite.cli.options import Add, Parser, add_common_options, add_machine_options, flag, number, whole
+from redlite.cli.options import (
+    Add,
+    Parser,
+    add_common_options,
+    add_machine_options,
+    add_template_options,
+    flag,
+    number,
+    whole,
+)
 from redlite.cli.program import DONE, FAILED, dispatch, guarded
 from redlite.cli.progress import Progress, note
 from redlite.errors import Error
@@ -49,7 +58,7 @@ def _describe_run(prog: str) -> Parser:
     ask.add_argument("--model", default=EMBEDDED,
                      help="a Hugging Face directory, a .gguf file, openai:NAME, or organism, "
                           "the embedded model (default)")
-    ask.add_argument("--template", help="the chat format, where the model's own files do not say it")
+    add_template_options(ask)
     ask.add_argument("--questions",
                      help="a set's name (dangerousqa, harmfulqa, …: looked for under --data; sample and "
                           "organism are embedded) or a .json, .jsonl, .csv or .txt file; --dry-run says "
@@ -134,15 +143,17 @@ def _run(args: Namespace, command: str) -> int:
         note(f"{PROGRAM}: offline, with the embedded model organism: "
              "a toy that shows how the program works and says nothing about real models")
     model, judge = network.model(args, reach, args.model), network.judges(args, reach)
+    model.count([{"role": "user", "content": "x"}])  # without a chat format nothing begins
     manifest = redeval.manifest(
         command=command, seed=args.seed, model=model, question_path=path, questions=known, limit=args.limit,
-        prompts=prompts, judge=judge, decoding=decoding, system=args.system, info=_information(args))
+        prompts=prompts, judge=judge, decoding=decoding, system=args.system,
+        info={**_information(args), "chat": model.chat})
     asked = known[:args.limit]
     output = Path(args.output_dir or _default_directory(manifest))
     if args.dry_run:
         done = len(journals.read_journals(output).answers)
         plan = redeval.plan(model, asked, prompts, decoding, args.system, done)
-        return _show_plan(args, plan, output, path, len(known), asked)
+        return _show_plan(args, {**plan, "chat": model.chat}, output, path, len(known), asked)
     progress = Progress(args.quiet)
     with Run(output, manifest) as directory:
         found = redeval.run(directory, model, asked, prompts, decoding, args.seed, args.system, progress)
@@ -179,6 +190,9 @@ def _show_plan(args: Namespace, plan: dict, output: Path, path: Path, known: int
     print(f"{plan['requests']} answers ({plan['already_done']} already done) into {output}\n"
           f"{plan['prompt_tokens']} prompt tokens, at most {plan['new_tokens_at_most']} new tokens\n"
           f"time: {time}\ncost: {plan['cost_at_most']:g}{machine}")
+    if chat := plan["chat"]:
+        date = f", which is told that today is {chat['date']}" if chat["date"] else ""
+        print(f"chat format: {chat['name']}{date}; a sample, control tokens in ⟦ ⟧:\n{chat['sample']}")
     if args.json:
         questions = {"file": str(path), "n": len(asked), "of": known, "topics": topics}
         print(json.dumps({**plan, "questions": questions, "output_dir": str(output)}))

@@ -8,7 +8,16 @@ from redlite import data
 from redlite.cli import align, audit
 from redlite.cli.align import EMBEDDED, PROGRAM
 from redlite.cli.config_file import from_config
-from redlite.cli.options import Options, Parser, add_common_options, add_machine_options, flag, number, whole
+from redlite.cli.options import (
+    Options,
+    Parser,
+    add_common_options,
+    add_machine_options,
+    add_template_options,
+    flag,
+    number,
+    whole,
+)
 from redlite.cli.program import DONE, FAILED, Command, dispatch, guarded, parse
 from redlite.errors import Error
 
@@ -116,7 +125,7 @@ def _add_data(parser: Parser) -> None:
     group.add_argument("--model", default=EMBEDDED,
                        help="a Hugging Face directory, a .gguf file, or organism, the embedded model "
                             "(default)")
-    group.add_argument("--template", help="the chat format, where the model's own files do not say it")
+    add_template_options(group)
     for colour, what in COLOURS.items():
         group.add_argument(f"--{colour}", nargs="+", metavar="FILE",
                            help=f"{what} conversations: HarmfulQA, ShareGPT, messages, hh-rlhf, Alpaca or "

@@ -2,7 +2,7 @@
 import ipaddress
 import sys
 
-from redlite.cli.options import Parser, add_common_options, add_machine_options, whole
+from redlite.cli.options import Parser, add_common_options, add_machine_options, add_template_options, whole
 from redlite.cli.program import DONE, guarded, parse
 from redlite.errors import Error
 from redlite.net import offline
@@ -26,7 +26,7 @@ def _parser() -> Parser:
         help="a Hugging Face directory, a .gguf file, or organism, the embedded model (default)")
     parser.add_argument("--name",
                         help="the model's name for clients (default: that of its file or directory)")
-    parser.add_argument("--template", help="the chat format, where the model's own files do not say it")
+    add_template_options(parser)
     parser.add_argument("--quantize", choices=("int8", "int4"), help="weights of the matrices")
     parser.add_argument("--address", default="127.0.0.1", help="a loopback address (default: %(default)s)")
     parser.add_argument("--port",
@@ -54,9 +54,12 @@ def _serve(arguments: list[str]) -> int:
     if args.dry_run:
         print(f"would serve {args.model} on http://{args.address}:{args.port}/v1; cost 0 (this machine)")
         return DONE
-    from redlite.inference.lm import LM
+    from redlite.inference.lm import LM, parts
     from redlite.net import serve
-    lm = LM.load(args.model, args.dtype, args.device, args.quantize, args.template)
+    from redlite.text.chat_choice import given
+    found = parts(args.model, args.template, args.date)
+    given(found.chat)  # without a chat format there is nothing to serve
+    lm = LM.load(found, args.dtype, args.device, args.quantize)
     if args.batch_size:
         lm.engine.max_batch = args.batch_size
     name = args.name or lm.path.name

@@ -2,6 +2,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from redlite.inference.engine import Engine, Request
 from redlite.inference.score import Score, score
 from redlite.model.llama import LLaMA
 from redlite.model.sequences import PackedSequences, packed_attention
-from redlite.text import chat
 from redlite.text import tokenizer as text_tokenizer
+from redlite.text.chat_choice import Format, NoFormat, choose, given
 from redlite.weights import checkpoint
 from redlite.weights.gguf import GGUF
 from redlite.weights.source import Source, open_source, path_of
@@ -29,15 +30,23 @@ Completion = Answer  # the name that users of `LM.generate` know
 
 
 class LM:
-    """A loaded model: `model`, `config`, `tokenizer`, `template`, `path`, `device` and `dtype` (a name)."""
+    """A loaded model: `model`, `config`, `tokenizer`, `template`, `path`, `device` and `dtype` (a name).
 
-    def __init__(self, model: LLaMA, tokenizer: text_tokenizer.Tokenizer, template: chat.Template, path: Path,
-                 dtype: str, device: str, max_batch: int = 32):
-        self.model, self.config, self.tokenizer, self.template = model, model.config, tokenizer, template
+    chat  the chat format, or `NoFormat`; `template` is the format, and raises Error where there is none
+    """
+
+    def __init__(self, model: LLaMA, tokenizer: text_tokenizer.Tokenizer, chat: Format | NoFormat,
+                 path: Path, dtype: str, device: str, max_batch: int = 32):
+        self.model, self.config, self.tokenizer, self.chat = model, model.config, tokenizer, chat
         self.path, self.dtype, self.device = path, dtype, torch.device(device)
         self.engine = Engine(model, max_batch)
         end = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-        self.stop_ids = frozenset({*model.config.eos_ids, *template.stop_ids, *end})
+        self.stop_ids = frozenset({*model.config.eos_ids, *chat.stop_ids, *tokenizer.end_ids, *end})
+
+    @property
+    def template(self) -> Format:
+        """The chat format. Raises Error where the model has none, saying what to give."""
+        return given(self.chat)
 
     @staticmethod
     def load(path: "str | Path | GGUF | Parts", dtype: str = "float32", device: str = "cpu",
@@ -61,7 +70,7 @@ class LM:
         with torch.device("meta"):
             model = LLaMA(config)
         checkpoint.load_weights(model, source, DTYPES[dtype], device, packed)
-        return LM(model.eval().requires_grad_(False), words, found.template, found.path, dtype, device)
+        return LM(model.eval().requires_grad_(False), words, found.chat, found.path, dtype, device)
 
     @torch.no_grad()
     def logits(self, ids: list[int]) -> Tensor:
@@ -121,7 +130,7 @@ class LM:
             if len(r.ids) >= limit:
                 raise Error(f"prompt {i} has {len(r.ids)} tokens; the model's context of {limit} "
                             "leaves no room for an answer")
-            stop = (*r.stop, *(s for s in self.template.stop_strings if s not in r.stop))
+            stop = (*r.stop, *(s for s in self.chat.stop_strings if s not in r.stop))
             stop_ids, stopped = r.stop_ids | self.stop_ids, self._stop_check(stop)
             ready.append(replace(r, stop=stop, stop_ids=stop_ids, stopped=stopped))
         for i, answer in self.engine.run(ready):
@@ -201,27 +210,36 @@ def packing(dtype: str, device: str, quantize: str | None) -> str | None:
 class Parts:
     """A model without its weights: what a manifest or a count of tokens needs, had in a moment.
 
+    chat    the chat format, or `NoFormat`; `template` is the format, and raises Error where there is none
     source  the model's directory, or its GGUF file, opened once for all that is read from it
     """
     path: Path
     tokenizer: text_tokenizer.Tokenizer
-    template: chat.Template
+    chat: Format | NoFormat
     source: Source
 
+    @property
+    def template(self) -> Format:
+        """The chat format. Raises Error where the model has none, saying what to give."""
+        return given(self.chat)
 
-def parts(model: str | Path | GGUF, template: str | None = None) -> Parts:
-    """The parts of a model; arguments as for `redlite.load`, or its GGUF file opened."""
+
+def parts(model: str | Path | GGUF, template: str | None = None, date: datetime | None = None) -> Parts:
+    """The parts of a model; arguments as for `redlite.load`, or its GGUF file opened.
+
+    date  what a chat template is told that asks for today's; None: `chat_template.FIXED_DATE`
+    """
     source = open_source(model)
     path = path_of(source)
     if isinstance(source, GGUF):
         words = text_tokenizer.from_gguf(path, source.metadata)
     else:
         words = text_tokenizer.load(path)
-    return Parts(path, words, chat.choose(words, words.chat_template, path.name, template), source)
+    return Parts(path, words, choose(words, path, template, date), source)
 
 
 def fingerprints(model: LM | Parts) -> dict[str, str]:
     """SHA-256 of what decides results: weights (every file, with the config), tokenizer, template."""
     source = model.source if isinstance(model, Parts) else model.path
     return {"weights": checkpoint.fingerprint(source), "tokenizer": model.tokenizer.fingerprint(),
-            "template": model.template.fingerprint()}
+            "template": model.chat.fingerprint()}

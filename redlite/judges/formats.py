@@ -17,7 +17,7 @@ from redlite.errors import Error
 from redlite.store.files import sha256_json
 
 if TYPE_CHECKING:
-    from redlite.text.chat import Template as ChatFormat
+    from redlite.text.chat_choice import Format as ChatFormat
     from redlite.text.template import Template
     from redlite.text.tokenizer import Tokenizer
 

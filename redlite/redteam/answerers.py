@@ -12,6 +12,8 @@ from redlite.store.run_directory import Run
 from redlite.text.reasoning import prompt_opens_thought
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from torch import Tensor
 
     from redlite.inference.lm import LM, Completion
@@ -62,6 +64,7 @@ class ModelChoice:
     count     tokens of a prompt
     seconds   rough upper bound of the time for (prompt tokens, new tokens); None if it is not known
     cost      what the provider charges at most; 0 on this machine
+    chat      the chat format in words and a sample (`chat_choice.describe`); None where there is none
     """
     name: str
     identity: dict
@@ -69,6 +72,7 @@ class ModelChoice:
     count: Callable[[Messages], int]
     seconds: Callable[[int, int], float] | None = None
     cost: float = 0.0
+    chat: dict | None = None
 
 
 def once_loaded(model: ModelChoice, run: Run) -> ModelChoice:
@@ -119,8 +123,12 @@ def local_lm(model: ModelChoice, run: Run) -> "LM":
 
 
 def local_model(path: str | Path, dtype: str, device: str, quantize: str | None = None,
-                template: str | None = None, batch_size: int | None = None) -> ModelChoice:
-    """A model on this machine, identified by its files without loading the weights."""
+                template: str | None = None, batch_size: int | None = None,
+                date: "datetime | None" = None) -> ModelChoice:
+    """A model on this machine, identified by its files without loading the weights.
+
+    template, date  as for `lm.parts`
+    """
     from redlite.weights.gguf import GGUF  # they need numpy, which nothing before this does
     from redlite.weights.source import open_source
     source = open_source(path)
@@ -129,14 +137,16 @@ def local_model(path: str | Path, dtype: str, device: str, quantize: str | None 
     from redlite.inference import lm
     lm.check_device(device)
     lm.packing(dtype, device, quantize)  # what loading would refuse is refused before a run directory is made
-    parts = lm.parts(source, template)
+    from redlite.text.chat_choice import NoFormat, describe
+    parts = lm.parts(source, template, date)
     identity = {"name": parts.path.name, **lm.fingerprints(parts), "dtype": dtype,
                 "device": device.partition(":")[0], "quantize": quantize}
     return ModelChoice(
         parts.path.name, identity,
         load=lambda run: LocalAnswerer(lm.LM.load(parts, dtype, device, quantize), batch_size),
         count=lambda messages: len(parts.template.encode(messages, add_generation_prompt=True).ids),
-        seconds=partial(_seconds_at_most, source, dtype, device))
+        seconds=partial(_seconds_at_most, source, dtype, device),
+        chat=None if isinstance(parts.chat, NoFormat) else describe(parts.chat))
 
 
 def _seconds_at_most(source: "Source", dtype: str, device: str, prompt_tokens: int, new_tokens: int) -> float:

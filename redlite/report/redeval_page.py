@@ -251,6 +251,10 @@ def _how(made: dict, summary: dict, agreement: str) -> str:
     shown = [str(model[k]) for k in ("name", "dtype", "device", "quantize") if model.get(k)]
     rows.append(("model", ", ".join(shown)))
     rows += [(f"{k}, SHA-256", model[k]) for k in ("weights", "tokenizer", "template") if k in model]
+    if chat := info.get("chat"):
+        date = f", told that today is {chat['date']}" if chat["date"] else ""
+        rows += [("chat format", chat["name"] + date),
+                 ("a sample in this format, control tokens in ⟦ ⟧", chat["sample"])]
     rows += [("questions", f"{questions['name']}, {questions['n']} of {questions['of']}"),
              ("questions, SHA-256", questions["sha256"])]
     rows += [(f"prompt {name}, SHA-256", digest) for name, digest in made["prompts"].items()]

@@ -1,20 +1,21 @@
 """Conversation formats: messages → token ids, and which of them are trained, built together.
 
-A conversation becomes a list of parts: control tokens by id, and text. The text between two control tokens is
-encoded in one go, so the ids are those of the whole text. Each token belongs to the part in which it begins.
-So no mask is ever found by encoding pieces apart, or by searching text. Text from messages never becomes a
-control token (see tokenizer.py).
+A conversation becomes a list of parts: control tokens by id, and text. The text between two control tokens
+is encoded in one go, so the ids are those of the whole text. Each token belongs to the part in which it
+begins. So no mask is ever found by encoding pieces apart, or by searching text. Text from messages never
+becomes a control token (see tokenizer.py).
 
 Trained: what the assistant writes, its end token included. Everything else is not, the generation prompt
-included. Formats: FastChat (vicuna_v1.1), Meta's llama and llama3 repositories, mistral-common (v1), and the
-chat templates of StableBeluga, SmolLM2 and Qwen2.
+included. Formats: FastChat (vicuna_v1.1), Meta's llama and llama3 repositories, mistral-common (v1 as
+mistral, v2 and v3 as mistral-v3, v7 to v13 as mistral-v7), and the chat templates of StableBeluga, SmolLM2
+and Qwen2. A model's own chat_template is read by chat_template.py; chat_choice.py says which of them a
+model has.
 """
 import hashlib
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from redlite.errors import Error
 from redlite.store.text import short
@@ -82,7 +83,7 @@ class Template:
         parts = FORMATS[self.name](self, system, turns, add_generation_prompt)
         if self.bos:
             parts.insert(0, self.bos_part())
-        return _join(self.tokenizer, parts)
+        return join(self.tokenizer, parts, "each" if self.name in APART else "text")
 
     def fingerprint(self) -> str:
         """SHA-256 of what decides the ids: the settings, and a sample conversation in this format."""
@@ -138,8 +139,15 @@ def _checked(messages: list[dict], add_generation_prompt: bool) -> tuple[str | N
     return system, turns
 
 
-def _join(tokenizer: Tokenizer, parts: list[Part]) -> Encoded:
-    """Ids and mask of the parts. Texts that follow one another are one text to the tokenizer."""
+Spaces = Literal["text", "start", "each"]
+
+
+def join(tokenizer: Tokenizer, parts: list[Part], spaces: Spaces) -> Encoded:
+    """Ids and mask of the parts. Texts that follow one another are one text to the tokenizer.
+
+    spaces  which text counts as the first of all for the space that sentencepiece puts before it: the first
+            one ("text"), only one that nothing at all stands before ("start"), or every one ("each")
+    """
     ids: list[int] = []
     trained: list[bool] = []
     run: list[Part] = []  # the texts since the last control token
@@ -151,7 +159,7 @@ def _join(tokenizer: Tokenizer, parts: list[Part]) -> Encoded:
         for part, own in zip(run, tokenizer.encode_parts(texts, first), strict=True):
             ids.extend(own)
             trained.extend([part.trained] * len(own))
-        first = first and not any(texts)
+        first = spaces == "each" or first and not any(texts)
         run.clear()
         texts.clear()
 
@@ -162,6 +170,7 @@ def _join(tokenizer: Tokenizer, parts: list[Part]) -> Encoded:
             continue
         if run:
             encode_run()
+        first = first and spaces != "start"
         ids.append(part.content)
         trained.append(part.trained)
     if run:
@@ -227,6 +236,27 @@ def _mistral(t: Template, system: str | None, turns: list[Turn], generate: bool)
     return parts
 
 
+def _mistral_controls(t: Template, system: str | None, turns: list[Turn], generate: bool) -> list[Part]:
+    """`<s>[INST]{u}[/INST]{a}</s>`, the brackets being control tokens.
+
+    v2 and v3 put the system text before the last message of the user, with a blank line; v7 puts it first,
+    between control tokens of its own. An answer's blanks at its end are cut, as in mistral-common.
+    """
+    begin, end = t.control("[INST]"), t.control("[/INST]")
+    parts = []
+    if system is not None and t.name == "mistral-v7":
+        parts = [Part(t.control("[SYSTEM_PROMPT]")), Part(system), Part(t.control("[/SYSTEM_PROMPT]"))]
+        system = None
+    last = max(i for i, turn in enumerate(turns) if turn.role == "user")
+    for i, (role, content) in enumerate(turns):
+        if role == "assistant":
+            parts += [Part(content.rstrip(" "), True), t.eos_part()]
+        else:
+            lead = f"{system}\n\n" if system and i == last else ""
+            parts += [Part(begin), Part(lead + content), Part(end)]
+    return parts
+
+
 def _llama3(t: Template, system: str | None, turns: list[Turn], generate: bool) -> list[Part]:
     """`<|start_header_id|>{role}<|end_header_id|>\\n\\n{content, stripped}<|eot_id|>` for each message.
 
@@ -281,7 +311,7 @@ Render = Callable[[Template, str | None, list[Turn], bool], list[Part]]
 FORMATS: dict[str, Render] = {
     "vicuna_v1.1": _vicuna, "llama-2": _llama2, "llama-3": _llama3, "llama-3.1": _llama3,
     "stable-beluga": _stable_beluga, "chatml": _chatml, "smollm2": _chatml, "qwen2": _chatml,
-    "mistral": _mistral, "plain": _plain}
+    "mistral": _mistral, "mistral-v3": _mistral_controls, "mistral-v7": _mistral_controls, "plain": _plain}
 # What a format says where a conversation has no system message.
 SYSTEMS = {"vicuna_v1.1": VICUNA_SYSTEM, "smollm2": SMOLLM2_SYSTEM, "qwen2": QWEN2_SYSTEM}
 # Control tokens that end an answer, beside the tokenizer's EOS.
@@ -293,89 +323,24 @@ STOPS = {
     "qwen2": ("<|im_end|>",),
 }
 # Formats that begin with BOS, whatever the tokenizer's files say.
-OWN_BOS = ("llama-3", "llama-3.1", "mistral")
+OWN_BOS = ("llama-3", "llama-3.1", "mistral", "mistral-v3", "mistral-v7")
+# Formats whose texts are encoded each by itself, whatever the tokenizer's files say.
+APART = ("mistral-v3", "mistral-v7")
 
 
-# ---- which format a model has ----
+# ---- one of these formats for a tokenizer ----
 
-# A format by the marks that stand in its chat_template; the first that fits counts.
-MARKERS = (
-    ("llama-3.1", ("<|start_header_id|>", "Cutting Knowledge Date")), ("llama-3", ("<|start_header_id|>",)),
-    ("chatml", ("<|im_start|>",)), ("llama-2", ("[INST]", "<<SYS>>")), ("mistral", ("[INST]",)),
-    ("stable-beluga", ("### User:", "### Assistant:")), ("vicuna_v1.1", ("USER:", "ASSISTANT:")))
-# A format by the model's name in lower case, a regular expression; the first that fits counts.
-NAMES = (
-    ("vicuna_v1.1", r"vicuna|starling|organism"),
-    ("stable-beluga", r"stable-?beluga"),
-    ("llama-2", r"llama-?2.*chat"),
-    ("llama-3.1", r"llama-?3\.[123].*instruct"),
-    ("llama-3", r"llama-?3.*instruct"),
-    ("smollm2", r"smollm2.*instruct"),
-    ("qwen2", r"qwen2.*instruct"),
-    ("mistral", r"mistral.*instruct"),
-)
+def named(tokenizer: Tokenizer, name: str) -> Template:
+    """The format of that name, a key of `FORMATS`.
 
-
-def choose(tokenizer: Tokenizer, chat_template: str | None, model_name: str,
-           override: str | None) -> Template:
-    """The chat format of a model: `override` if given, else by its chat_template, else by its name.
-
-    Raises Error where none of them says it, or where the tokenizer lacks a control token of the format.
+    Raises Error where there is none, or where the tokenizer lacks a control token of the format.
     """
-    system = None
-    if override is not None:
-        name = override
-        if name not in FORMATS:
-            raise Error(f"chat format {short(name)} is not known; use {', '.join(FORMATS)}", "template")
-    elif chat_template:
-        name, system = _format_of(chat_template, model_name)
-    else:
-        name = _format_by_name(model_name)
-    if system is None:
-        system = SYSTEMS.get(name)
-    if name == "llama-2":  # it puts a BOS at each turn itself
-        bos = False
-    elif name in OWN_BOS:
-        bos = True
-    elif chat_template and override is None:
-        bos = "bos_token" in chat_template
-    else:
-        bos = tokenizer.add_bos
+    if name not in FORMATS:
+        raise Error(f"chat format {short(name)} is not known; use {', '.join(FORMATS)}, "
+                    "or a file that holds a template", "template")
+    bos = name != "llama-2" and (name in OWN_BOS or tokenizer.add_bos)  # llama-2 puts one at each turn itself
     stops = [*(tokenizer.special.get(text) for text in STOPS.get(name, ())), tokenizer.eos_id]
     stop_ids = tuple(dict.fromkeys(id for id in stops if id is not None))
-    template = Template(name, tokenizer, system, bos, stop_ids)
-    try:
-        template.encode(PROBE, True)  # a missing control token shows here, not at the first question
-    except Error as error:
-        raise Error(f"{model_name}: {error}", error.setting) from None
+    template = Template(name, tokenizer, SYSTEMS.get(name), bos, stop_ids)
+    template.encode(PROBE, True)  # a missing control token shows here, not at the first question
     return template
-
-
-def _format_of(chat_template: str, model_name: str) -> tuple[str, str | None]:
-    """(the format, its system text if the template has its own) by the marks in a chat_template."""
-    for name, marks in MARKERS:
-        if all(mark in chat_template for mark in marks):
-            return _chatml_kind(chat_template) if name == "chatml" else (name, None)
-    raise Error(f"{model_name}: its chat_template has none of the marks of the known formats; "
-                f"name one ({', '.join(FORMATS)})", "template")
-
-
-def _format_by_name(model_name: str) -> str:
-    for name, words in NAMES:
-        if re.search(words, model_name.lower()):
-            return name
-    raise Error(f"{model_name}: has no chat_template and no known name; "
-                f"name the format ({', '.join(FORMATS)}; plain for a base model)", "template")
-
-
-def _chatml_kind(chat_template: str) -> tuple[str, str | None]:
-    """(smollm2, qwen2 or chatml; the system text that the template puts where a conversation has none)."""
-    found = re.search(r"<\|im_start\|>system(?:\\n|\n)([^{}'\"|]+)<\|im_end\|>", chat_template)
-    if found is None:
-        return "chatml", None
-    system = found[1]
-    if "SmolLM" in system:
-        return "smollm2", system
-    if "Qwen" in system or system.startswith(QWEN2_SYSTEM[:-1]):
-        return "qwen2", system
-    return "chatml", system

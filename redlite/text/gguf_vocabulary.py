@@ -3,6 +3,7 @@
 Source: github.com/ggml-org/llama.cpp, src/llama-vocab.cpp; the names of tokenizer.ggml.pre are its own.
 """
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,13 @@ PATTERNS = {
     "qwen2": "qwen2",
     "deepseek-r1-qwen": "qwen2",
 }
+
+
+# Control tokens that end an answer by their text alone: llama.cpp's, without those of code completion.
+ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
+        "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
+        "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<｜end▁of▁sentence｜>", "[e~[")
+NO_END = ("<|return|>", "<|call|>", "<|end|>")  # where the first two are there, the third ends a message only
 
 
 class _Table:
@@ -88,10 +96,16 @@ def read(path: Path, metadata: dict[str, Any]) -> Vocabulary:
     given = table.numbers("ggml.token_type", len(tokens), "iu")
     kinds = [spm.NORMAL] * len(tokens) if given is None else given.tolist()
     ids = table.id("bos", len(tokens)), table.id("eos", len(tokens)), table.id("padding", len(tokens))
+    stated = [table.id(role, len(tokens)) for role in ("eot", "eom")]
+    known = {token: i for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+             if token in ENDS and kind in (spm.CONTROL, spm.USER_DEFINED)}
+    if NO_END[0] in known and NO_END[1] in known:
+        known.pop(NO_END[2], None)
+    ends = tuple(dict.fromkeys([*(i for i in stated if i is not None), *known.values()]))
     if model == "llama":
-        return _llama(table, tokens, kinds, ids)
+        return replace(_llama(table, tokens, kinds, ids), end_ids=ends)
     if model == "gpt2":
-        return _gpt2(table, tokens, kinds, ids)
+        return replace(_gpt2(table, tokens, kinds, ids), end_ids=ends)
     raise table.fail("ggml.model", f"is {short(model)}; "
                                    "redlite knows llama (sentencepiece) and gpt2 (byte-level BPE)")
 

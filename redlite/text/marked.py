@@ -45,6 +45,11 @@ def marks_of(text: str) -> str:
     return text.marks if isinstance(text, Marked) else chr(TEMPLATE) * len(text)
 
 
+def marked(text: str) -> Marked:
+    """Any text as a Marked one."""
+    return text if isinstance(text, Marked) else Marked.of(text, TEMPLATE)
+
+
 def generated(text: str) -> Marked:
     """A text with `GENERATED` added to every mark."""
     marks = marks_of(text)

@@ -15,6 +15,7 @@ Byte-level models: a byte without a token (SmolLM2 has 21 such values) is left o
 bpe.py.
 """
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,10 @@ def load(directory: str | Path) -> "Tokenizer":
     try:
         files = TokenizerFiles(path)
         if files.has("tokenizer.model"):
-            return _tokenizer(path, from_sentencepiece(files))
+            return _tokenizer(path, replace(from_sentencepiece(files), trims=files.trims({})))
         if files.has("tokenizer.json"):
-            return _tokenizer(path, from_tokenizer_json(files))
+            found = from_tokenizer_json(files)      # which checks the entries
+            return _tokenizer(path, replace(found, trims=files.trims(files.json("tokenizer.json"))))
     except RecursionError:
         raise Error(f"{path}: a JSON file of the tokenizer is nested too deeply") from None
     raise Error(f"{path}: has neither tokenizer.model nor tokenizer.json; copy the model's tokenizer there")
@@ -69,12 +71,16 @@ class Tokenizer:
     add_bos        whether the model's files want bos_id before a text (`encode` itself never adds it)
     legacy         see the module's docstring; False for byte-level models, which have no such space
     chat_template  the template text of the model's files, or None
+    end_ids        tokens that end an answer beside eos_id
+    trims          tokens that take white space beside them along → (on the left, on the right); only a chat
+                   template's control tokens do so here
     """
 
     def __init__(self, v: Vocabulary):
         self.kind = "sentencepiece" if isinstance(v.core, spm.SentencePiece) else "byte-level"
         self.special, self.bos_id, self.eos_id, self.pad_id = v.special, v.bos_id, v.eos_id, v.pad_id
         self.add_bos, self.legacy, self.chat_template = v.add_bos, v.legacy, v.chat_template
+        self.end_ids, self.trims = v.end_ids, v.trims
         self._core, self._texts, self._defined = v.core, v.texts, v.defined
         self._fingerprint, self._space_prefix = v.fingerprint, v.space_prefix
         self.vocab_size = max([v.core.size - 1, *v.texts, *v.special.values(), *v.defined.values()]) + 1

@@ -141,6 +141,17 @@ class TokenizerFiles:
             put("added_tokens.json", id, text, False)
         return found
 
+    def trims(self, core: dict[str, Any]) -> dict[str, tuple[bool, bool]]:
+        """For each added token that takes white space beside it along: whether on its left, on its right.
+
+        core is as for `added`, which checks the entries. tokenizer.json counts where it has the token.
+        """
+        found: dict[str, tuple[bool, bool]] = {}
+        older = self.an_object("tokenizer_config.json", self.config, "added_tokens_decoder").values()
+        for entry in [*older, *self.a_list("tokenizer.json", core, "added_tokens")]:
+            found[entry["content"]] = entry.get("lstrip") is True, entry.get("rstrip") is True
+        return {text: sides for text, sides in found.items() if any(sides)}
+
     def _control_texts(self) -> set[str | None]:
         """The texts that the files name as control tokens of any role."""
         texts = {self.token(role) for role in CONTROL_ROLES}

@@ -4,7 +4,7 @@ tokenizer.model is read here, tokenizer.json in tokenizer_json.py, a GGUF file's
 gguf_vocabulary.py. Nothing in a file is believed. Every field is checked for its type before it is used. What
 would change the ids and is not known is refused by name.
 """
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from operator import add
 
@@ -29,6 +29,8 @@ class Vocabulary:
     space_prefix   whether a space goes before text at all
     chat_template  the template text of the model's files, or None
     fingerprint    SHA-256 of the files or tables that decide the ids
+    end_ids        tokens that end an answer beside eos_id, where a GGUF file has such
+    trims          tokens that take white space beside them along → (on the left, on the right)
     """
     core: spm.SentencePiece | bpe.ByteLevelBPE
     texts: dict[int, bytes]
@@ -42,6 +44,8 @@ class Vocabulary:
     space_prefix: bool
     chat_template: str | None
     fingerprint: str
+    end_ids: tuple[int, ...] = ()
+    trims: dict[str, tuple[bool, bool]] = field(default_factory=dict)
 
 
 def from_sentencepiece(files: TokenizerFiles) -> Vocabulary:

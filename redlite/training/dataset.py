@@ -19,7 +19,7 @@ from torch import Tensor
 from redlite.errors import Error
 from redlite.loss import COLOURS, Responses
 from redlite.model.sequences import PackedSequences
-from redlite.text.chat import Template
+from redlite.text.chat_choice import Format
 from redlite.training.conversations import Conversation, question_key
 
 
@@ -50,7 +50,7 @@ class TokenizedConversation:
         return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
-def encode(conversation: Conversation, template: Template, max_tokens: int) -> TokenizedConversation | None:
+def encode(conversation: Conversation, template: Format, max_tokens: int) -> TokenizedConversation | None:
     """Token ids and mask by a chat template; None if not even the first exchange has at most `max_tokens`.
 
     Later exchanges are cut, whole, until it has.
@@ -66,7 +66,7 @@ def encode(conversation: Conversation, template: Template, max_tokens: int) -> T
     return None
 
 
-def encode_all(conversations: Iterable[Conversation], template: Template,
+def encode_all(conversations: Iterable[Conversation], template: Format,
                max_tokens: int) -> tuple[list[TokenizedConversation], Counter[str]]:
     """`encode` of each, and how many were dropped, by reason."""
     examples, notes = list[TokenizedConversation](), Counter[str]()

@@ -15,7 +15,7 @@ from redlite import loss
 from redlite.errors import Error
 from redlite.store import files
 from redlite.store.run_directory import Run
-from redlite.text.chat import Template
+from redlite.text.chat_choice import Format
 from redlite.text.tokenizer import Tokenizer
 from redlite.training import dataset
 from redlite.training.conversations import Conversation
@@ -93,7 +93,7 @@ def units(examples: Sequence[TokenizedConversation], objective: str) -> list[Uni
     return [(e,) for e in examples]
 
 
-def roles(conversation: Conversation, example: TokenizedConversation, template: Template) -> list[str]:
+def roles(conversation: Conversation, example: TokenizedConversation, template: Format) -> list[str]:
     """Who each token of an example belongs to: "system", "user" or "assistant".
 
     The marks of the chat format go with the turn that they introduce. A trained token is the assistant's.
@@ -111,7 +111,7 @@ def roles(conversation: Conversation, example: TokenizedConversation, template: 
     return ["assistant" if trained else role for role, trained in zip(found, example.trained, strict=True)]
 
 
-def encoded(found: Sequence[Conversation], template: Template, objective: str, max_tokens: int,
+def encoded(found: Sequence[Conversation], template: Format, objective: str, max_tokens: int,
             tokens_per_batch: int) -> Encoded:
     """What `write` takes: the conversations that have an answer within `max_tokens`.
 
@@ -133,7 +133,7 @@ def encoded(found: Sequence[Conversation], template: Template, objective: str, m
     return pairs
 
 
-def write(directory: Run, scorer: Scorer, pairs: Encoded, template: Template, tokenizer: Tokenizer,
+def write(directory: Run, scorer: Scorer, pairs: Encoded, template: Format, tokenizer: Tokenizer,
           phase: Phase, recipe: Recipe) -> Totals:
     """Write LEDGER (one line a token) into a run directory; its totals by colour. pairs: of `encoded`."""
     examples = [e for _, e in pairs]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from redlite import loss
 from redlite.errors import Error
-from redlite.text.chat import Template
+from redlite.text.chat_choice import Format
 from redlite.training import conversations, dataset
 from redlite.training.conversations import Conversation
 from redlite.training.dataset import Mixture, Phase, TokenizedConversation
@@ -75,7 +75,7 @@ def read(files: Files, limit: int | None = None) -> tuple[list[Conversation], Co
     return taken, notes + dropped + Counter({"beyond the limit": len(kept) - len(taken)})
 
 
-def corpus(files: Files, template: Template, plan: Plan, limit: int | None = None) -> Corpus:
+def corpus(files: Files, template: Format, plan: Plan, limit: int | None = None) -> Corpus:
     """Read, split by question, encode. Raises Error when a file cannot be used."""
     found, notes = read(files, limit)
     parts = []

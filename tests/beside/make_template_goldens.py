@@ -1,12 +1,15 @@
-r"""Writes tests/golden/templates.json and public_templates.json: what jinja2 makes of chat templates.
+r"""Writes tests/golden/templates.json, public_templates.json and mistral.json: others' renderings of chats.
 
 Run by hand where jinja2 3.1 is installed beside redlite:
 
     python tests/beside/make_template_goldens.py small
     python tests/beside/make_template_goldens.py public DIRECTORY
+    python tests/beside/make_template_goldens.py mistral
 
 templates.json holds small templates of our own (tests/helpers/templates.py) and what jinja2 renders of them,
 null where it raises an error. jinja2 is set up as transformers 5.24 does (utils/chat_template_utils.py).
+
+mistral.json holds the ids that mistral-common (1.13.1), installed there, makes of `mistral_conversations`.
 
 public_templates.json holds no template text. DIRECTORY holds *.jinja and sources.json (SHA-256 → source).
 For each template the file has the SHA-256, the source, and how our text compares with jinja2's over
@@ -136,9 +139,26 @@ def small() -> None:
     print(len(made), "templates,", sum(row[1] is None for row in made), "of them errors")
 
 
+def mistral() -> None:
+    import mistral_common
+    import mistral_conversations
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+    made, data = {}, Path(mistral_common.__file__).parent / "data"
+    for version, pattern in (("v1", "*.model.v1"), ("v2", "*.model.v2"), ("v3", "*.model.v3"),
+                             ("v7", "*.model.v7"), ("tekken", "tekken_240911.json")):
+        (file,) = data.glob(pattern)
+        encode = MistralTokenizer.from_file(str(file)).encode_chat_completion
+        made[version] = [encode(ChatCompletionRequest(messages=messages)).tokens
+                         for messages in mistral_conversations.CONVERSATIONS]
+    (GOLDEN / "mistral.json").write_text(json.dumps(made) + "\n")
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")     # escapes in template strings
     if sys.argv[1:2] == ["public"] and len(sys.argv) == 3:
         public(Path(sys.argv[2]))
+    elif sys.argv[1:] == ["mistral"]:
+        mistral()
     else:
         small()

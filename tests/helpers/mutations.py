@@ -36,7 +36,7 @@ from redlite import data, kernels
 from redlite.errors import Error
 from redlite.model.llama import LLaMA
 from redlite.model.sequences import PackedSequences, packed_attention
-from redlite.text import chat, export
+from redlite.text import chat_choice, export
 from redlite.weights import checkpoint
 from redlite.weights.gguf import GGUF
 
@@ -207,7 +207,7 @@ def load(kind: str, path: Path) -> None:
     if kind.startswith(("gguf", "tokenizer")):
         words = gguf_file.tokenizer_of(where)
         words.decode(words.encode(PROBE))
-        template = chat.choose(words, words.chat_template, "vicuna", None)
+        template = chat_choice.given(chat_choice.choose(words, where, None))
         template.encode([{"role": "user", "content": PROBE}, {"role": "assistant", "content": PROBE}])
     if kind.startswith("tokenizer"):
         return

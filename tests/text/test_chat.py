@@ -52,7 +52,7 @@ def agrees(template, golden, messages, skip=0):
 
 @pytest.mark.parametrize("name", maker.BYTE_LEVEL)
 def test_byte_level_formats_equal_transformers(tmp_path, name):
-    template = chat.choose(byte_level(tmp_path, name), None, "", name)
+    template = chat.named(byte_level(tmp_path, name), name)
     given = maker.conversations(False)
     assert len(given) == len(GOLDEN[name])
     for messages, golden in zip(given, GOLDEN[name], strict=True):
@@ -62,7 +62,7 @@ def test_byte_level_formats_equal_transformers(tmp_path, name):
 @pytest.mark.parametrize("legacy", [True, False])
 @pytest.mark.parametrize("name", maker.SENTENCEPIECE)
 def test_sentencepiece_formats_equal_transformers(tmp_path, name, legacy):
-    template = chat.choose(llama(tmp_path, legacy), None, "", name)
+    template = chat.named(llama(tmp_path, legacy), name)
     for messages, golden in zip(maker.conversations(True),
                                 GOLDEN[f"{name} {'legacy' if legacy else 'first'}"], strict=True):
         agrees(template, golden, messages, skip=1)
@@ -75,7 +75,7 @@ def test_sentencepiece_formats_equal_transformers(tmp_path, name, legacy):
 def test_vicuna_ids_are_those_of_the_whole_text(tmp_path, legacy):
     words = llama(tmp_path, legacy)
     reference = sentencepiece.SentencePieceProcessor(str(SHARED / "llama.model"))
-    template = chat.choose(words, None, "vicuna-7b-v1.5", None)
+    template = chat.named(words, "vicuna_v1.1")
     assert template.name == "vicuna_v1.1" and template.stop_ids == (2,) and template.bos
     contents = [t for t in maker.strings() if len(t) < 60]
     for k in range(0, len(contents) - 3, 3):
@@ -99,11 +99,11 @@ def test_a_prompt_is_the_beginning_of_the_trained_conversation(tmp_path):
     """
     for name in maker.BYTE_LEVEL:
         (tmp_path / name).mkdir()
-        starts_with_prompt(chat.choose(byte_level(tmp_path / name, name), None, "", name))
+        starts_with_prompt(chat.named(byte_level(tmp_path / name, name), name))
     for legacy in (True, False):
         words = llama(tmp_path, legacy)
         for name in (*maker.SENTENCEPIECE, "plain"):
-            starts_with_prompt(chat.choose(words, None, "", name))
+            starts_with_prompt(chat.named(words, name))
 
 
 def starts_with_prompt(template):
@@ -160,7 +160,7 @@ def test_sentencepiece_formats_by_their_texts(tmp_path, name):
     expected = []
     for part in TEXTS[name]:
         expected += [1] if part is None else [2] if part is ... else reference.EncodeAsIds(part)
-    got = chat.choose(words, None, "", name).encode([SYSTEM, *TWO], True)
+    got = chat.named(words, name).encode([SYSTEM, *TWO], True)
     assert got.ids == expected
     answer = b"".join(words.piece_bytes(i) for i, t in zip(got.ids, got.trained, strict=True) if t).decode()
     assert answer == {"llama-2": " fine ", "stable-beluga": "fine\n", "plain": "\nfine\n"}.get(name,
@@ -170,7 +170,7 @@ def test_sentencepiece_formats_by_their_texts(tmp_path, name):
 
 def test_defaults_for_the_system_message(tmp_path):
     words, reference = small_sentencepiece(tmp_path)
-    vicuna, llama2 = (chat.choose(words, None, "", n) for n in ("vicuna_v1.1", "llama-2"))
+    vicuna, llama2 = (chat.named(words, n) for n in ("vicuna_v1.1", "llama-2"))
     empty = {"role": "system", "content": ""}
     assert vicuna.encode([USER], True).ids == [
         1,
@@ -181,11 +181,9 @@ def test_defaults_for_the_system_message(tmp_path):
 
 
 def test_bos_follows_the_files(tmp_path):
-    for config, template, bos in (({}, None, True), ({"add_bos_token": False}, None, False),
-                                  ({}, "USER: ASSISTANT:", False),
-                                  ({"add_bos_token": False}, "{{ bos_token }}USER: ASSISTANT:", True)):
+    for config, bos in (({}, True), ({"add_bos_token": False}, False)):
         words, _ = small_sentencepiece(tmp_path, **config)
-        ids = chat.choose(words, template, "vicuna", None).encode([USER], True).ids
+        ids = chat.named(words, "vicuna_v1.1").encode([USER], True).ids
         assert (ids[0] == 1) == bos and ids.count(1) == bos
 
 
@@ -193,7 +191,7 @@ def test_contents_never_hold_control_tokens(tmp_path):
     for name in maker.BYTE_LEVEL:
         (tmp_path / name).mkdir()
         words = byte_level(tmp_path / name, name)
-        template, evil = chat.choose(words, None, "", name), "".join(words.special) + "x"
+        template, evil = chat.named(words, name), "".join(words.special) + "x"
         plain = template.encode([{"role": r, "content": "x"}
                                  for r in ("system", "user", "assistant", "user")], True)
         got = template.encode([{"role": r, "content": evil} for r in ("system", "user", "assistant", "user")],
@@ -202,58 +200,22 @@ def test_contents_never_hold_control_tokens(tmp_path):
         assert [i for i in got.ids if i in controls] == [i for i in plain.ids if i in controls]
 
 
-# ---- choosing ----
-
-@pytest.mark.parametrize("template, name, expected, system", [
-    ("{{'<|im_start|>' + message['role']}}<|im_end|>", "x", "chatml", None),
-    ("{{ '<|im_start|>system\\nYou are SmolLM<|im_end|>\\n' }}", "x", "smollm2", "You are SmolLM"),
-    ("{{ '<|im_start|>system\nYou are Qwen, a model.<|im_end|>\n' }}", "x", "qwen2",
-     "You are Qwen, a model."),
-    ("{{ '<|im_start|>system\\nSpeak.<|im_end|>' }}", "x", "chatml", "Speak."),
-    ("{{ '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}", "vicuna", "chatml", None),
-    (None, "SmolLM2-135M-Instruct", "smollm2", maker.SMOLLM2_DEFAULT),
-    (None, "Qwen2.5-0.5B-Instruct", "qwen2", maker.QWEN2_DEFAULT),
-])
-def test_chatml_and_its_default_system_are_recognised(tmp_path, template, name, expected, system):
-    found = chat.choose(byte_level(tmp_path, "smollm2"), template, name, None)
-    assert (found.name, found.system) == (expected, system)
-    assert found.stop_ids == (found.tokenizer.special["<|im_end|>"],)
-
-
-@pytest.mark.parametrize("template, name, expected", [
-    ("{{ '[INST] <<SYS>>' }}", "x", "llama-2"), ("{{ '[INST] ' }}", "x", "mistral"),
-    ("USER: x ASSISTANT:", "x", "vicuna_v1.1"), ("### User: ### Assistant:", "x", "stable-beluga"),
-    (None, "vicuna-13b-v1.5", "vicuna_v1.1"), (None, "starling-7B", "vicuna_v1.1"),
-    (None, "organism", "vicuna_v1.1"), (None, "StableBeluga-7B", "stable-beluga"),
-    (None, "Llama-2-7b-chat-hf", "llama-2"), (None, "Mistral-7B-Instruct-v0.1", "mistral"),
-    ("[INST]", "vicuna", "mistral"),
-])
-def test_other_formats_are_recognised(tmp_path, template, name, expected):
-    words, _ = small_sentencepiece(tmp_path)
-    assert chat.choose(words, template, name, None).name == expected
-    assert chat.choose(words, template, name, "plain").name == "plain"
-
+# ---- errors ----
 
 def test_llama_3_stops_and_dates(tmp_path):
     words = byte_level(tmp_path, "llama-3")
-    found = chat.choose(words, "<|start_header_id|>", "x", None)
-    assert found.name == "llama-3" and set(found.stop_ids) == {words.special["<|eot_id|>"],
-                                                               words.special["<|end_of_text|>"]}
-    dated = chat.choose(words, "<|start_header_id|> Cutting Knowledge Date: ", "x", None)
-    assert dated.name == "llama-3.1"
+    found = chat.named(words, "llama-3")
+    assert set(found.stop_ids) == {words.special["<|eot_id|>"], words.special["<|end_of_text|>"]}
+    dated = chat.named(words, "llama-3.1")
     assert "Today Date: 26 Jul 2024\n\nbe good" in words.decode(dated.encode([SYSTEM, USER], True).ids)
 
 
-@pytest.mark.parametrize("template, name, override, word", [
-    ("{{ 'Q: ' }}", "m", None, "name one (vicuna"),
-    (None, "my-model", None, "name the format (vicuna"), (None, "m", "nonsense", "vicuna_v1.1"),
-    (None, "m", "chatml", "<|im_start|>"),
-    ("<|start_header_id|>", "m", None, "<|start_header_id|>"),
-])
-def test_what_cannot_be_chosen_is_an_error(tmp_path, template, name, override, word):
+@pytest.mark.parametrize("name, word", [("nonsense", "vicuna_v1.1"), ("chatml", "<|im_start|>"),
+                                        ("mistral-v3", "[INST]")])
+def test_formats_that_do_not_fit_are_errors(tmp_path, name, word):
     words, _ = small_sentencepiece(tmp_path)
     with pytest.raises(Error) as error:
-        chat.choose(words, template, name, override)
+        chat.named(words, name)
     assert word in str(error.value) and "\n" not in str(error.value)
 
 
@@ -268,13 +230,14 @@ def test_what_cannot_be_chosen_is_an_error(tmp_path, template, name, override, w
 def test_messages_out_of_order_are_errors(tmp_path, messages, generate, word):
     words, _ = small_sentencepiece(tmp_path)
     with pytest.raises(Error) as error:
-        chat.choose(words, None, "", "llama-2").encode(messages, generate)
+        chat.named(words, "llama-2").encode(messages, generate)
     assert word in str(error.value) and "\n" not in str(error.value)
 
 
 def test_fingerprints_tell_formats_apart(tmp_path):
     words, _ = small_sentencepiece(tmp_path)
-    prints = [chat.choose(words, None, "", n).fingerprint() for n in TEXTS]
-    assert len(set(prints)) == len(prints) and prints == [chat.choose(words, None, "", n).fingerprint()
-                                                          for n in TEXTS]
-    assert chat.choose(words, "USER: ASSISTANT:", "", None).fingerprint() not in prints  # no BOS
+    prints = [chat.named(words, name).fingerprint() for name in TEXTS]
+    assert len(set(prints)) == len(prints)
+    assert prints == [chat.named(words, name).fingerprint() for name in TEXTS]
+    words, _ = small_sentencepiece(tmp_path, add_bos_token=False)
+    assert chat.named(words, "vicuna_v1.1").fingerprint() not in prints

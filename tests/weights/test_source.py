@@ -59,7 +59,7 @@ def test_loading_a_gguf_opens_it_once(counted):
 
 def test_an_answerer_opens_and_hashes_its_gguf_once(counted):
     path, digest, opens, hashes = counted
-    choice = answerers.local_model(path, "float32", "cpu")
+    choice = answerers.local_model(path, "float32", "cpu", template="vicuna_v1.1")
     assert choice.identity["weights"] == hashlib.sha256(f"vicuna.gguf {digest}\n".encode()).hexdigest()
     assert choice.count([{"role": "user", "content": "ab"}]) > 1 and choice.seconds(10, 10) > 0
     choice.load(None)
