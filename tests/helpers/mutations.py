@@ -46,7 +46,8 @@ ROOM = 256 << 20     # bytes of address space beyond what the child has when it 
 SLACK, GROWTH = 16 << 20, 16
 SECONDS, STUCK, BATCH = 2, 30, 250
 ORGANISM = Path(data.__file__).parent / "organism"
-TEMPLATE = "{{ bos_token }}<|im_start|>{{ m }}<|im_end|>"
+TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m['role'] + '\n' + m['content'] }}<|im_end|>{{ '\n' }}"
+            "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{{ '\n' }}{% endif %}")
 PROBE = "Hello, 12 worlds.\n\n <|im_end|> </s> é日本\U0001f600\ud800"
 NUMBERS = (-1, 0, 1, 2, 3, 7, 255, 256, 2 ** 31 - 1, 2 ** 31, 2 ** 32, 2 ** 53, 2 ** 62, 2 ** 64 - 1,
            10 ** 30, 0.5, 1e308, -1e308, float("nan"), float("inf"))
