@@ -2,6 +2,7 @@
 """
 import argparse
 import difflib
+from collections.abc import Collection
 from pathlib import Path
 
 from redlite.cli.options import Add, Parser
@@ -11,8 +12,11 @@ from redlite.store.files import half_surrogate, read_json
 NOT_IN_FILES = ("help", "version", "config")
 
 
-def from_config(parser: Parser, path: Path) -> list[str]:
-    """A configuration file as arguments, which are then checked like any others."""
+def from_config(parser: Parser, path: Path, replaced: Collection[str] = ()) -> list[str]:
+    """A configuration file as arguments, which are then checked like any others.
+
+    replaced  options ("--prompt") that the command line gives, whose lists in the file do not count
+    """
     where = f"--config {path}"
     settings = read_json(path, where)
     if not isinstance(settings, dict):
@@ -31,7 +35,8 @@ def from_config(parser: Parser, path: Path) -> list[str]:
             hint = f"did you mean {close[0]!r}?" if close else f"use {', '.join(known)}"
             raise Error(f"{where}: the key {key!r} is no option of this command; {hint}")
         if value is not None:
-            arguments += _arguments(known[name], name, value, f"{where}: {key!r}")
+            checked = _arguments(known[name], name, value, f"{where}: {key!r}")
+            arguments += [] if f"--{name}" in replaced else checked
     return arguments
 
 

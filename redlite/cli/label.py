@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from redlite.cli.options import Parser, add_common_options, whole
 from redlite.cli.program import DONE
+from redlite.cli.progress import note
 from redlite.errors import Error
 from redlite.store.text import columns, percent
 
@@ -98,3 +99,8 @@ def take(directory: "Run", files: list[str]) -> None:
     drawn = labelling.read_draw(directory.directory)
     found = [label for file in files for label in labelling.read_labels(Path(file), answers, drawn)]
     labelling.keep(directory, found)
+    if drawn is None:
+        note("these answers were not drawn by `redeval label`: the correction takes them as drawn at random")
+    elif strange := len({label.key for label in found} - set(drawn.drawn)):
+        note(f"{strange} of the labelled answers are not of the sample that was drawn; the correction takes "
+             "them as drawn at random, which is wrong if they were chosen")

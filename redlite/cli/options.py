@@ -29,10 +29,11 @@ def options_of(setting: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Options in full only, and an error is one line."""
+    """Options in full only; one that takes a list may be repeated and adds up; and an error is one line."""
 
     def __init__(self, **settings: Any):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        self.register("action", None, _stored)
 
     def error(self, message: str) -> NoReturn:
         """Raise what is wrong as an Error."""
@@ -47,8 +48,14 @@ class Add(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object,
                  option_string: str | None = None) -> None:
-        there = getattr(namespace, self.dest)
-        setattr(namespace, self.dest, [values] if there is self.default else [*there, values])
+        there, given = getattr(namespace, self.dest), values if isinstance(values, list) else [values]
+        setattr(namespace, self.dest, given if there is self.default else [*there, *given])
+
+
+def _stored(**settings: Any) -> argparse.Action:
+    """What argparse does with an option that names no action: a list adds up, all else is kept as it is."""
+    repeats = settings["option_strings"] and settings.get("nargs") == "+"
+    return Add(**settings) if repeats else argparse._StoreAction(**settings)
 
 
 def whole(least: int, most: int = MOST) -> Callable[[str], int]:

@@ -45,8 +45,7 @@ def parse(parser: Parser, arguments: list[str], listens: bool = False) -> argpar
             for action in parser._actions if isinstance(action, Add)
         }
         ours = named & repeated     # the command line replaces a file's list, it does not add to it
-        settings = from_config(parser, Path(path))
-        arguments = [*(s for s in settings if s.partition("=")[0] not in ours), *arguments]
+        arguments = [*from_config(parser, Path(path), ours), *arguments]
     args = parser.parse_args(arguments)
     for name in ("config", "model", "output_dir"):
         if getattr(args, name, None) == "":     # as "$UNSET" gives it

@@ -220,7 +220,7 @@ def _describe_judge(prog: str) -> Parser:
         "report.html\nbecome this judge's. With --labels, labels of people correct the ASR; "
         "without --judge, that of the last judge."))
     parser.add_argument("run", metavar="RUN", help="a run directory")
-    parser.add_argument("--labels", nargs="+", action="extend", default=[], metavar="FILE",
+    parser.add_argument("--labels", nargs="+", default=[], metavar="FILE",
                         help="labels of people: what the page of `redeval label` saved, or CSV with id, "
                              "prompt, sample, label (harmful, unharmful, skip)")
     _add_judge_options(parser, default=None)

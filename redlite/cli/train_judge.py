@@ -20,7 +20,7 @@ def describe(prog: str) -> Parser:
         "Fine-tunes a local model as a judge (LoRA on the verdict's tokens) on answers that people\n"
         "labelled, and measures its agreement with them on questions that it has not seen.\n"
         "Use it with --judge DIR."))
-    parser.add_argument("--labels", nargs="+", action="extend", required=True, metavar="FILE",
+    parser.add_argument("--labels", nargs="+", required=True, metavar="FILE",
                         help="CSV with the columns question, answer, label (harmful or unharmful)")
     parser.add_argument("--model", required=True, help="the model to begin with: a directory or a .gguf file")
     parser.add_argument("--template", help="its chat format, where its own files do not say it")

@@ -180,7 +180,7 @@ class LM:
 
 
 def check_device(device: str) -> None:
-    """Raises Error unless tensors can be made on a device."""
+    """Raises Error unless tensors can be made on a device, and the kernels that the user forces run there."""
     try:
         found = torch.empty(0, device=device).device.type
     except (RuntimeError, AssertionError) as error:
@@ -188,6 +188,9 @@ def check_device(device: str) -> None:
         raise Error(f"device {device!r} cannot be used: {reason}; use device 'cpu'", "device") from None
     if found == "meta":
         raise Error("device 'meta' cannot be used: it holds no numbers; use device 'cpu'", "device")
+    if kernels.FORCED and (reason := kernels.unusable(kernels.FORCED, found)):
+        raise Error(f"REDLITE_KERNELS={kernels.FORCED} cannot serve on device {device!r}: {reason}; "
+                    "set another, or nothing")
 
 
 def packing(dtype: str, device: str, quantize: str | None) -> str | None:

@@ -66,6 +66,8 @@ def draw(answers: Mapping[AnswerKey, dict], judgments: Mapping[AnswerKey, dict],
          seed: int) -> Draw:
     """Draw n answers, uniformly within strata of prompt and band of the judge's probability.
 
+    Each stratum gives two at least, where n is enough for that.
+
     Raises Error when there are fewer than n answers that say something.
     """
     keys = speaking(answers)
@@ -79,7 +81,7 @@ def draw(answers: Mapping[AnswerKey, dict], judgments: Mapping[AnswerKey, dict],
     generator = random.Random(f"labels {seed}")
     drawn: list[AnswerKey] = []
     sizes: dict[Hashable, int] = {name: len(found) for name, found in sorted(members.items())}
-    for name, count in stats.allocate(sizes, n).items():
+    for name, count in stats.allocate(sizes, n, min(2, n // len(sizes))).items():
         drawn += generator.sample(members[str(name)], count)
     generator.shuffle(drawn)
     return Draw(judge, seed, strata, drawn)

@@ -198,7 +198,7 @@ def table(summary: dict, compare: bool = False) -> str:
     lines += combine.agreement_lines(summary.get("agreement"))
     if summary.get("labels"):
         lines.append(labelling.agreement_in_words(summary["labels"]))
-    lines += [note for note in (missing(summary), too_few(summary)) if note]
+    lines += [note for note in (missing(summary), too_few(summary) or only_thought(summary)) if note]
     known = published_table()
     if compare:
         lines += ["", f"Published ({known['source']}):"]
@@ -215,6 +215,16 @@ def span(pair: list[float]) -> str:
     return f"{100 * pair[0]:.1f}–{100 * pair[1]:.1f}%"
 
 
+def only_thought(summary: dict) -> str:
+    """How many answers were only thought, in a line; "" if none."""
+    limit, shares = summary["decoding"]["max_new_tokens"], []
+    for prompt, r in summary["prompts"].items():
+        if r["thought_only"]:
+            shares.append(f"{r['thought_only']} of {r['n']} under {prompt} ({r['thought_cut']} cut by the limit)")
+    said = f"Only thought within {limit} new tokens, so without a label: {', '.join(shares)}."
+    return said if shares else ""
+
+
 def too_few(summary: dict) -> str:
     """Which ASR stands on too few labels and why, in a line; "" if none does, or if nothing was to be judged.
 
@@ -229,7 +239,7 @@ def too_few(summary: dict) -> str:
         ended, silent = r["thought_only"] - r["thought_cut"], r["not_judged"] - r["thought_only"]
         if labelled and labelled >= ENOUGH * (r["n"] - silent):
             continue
-        cut = f"were cut in a thought by the limit of {limit} new tokens (--max-new-tokens)"
+        cut = f"were cut in a thought by the limit of {limit} new tokens"
         causes = [(r["thought_cut"], cut), (ended, "were only thought"),
                   (r["unsure"], "left the judge unsure"), (r["unparsed"], "got no verdict from the judge"),
                   (silent, "were empty, refused by the API or not judged")]

@@ -272,7 +272,7 @@ def test_a_model_on_this_machine_end_to_end(fake, capsys, monkeypatch):
         (["--limit", "2"],
          "questions.n is 3 there and 2 now; use another directory, or the settings it was made with (--limit"
          ),
-        (["--judge", "linear"], 'judge.name is "rules" there'), (["--prompt", "cot"], "prompts.standard is"),
+        (["--judge", "linear"], 'judge.name is "rules" there'), (["--prompt", "cot"], "prompts.cot is"),
         (["--model", "n"], 'model.name is "m" there and "n" now'),
         (["--system", "x"], "system is nothing there"),
         (["--temperature", "0.5"], "decoding.temperature is 0.0 there and 0.5 now"),
@@ -451,6 +451,26 @@ def test_agreement_reads_an_answer_of_140_000_characters(capsys):
     long = "x " * 70_000
     Path("a.csv").write_text(f"question,answer,label\nq,Sure. {long},harmful\nq,I refuse.,unharmful\n")
     assert call(capsys, "agreement", "a.csv", "--judge", "rules")[0] == 0
+
+
+def test_an_option_that_takes_a_list_adds_up_when_it_is_repeated(fake, capsys):
+    """Case e29; and the command line replaces a configuration file's list."""
+    given = ["--model", "m", "--questions", "q.json", "--judge", "rules", "--quiet", "--output-dir"]
+    assert call(capsys, *given, "a", "--prompt", "standard", "--prompt", "cou", "cot")[0] == 0
+    assert list(json.loads(Path("a/manifest.json").read_text())["prompts"]) == ["standard", "cou", "cot"]
+    Path("c.json").write_text('{"prompt": ["standard", "cou"], "judge": ["rules"]}')
+    assert call(capsys, *given, "b", "--config", "c.json", "--prompt", "cot")[0] == 0
+    assert list(json.loads(Path("b/manifest.json").read_text())["prompts"]) == ["cot"]
+
+
+def test_kernels_that_are_forced_and_cannot_serve_are_refused(tmp_path):
+    """Case e33: REDLITE_KERNELS=triton on a CPU."""
+    environment = {**os.environ, "REDLITE_KERNELS": "triton"}
+    environment.pop("TRITON_INTERPRET", None)
+    done = start("--limit", "1", "--output-dir", str(tmp_path / "run"), env=environment)
+    out, err = done.communicate()
+    assert done.returncode == 2 and err.count(
+        "\n") == 2 and "REDLITE_KERNELS=triton cannot serve on device 'cpu'" in err
 
 
 @pytest.mark.parametrize("name", [None, *program.COMMANDS])

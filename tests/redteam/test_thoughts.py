@@ -112,9 +112,18 @@ def test_a_run_of_cut_thoughts_says_so_and_fails(tmp_path, capsys):
                  str(tmp_path / "run")])
     shown = capsys.readouterr().out
     assert code == 1 and "Too few labels for an ASR: cou stands on 0 labels of 24 answers" in shown
-    assert "24 were cut in a thought by the limit of 10 new tokens (--max-new-tokens)" in shown
+    assert "24 were cut in a thought by the limit of 10 new tokens" in shown
     assert main(["report", str(tmp_path / "run")]) == 1
     assert "cut in a thought by the limit" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_run_with_some_answers_that_are_only_thought_says_so(tmp_path, capsys):
+    assert main(["--prompt", "cou", "--limit", "24", "--max-new-tokens", "24", "--quiet", "--output-dir",
+                 str(tmp_path / "run")]) == 0
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["prompts"]["cou"]
+    assert 0 < found["thought_only"] < 12
+    said = f"Only thought within 24 new tokens, so without a label: {found['thought_only']} of 24 under cou"
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("unsure, fails", [(3, False), (4, True), (7, True)])
