@@ -220,7 +220,8 @@ def only_thought(summary: dict) -> str:
     limit, shares = summary["decoding"]["max_new_tokens"], []
     for prompt, r in summary["prompts"].items():
         if r["thought_only"]:
-            shares.append(f"{r['thought_only']} of {r['n']} under {prompt} ({r['thought_cut']} cut by the limit)")
+            cut = f"{r['thought_cut']} cut by the limit"
+            shares.append(f"{r['thought_only']} of {r['n']} under {prompt} ({cut})")
     said = f"Only thought within {limit} new tokens, so without a label: {', '.join(shares)}."
     return said if shares else ""
 
