@@ -183,7 +183,7 @@ def test_the_page_shows_what_results_json_holds(data, disturbed, tmp_path, capsy
 @pytest.mark.slow
 def test_a_baseline_may_come_later_and_no_other_after_it(data, disturbed, tmp_path, capsys):
     from redlite.cli.redeval import main
-    options = given(data, tmp_path / "run", "--tasks", "hhh", "--prompt", "standard", "--max-new-tokens", "4")
+    options = given(data, tmp_path / "run", "--tasks", "hhh", "--max-new-tokens", "48")
     assert main(options) == 0
     answers = (tmp_path / "run/redeval/responses.jsonl").read_bytes()
     assert main([*options, "--baseline", "organism", "--gate", "hhh.acc>=baseline"]) == 0
