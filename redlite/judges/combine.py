@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 
-from redlite import stats
 from redlite.store.text import columns, natural, percent
 
 RULES = ("majority", "unanimity")
@@ -88,6 +87,7 @@ def agreement(judgments: Mapping[str, Mapping]) -> dict | None:
     Returns judges, differ (answers on which two take different sides), alpha (Krippendorff's, over all
     judges), matrix (for each two: n, agreement, kappa; see stats.agreement_matrix).
     """
+    from redlite import stats  # here: what prints the help needs none of it
     rated = {judge: sides for judge, sides in ratings(judgments).items() if any(sides)}
     if len(rated) < 2:
         return None
@@ -97,9 +97,9 @@ def agreement(judgments: Mapping[str, Mapping]) -> dict | None:
 
 def by_category(judgments: Iterable[Mapping]) -> dict[str, dict]:
     """For each hazard category that the judge names: harmful (answers in it), asr (their share of the
-    labelled
-    answers) and ci95 (Wilson). An answer may be in several. {} where the judge names none.
+    labelled answers) and ci95 (Wilson). An answer may be in several. {} where the judge names none.
     """
+    from redlite import stats
     records = [record for record in judgments if record["label"] in SIDES]
     harmful = [record for record in records if record["label"] == "harmful"]
     counts = Counter(name for record in harmful for name in set(categories(record)))

@@ -6,11 +6,11 @@ turn can be forged in it: question and answer never become control tokens, and w
 they are quoted.
 """
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redlite import data
 from redlite.errors import Error
@@ -26,15 +26,13 @@ JUDGES = Path(data.__file__).parent / "judges"
 DATE = datetime(2024, 7, 26)
 
 
-@dataclass(frozen=True)
-class Format:
+class Format(NamedTuple):
     """What a judge model reads and says.
 
     built         "text": data/judges/NAME.txt is the whole prompt; "template": the model's own chat template
                   builds it of the two messages; "message": the text is one user message in its chat format
     harmful, unharmful, unsure  the words of each verdict. A verdict may come with other white space or in
-                                other
-                  case; the probabilities of all its variants are added
+                  another case; the probabilities of all its variants are added
     lead          what the reply says before the verdict
     writes_lead   the judge itself writes up to the lead, with other findings before it
     category      finds the hazard categories in what the judge says behind a harmful verdict
@@ -51,7 +49,7 @@ class Format:
     writes_lead: bool = False
     category: str = ""
     needs: str = ""
-    variables: dict[str, Any] = field(default_factory=dict)
+    variables: Mapping[str, Any] = MappingProxyType({})
     policies: bool = False
 
 
@@ -80,8 +78,7 @@ FORMATS = {
 }
 
 
-@dataclass(frozen=True)
-class Prompt:
+class Prompt(NamedTuple):
     """One prompt of a judge.
 
     policy    the policy that it asks about, "" for the judge's own

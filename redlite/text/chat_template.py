@@ -15,13 +15,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
 from redlite.errors import Error
 from redlite.store.text import short
 from redlite.text.chat import PROBE, Encoded, Part, join
-from redlite.text.marked import GENERATED, TEMPLATE, Marked, concat, marked
+from redlite.text.marked import GENERATED, TEMPLATE, Marked, concat, marked, runs_of
 from redlite.text.template_values import TemplateRefusal
 from redlite.text.tokenizer import Tokenizer
 
@@ -107,13 +108,12 @@ class ChatTemplate:
         for control in [*controls, None]:
             start = control.start if control else len(text)
             while place < start:    # a run of characters that are trained alike
-                last = place + 1
-                while last < start and trained[last] == trained[place]:
-                    last += 1
-                parts.append(Part(str(text[place:last]), trained[place]))
+                last = trained.find(1 - trained[place], place, start)
+                last = start if last < 0 else last
+                parts.append(Part(str(text[place:last]), bool(trained[place])))
                 place = last
             if control:
-                parts.append(Part(control.id, trained[control.at]))
+                parts.append(Part(control.id, bool(trained[control.at])))
                 place = control.end
         return join(self.tokenizer, parts, "start")
 
@@ -130,8 +130,8 @@ class ChatTemplate:
 
     def _spans(self, text: Marked) -> list[Span]:
         """The control tokens that the template itself spells."""
-        own = "".join(c if mark in (chr(TEMPLATE), chr(GENERATED)) else CONTENT
-                      for c, mark in zip(text, text.marks, strict=True))
+        own = "".join(str.__getitem__(text, slice(start, end)) if mark in (TEMPLATE, GENERATED)
+                      else CONTENT * (end - start) for start, end, mark in runs_of(text.marks))
         found: list[Span] = []
         for match in self._controls.finditer(own):
             start, end = match.span()
@@ -162,16 +162,17 @@ class ChatTemplate:
                     break
         return tuple(dict.fromkeys(found))
 
-    def _trained(self, messages: list[dict], text: Marked, controls: list[Span]) -> list[bool]:
-        """For each character whether it is trained."""
-        marks = [ord(mark) for mark in text.marks]
-        if any(mark & GENERATED for mark in marks):
-            return [mark & GENERATED != 0 for mark in marks]
-        trained = [False] * len(text)
+    def _trained(self, messages: list[dict], text: Marked, controls: list[Span]) -> bytearray:
+        """For each character 1 if it is trained, else 0."""
+        trained = bytearray(len(text))
+        if any(ord(mark) & GENERATED for mark in set(text.marks)):
+            for start, end, mark in runs_of(text.marks):
+                trained[start:end] = bytes([mark & GENERATED != 0]) * (end - start)
+            return trained
         for i, message in enumerate(messages):
             if message["role"] == "assistant":
                 start, end = self._answer(messages, i, text, controls)
-                trained[start:end] = [True] * (end - start)
+                trained[start:end] = bytes([1]) * (end - start)
         return trained
 
     def _answer(self, messages: list[dict], i: int, text: Marked, controls: list[Span]) -> tuple[int, int]:
@@ -188,8 +189,8 @@ class ChatTemplate:
             last = max(last, first)
         if first < 0:
             return 0, 0
-        later = [place for place, mark in enumerate(text.marks[last:], last) if mark > own]
-        limit = later[0] if later else len(text)
+        later = (last + start for start, _, mark in runs_of(text.marks[last:]) if chr(mark) > own)
+        limit = next(later, len(text))
         behind = [span for span in controls if last <= span.at < limit]
         for n, span in enumerate(behind):
             if span.id in self.stop_ids:
@@ -205,15 +206,21 @@ class ChatTemplate:
 
     def _check_kept(self, messages: list[dict], text: Marked) -> None:
         """Raises Error for a message that the template leaves out; of a user's message it must keep all."""
+        found: Counter[int] = Counter()
+        for start, end, mark in runs_of(text.marks):
+            found[mark & ~GENERATED] += _ink(str.__getitem__(text, slice(start, end)))
         for i, message in enumerate(messages):
-            given = len("".join(message["content"].split()))
-            own = (chr(i + 1), chr(i + 1 | GENERATED))
-            kept = sum(mark in own and not c.isspace() for c, mark in zip(text, text.marks, strict=True))
+            given, kept = _ink(message["content"]), found[i + 1]
             if given and (not kept or message["role"] == "user" and kept < given):
                 what = "drops" if not kept else "drops part of"
                 raise Error(f"{self.template.where} {what} message {i}, of the {message['role']}: "
                             f"{short(message['content'][:40])}; leave the message out, "
                             "or give another template", "template")
+
+
+def _ink(text: str) -> int:
+    """How many characters of a text are no white space."""
+    return len("".join(text.split()))
 
 
 def _check(messages: list[dict], add_generation_prompt: bool) -> None:

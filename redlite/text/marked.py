@@ -8,10 +8,11 @@ language keeps the marks.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 TEMPLATE = 0            # the mark of the template's own words; message i has the mark i + 1
 GENERATED = 1 << 16     # added to the mark of what stands in a `{% generation %}` block
+_RUN = re.compile(r"(.)\1*", re.DOTALL)
 
 
 class Marked(str):
@@ -43,6 +44,12 @@ class Safe(Marked):
 def marks_of(text: str) -> str:
     """The marks of any text; a plain one is the template's."""
     return text.marks if isinstance(text, Marked) else chr(TEMPLATE) * len(text)
+
+
+def runs_of(marks: str) -> Iterator[tuple[int, int, int]]:
+    """(start, end, mark) of each run of equal marks; long contents are one run each."""
+    for run in _RUN.finditer(marks):
+        yield run.start(), run.end(), ord(run[1])
 
 
 def marked(text: str) -> Marked:

@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from redlite.text.lazy_pattern import LazyPattern
+
 if TYPE_CHECKING:
     from redlite.text.tokenizer import Tokenizer
 
@@ -52,24 +54,24 @@ _OPENING = (rf"<\|?\s?{_TAG_NAME}\s?\|?>|\[THINK\]|◁think▷|<\|START_THINKING
             r"|<\|inner_prefix\|>|\[unused16\]")
 _CLOSING = (rf"<\|?\s?/\s?{_TAG_NAME}\s?\|?>|\[/THINK\]|◁/think▷|<\|END_THINKING\|>|<channel\|>"
             r"|<\|inner_suffix\|>|\[unused17\]")
-_TAG = re.compile(f"(?P<opening>{_OPENING})|(?P<closing>{_CLOSING})", re.IGNORECASE)
+_TAG = LazyPattern(f"(?P<opening>{_OPENING})|(?P<closing>{_CLOSING})", re.IGNORECASE)
 _QUOTES = tuple("`\"'“”‘’«»")
 # "<thought>" is also a word of XML, so only the tags that prompts open may close what nothing opened.
-_OPENED_BY_PROMPTS = re.compile(r"think|channel|inner|unused", re.IGNORECASE)
+_OPENED_BY_PROMPTS = LazyPattern(r"think|channel|inner|unused", re.IGNORECASE)
 
 _HEADER = (r"(?:<\|start\|>\s?assistant\s?)?<\|channel\|>\s?(?P<channel>\w{1,20})[^<\n]{0,80}"
            r"(?:<\|constrain\|>\s?\w{1,20}\s?)?<\|message\|>")
-_MESSAGE = re.compile(_HEADER)
-_MESSAGE_END = re.compile(r"<\|(?:end|return|start|channel|call)\|>")
-_BARE = re.compile(f"(?P<fence>```)|(?P<opening>{_OPENING})|(?P<closing>{_CLOSING})|(?P<message>{_HEADER})",
+_MESSAGE = LazyPattern(_HEADER)
+_MESSAGE_END = LazyPattern(r"<\|(?:end|return|start|channel|call)\|>")
+_BARE = LazyPattern(f"(?P<fence>```)|(?P<opening>{_OPENING})|(?P<closing>{_CLOSING})|(?P<message>{_HEADER})",
                    re.IGNORECASE)
 # Harmony's text where the special tokens were left out: "analysisWe need …assistantfinalHere is …"
-_GLUED = re.compile(r"analysis(?=[A-Z][a-z']{0,12}\s)")
+_GLUED = LazyPattern(r"analysis(?=[A-Z][a-z']{0,12}\s)")
 _GLUED_FINAL = "assistantfinal"
 
-_OPENED_AT_END = re.compile(rf"(?:{_OPENING}|{_HEADER})\Z", re.IGNORECASE)
+_OPENED_AT_END = LazyPattern(rf"(?:{_OPENING}|{_HEADER})\Z", re.IGNORECASE)
 
-_WRAPPER = re.compile(
+_WRAPPER = LazyPattern(
     r"\s*(?:<(answer|response|output|final_answer)>|<\|START_RESPONSE\|>)\s*", re.IGNORECASE)
 
 # ---- names of thoughts in prose ----
@@ -93,46 +95,46 @@ _MANNER = (r"(?:\s(?:to\s\w{0,6}sel(?:f|ves)|out\sloud|aloud|internally|privatel
 # What follows a name and shows that no sentence goes on: a colon, a dash, the closing bracket, a line's end.
 _STOP = rf"(?={_MARKS}(?:[:：=…)）\]】}}–—]|\.\.\.|-\s)|\s-|\s{{0,3}}\n)"
 _VERB = r"(?P<verb>thinks|thinking|(?<=\bI\s)think)"
-_BRACKET_NAME = re.compile(
+_BRACKET_NAME = LazyPattern(
     rf"[(（\[【{{［]{{1,2}}{_MARKS}"
     rf"(?:{_SOMEBODY}{_MIND}|{_BASE}(?:{_NOUN}|thinks)\b|"
     rf"{_OWNER}(?:{_MIND}|{_VERB}|{_NOUN}){_MANNER}{_STOP})",
     re.IGNORECASE)
-_ALONE = re.compile(r"""[\s*_"“”.…:：]*(?=[)）\]】}］])""")
-_LABEL = re.compile(
+_ALONE = LazyPattern(r"""[\s*_"“”.…:：]*(?=[)）\]】}］])""")
+_LABEL = LazyPattern(
     rf"(?:(?P<declared>{_SOMEBODY}{_MIND}{_MANNER}|{_MODEL}(?:{_NOUN}|thinks){_MANNER})"
     rf"|(?:my\s)?(?:thought(?:[ -]process)?|thinking|thinks){_MANNER})"
     r"\s?(?P<emphasis>[*_]{0,3})\s?(?:[:：]|(?P<dash>[–—]|-\s))[*_]{0,3}", re.IGNORECASE)
-_HEADING = re.compile(
+_HEADING = LazyPattern(
     rf"(?:(?<=[*_#])|(?<=#\s))(?:{_WORD}\s)?{_HIDDEN}\sthoughts?[*_]{{0,3}}[^\S\n]*\n", re.IGNORECASE)
-_GRANITE = re.compile(r"here(?: is|['’]s) my thought process:", re.IGNORECASE)
-_GRANITE_END = re.compile(r"here(?: is|['’]s) my response:", re.IGNORECASE)
+_GRANITE = LazyPattern(r"here(?: is|['’]s) my thought process:", re.IGNORECASE)
+_GRANITE_END = LazyPattern(r"here(?: is|['’]s) my response:", re.IGNORECASE)
 
 # ---- what stands around thoughts ----
 
 # Quantifiers next to each other never match the same characters, so that no text takes more than linear time.
-_SPACE = re.compile(r"\s*")
-_MARKUP = re.compile("[\\s*_\"“”'‘’>#•\\-💭🤔🧠\u200b\ufeff]*")
-_SPEAKER = re.compile(
+_SPACE = LazyPattern(r"\s*")
+_MARKUP = LazyPattern("[\\s*_\"“”'‘’>#•\\-💭🤔🧠\u200b\ufeff]*")
+_SPEAKER = LazyPattern(
     r"(?:(?:base|blue)[-_ ]?lm|assistant|ai|model|chatbot|bot)[*_]{0,3}\s?(?::|(?=[\s*_]{0,4}[(（\[【]))",
     re.IGNORECASE)
 _BASE_TURN = r"(?:(?:base|blue)[-_ ]?lm|assistant)"
-_TURN = re.compile(rf"[\s*_#>]*{_BASE_TURN}[*_]{{0,3}}\s?:[*_]{{0,3}}", re.IGNORECASE)
+_TURN = LazyPattern(rf"[\s*_#>]*{_BASE_TURN}[*_]{{0,3}}\s?:[*_]{{0,3}}", re.IGNORECASE)
 _HANDOVER = (rf"(?:[*_#\[(>]{{1,3}}\s?)?(?:(?:my\s|final\s)?(?:answer|response|reply|output)|{_BASE_TURN})"
              r"[*_\])]{0,3}\s?:[*_]{0,3}")
 # A thought's end: a blank line; the label of what follows, where a line or sentence starts; "[/Thought]".
-_BREAK = re.compile(
+_BREAK = LazyPattern(
     rf"(?P<blank>\n[^\S\n]*\n)|(?:(?<=\n)|(?<=[.!?…*”\"]\s)){_HANDOVER}"
     r"|[\[(](?:/|end\sof\s)[\w ]{0,20}(?:thoughts?|thinking|monologue|reasoning)[\])]", re.IGNORECASE)
-_AFTER = re.compile(rf"\s*{_HANDOVER}", re.IGNORECASE)
-_BLANK = re.compile(r"[^\S\n]*\n[^\S\n]*\n")
-_COLON = re.compile(r"\s?[:：][*_]{0,3}")
+_AFTER = LazyPattern(rf"\s*{_HANDOVER}", re.IGNORECASE)
+_BLANK = LazyPattern(r"[^\S\n]*\n[^\S\n]*\n")
+_COLON = LazyPattern(r"\s?[:：][*_]{0,3}")
 
 _OPENERS, _CLOSERS = "(（[【［{", ")）]】］}"
-_BRACKETS = re.compile(r"[(（)）\[【［\]】］{}]")
+_BRACKETS = LazyPattern(r"[(（)）\[【［\]】］{}]")
 _KINDS = {"(": "(（)）", "（": "(（)）", "[": "[【［]】］", "【": "[【［]】］", "［": "[【［]】］", "{": "{}"}
-_SMILEY = re.compile(r"(?<!\S)[:;]-?$")
-_ITEM = re.compile(r"(?<!\S)(?:\d{1,2}|[a-z])$", re.IGNORECASE)
+_SMILEY = LazyPattern(r"(?<!\S)[:;]-?$")
+_ITEM = LazyPattern(r"(?<!\S)(?:\d{1,2}|[a-z])$", re.IGNORECASE)
 
 
 def split_thoughts(text: str, opened: bool = False) -> Split:
@@ -348,7 +350,7 @@ class _Reader:
         return _Cut(final.end(), stop.start() if stop else end)
 
 
-def _behind(pattern: re.Pattern, text: str, begin: int, end: int) -> int:
+def _behind(pattern: LazyPattern, text: str, begin: int, end: int) -> int:
     """Where the characters of `pattern` end that `begin` begins with; `begin` itself if there are none."""
     match = pattern.match(text, begin, end)
     return match.end() if match else begin
