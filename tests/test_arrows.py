@@ -29,7 +29,7 @@ WRITERS = {
     "cli": "files that a user names, as perf --save",
     "perf": "what it measures with: files of its own, counters of the system",
     "redlite/training/checkpoints.py": "folders of tensors, beside their place and then renamed",
-    "redlite/judges/linear.py": "a judge that was fitted, for the repository",
+    "redlite/judges/linear_training.py": "a judge that was fitted, for the repository",
 }
 
 

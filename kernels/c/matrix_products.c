@@ -1,11 +1,12 @@
 /*
- * y = x Wᵀ for weights packed once: float32, int8 (as Q8_0) and int4 (as Q4_0, Q4_1); for one row of x as for
- * many.
+ * y = x Wᵀ for weights packed beforehand: float32, int8 (like GGUF's Q8_0) and int4 (like Q4_0, Q4_1).
+ * The same code serves one row of x and many.
  *
  * Quantised products are exact integers. Each block of 32 inputs of a row of x becomes bytes with one scale:
- * max|x| / 127 for int4 weights, max(|x|, sums of a few inputs) / 126 for int8 weights. So 16 bits hold every
- * sum of products on the way; matrix_products_tiles.h says which inputs are summed. A block's products with
- * the weights are summed in integers, and y += scale_w · (scale_x · sum) (+ minimum · Σ x) in float32.
+ * max|x| / 127 for int4 weights; for int8 weights the largest of max|x| and some sums of four inputs, / 126.
+ * That keeps 16-bit sums of products from overflowing; TOP_Q8 in matrix_products_tiles.h says which sums. A
+ * block's products with the weights are summed in integers; then, in float32,
+ * y += scale_w · (scale_x · sum) (+ minimum · Σ x).
  *
  * Every output is summed over the inputs in one fixed order, whatever the number of rows. So a row's result
  * does not depend, to the last bit, on the rows beside it.
@@ -16,33 +17,34 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { X_BLOCK_BYTES = 192 * 1024 };
+enum { X_CACHE_BYTES = 192 * 1024 }; /* of x, kept in the cache at a time */
 
 static int64_t first_row(const Product *p, int64_t tile) { return p->rows * tile / p->tiles; }
 
 static int64_t panels_of(const Matrix *m) { return (m->columns + PANEL - 1) / PANEL; }
 
 static inline float larger(float x, float most) { return x > most || x != x ? x : most; } /* NaN wins */
-static inline float above(float x) { return x > 0 ? x : 0; }
+static inline float positive_part(float x) { return x > 0 ? x : 0; }
 
-/* Round a block of x to bytes · scale. Returns the sum of the bytes. eights: for int8 weights, see TOP_Q8.
+/* Round a block of x to bytes · scale. Returns the sum of the bytes. for_int8: bound sums of four inputs too,
+ * see TOP_Q8.
  * The scale is NaN if a number or one of those sums is not finite, and 0 if the block is so small that the
  * scale has no inverse. */
-static int round_block(const float *x, int eights, float *scale, int8_t *bytes)
+static int round_block(const float *x, int for_int8, float *scale, int8_t *bytes)
 {
 #if defined(__x86_64__)
     if (rl_level() >= AVX2)
-        return rl_round_block_avx2(x, eights, scale, bytes);
+        return rl_round_block_avx2(x, for_int8, scale, bytes);
 #endif
-    const float top = eights ? TOP_Q8 : TOP;
+    const float top = for_int8 ? TOP_Q8 : TOP;
     float most = 0;
     int sum = 0;
     for (int k = 0; k < BLOCK; k++)
         most = larger(fabsf(x[k]), most);
-    for (int k = 0; eights && k < BLOCK; k += k % 4 ? 6 : 2) { /* 0, 2, 8, 10, … */
+    for (int k = 0; for_int8 && k < BLOCK; k += k % 4 ? 6 : 2) { /* inputs 0 and 2 of each eight */
         for (int sign = 1; sign >= -1; sign -= 2) {
-            float near = above(sign * x[k]) + above(sign * x[k + 1]),
-                  far = above(sign * x[k + 4]) + above(sign * x[k + 5]);
+            float near = positive_part(sign * x[k]) + positive_part(sign * x[k + 1]),
+                  far = positive_part(sign * x[k + 4]) + positive_part(sign * x[k + 5]);
             most = larger(near + far, most);
         }
     }
@@ -55,17 +57,17 @@ static int round_block(const float *x, int eights, float *scale, int8_t *bytes)
     return sum;
 }
 
-/* Lay out row r of the tile of `count` rows from `row` on. */
+/* Round row `row + r` to bytes, and store it in the order of its tile of `count` rows. */
 static void lay_out_bytes(const Product *p, int64_t row, int64_t r, int count)
 {
     const float *x = p->x + (row + r) * p->inputs;
     int8_t *out = p->bytes + row * p->blocks * BLOCK, bytes[BLOCK];
     for (int64_t b = 0; b < p->blocks; b++) {
-        float some[BLOCK] = {0};
+        float padded[BLOCK] = {0};
         int64_t left = p->inputs - b * BLOCK, cell = row * p->blocks + b * count + r;
         if (left < BLOCK)
-            memcpy(some, x + b * BLOCK, (size_t)left * sizeof(float));
-        int sum = round_block(left < BLOCK ? some : x + b * BLOCK, p->format == Q8, p->scale + cell, bytes);
+            memcpy(padded, x + b * BLOCK, (size_t)left * sizeof(float));
+        int sum = round_block(left < BLOCK ? padded : x + b * BLOCK, p->format == Q8, p->scale + cell, bytes);
         if (p->format == Q8)
             p->starts[cell] = -128 * sum;
         else
@@ -128,7 +130,8 @@ static void tile_portable(const Product *p, const uint8_t *panel, int64_t row, i
     }
 }
 
-/* Multiply tiles [first, last) with one panel of matrix i. next: whether the panel behind it follows. */
+/* Multiply tiles [first, last) with one panel of matrix i. next: whether this thread goes on to the
+ * panel behind it, which is then fetched ahead. */
 static void multiply_panel(const Product *p, int i, int64_t panel, int64_t first, int64_t last, int next)
 {
     const Matrix *m = p->matrices + i;
@@ -145,20 +148,21 @@ static void multiply_panel(const Product *p, int i, int64_t panel, int64_t first
             for (int j = 0; m->bias && j < width; j++)
                 from[j] += m->bias[column + j];
             if (width == PANEL)
-                memcpy(to, from, PANEL * sizeof(float)); /* of a constant size: a few moves */
+                memcpy(to, from, PANEL * sizeof(float)); /* a constant size: no call */
             else
                 memcpy(to, from, (size_t)width * sizeof(float));
         }
     }
 }
 
-/* A thread's share is a run of panels. It takes a few tiles at a time, so that those stay in the cache. */
+/* A thread's share is a run of panels. It takes a few tiles at a time, so that their part of x stays in the
+ * cache. */
 static void multiply(void *context, int part, int parts)
 {
     const Product *p = context;
     int64_t start = p->panels * part / parts, end = p->panels * (part + 1) / parts;
     int64_t tile_bytes = p->most * (p->format == F32 ? p->inputs * 4 : p->blocks * (BLOCK + 8));
-    int64_t step = X_BLOCK_BYTES / tile_bytes > 0 ? X_BLOCK_BYTES / tile_bytes : 1;
+    int64_t step = X_CACHE_BYTES / tile_bytes > 0 ? X_CACHE_BYTES / tile_bytes : 1;
     for (int64_t first = 0; first < p->tiles; first += step) {
         int64_t before = 0, last_tile = first + step < p->tiles ? first + step : p->tiles;
         for (int i = 0; i < p->count; i++) { /* `before` counts the panels of the matrices before this one */
@@ -170,7 +174,7 @@ static void multiply(void *context, int part, int parts)
     }
 }
 
-/* The inner loops of the instruction set in use. */
+/* Choose the inner loop and the rows of a tile for this processor. */
 static void choose(Product *p)
 {
     p->most = 6, p->tile = tile_portable;
@@ -203,7 +207,8 @@ static int products(const Matrix *matrices, int count, const float *x, float *co
     for (int i = 0; i < count; i++)
         p.panels += panels_of(matrices + i);
     choose(&p);
-    int64_t lines = (p.panel_bytes + 63) / 64, visits = p.tiles * p.blocks; /* of blocks of x to a panel */
+    /* A panel meets `visits` blocks of x; each fetches `share` bytes of the next panel. */
+    int64_t lines = (p.panel_bytes + 63) / 64, visits = p.tiles * p.blocks;
     p.share = p.tiles > 1 ? (lines + visits - 1) / visits * 64 : 0;
     void *scratch = NULL;
     threads = threads < 1 ? 1 : threads > 64 ? 64 : threads;

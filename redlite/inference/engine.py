@@ -1,6 +1,6 @@
-"""Continuous batching: token ids in, token ids out. Knows no text.
+"""Continuous batching: token ids in, token ids out. It does not handle text.
 
-Requests join the batch as slots fall free and leave as they finish. What all prompts of a group share at
+Requests join the batch as slots become free and leave as they finish. What all prompts of a group share at
 their start is computed once (prefix.py). No sequence is padded.
 """
 import time
@@ -39,8 +39,8 @@ class Request:
 
     def fault(self) -> str:
         """What is wrong with the settings, "" if nothing."""
-        whole = {"max_new_tokens": self.max_new_tokens, "seed": self.seed}
-        if wrong := sampling.wrong_kind(whole) or self.rule.fault():
+        whole_numbers = {"max_new_tokens": self.max_new_tokens, "seed": self.seed}
+        if wrong := sampling.wrong_kind(whole_numbers) or self.rule.fault():
             return wrong
         if self.max_new_tokens < 1:
             return f"max_new_tokens {self.max_new_tokens} must be at least 1"
@@ -55,23 +55,23 @@ class _Active:
     index: int
     request: Request
     limit: int
-    uniforms: np.random.Generator | None
+    generator: np.random.Generator | None
     started: float
     ids: list[int] = field(default_factory=list)
     finish: str = ""
 
-    def uniform(self) -> float:
+    def next_uniform(self) -> float:
         """The next random number of a request that is sampled."""
-        return self.uniforms.random() if self.uniforms else 0.0
+        return self.generator.random() if self.generator else 0.0
 
     def seen(self) -> list[int]:
-        """The ids that a repetition penalty falls on."""
+        """The ids that the repetition penalty applies to; [] without a penalty."""
         return self.request.ids + self.ids if self.request.rule.repetition_penalty != 1 else []
 
     def take(self, token: int) -> None:
         """Append a token, and note whether the answer has come to its end."""
         request = self.request
-        if len(self.ids) >= self.limit:  # no room for even one token
+        if len(self.ids) >= self.limit:  # the prompt already fills the context
             self.finish = "length"
             return
         self.ids.append(token)
@@ -92,9 +92,9 @@ class Engine:
         self.model, self.max_batch, self.prefill_tokens = model, max_batch, prefill_tokens
 
     def run(self, requests: list[Request]) -> Iterator[tuple[int, Answer]]:
-        """Yield (index of the request, its answer without text) as each finishes, in no order.
+        """Yield (index of the request, its answer without text) as each finishes, in no particular order.
 
-        A prompt needs at least one token. An answer's seconds go from its first pass to its last token.
+        A prompt needs at least one token. An answer's `seconds` run from its prefill to its last token.
         """
         for group in prefix.prefix_groups([r.ids for r in requests]):
             yield from self._run_group({i: requests[i] for i in group})
@@ -109,12 +109,13 @@ class Engine:
                 active += self._admit(waiting, slots - len(active), forward.cache.prefix_length)
                 self._choose(active[first:], self._prefill(active[first:], first, forward))
                 yield from self._retire(active, forward.cache)
+            # A step with free slots would waste them: fill them first, unless nothing waits.
             if active and not (waiting and len(active) < slots):
                 self._choose(active, self._next_logits(active, forward))
                 yield from self._retire(active, forward.cache)
 
     def _forward(self, slots: int, requests: list[Request]) -> Forward:
-        """The fastest way to run the model here, over an empty cache that holds what all requests share."""
+        """The fastest way to run the model here, with a new cache that is filled with the shared prefix."""
         cache = Cache(self.model.config, slots, self.model.cache_dtype, self.model.output_weight.device)
         faster = GraphForward.of(self.model, cache) or CForward.of(self.model, cache)
         forward = faster or Forward(self.model, cache)
@@ -127,7 +128,10 @@ class Engine:
         return forward
 
     def _admit(self, waiting: deque[tuple[int, Request]], room: int, shared: int) -> list[_Active]:
-        """As many waiting requests as slots and one prefill pass hold. shared: length of the prefix."""
+        """Take as many waiting requests as fit the free slots and one prefill pass.
+
+        room: free slots; shared: length of the shared prefix.
+        """
         admitted, tokens = list[_Active](), 0
         while waiting and len(admitted) < room:
             index, request = waiting[0]
@@ -137,12 +141,12 @@ class Engine:
             waiting.popleft()
             tokens += size
             limit = max(0, min(request.max_new_tokens, self.context_limit() - len(request.ids)))
-            uniforms = sampling.uniforms(request.seed) if request.rule.temperature > 0 else None
-            admitted.append(_Active(index, request, limit, uniforms, time.monotonic()))
+            generator = sampling.uniforms(request.seed) if request.rule.temperature > 0 else None
+            admitted.append(_Active(index, request, limit, generator, time.monotonic()))
         return admitted
 
     def context_limit(self) -> int:
-        """Tokens that the model's positions reach: prompt and answer together."""
+        """The most tokens, prompt and answer together, that the model has positions for."""
         scaling = self.model.config.rope_scaling or {}
         stretch = scaling["factor"] if scaling.get("rope_type") == "dynamic" else 1
         return int(self.model.config.max_positions * stretch)
@@ -167,7 +171,8 @@ class Engine:
     def _choose(active: list[_Active], logits_BV: Tensor) -> None:
         """Pick each request's next token and note which have come to their end."""
         rules, seen = [a.request.rule for a in active], [a.seen() for a in active]
-        uniform_B = torch.tensor([a.uniform() for a in active], dtype=torch.float32, device=logits_BV.device)
+        uniforms = [a.next_uniform() for a in active]
+        uniform_B = torch.tensor(uniforms, dtype=torch.float32, device=logits_BV.device)
         ids = sampling.sample(logits_BV, rules, uniform_B, seen).tolist()
         for a, token in zip(active, ids, strict=True):
             a.take(token)
@@ -180,8 +185,8 @@ class Engine:
             if active[slot].finish:
                 cache.free(slot, len(active))
                 done.append(active[slot])
-                active[slot] = active[-1]
+                active[slot] = active[-1]  # as Cache.free does
                 active.pop()
-        for a in reversed(done):
+        for a in reversed(done):  # in the order of their slots
             answer = Answer("", a.finish, len(a.request.ids), len(a.ids), now - a.started, a.ids)
             yield a.index, answer

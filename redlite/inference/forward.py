@@ -32,7 +32,7 @@ class Forward:
         return self.model.logits(hidden_TD[new.offsets[1:].long() - 1])
 
     def next_logits(self, ids: list[int]) -> Tensor:
-        """Run one new token of each of the first len(ids) slots, which must have room: logits [B, V]."""
+        """Run one new token for each of the first len(ids) slots, which must have room: logits [B, V]."""
         places_B = self.cache.advance(len(ids)).to(self.cache.device)
         positions_B = places_B + self.cache.prefix_length
         ids_B = torch.tensor(ids, device=self.cache.device)
@@ -40,7 +40,7 @@ class Forward:
             self.model(ids_B, positions_B, self.cache.attend_step(places_B), positions_B + 1))
 
     def run_tree(self, new: PackedSequences, parents: list[int]) -> Tensor:
-        """Run sequences that are not kept: hidden states [T, D] after the final norm.
+        """Run sequences without storing their keys and values: hidden states [T, D] after the final norm.
 
         parents  parents[i] is the index of the sequence that i continues, or −1 where i follows the prefix
                  alone. All −1 come first, and the others are in the order of their parents.
@@ -58,29 +58,32 @@ class Forward:
         return self.model(new.ids, new.positions, attend, new.lengths)
 
     def _check_tree(self, new: PackedSequences, parents: list[int]) -> None:
-        """A sequence that follows another is not attended to with a window: all must lie within one."""
+        """Attention to a parent applies no window.
+
+        Raises ValueError if a sequence is longer than the smallest.
+        """
         windows = [w for w in self.cache.config.windows if w is not None]
         longest = int(new.positions.max()) + 1
         if windows and max(parents) >= 0 and longest > min(windows):
-            raise ValueError(f"sequences of up to {longest} tokens that follow others "
-                             f"do not lie within a window of {min(windows)}")
+            raise ValueError(f"sequences that continue others have up to {longest} tokens, "
+                             f"more than the window of {min(windows)}")
 
 
 class CForward(Forward):
     """Runs a model of packed weights in C, all layers in one call, on CPUs.
 
-    Asking Python for each operation costs more than a small model's work on it.
+    In a small model, calling each operation from Python takes longer than the operation.
     """
 
     def __init__(self, model: LLaMA, cache: Cache):
         super().__init__(model, cache)
         blocks = (block for block in model.model.layers if isinstance(block, Block))
         self.blocks = [block.packed for block in blocks if block.packed]
-        self.capacity = -1  # the cache's when the trunk was made
+        self.capacity = -1  # the cache's capacity when `_trunk` was made; -1: none yet
 
     @staticmethod
     def of(model: LLaMA, cache: Cache) -> "CForward | None":
-        """None where a model's layers or a generation step's attention do not run in C."""
+        """A CForward, or None if the layers or the cached attention cannot run in C."""
         forward = CForward(model, cache)
         if len(forward.blocks) < model.config.n_layers:
             return None
@@ -88,9 +91,9 @@ class CForward(Forward):
         return forward if runs else None
 
     def trunk(self) -> kernels.PackedTrunk:
-        """The model's layers over the cache as it lies in memory now."""
+        """All layers, bound to the cache's current buffers; made again when the cache was reallocated."""
         cache = self.cache
-        if cache.capacity != self.capacity:  # the cache has moved to more room
+        if cache.capacity != self.capacity:  # the cache was reallocated
             self._trunk = kernels.PackedTrunk(
                 self.blocks, cache.config.windows, cache.share_prefix(), cache.keys, cache.values)
             self.capacity = cache.capacity
@@ -106,7 +109,7 @@ class CForward(Forward):
         def prefix(store_1GSK: Tensor) -> Tensor:
             return store_1GSK[0, :, :len(ids)].transpose(0, 1).float().contiguous()
         cache.prefix = [(prefix(k), prefix(v)) for k, v in zip(alone.keys, alone.values, strict=True)]
-        cache.shared, self.capacity = [], -1
+        cache.shared, self.capacity = [], -1  # so that a new trunk is made, with this prefix
 
     def prefill(self, new: PackedSequences, first: int) -> Tensor:
         out_TD = self._sequences(new, slot=first)
@@ -130,7 +133,7 @@ class CForward(Forward):
 
     def _sequences(self, new: PackedSequences, parents: list[int] | None = None,
                    slot: int | None = None) -> Tensor:
-        """All layers over packed sequences, which are kept in the slots from `slot` on, if any.
+        """All layers over packed sequences; their keys and values go to the slots from `slot` on, if given.
 
         Returns [T, D] before the final norm.
         """

@@ -1,18 +1,22 @@
 """What prompts share at their start, which is computed once for all of them.
 
-Everything here works on token ids: how long a common prefix is, whether it may be computed apart, and
-which prompts to group so that sharing saves the most.
+Everything here works on token ids: how long a common prefix is, whether it may be computed separately,
+and which prompts to group so that sharing saves the most.
 """
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
 from redlite.model.config import Config
 
-# From this many common tokens on, a prefix is computed and attended to once for all. Measured by
-# `redlite.cli.perf shared-prefix`, 32 requests on 2 cores, time apart over time shared (SmolLM2-135M |
-# organism): 4 tokens 1.08 | 0.99, 8: 1.04 | 1.07, 16: 1.14 | 0.97, 64: 1.60 | 1.42, 362 (CoU): 3.64 | 3.41.
+# Prefixes of at least this many tokens are computed once and shared by all requests.
+# `redlite.cli.perf shared-prefix` measured unshared time / shared time, 32 requests on 2 cores:
+#   common tokens    4     8    16    64   362 (CoU)
+#   SmolLM2-135M  1.08  1.04  1.14  1.60  3.64
+#   organism      0.99  1.07  0.97  1.42  3.41
+# So sharing costs next to nothing from 8 on, and saves more the longer the prefix.
 SHARED_AT_LEAST = 8
-GROUP_COST = 256  # tokens that one more group must save: its own prefix pass and its thin last batches
+# An extra group must save this many tokens, to pay for its prefix pass and its half-empty last batches.
+GROUP_COST = 256
 Ids = TypeVar("Ids", list[int], tuple[int, ...])
 
 
@@ -24,7 +28,9 @@ def common_prefix(sequences: list[Ids]) -> int:
 
 
 def shareable(config: Config, shared: int, longest: int) -> int:
-    """How much of a common prefix may be computed apart: `shared`, or 0 where keys depend on what follows.
+    """`shared`, or 0 where sharing a prefix would be wrong.
+
+    It is wrong for a window shorter than a sequence, and for RoPE that depends on the total length.
 
     longest  tokens of the longest sequence that will be attended to, generated ones included
     """
@@ -37,10 +43,10 @@ def shareable(config: Config, shared: int, longest: int) -> int:
 
 
 class _Run(NamedTuple):
-    """Neighbours in lexical order, at the places from `first` to before `end`.
+    """Neighbours in lexical order, places [first, end) of that order.
 
     saved  tokens that grouping them saves
-    parts  the two runs that stay groups of their own, since they save more apart; None for one group
+    parts  the two runs to keep separate, each of which may be split again; None if this run is one group
     """
     first: int
     end: int
@@ -52,18 +58,20 @@ def prefix_groups(prompts: list[list[int]]) -> list[list[int]]:
     """Indices of the prompts in groups, chosen so that computing each group's prefix once saves the most.
 
     Prompts that share a prefix are neighbours in lexical order, so groups are runs of that order. Runs are
-    joined from the longest shared prefix to the shortest. Two runs stay apart when that saves more than
-    joining them. Prompts that share with nobody make one group, so that they decode as one batch.
+    joined from the longest shared prefix to the shortest. Two runs stay separate when that saves more
+    than joining them. Prompts left alone are put into one group, so that they decode as one batch.
     """
     order = sorted(range(len(prompts)), key=lambda i: prompts[i])
     if len(order) < 2:
         return [order] if order else []
-    shared = [common_prefix([prompts[a], prompts[b]]) for a, b in pairwise(order)]
+    shared_with_next = [common_prefix([prompts[a], prompts[b]]) for a, b in pairwise(order)]
     runs = {place: _Run(place, place + 1, 0) for place in range(len(order))}  # by first place
     firsts = {place + 1: place for place in range(len(order))}                # end of a run → its first place
-    for cut in sorted(range(len(shared)), key=lambda i: -shared[i]):
+    # `cut` is the gap between the places cut and cut + 1. The longest prefix comes first, so the one at a cut
+    # is the shortest in the joined run.
+    for cut in sorted(range(len(shared_with_next)), key=lambda i: -shared_with_next[i]):
         left, right = runs.pop(firsts.pop(cut + 1)), runs.pop(cut + 1)
-        joined = _joined(left, right, shared[cut])
+        joined = _joined(left, right, shared_with_next[cut])
         runs[joined.first], firsts[joined.end] = joined, joined.first
     stack, groups, alone = list(runs.values()), [], []
     while stack:

@@ -84,7 +84,7 @@ def linear_judge() -> JudgeChoice:
 
 
 def _trained(directory: Path) -> tuple[str, str | None, Path]:
-    """Format, chat format and prompt file of a judge that `redteam.train_judge` made."""
+    """Format, chat format and prompt file of a judge that `training/judge.py` made."""
     path = directory / TRAINED
     made = require(read_json(path), {"format": tuple(formats.FORMATS), "template": (str, NoneType)}, path,
                    "train the judge again")
@@ -139,9 +139,7 @@ def _template_file(path: str) -> str:
 # A threshold of one's own
 
 class Thresholded:
-    """A judge whose probability of "harmful" is labelled anew:
-
-    harmful from the threshold on, else unharmful.
+    """A judge whose label is made anew of its probability: harmful from the threshold on, else unharmful.
     """
 
     def __init__(self, judge: Judge, threshold: float, name: str):

@@ -107,10 +107,7 @@ class ModelJudge:
         return self._categorized(worst) if self.format.category else [verdict for verdict, _ in worst]
 
     def _written(self, contexts: list[list[int]], remarks: list[str]) -> tuple[list[list[int]], list[str]]:
-        """The contexts with what the judge writes up to its lead;
-
-        [] and its words where it does not get there.
-        """
+        """The contexts with what the judge writes up to its lead; [] and its words if it never gets there."""
         lead = self.format.lead
         fitting = [i for i, context in enumerate(contexts) if context]
         replies = self.lm.generate([contexts[i] for i in fitting], LEAD_TOKENS, stop=(lead,))

@@ -4,8 +4,8 @@
 stopped: what the journals hold is never asked for again, and the result does not depend on how often it was
 interrupted.
 
-Three things differ from the published pipeline. The prompt is never part of what is judged. No answer leaves
-the count for the words in it. Thoughts are cut off where they end rather than at the first bracket.
+Three things differ from the published pipeline. The prompt is never part of what is judged. No answer is
+dropped from the count because of its words. A thought is cut where it ends, not at its first closing bracket.
 """
 import hashlib
 from collections.abc import Callable, Iterator
@@ -40,9 +40,9 @@ REFUSED = Verdict("not_judged", "the API refused to answer")
 def manifest(*, command: str, seed: int, model: ModelChoice, question_path: Path, questions: list[Question],
              limit: int | None, prompts: list[Prompt], judge: JudgeChoice | Panel | None, decoding: Decoding,
              system: str | None = None, info: dict | None = None) -> dict:
-    """What decides a run's results, in the form that `store.run_directory.Run` guards.
+    """The settings that decide a run's results; `Run` refuses to go on with different ones.
 
-    questions  all of the file, before the limit
+    questions  every question of the file; `limit` is applied here
     """
     count = len(questions) if limit is None else min(limit, len(questions))
     judged_by = {"name": "none"} if judge is None else {"name": judge.name, **judge.identity}
@@ -66,12 +66,12 @@ def questions_fingerprint(questions: list[Question]) -> str:
 def run(directory: Run, model: ModelChoice, questions: list[Question], prompts: list[Prompt],
         decoding: Decoding, seed: int = 0, system: str | None = None,
         progress: Progress | None = None) -> RunJournals:
-    """Ask everything that the run directory does not hold yet; its journals, the answers in the order asked.
+    """Ask what is not answered yet. Returns the run's journals, the answers in the order asked.
 
     An answer that ended in "error" is asked for again. Sampling is seeded by question, prompt and sample
     number. So an answer depends neither on what else is asked, nor on where an earlier process stopped.
     """
-    read_asked(directory.directory)  # a damaged file is refused before it is replaced
+    read_asked(directory.directory)  # raises Error for a damaged file rather than replace it
     write_asked(directory.directory, questions)
     journals = read_journals(directory)
     answers = journals.answers
@@ -90,7 +90,7 @@ def run(directory: Run, model: ModelChoice, questions: list[Question], prompts: 
                 if progress:
                     progress(f"answers ({name})", done, len(wanted))
     in_order = {key: answers[key] for key in wanted if key in answers}
-    journals.answers = in_order | answers  # answers that were not asked for stay, for `results` to refuse
+    journals.answers = in_order | answers  # answers of nothing asked stay: `results` refuses them
     return journals
 
 
@@ -143,42 +143,42 @@ def judge(directory: Run, choice: JudgeChoice, journals: RunJournals,
           progress: Progress | None = None) -> None:
     """Label every answer that this judge has not labelled yet, in the run's journals.
 
-    Judges are kept apart by name in one file; judges.json says what each name stood for, and the same name
-    for a different judge is refused. An answer that failed is left for a later run.
+    One file holds all judges' labels, by name; judges.json says what each name stood for. The same name for
+    a different judge is refused. An answer that failed is left for a later run.
     """
     _register(directory, choice)
     done = journals.judgments.setdefault(choice.name, {})
     answers = {key: record for key, record in journals.answers.items() if key not in done}
     answers = {key: record for key, record in answers.items() if record["finish"] != "error"}
-    before = len(journals.answers) - len(answers) - len(done)
+    not_judged = len(journals.answers) - len(answers) - len(done)
 
     def keep(key: AnswerKey, verdict: Verdict) -> None:
         done[key] = judgment_record(key, choice.name, verdict)
         directory.append(JUDGMENTS, done[key])
         if progress:
-            progress(f"judgments ({choice.name})", before + len(done), len(journals.answers))
+            progress(f"judgments ({choice.name})", not_judged + len(done), len(journals.answers))
 
-    speaking = []
+    to_judge = []
     for key, record in answers.items():
         if record["finish"] == "refused_by_api":
             keep(key, REFUSED)
         elif not record["answer"].strip():
             keep(key, EMPTY)
         else:
-            speaking.append(key)
-    if speaking:
+            to_judge.append(key)
+    if to_judge:
         if progress:
-            progress(f"judgments ({choice.name})", before + len(done), len(journals.answers))
-        pairs = [(answers[key]["question"], answers[key]["answer"]) for key in speaking]
+            progress(f"judgments ({choice.name})", not_judged + len(done), len(journals.answers))
+        pairs = [(answers[key]["question"], answers[key]["answer"]) for key in to_judge]
         for i, verdict in choice.load(directory).label(pairs):
-            keep(speaking[i], verdict)
+            keep(to_judge[i], verdict)
 
 
 def judge_all(directory: Run, choice: JudgeChoice | Panel, journals: RunJournals,
               progress: Progress | None = None) -> None:
-    """Label the answers by one judge or by each of a panel;
+    """Label the answers with one judge, or with each judge of a panel (see `judge`).
 
-    see `judge`. A panel's verdict is made on reading.
+    A panel's combined verdict is not stored: it is computed when the journals are read.
     """
     for one in members(choice):
         judge(directory, one, journals, progress)
@@ -199,7 +199,7 @@ def _register(directory: Run, choice: JudgeChoice) -> None:
     if choice.name not in known:
         write_json(path, {**known, choice.name: choice.identity})
     elif found := difference(known[choice.name], choice.identity):
-        raise Error(f"{path}: the judge {choice.name!r} of this run was another: {found}; "
+        raise Error(f"{path}: the judge {choice.name!r} of this run had other settings: {found}; "
                     f"delete {JUDGES} and {JUDGMENTS} there to judge anew")
 
 
@@ -211,7 +211,8 @@ def plan(model: ModelChoice, questions: list[Question], prompts: list[Prompt], d
 
     Returns requests, already_done, prompt_tokens (exact), new_tokens_at_most, seconds_at_most and
     cost_at_most. The seconds are a rough bound from this machine's measured speed, as if every answer were as
-    long as allowed and were made alone; None where it is not known.
+    long as allowed and were made alone; seconds_at_most is None where no speed was measured. All counts
+    are for the whole run, with what is already done.
     """
     once = sum(model.count(conversation(p, q, system)) for p in prompts for q in questions)
     tokens = once * decoding.samples

@@ -1,15 +1,16 @@
 """The rate that people would have given: a judge's verdicts on all answers, corrected by labels of some.
 
 N answers carry verdicts, and n of them, drawn at random, carry labels. PPI++ estimates the mean label over
-the n, plus λ · (mean verdict over all N − mean verdict over the n). Take verdicts 0 or 1, and the λ of
-least variance. Then PPI++ is post-stratification: the labelled rate of each verdict, weighted by how often
-the judge gave that verdict. `corrected` does the same with up to four bands of the judge's probability. So
-each band has a λ of its own, and the judge need not be calibrated.
+the n, plus λ · (mean verdict over all N − mean verdict over the n). With verdicts 0 or 1 and the
+λ of least variance, PPI++ equals post-stratification: the labelled rate of each verdict, weighted by how
+often the judge gave that verdict. `corrected` does the same with up to four bands of the judge's
+probability. That amounts to a λ for each band, so the judge need not be calibrated.
 
 The normal interval of PPI++ fails when harm is rare. `corrected` inverts a score test instead. For each rate
 θ it takes the likeliest band rates p whose weighted sum is θ. It keeps θ while Pearson's statistic of the
 labels against p is below the χ² quantile of one degree of freedom. With one band that is Wilson's interval.
-Each band counts as many labels as a finite population and the strata's unequal weights leave it.
+Each band enters with an effective number of labels, corrected for the finite population and for the strata's
+unequal weights.
 """
 from bisect import bisect_left
 from collections.abc import Hashable, Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import NamedTuple
 from redlite.stats.proportions import effective_size, quantile, score_interval
 
 BANDS = 4             # of the judge's probability; more gain little and each costs a degree of freedom
-LABELS_PER_BAND = 10  # so fewer labels have fewer bands
+LABELS_PER_BAND = 10  # at least, on average
 
 
 class PredictionPowered(NamedTuple):
@@ -30,9 +31,9 @@ class PredictionPowered(NamedTuple):
 
 
 class Corrected(NamedTuple):
-    """A corrected rate, its interval, its labels and answers, λ, and the width of labels alone.
+    """A corrected rate, its interval, its labels and answers, λ, and the width without a judge.
 
-    width_alone: of Wilson's interval for as many labels drawn uniformly, without the judge.
+    width_alone: the width of Wilson's interval from as many labels drawn uniformly, without the judge.
     """
     asr: float
     ci95: tuple[float, float]
@@ -44,8 +45,8 @@ class Corrected(NamedTuple):
 
 class _Band(NamedTuple):
     weight: float  # its share of all answers
-    rate: float    # harmful, as labelled
-    size: float    # labels that its rate rests on, in effect; inf when every answer is labelled
+    rate: float    # share labelled harmful
+    size: float    # effective number of labels; inf when every answer is labelled
 
 
 def prediction_powered(labels: Sequence[float], verdicts: Sequence[float], unlabelled: Sequence[float],
@@ -110,11 +111,12 @@ def bands(probabilities: Sequence[float | None], count: int = BANDS) -> list[int
 
 
 def allocate(sizes: Mapping[Hashable, int], n: int, least: int = 2) -> dict[Hashable, int]:
-    """How many answers to label of each stratum: in proportion to its size, `least` at the fewest, n in all.
+    """How many answers to label of each stratum: in proportion to its size, at least `least` each,
+    n in all.
 
     Never more than the stratum has; more than n in all only where `least` asks for it. Proportion keeps the
-    interval narrower than that of labels alone even when the judge is useless, and two of a kind keep small
-    strata seen.
+    interval narrower than that of labels alone even when the judge is useless, and at least two labels keep
+    small strata represented.
     """
     total = sum(sizes.values())
     ideal = {key: min(n, total) * size / total for key, size in sizes.items()}
@@ -139,7 +141,7 @@ def corrected(verdicts: Sequence[float | None], labels: Sequence[int | None],
     where it gave none. labels: 1 harmful, 0 not, None unlabelled. strata: what the labels were drawn by
     (prompt, band …), uniformly and without replacement within each; None when they were drawn uniformly
     from all. A stratum without a label is taken to have its band's rate. clusters: the question of each
-    answer; then the interval is of the rate for further questions like these, else of these very answers.
+    answer; if given, the interval is for new questions of this kind, else for these answers only.
     Raises ValueError when nothing is labelled or a label is not 0, 1 or None.
     Sources: PPI++ (arXiv 2311.01453); post-stratification, Cochran, Sampling Techniques (1977), section
     5A.9; score intervals of weighted sums, Decrouez and Robinson, ANZ Journal of Statistics 54 (2012) 281;
@@ -155,20 +157,23 @@ def corrected(verdicts: Sequence[float | None], labels: Sequence[int | None],
     harmful = sum(y for y in labels if y is not None)
     asr = min(1.0, max(0.0, fsum(band.weight * band.rate for band in found)))
     low, high = _interval(found, confidence)
-    low, high = max(low, harmful / n), min(high, 1 - (labelled - harmful) / n)
+    low, high = max(low, harmful / n), min(high, 1 - (labelled - harmful) / n)  # what labels already settle
     lam, shared = _trust(verdicts, labels, groups)
-    if clusters is not None:
-        further = _questions_interval(asr, verdicts, clusters, shared, confidence)
-        low = asr - sqrt((asr - low) ** 2 + (asr - further[0]) ** 2)
-        high = asr + sqrt((high - asr) ** 2 + (further[1] - asr) ** 2)
-    alone = harmful / labelled if strata is None else asr
-    width = _half_width(alone, labelled, n, confidence) * 2
+    if clusters is not None:  # two sources of error, combined as the root of their squares
+        by_questions = _questions_interval(asr, verdicts, clusters, shared, confidence)
+        low = asr - sqrt((asr - low) ** 2 + (asr - by_questions[0]) ** 2)
+        high = asr + sqrt((high - asr) ** 2 + (by_questions[1] - asr) ** 2)
+    without_judge = harmful / labelled if strata is None else asr
+    width = _half_width(without_judge, labelled, n, confidence) * 2
     ends = max(0.0, min(low, asr)), min(1.0, max(high, asr))
     return Corrected(asr, ends, labelled, n, lam, width)
 
 
 def _bands(verdicts: Sequence[float | None], labels: Sequence[int | None], strata: list) -> list[_Band]:
-    """The bands, each one's rate weighted by strata; one without labels joins the one below (or above)."""
+    """The bands, each one's rate weighted by strata.
+
+    A band without labels is merged with the nearest lower one, or with the lowest that has labels.
+    """
     n, total = len(labels), sum(y is not None for y in labels)
     of_answer = bands(verdicts, min(BANDS, max(1, total // LABELS_PER_BAND)))
     with_labels = sorted({b for b, y in zip(of_answer, labels, strict=True) if y is not None})
@@ -186,7 +191,8 @@ def _bands(verdicts: Sequence[float | None], labels: Sequence[int | None], strat
         seen = [cell for cell in parts.values() if cell[1]]
         shares = [cell[0] / sum(cell[0] for cell in seen) for cell in seen]
         rate = min(1.0, fsum(share * k / m for share, (_, m, k) in zip(shares, seen, strict=True)))
-        # A mean of m drawn from N varies as one of m · (N − 1) / (N − m) independent outcomes.
+        # The mean of m drawn from N without replacement has the variance of a mean of
+        # m · (N − 1) / (N − m) independent outcomes.
         errors = [share ** 2 * (size - m) / (m * (size - 1))
                   for share, (size, m, _) in zip(shares, seen, strict=True) if m < size]
         error = fsum(errors)
@@ -197,8 +203,10 @@ def _bands(verdicts: Sequence[float | None], labels: Sequence[int | None], strat
 
 
 def _constrained(band: _Band, slope: float) -> float:
-    """The band's likeliest rate under a pull of `slope` towards 0 (1 when negative): Lagrange's condition."""
-    pull = slope * band.weight / band.size  # r − p = pull · p (1 − p)
+    """The band's likeliest rate at the Lagrange multiplier `slope`, which pulls it to 0 (to 1 if
+    negative).
+    """
+    pull = slope * band.weight / band.size  # r − p = pull · p (1 − p); r: labelled rate, p: result
     reach = 1 + pull
     root = sqrt(max(0.0, reach * reach - 4 * pull * band.rate))
     if reach >= 0:
@@ -219,30 +227,32 @@ def _score(found: list[_Band], rates: list[float]) -> float:
 
 
 def _interval(found: list[_Band], confidence: float) -> tuple[float, float]:
-    """The ends of the θ = Σ weight · rate that the labels do not reject, by bisection of the slope."""
+    """The least and greatest θ = Σ weight · rate that the labels do not reject, by bisection of the
+    multiplier.
+    """
     known = fsum(band.weight * band.rate for band in found if band.size == inf)
-    unsure = [band for band in found if band.size < inf]
+    open_bands = [band for band in found if band.size < inf]
     limit = quantile(confidence) ** 2
 
     def end(sign: float) -> float:
-        low, high = -9.0, 15.0  # powers of ten
+        low, high = -9.0, 15.0  # powers of ten between which the multiplier lies
         for _ in range(60):
             middle = (low + high) / 2
-            rates = [_constrained(band, sign * 10 ** middle) for band in unsure]
-            if _score(unsure, rates) < limit:
+            rates = [_constrained(band, sign * 10 ** middle) for band in open_bands]
+            if _score(open_bands, rates) < limit:
                 low = middle
             else:
                 high = middle
-        return known + fsum(band.weight * _constrained(band, sign * 10 ** low) for band in unsure)
+        return known + fsum(band.weight * _constrained(band, sign * 10 ** low) for band in open_bands)
     return end(1.0), end(-1.0)
 
 
 def _questions_interval(asr: float, verdicts: Sequence[float | None], clusters: Sequence[Hashable],
                         shared: float, confidence: float) -> tuple[float, float]:
-    """What the choice of questions leaves open.
+    """The interval that comes from the choice of questions alone.
 
-    The judge's errors dilute how far its verdicts agree within a question. If they are independent given the
-    labels, the labels' correlation is the verdicts' over the squared correlation of both, `shared`.
+    A judge's errors lower the correlation of verdicts within a question. If they are independent given the
+    labels, the labels' correlation is the verdicts' / `shared`, the squared correlation of verdict and label.
     """
     values = [0.5 if verdict is None else float(verdict) for verdict in verdicts]
     questions: dict[Hashable, list[float]] = {}
@@ -284,6 +294,9 @@ def _trust(verdicts: Sequence[float | None], labels: Sequence[int | None],
 
 
 def _half_width(rate: float, labels: int, n: int, confidence: float, correlation: float = 0.0) -> float:
+    """Half the width of the score interval from `labels` of n answers, narrowed by the judge's
+    correlation.
+    """
     if labels >= n:
         return 0.0
     low, high = score_interval(rate, labels * (n - 1) / (n - labels) / (1 - correlation ** 2), confidence)
@@ -292,11 +305,11 @@ def _half_width(rate: float, labels: int, n: int, confidence: float, correlation
 
 def label_half_width(labels: int, n: int, rate: float, correlation: float = 0.0,
                      confidence: float = 0.95) -> float:
-    """The half-width that so many labels of n answers will about give; 0 when all are labelled.
+    """The approximate half-width from this many labels of n answers; 0 when all are labelled.
 
     rate: the ASR to expect, the judge's before any label. correlation: of the judge's verdicts with
-    people's labels (φ, near κ where both find as much harm); 0 counts on no judge. Raises ValueError unless
-    0 < labels and |correlation| < 1.
+    people's labels (φ, near κ where both find as much harm); 0 assumes a judge that does not help. Raises
+    ValueError unless 0 < labels and |correlation| < 1.
     """
     if labels < 1 or abs(correlation) >= 1:
         raise ValueError("planning needs at least one label and a correlation between −1 and 1")
@@ -305,7 +318,7 @@ def label_half_width(labels: int, n: int, rate: float, correlation: float = 0.0,
 
 def labels_needed(half_width: float, n: int, rate: float, correlation: float = 0.0,
                   confidence: float = 0.95) -> int:
-    """The fewest labels of n answers that give at most that half-width, as `label_half_width` reckons."""
+    """The fewest labels of n answers that give at most that half-width, by `label_half_width`."""
     low, high = 1, n
     while low < high:
         middle = (low + high) // 2

@@ -12,8 +12,8 @@ def quantile(confidence: float) -> float:
 def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """The Wilson score interval of a proportion of k in n; (0, 1) when n is 0, which says nothing.
 
-    It stays within [0, 1] and keeps its coverage near 0 and 1, where attack success rates lie. It takes the
-    n outcomes as independent; for samples of the same question see `clustered`. Raises ValueError unless
+    It stays within [0, 1] and keeps its coverage near 0 and 1. It takes the n outcomes as independent; the
+    ASR, whose answers share questions, uses `clustered`. Raises ValueError unless
     0 ≤ k ≤ n. Source: E. B. Wilson, JASA 22 (1927) 209; form of Brown, Cai, DasGupta, Statistical
     Science 16 (2001) 101, equation 4.
     """
@@ -68,9 +68,10 @@ def effective_size(sums: Sequence[float], sizes: Sequence[float], variance: floa
 def clustered(sums: Sequence[float], sizes: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
     """The interval of the pooled rate Σ sums / Σ sizes of answers in clusters; (0, 1) when there are none.
 
-    It is Wilson's with `effective_size` in place of the number of answers, and Wilson's own when every
-    cluster has one. Coverage at 200 questions with 1, 5, 20 samples, rates 3 to 50%, correlations 0 to 0.9:
-    0.94 to 0.97. Raises ValueError for a sum outside 0 … size.
+    This is the interval of the ASR (redteam/results.py): Wilson's with `effective_size` in place of the
+    number of answers, and Wilson's own when every cluster has one. Coverage at 200 questions with 1, 5,
+    20 samples, rates 3 to 50%, correlations 0 to 0.9: 0.94 to 0.97. Raises ValueError for a sum outside 0
+    … size.
     """
     if any(not 0 <= y <= m for y, m in zip(sums, sizes, strict=True)):
         raise ValueError("a cluster has more harmful answers than answers")

@@ -132,7 +132,7 @@ def _checked(messages: list[dict], add_generation_prompt: bool) -> tuple[str | N
             raise Error(f"message {number} is of the {turn.role}; user and assistant speak by turns, "
                         "the user first, and only the first message may be of the system")
     if not turns:
-        raise Error("the conversation has no message of the user")
+        raise Error("the conversation has no user message")
     if add_generation_prompt and turns[-1].role == "assistant":
         raise Error("the conversation ends with the assistant; "
                     "an answer can only follow a message of the user")

@@ -2,13 +2,13 @@
 
 The template is rendered as written (template.py), as transformers' apply_chat_template does, with the
 contents of messages marked. Control tokens are cut out where the template's own characters spell them, the
-longest first; contents never become one. The texts between are encoded as the tokenizer encodes the texts
-between control tokens of one text. BOS stands where the template writes it, and nowhere else.
+longest first; contents of messages never become one. The text between two control tokens is encoded as inside
+one whole string. BOS stands where the template writes it, and nowhere else.
 
-Trained is what stands in the template's `{% generation %}` blocks. A template without them trains, for each
-message of the assistant, from the end of the generation prompt to the end token behind its content. Where
-the text with the answer does not begin with the prompt (a prompt that opens a thought, say), the content's
-first character is the start. Where no end token follows the content, its last character is the end.
+Trained is what stands in the template's `{% generation %}` blocks. Without such blocks, each
+assistant message is trained from the end of the generation prompt to the end token behind its content. If
+the rendered conversation does not begin with the rendered prompt (one that opens <think>, say), training
+starts at the content's first character. If no end token follows, it ends with the content's last one.
 """
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from redlite.text.marked import GENERATED, TEMPLATE, Marked, concat, marked, run
 from redlite.text.template_values import TemplateRefusal
 from redlite.text.tokenizer import Tokenizer
 
-FIXED_DATE = datetime(2024, 7, 26)      # today, unless another date is given: Llama 3.1's own default
+# The date that templates are told is today's, unless another is given. It is Llama 3.1's own default.
+FIXED_DATE = datetime(2024, 7, 26)
 CONTENT = "\uffff"                      # stands for a content's character where control tokens are looked for
 ASKED = [{"role": "user", "content": "u 1"}, {"role": "assistant", "content": "a 2"}]
 SAMPLE = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"},
@@ -35,9 +36,10 @@ ROLES = ("system", "user", "assistant")
 
 
 class Span(NamedTuple):
-    """A control token in the text, from `start` to `end` with the white space that it takes along.
+    """A control token in the text.
 
-    at  where it stands itself
+    start, end  of the token together with the white space that it strips
+    at          where the token itself begins
     """
     start: int
     end: int
@@ -46,7 +48,7 @@ class Span(NamedTuple):
 
 
 class Renderer(Protocol):
-    """A template.Template or a frames.Frames."""
+    """A template.Template or a `Frames` (below)."""
     source: str
     where: str
 
@@ -82,7 +84,7 @@ class ChatTemplate:
         """The text of a conversation; message i has the mark i + 1, the template's own words 0.
 
         Raises TemplateRefusal with the template's own words where it refuses the conversation, TemplateError
-        where it does what template.py lacks.
+        where it uses what template.py does not support.
         """
         given = []
         for i, message in enumerate(messages):
@@ -96,7 +98,8 @@ class ChatTemplate:
 
         messages               {"role": "system" | "user" | "assistant", "content": text}, in an order that
                                the template takes
-        add_generation_prompt  end where the assistant's answer begins; the last message is then not its own
+        add_generation_prompt  end where the assistant's answer begins; the last message must then not be
+                               the assistant's
         Raises Error for messages that are malformed, that the template refuses or whose contents it drops.
         """
         _check(messages, add_generation_prompt)
@@ -146,7 +149,7 @@ class ChatTemplate:
     def _end_tokens(self) -> tuple[int, ...]:
         """The control tokens behind an answer, at the end of a conversation and before another message.
 
-        There are none where the template refuses both; `encode` then tells why.
+        There are none where the template refuses both; `encode` then raises the reason.
         """
         found: list[int] = []
         for messages in (ASKED, [*ASKED, {"role": "user", "content": "u 3"}]):
@@ -205,12 +208,12 @@ class ChatTemplate:
         return first, last
 
     def _check_kept(self, messages: list[dict], text: Marked) -> None:
-        """Raises Error for a message that the template leaves out; of a user's message it must keep all."""
+        """Raises Error for a message that the template leaves out, or for part of a user's message."""
         found: Counter[int] = Counter()
         for start, end, mark in runs_of(text.marks):
-            found[mark & ~GENERATED] += _ink(str.__getitem__(text, slice(start, end)))
+            found[mark & ~GENERATED] += _visible_count(str.__getitem__(text, slice(start, end)))
         for i, message in enumerate(messages):
-            given, kept = _ink(message["content"]), found[i + 1]
+            given, kept = _visible_count(message["content"]), found[i + 1]
             if given and (not kept or message["role"] == "user" and kept < given):
                 what = "drops" if not kept else "drops part of"
                 raise Error(f"{self.template.where} {what} message {i}, of the {message['role']}: "
@@ -218,8 +221,8 @@ class ChatTemplate:
                             "or give another template", "template")
 
 
-def _ink(text: str) -> int:
-    """How many characters of a text are no white space."""
+def _visible_count(text: str) -> int:
+    """The number of characters that are not white space."""
     return len("".join(text.split()))
 
 
@@ -231,9 +234,9 @@ def _check(messages: list[dict], add_generation_prompt: bool) -> None:
             role, content = message.get("role"), message.get("content")
         if role not in ROLES or not isinstance(content, str):
             raise Error(f"message {i}: role {short(role)} with content of type {type(content).__name__}; "
-                        "a role system, user or assistant with a text is needed")
+                        "expected a role system, user or assistant, and content that is a string")
     if not any(message["role"] == "user" for message in messages):
-        raise Error("the conversation has no message of the user")
+        raise Error("the conversation has no user message")
     if add_generation_prompt and messages[-1]["role"] == "assistant":
         raise Error("the conversation ends with the assistant; "
                     "an answer can only follow a message of the user")
@@ -242,9 +245,10 @@ def _check(messages: list[dict], add_generation_prompt: bool) -> None:
 class Frames:
     """A template as a JSON object of role frames, for models whose format nobody has written in Jinja.
 
-    system, user, assistant  texts with one {content} each; `assistant` ends with what ends an answer
+    system, user, assistant  texts with one {content} each; `assistant` must end with the token that ends
+                             an answer
     prompt                   what stands before an answer; `assistant` must begin with it
-    start                    what a conversation begins with, such as the BOS token ("")
+    start                    what a conversation begins with, such as the BOS token (default: nothing)
     default_system           the system text where a conversation gives none (no system message then)
 
     Control tokens are written as their texts.
@@ -258,7 +262,7 @@ class Frames:
         except (ValueError, RecursionError) as error:
             raise Error(f"{where}: is not JSON ({' '.join(str(error).split())[:80]})", "template") from None
         if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
-            raise Error(f"{where}: a JSON object of texts is needed: {', '.join(self.FIELDS)}", "template")
+            raise Error(f"{where}: expected a JSON object of strings: {', '.join(self.FIELDS)}", "template")
         for name in given:
             if name not in self.FIELDS:
                 raise Error(f"{where}: {short(name)} is not known; use {', '.join(self.FIELDS)}", "template")

@@ -55,9 +55,8 @@ def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list
 
 
 def examples(judge: ModelJudge, rows: Sequence[Row], tokens: int) -> list[TokenizedConversation]:
-    """The judge's prompts with people's verdicts behind them;
-
-    only the verdict is trained. Empty answers are left out.
+    """The judge's prompts with people's verdicts behind them. Only the verdict is trained. Empty answers
+    are left out.
     """
     judge.room = min(judge.room, tokens)
     found = []
@@ -85,9 +84,8 @@ def mixture(made: list[TokenizedConversation], settings: Settings) -> Mixture:
 
 def train(judge: ModelJudge, rows: Sequence[Row], settings: Settings, directory: Path,
           manifest: dict[str, Any], on_step: Callable[[dict], None]) -> TrainingResult:
-    """Train the judge's model in place (its adapters;
-
-    see model/lora.py). Goes on where an earlier process stopped.
+    """Train the judge's model in place (its adapters; see model/lora.py). Goes on where an earlier
+    process stopped.
     """
     made = examples(judge, rows, settings.tokens)
     drawn = mixture(made, settings)

@@ -1,4 +1,4 @@
-"""SAFE-ALIGN from files to a mixture: which conversations are used, and what every step draws from them."""
+"""From conversation files to the training mixture: what is used, and what every step draws."""
 import inspect
 import math
 from collections import Counter
@@ -22,9 +22,9 @@ class Plan:
     """What is trained on, and by which objective.
 
     Strategy A takes blue and helpful conversations. B takes red ones too, after `steps_a` steps of A.
-    objective, parameters  of loss.OBJECTIVES, for the steps of B; `blue` among the parameters holds for A too
-    mix    the parts of the colours in a step's conversations; a colour that a phase does not draw leaves
-           its part to the others
+    objective, parameters  the loss of B's steps, a key of loss.OBJECTIVES, and its parameters; the weight
+                           `blue` applies to A as well
+    mix    the weight of each colour in a step; the weight of a colour that is not drawn goes to the others
     An epoch is one pass over the blue conversations (the helpful ones where there is no blue).
     """
     strategy: str = "A"
@@ -32,10 +32,10 @@ class Plan:
     parameters: dict[str, float] = field(default_factory=lambda: dict(loss.PRESETS["capped"]))
     steps_a: int = 200
     epochs: float = 3.0
-    steps: int | None = None             # instead of epochs
+    steps: int | None = None             # overrides epochs
     batch_size: int = 64                 # conversations of a step, over all processes
     mix: dict[str, float] = field(default_factory=lambda: dict.fromkeys(loss.COLOURS, 1.0))
-    max_tokens: int = 1280               # of a conversation; later exchanges are cut, whole
+    max_tokens: int = 1280               # per conversation; last exchanges are dropped until it fits
     validation: float = 0.02             # share of the questions that is held out
     seed: int = 0
 
@@ -51,7 +51,7 @@ class Corpus:
     notes: dict[str, int]
 
     def count(self, colour: str) -> int:
-        """Training conversations of a colour."""
+        """The number of training conversations of a colour."""
         return sum(e.colour == colour for e in self.training)
 
 
@@ -101,37 +101,37 @@ def phases(plan: Plan, counts: Mapping[str, int]) -> list[Phase]:
     if not kept:
         lead = "strategy A trains on blue and helpful conversations, and there is none"
         if counts.get("helpful") or counts.get("blue"):
-            raise Error(f"{lead} that the mix draws; give blue or helpful a part", "mix")
+            raise Error(f"{lead} that the mix draws; give blue or helpful a weight above 0", "mix")
         raise Error(f"{lead}; give blue or helpful a file")
-    draw_a = shared(plan.batch_size, {c: plan.mix[c] for c in kept})
-    measure = "blue" if "blue" in kept else "helpful"
-    steps = plan.steps or max(1, math.ceil(plan.epochs * counts[measure] / draw_a[measure]))
+    draw_a = apportion(plan.batch_size, {c: plan.mix[c] for c in kept})
+    epoch_colour = "blue" if "blue" in kept else "helpful"
+    steps = plan.steps or max(1, math.ceil(plan.epochs * counts[epoch_colour] / draw_a[epoch_colour]))
     if steps > MOST_STEPS:
         raise Error(f"{plan.epochs:g} epochs are {steps:.3g} steps, more than {MOST_STEPS:,}; lower them",
                     "epochs")
-    blue = {k: v for k, v in plan.parameters.items() if k == "blue"}
+    blue_weight = {k: v for k, v in plan.parameters.items() if k == "blue"}
     if plan.strategy == "A":
-        return [Phase(steps, draw_a, "A", blue)]
+        return [Phase(steps, draw_a, "A", blue_weight)]
     if not counts.get("red"):
         raise Error("strategy B needs red conversations; give red a file, or use strategy A", "red")
     if steps <= plan.steps_a:
-        raise Error(f"{steps} steps are all of strategy A, which has {plan.steps_a}; "
+        raise Error(f"all {steps} steps would be of strategy A, which takes the first {plan.steps_a}; "
                     "raise epochs or steps, or lower steps_a", "steps_a")
-    first = [Phase(plan.steps_a, draw_a, "A", blue)] if plan.steps_a else []
+    first = [Phase(plan.steps_a, draw_a, "A", blue_weight)] if plan.steps_a else []
     draw_b = _draw_b(plan, [*kept, "red"], counts)
     return [*first, Phase(steps - plan.steps_a, draw_b, plan.objective, dict(plan.parameters))]
 
 
 def _draw_b(plan: Plan, colours: list[str], counts: Mapping[str, int]) -> dict[str, int]:
     """What a step of strategy B draws."""
-    draw = shared(plan.batch_size, {c: plan.mix[c] for c in colours if plan.mix.get(c, 0) > 0})
+    draw = apportion(plan.batch_size, {c: plan.mix[c] for c in colours if plan.mix.get(c, 0) > 0})
     if plan.objective == "dpo":
         if not counts.get("pair"):
             raise Error("dpo needs blue and red conversations that ask the same question, and there is none; "
                         "use another objective", "objective")
-        draw["pair"] = max(1, (draw.pop("blue", 0) + draw.pop("red", 0)) // 2)
+        draw["pair"] = max(1, (draw.pop("blue", 0) + draw.pop("red", 0)) // 2)  # a pair is two conversations
     elif "red" not in draw:
-        raise Error("strategy B draws no red conversation with this mix; give red a part", "mix")
+        raise Error("strategy B draws no red conversation with this mix; give red a weight above 0", "mix")
     return draw
 
 
@@ -152,7 +152,7 @@ def require_fit(corpus: Corpus, mixture: Mixture, tokens_per_batch: int) -> None
 
 
 def cost(mixture: Mixture) -> dict[str, int]:
-    """The tokens of all steps, exactly, and the most that one step can have."""
+    """tokens: exact total of all steps; largest_step: upper bound of one step."""
     drawn, largest = Counter[str](), 0
     for phase in mixture.phases:
         most = 0
@@ -165,10 +165,13 @@ def cost(mixture: Mixture) -> dict[str, int]:
     return {"tokens": tokens, "largest_step": largest}
 
 
-def shared(total: int, parts: Mapping[str, float]) -> dict[str, int]:
-    """`total` split in proportion to `parts`, by largest remainders, at least 1 each."""
+def apportion(total: int, parts: Mapping[str, float]) -> dict[str, int]:
+    """`total` split in proportion to `parts` (largest remainders), at least 1 each.
+
+    Raises Error if total < len(parts).
+    """
     if total < len(parts):
-        raise Error(f"batch_size {total} has no room for a conversation of each of {', '.join(parts)}; "
+        raise Error(f"batch_size {total} is too small for one conversation of each of {', '.join(parts)}; "
                     "raise it", "batch_size")
     left, weight = total - len(parts), sum(parts.values())
     exact = {name: left * part / weight for name, part in parts.items()}
@@ -194,13 +197,13 @@ def parameters(objective: str, preset: str | None, settings: Sequence[str]) -> d
     names = [text.partition("=")[0] for text in settings]
     for name, text in zip(names, settings, strict=True):
         if names.count(name) > 1:
-            raise Error(f"parameter names {name!r} twice; keep one", "parameter")
+            raise Error(f"parameter {name!r} is given twice; keep one", "parameter")
         try:
             number = float(text.partition("=")[2])
         except ValueError:
             number = math.nan
-        if name not in known or not abs(number) <= 1e30:   # NaN neither
-            raise Error(f"parameter {text!r}: must be NAME=NUMBER with a name of {', '.join(known)}",
+        if name not in known or not abs(number) <= 1e30:   # NaN fails this test too
+            raise Error(f"parameter {text!r}: must be NAME=NUMBER, where NAME is one of {', '.join(known)}",
                         "parameter")
         if wrong := _out_of_range(name, number):
             raise Error(f"parameter {text!r}: {wrong}", "parameter")
@@ -209,7 +212,10 @@ def parameters(objective: str, preset: str | None, settings: Sequence[str]) -> d
 
 
 def _out_of_range(name: str, number: float) -> str:
-    """What is wrong with a parameter's number, "" if nothing. A negative weight turns an objective round."""
+    """What is wrong with a parameter's number, "" if nothing.
+
+    A negative weight would reverse the objective.
+    """
     if number < 0 and name in ("blue", "red", "low", "high"):
         return f"{name} must be at least 0"
     if number <= 0 and name in ("beta", "floor", "tau"):   # β divides, and the logarithm of floor is taken

@@ -29,7 +29,7 @@ FIGURES = ("loss", *loss.COLOURS, "red_tokens", "red_capped")
 class Recipe:
     """The hyper-parameters of the optimiser and of the loop; data and objectives are the mixture's."""
     learning_rate: float = 1e-5
-    final_rate: float = 0.0              # of learning_rate, at the last step
+    final_rate: float = 0.0              # of learning_rate; the cosine ends there one past the last step
     warmup_steps: int = 0
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)

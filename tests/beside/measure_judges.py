@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from redlite.judges import linear, rules
+from redlite.judges import linear, linear_training, rules
 from redlite.judges.agreement import agreement, read_labelled
 from redlite.store.files import read_json
 
@@ -85,21 +85,22 @@ def rounded(value):
     return round(float(value), 4) if isinstance(value, (float, np.floating)) else value
 
 
-def measure_linear(rows: list[linear.Row]) -> dict[str, dict]:
+def measure_linear(rows: list[linear_training.Row]) -> dict[str, dict]:
     """Figures by source of judges trained without the answers that they are measured on."""
     examined = [rules.examine(row.question, row.answer) for row in rows]
     x = linear.features(examined)
     source, people = (np.array([row[i] for row in rows]) for i in (0, 3))
-    training = np.isin(source, linear.SOURCES)
+    training = np.isin(source, linear_training.SOURCES)
     scores = np.zeros(len(rows))
     kept = [row for row, is_kept in zip(rows, training, strict=True) if is_kept]
-    in_folds = source[training] == linear.SOURCES[0]
-    scores[source == linear.SOURCES[0]] = linear.unseen_scores(kept, x.take(training))[in_folds]
-    for left_out in (*([s] for s in linear.SOURCES[1:]), XSTEST):
+    in_folds = source[training] == linear_training.SOURCES[0]
+    unseen = linear_training.unseen_scores(kept, x.take(training))
+    scores[source == linear_training.SOURCES[0]] = unseen[in_folds]
+    for left_out in (*([s] for s in linear_training.SOURCES[1:]), XSTEST):
         tested = np.isin(source, left_out)
-        scores[tested] = linear.held_out_scores(rows, x, tested, training & ~tested)
+        scores[tested] = linear_training.held_out_scores(rows, x, tested, training & ~tested)
     p = 1 / (1 + np.exp(-scores))
-    low, high = linear.ABSTAIN
+    low, high = linear_training.ABSTAIN
     labels = np.where(p >= high, "harmful", np.where(p < low, "unharmful", "unsure"))
     foreign = np.array([linear.not_english(speeches) for speeches in examined])
     labels[foreign] = [
@@ -120,9 +121,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=linear.HOME / "agreement.json")
     options = parser.parse_args()
     xstest = options.shared / "benchmarks" / "xstest" / "labelled"
-    rows = linear.read_sources(options.shared / "labels")
+    rows = linear_training.read_sources(options.shared / "labels")
     rows += [
-        linear.Row(name, q, a, label == "harmful")
+        linear_training.Row(name, q, a, label == "harmful")
         for name in XSTEST
         for q, a, label in read_labelled(xstest / name)
     ]

@@ -16,6 +16,7 @@ import refusals
 
 from redlite.errors import Error
 from redlite.judges import linear, rules
+from redlite.judges import linear_training as training
 
 SHARED = Path(__file__).parents[3] / "shared"
 ASK = "How do I steal the egg of the glass dragon?"
@@ -42,7 +43,7 @@ def expected_features(speeches):
         grams = {bucket(words[i : i + n], group) for n in (1, 2, 3) for i in range(len(words) - n + 1)}
         for column in grams:
             entries[column] = entries.get(column, 0) + 1 / math.sqrt(len(grams))
-    for name in linear._named(speeches):
+    for name in linear._findings(speeches):
         entries[linear.BUCKETS + linear.NAMES.index(name)] = 1
     return entries
 
@@ -69,7 +70,7 @@ def test_features_are_those_of_plain_python():
 def test_the_optimiser_finds_the_least_squares_solution():
     rng = np.random.RandomState(0)
     a, b = rng.randn(40, 12), rng.randn(40)
-    found = linear.minimise(lambda w: (((a @ w - b) ** 2).sum() / 2, a.T @ (a @ w - b)), np.zeros(12), 200)
+    found = training.minimise(lambda w: (((a @ w - b) ** 2).sum() / 2, a.T @ (a @ w - b)), np.zeros(12), 200)
     assert found == pytest.approx(np.linalg.lstsq(a, b, rcond=None)[0], abs=1e-2)
 
 
@@ -87,7 +88,7 @@ def test_the_fit_has_no_slope_left():
     ] * 3
     x = linear.features([rules.examine(ASK, f"{answer} {i}") for i, answer in enumerate(answers)])
     harmful, weight = np.array([True, False] * 9), np.arange(1.0, 19.0)
-    bias, weights = linear.fit(x, harmful, weight)
+    bias, weights = training.fit(x, harmful, weight)
     columns = np.unique(x.column_E[x.column_E < linear.BUCKETS])[::7]
 
     def loss(column, step):
@@ -96,7 +97,7 @@ def test_the_fit_has_no_slope_left():
         z = bias + x.scores(moved)
         return (
             weight / weight.sum() * np.log1p(np.exp(np.where(harmful, -z, z)))
-        ).sum() + linear.HASHED_PENALTY / 2 * (moved[: linear.BUCKETS] ** 2).sum()
+        ).sum() + training.HASHED_PENALTY / 2 * (moved[: linear.BUCKETS] ** 2).sum()
 
     slopes = [(loss(c, 1e-4) - loss(c, -1e-4)) / 2e-4 for c in columns]
     assert len(slopes) > 5 and np.abs(slopes).max() < 2e-3
@@ -105,32 +106,32 @@ def test_the_fit_has_no_slope_left():
 
 def test_rows_of_a_source_count_by_its_root_and_half_to_each_label():
     rows = (
-        [linear.Row("a", "q", str(i), i < 3) for i in range(9)]
-        + [linear.Row("b", "q", "x", True)] * 4
-        + [linear.Row("b", "q", "y", False)]
+        [training.Row("a", "q", str(i), i < 3) for i in range(9)]
+        + [training.Row("b", "q", "x", True)] * 4
+        + [training.Row("b", "q", "y", False)]
     )
-    weight = linear.row_weights(rows)
+    weight = training.row_weights(rows)
     assert weight[:3].sum() == pytest.approx(3) and weight[3:9].sum() == pytest.approx(3)  # √9 each
     assert weight[9:13] == pytest.approx([2**0.5 / 4] * 4) and weight[13] == pytest.approx(2**0.5)
 
 
 def test_folds_keep_a_question_and_training_holds_no_tested_text(monkeypatch):
-    rows = [linear.Row("a", f"q{i % 11}", f"answer {i % 7}", i % 2 == 0) for i in range(60)]
-    fold = linear.folds(rows)
+    rows = [training.Row("a", f"q{i % 11}", f"answer {i % 7}", i % 2 == 0) for i in range(60)]
+    fold = training.folds(rows)
     assert all(
         len({f for f, r in zip(fold, rows, strict=True) if r.question == q}) == 1
         for q in {r.question for r in rows}
     )
     seen = []
     monkeypatch.setattr(
-        linear,
+        training,
         "fit",
         lambda x, harmful, weight: (seen.append(x.rows), (0.0, np.zeros(linear.BUCKETS + len(linear.NAMES))))[
             1
         ],
     )
     tested = np.array([r.answer == "answer 3" or i == 0 for i, r in enumerate(rows)])
-    linear.held_out_scores(
+    training.held_out_scores(
         rows, linear.features([rules.examine(r.question, r.answer) for r in rows]), tested, np.ones(60, bool)
     )
     assert seen == [sum(r.answer not in ("answer 3", "answer 0") for r in rows)]
@@ -138,7 +139,7 @@ def test_folds_keep_a_question_and_training_holds_no_tested_text(monkeypatch):
 
 def test_weights_are_stored_in_a_byte_each(tmp_path):
     weights = np.random.RandomState(0).randn(linear.BUCKETS + len(linear.NAMES))
-    linear.save(tmp_path, 0.25, weights, {})
+    training.save(tmp_path, 0.25, weights, {})
     model = linear.load(tmp_path)
     largest = np.abs(weights[: linear.BUCKETS]).max()
     assert np.abs(model.weights[: linear.BUCKETS] - weights[: linear.BUCKETS]).max() <= largest / 127
@@ -244,6 +245,6 @@ def test_stored_files_are_small_hold_no_text_and_belong_to_these_rules():
 
 @pytest.mark.skipif(not (SHARED / "labels").is_dir(), reason="needs ../shared/labels")
 def test_training_gives_the_same_bytes_again(tmp_path):
-    linear.main(["--train", str(SHARED / "labels"), "--out", str(tmp_path)])
+    training.main(["--train", str(SHARED / "labels"), "--out", str(tmp_path)])
     for name in ("linear.bin", "linear.json"):
         assert (tmp_path / name).read_bytes() == (linear.HOME / name).read_bytes(), name

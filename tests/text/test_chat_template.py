@@ -200,7 +200,7 @@ USERS = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
     (USERS, [SYSTEM, USER], True, "drops message 0, of the system"),
     (USERS, [USER, ANSWER, USER], True, "drops message 1, of the assistant"),
     ("{{ messages[0].content[:1] }}", [USER], True, "drops part of message 0, of the user"),
-    (CHATML, [USER, ANSWER], True, "ends with the assistant"), (CHATML, [], False, "no message of the user"),
+    (CHATML, [USER, ANSWER], True, "ends with the assistant"), (CHATML, [], False, "no user message"),
     (CHATML, [{"role": "tool", "content": "x"}], False, "'tool'"), (CHATML, ["Hi"], False, "message 0"),
     (CHATML, [{"role": "user", "content": None}], False, "NoneType"),
 ])
@@ -268,7 +268,7 @@ def test_files_hold_templates_and_frames(tmp_path):
 
 
 @pytest.mark.parametrize("source, words", [
-    ("{", "is not JSON"), ("[]", "a JSON object of texts"), ('{"user": 1}', "a JSON object of texts"),
+    ("{", "is not JSON"), ("[]", "expected a JSON object of strings"), ('{"user": 1}', "expected a JSON object of strings"),
     ('{"user": "{content}"}', "assistant needs one {content}"),
     ('{"user": "{content}", "assistant": "{content}", "tool": "x"}', "'tool' is not known"),
     ('{"user": "{content}", "assistant": "{content}", "prompt": "A:"}', "assistant must begin with prompt"),
