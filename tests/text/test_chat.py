@@ -220,7 +220,7 @@ def test_formats_that_do_not_fit_are_errors(tmp_path, name, word):
 
 
 @pytest.mark.parametrize("messages, generate, word", [
-    ([], True, "no message"), ([SYSTEM], True, "no message"), ([ANSWER], False, "message 0"),
+    ([], True, "no user message"), ([SYSTEM], True, "no user message"), ([ANSWER], False, "message 0"),
     ([USER, USER], True, "message 1"), ([SYSTEM, SYSTEM, USER], True, "message 1"),
     ([USER, SYSTEM], True, "message 1"), ([USER, ANSWER], True, "ends with the assistant"),
     ([{"role": "tool", "content": "x"}], True, "'tool'"),

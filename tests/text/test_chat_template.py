@@ -268,7 +268,8 @@ def test_files_hold_templates_and_frames(tmp_path):
 
 
 @pytest.mark.parametrize("source, words", [
-    ("{", "is not JSON"), ("[]", "expected a JSON object of strings"), ('{"user": 1}', "expected a JSON object of strings"),
+    ("{", "is not JSON"), ("[]", "expected a JSON object of strings"),
+    ('{"user": 1}', "expected a JSON object of strings"),
     ('{"user": "{content}"}', "assistant needs one {content}"),
     ('{"user": "{content}", "assistant": "{content}", "tool": "x"}', "'tool' is not known"),
     ('{"user": "{content}", "assistant": "{content}", "prompt": "A:"}', "assistant must begin with prompt"),
