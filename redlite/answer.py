@@ -14,6 +14,7 @@ class Answer:
     seconds            wall time, of a local model in its shared batch
     ids                token ids as generated, the end token included; empty for endpoints
     detail             why there is no text, or what came instead of it
+    served             what an endpoint says answered: the model's name and system fingerprint
     opened             the prompt ended in an opening reasoning tag: the text begins in a thought
     """
     text: str
@@ -23,4 +24,5 @@ class Answer:
     seconds: float
     ids: Sequence[int] = ()
     detail: str = ""
+    served: str = ""
     opened: bool = False

@@ -1,10 +1,11 @@
 """The journal of what was asked of endpoints: the answers, and what they cost.
 
-api.jsonl of a run directory has three kinds of lines, each under the call's key:
+api.jsonl of a run directory has four kinds of lines, each under the call's key:
 
     {key, sent: [prompt, completion tokens at most], model}     a request goes out
     {key, unpaid: why}                                          it came back without an answer to pay for
     {key, text, finish, …}                                      it came back with an answer
+    {key, refused, instead, model, url}         the endpoint refuses a parameter; what is sent in its place
 
 A request that never came back, since its process was killed, may have been paid for, and is counted so.
 """
@@ -24,12 +25,14 @@ MEND = "restore the line from a copy, or delete it to have it asked again"
 ANSWER: dict[str, Kind] = {
     "text": str, "finish": str, "prompt_tokens": (int, NoneType), "completion_tokens": (int, NoneType),
     "seconds": (int, float), "detail": str}
+REFUSED: dict[str, Kind] = {"refused": str, "instead": (str, NoneType), "model": str, "url": str}
 GIVEN_UP = "given up"       # how the detail begins of an error that says nothing about the request
 
 
 def record_of(key: str, answer: Answer) -> dict:
     """The journal's line for an answer."""
-    return {"key": key, **{field: getattr(answer, field) for field in ANSWER}}
+    record = {"key": key, **{field: getattr(answer, field) for field in ANSWER}}
+    return {**record, "served": answer.served} if answer.served else record
 
 
 def recall(record: dict, path: Path) -> Answer | None:
@@ -45,8 +48,11 @@ def recall(record: dict, path: Path) -> Answer | None:
         return None
     if "unpaid" in record:
         return None
-    require(record, ANSWER, path, MEND)
-    return Answer(**{field: record[field] for field in ANSWER})
+    if "refused" in record:
+        require(record, REFUSED, path, MEND)
+        return None
+    require(record, {**ANSWER, "served": (str, NoneType)}, path, MEND)
+    return Answer(**{field: record[field] for field in ANSWER}, served=record.get("served") or "")
 
 
 def may_pass(answer: Answer) -> bool:
@@ -68,12 +74,19 @@ class ApiJournal:
     limits   what may be spent, over all processes that ever wrote this journal
     answers  the call's key → its answer
     spent    counts of "requests", "prompt" and "completion" tokens
+    worked   models that have answered, or refused by their provider's policy
+    served   model → what its last answer says it was served by
+    refused  (address, model) → parameter that is refused → its name there, or None: it is left out
     """
 
     def __init__(self, run: Run, model: str, limits: Limits):
         self.run, self.model, self.limits = run, model, limits
         self.answers: dict[str, Answer] = {}
         self.spent: Counter[str] = Counter()
+        self.worked: set[str] = set()
+        self.served: dict[str, str] = {}
+        self.refused: dict[tuple[str, str], dict[str, str | None]] = {}
+        self._longest: dict[str, int] = {}      # completion tokens of a model's longest answer
         self._dollars = 0.0
         self._prices = {model: limits.prices} if limits.prices else {}
         self._open: dict[str, Sent] = {}
@@ -97,7 +110,8 @@ class ApiJournal:
         limits = self.limits
         if completion is None and (limits.tokens is not None or limits.cost is not None):
             raise Error("a limit of tokens or cost needs a bound on the answer's tokens (max_tokens)")
-        sent = Sent(prompt, completion or 0, self.model)
+        # what a model thinks may not keep to max_tokens
+        sent = Sent(prompt, max(completion or 0, self._longest.get(self.model, 0)), self.model)
         under_way = [*self._open.values(), sent]
         if limits.requests is not None and self.spent["requests"] + 1 > limits.requests:
             raise _passed("max_requests", f"{limits.requests} requests")
@@ -120,6 +134,10 @@ class ApiJournal:
         """Write down that a request came back without an answer to pay for."""
         self._write({"key": key, "unpaid": why})
 
+    def refuse(self, key: str, url: str, parameter: str, instead: str | None) -> None:
+        """Write down that the endpoint refuses a parameter, and what is sent instead."""
+        self._write({"key": key, "refused": parameter, "instead": instead, "model": self.model, "url": url})
+
     def close(self) -> None:
         """Write nothing any more: the run directory goes back to its owner, though requests may be under way.
         """
@@ -139,12 +157,20 @@ class ApiJournal:
             prompt, completion = record["sent"]
             self._open[key] = Sent(prompt, completion, record.get("model") or self.model)
             return
+        if "refused" in record:
+            place = self.refused.setdefault((record["url"], record["model"]), {})
+            place[record["refused"]] = record["instead"]
+            return
         sent = self._open.pop(key, Sent(0, 0, self.model))
         if answer is not None:
             prompt, completion = answer.prompt_tokens, answer.completion_tokens
             self._pay(Sent(sent.prompt if prompt is None else prompt,
                            sent.completion if completion is None else completion, sent.model))
             self.answers[key] = answer
+            self.worked.add(sent.model)
+            self._longest[sent.model] = max(self._longest.get(sent.model, 0), completion or 0)
+            if answer.served:
+                self.served[sent.model] = answer.served
 
     def _pay(self, sent: Sent) -> None:
         self.spent.update(prompt=sent.prompt, completion=sent.completion)

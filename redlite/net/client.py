@@ -1,4 +1,4 @@
-"""Chat completions from any OpenAI-compatible endpoint: many requests at once, each answer kept as it comes.
+"""Answers from an endpoint: many requests at once, each answer kept as it comes.
 
 An answer is in the journal, flushed, before anything else happens with it. Its key is made of endpoint,
 model, messages, parameters and sample number. What the journal holds is never asked for again. The key also
@@ -6,11 +6,13 @@ travels as Idempotency-Key. An endpoint that honours that header never makes (or
 With one that does not, an answer that was made and then lost on its way is made again; no client can help it.
 
 retry.py says which requests are made again, rate_limit.py when the next may start, api_journal.py what is
-kept and what may be spent; transport.py sends. A refusal by the provider's content filter is an answer,
-"refused_by_api".
+kept and what may be spent; providers.py and template.py how requests and replies look; transport.py sends.
+A refusal by the provider is an answer, "refused_by_api". A parameter that the endpoint refuses by name is
+left out from then on, or renamed; the journal remembers it.
 """
 import json
 import queue
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -19,15 +21,17 @@ from dataclasses import dataclass, field
 
 from redlite.answer import Answer
 from redlite.errors import Error, Incomplete
-from redlite.net import rate_limit, reply, retry
+from redlite.net import parameters, rate_limit, reply, retry
 from redlite.net.api_journal import GIVEN_UP, ApiJournal
-from redlite.net.endpoints import VENDOR, Endpoint, Limits
+from redlite.net.endpoints import Endpoint, Limits
 from redlite.net.transport import HttpReply, Transport
 from redlite.store.files import sha256_json
 from redlite.store.run_directory import Run
+from redlite.store.text import printable
 
 PARTING = 3.0       # seconds for answers that are on their way, and paid for, when the caller goes away
 GLANCE = 0.2        # seconds between two looks at whether to stop
+REFUSALS = 5        # requests that an endpoint refuses, with none that it takes, before the run ends
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,15 @@ class Call:
     messages: list[dict[str, str]]
     parameters: dict = field(default_factory=dict)
     sample: int = 0
+
+
+class _Adapted(Exception):
+    """The endpoint refused a parameter by name; the call goes out again without it."""
+
+
+def say(text: str) -> None:
+    """One line on stderr."""
+    print(f"redlite: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def tokens_at_most(call: Call) -> tuple[int, int | None]:
@@ -77,11 +90,15 @@ class Client:
         self._lock = threading.Lock()       # of the journal, and of what follows
         self._halt: BaseException | None = None
         self._successes = 0
+        self._failures: list[str] = []      # of requests that the endpoint refused before it took any
+        self._told = False
 
     def key(self, call: Call) -> str:
         """What identifies a call in the journal."""
         where = self.endpoint
-        return sha256_json([where.base_url, where.model, call.messages, call.parameters, call.sample])
+        made = {name: value for name, value in where.identity.items() if name not in ("endpoint", "headers")}
+        more = [where.provider, made] if made or where.provider != "openai" else []
+        return sha256_json([where.base_url, where.model, call.messages, call.parameters, call.sample, *more])
 
     @property
     def spent(self) -> Counter[str]:
@@ -122,13 +139,20 @@ class Client:
         for thread in threads:
             thread.start()
         left = len(threads)
+        held: list[tuple[str, Answer]] = []     # refused requests, until the endpoint takes one
         try:
             while left:
                 item = done.get()
                 if item is None:
                     left -= 1
-                else:
-                    yield item
+                    continue
+                held.append(item)
+                if self._worked:
+                    yield from held
+                    held.clear()
+            if held and not self._halt and not self._worked:
+                raise self._unusable()
+            yield from held
         except BaseException as error:
             self._stop(error)
             deadline = time.monotonic() + PARTING
@@ -139,6 +163,20 @@ class Client:
             raise
         if self._halt:
             raise self._halt
+
+    @property
+    def _worked(self) -> bool:
+        return self.endpoint.model in self.journal.worked
+
+    def _unusable(self) -> Error:
+        """What to raise where the endpoint refuses every request."""
+        self._abandon()
+        return Error(f"{self.endpoint.base_url} refuses the request: {self._failures[-1]}")
+
+    def _abandon(self) -> None:
+        """Leave no run directory behind, if this process made it and nothing came of it."""
+        if not self.journal.answers:
+            self.journal.run.abandon()
 
     def _stop(self, error: BaseException) -> None:
         with self._lock:
@@ -166,12 +204,14 @@ class Client:
 
     def _answer(self, key: str, call: Call) -> Answer | None:
         """One call with its retries; None when halted."""
-        body, successes, where = self._body(call), self._successes, self.endpoint.base_url
+        successes, where = self._successes, self.endpoint.base_url
         attempts = retry.Attempts(where, self.tries, self.first_delay, self.longest_wait)
         while self.pace.start(lambda: self._halt):
             hints: rate_limit.Hints = {}
             try:
-                return self._attempt(key, call, body, hints)
+                return self._attempt(key, call, attempts.broken_off, hints)
+            except _Adapted:
+                continue
             except retry.Retry as error:
                 self.retries[str(error).partition(":")[0]] += 1
                 hints["limited"], hints["wait"] = error.limited, error.wait or 0.0
@@ -184,55 +224,116 @@ class Client:
         if self._halt:
             return None
         if self._successes == successes:
-            raise Incomplete(f"{where} could not be used, {self.tries} times in a row ({attempts.reason}); "
-                             "what is finished is kept, and the same command goes on from there")
-        detail = f"{GIVEN_UP} after {self.tries} tries: {attempts.reason}"
+            raise Incomplete(
+                f"{where} could not be used, {attempts.failures} times in a row ({attempts.reason}); "
+                "what is finished is kept, and the same command goes on from there")
+        detail = f"{GIVEN_UP} after {attempts.failures} tries: {attempts.reason}"
         return Answer("", "error", None, None, 0.0, detail=detail)
 
-    def _body(self, call: Call) -> bytes:
-        value = {"model": self.endpoint.model, "messages": call.messages, **call.parameters}
-        if self.endpoint.base_url.rstrip("/") == VENDOR and "max_tokens" in value:
-            # The vendor's newer models refuse the older name.
-            value["max_completion_tokens"] = value.pop("max_tokens")
-        return json.dumps(value).encode()
-
-    def _attempt(self, key: str, call: Call, body: bytes, hints: rate_limit.Hints) -> Answer:
+    def _attempt(self, key: str, call: Call, broken_off: int, hints: rate_limit.Hints) -> Answer:
         """One request, written down before it goes out and after it. hints: what the pace is to learn."""
         with self._lock:
+            instead = dict(self.journal.refused.get(self._place, {}))
             self.journal.send(key, *tokens_at_most(call))
-        received = self.transport.post(body, f"redlite-{key}")
+        names = self.endpoint.names(instead)
+        body = self.endpoint.body(call.messages, call.parameters, call.sample, names)
+        # Another body, or one asked anew since its answer was broken off, is another request to the endpoint.
+        again = "-".join(["", *sorted(instead), *([str(broken_off)] if broken_off else [])])
+        received = self.transport.post(body, f"redlite-{key}{again}")
         hints.update(rate_limit.window(received.headers, self.longest_wait))
-        answer = self._read(key, received)
+        answer = self._read(key, call, received, names)
         with self._lock:
+            before = self.journal.served.get(self.endpoint.model)
             self.journal.keep(key, answer)
             if answer.finish != "error":
                 self._successes += 1
-            elif not self.journal.answers:  # nothing ever worked here, so it is not this one request
-                raise Error(f"{self.endpoint.base_url} refuses the request: {answer.detail}")
+            elif not self._worked:  # perhaps it is not this one request
+                self._failures.append(answer.detail)
+                if len(self._failures) >= REFUSALS:
+                    raise self._unusable()
+        self._compare(before, answer.served)
         hints["ok"] = True
         return answer
 
-    def _read(self, key: str, received: HttpReply) -> Answer:
-        """The answer in a reply. Raises what `retry.fault` says of another."""
+    @property
+    def _place(self) -> tuple[str, str]:
+        return self.endpoint.base_url, self.endpoint.model
+
+    def _compare(self, before: str | None, served: str) -> None:
+        """Say once that another model answers than before."""
+        if before and served and before != served and not self._told:
+            self._told = True
+            say(f"{self.endpoint.model} is now served by {served!r}, and was by {before!r} before; "
+                "the journal says which answer came from which")
+
+    def _read(self, key: str, call: Call, received: HttpReply, names: dict[str, str]) -> Answer:
+        """The answer in a reply. Raises what `retry.fault` says of another.
+
+        names  parameter → its name in the request
+        """
         try:
             value = json.loads(received.body.decode("utf-8"))
         except (ValueError, RecursionError):
             value = None
-        took, redact = round(received.seconds, 3), self.transport.redact
-        if received.status == 200:
-            answer = reply.completion(value, took, redact)
-            if answer is None:
-                raise retry.Retry("invalid body: no chat completion in JSON")
-            return answer
-        found = reply.failed(received.status, value, received.body, took, redact)
+        took, redact, status = round(received.seconds, 3), self.transport.redact, received.status
+        if status == 200:
+            answer = self._completion(call, value, took)
+            if answer is not None:
+                return answer
+            # some say with status 200 which status it would have been
+            code = reply.error_of(value).get("code")
+            if type(code) is not int or not 400 <= code < 600:
+                reason, damaged = reply.no_completion(value, received.body, redact)
+                raise retry.Retry(reason, most=None if damaged else retry.NO_ANSWER)
+            status = code
+        found = reply.failed(status, value, received.body, took, redact)
         if isinstance(found, Answer):
+            self._adapt(key, call, found, value, names)
             return found
-        wait = rate_limit.seconds(received.headers.get("Retry-After"))
-        fault = retry.fault(found, wait, self.endpoint.base_url)
+        if found.status == 403 and self._successes:     # the key is good, so it is this one request
+            return Answer("", "error", None, None, took, detail=found.detail)
+        wait = rate_limit.asked_wait(received.headers)
+        fault = retry.fault(found, wait, self.endpoint.base_url, self.endpoint.key_variable)
         if not isinstance(fault, Incomplete):
             with self._lock:
                 self.journal.unpaid(key, f"status {found.status}")
+                if isinstance(fault, Error):
+                    self._abandon()
         raise fault
+
+    def _completion(self, call: Call, value: object, took: float) -> Answer | None:
+        """The answer in the JSON of a reply with status 200. Raises Retry for one that is broken off."""
+        stop = tuple(call.parameters.get("stop", ()))
+        answer = reply.completion(self.endpoint.read(value), took, self.transport.redact, stop)
+        if answer is not None and answer.finish == "error":
+            raise retry.Retry(answer.detail, most=retry.BROKEN_OFF)
+        return answer
+
+    def _adapt(self, key: str, call: Call, answer: Answer, value: object, names: dict[str, str]) -> None:
+        """Learn which parameter the endpoint refuses. Raises _Adapted where the call is to go out without it.
+
+        names  parameter → its name in the request that was refused
+        """
+        if answer.finish != "error":
+            return
+        sent = {name: new for name, new in names.items() if name in call.parameters}
+        parameter = parameters.refused(value, sent)
+        if parameter is None:
+            return
+        with self._lock:
+            known = self.journal.refused.get(self._place, {})
+            asked_before = sent[parameter] != self.endpoint.names(known).get(parameter)
+            if not asked_before:
+                if parameter in known:      # under both of its names
+                    return
+                instead = parameters.RENAMED.get(sent[parameter])
+                self.journal.refuse(key, self.endpoint.base_url, parameter, instead)
+            self.journal.unpaid(key, answer.detail)
+        if not asked_before:
+            what = f"sent as {instead}" if instead else "left out"
+            say(f"{self.endpoint.base_url} refuses {sent[parameter]!r} ({answer.detail}); "
+                f"it is {what} from now on")
+        raise _Adapted
 
     def _sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds

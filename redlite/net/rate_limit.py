@@ -99,6 +99,14 @@ def window(headers: Mapping[str, str], longest: float) -> Hints:
     return {"left": left, "reset": reset}
 
 
+def asked_wait(headers: Mapping[str, str]) -> float | None:
+    """The seconds that a reply asks to wait: retry-after-ms where there is one, else Retry-After."""
+    for name in ("retry-after-ms", "x-ms-retry-after-ms"):
+        if (milliseconds := seconds(headers.get(name))) is not None:
+            return milliseconds / 1000
+    return seconds(headers.get("Retry-After"))
+
+
 def seconds(text: str | None) -> float | None:
     """A wait in seconds; None if the text says none.
 

@@ -1,17 +1,25 @@
 """What an endpoint's reply says: the answer in a chat completion, or what went wrong. Opens nothing."""
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from redlite.answer import Answer
+from redlite.net.refusals import is_code, is_refusal
+from redlite.store.text import printable
+from redlite.text.lazy_pattern import LazyPattern
+from redlite.text.reasoning import split_thoughts
 
-# What providers say in code, type or innererror.code when their filter refuses. Messages are not looked at.
-FILTERED = {
-    "content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation", "moderation_blocked",
-    "data_inspection_failed"
-}
 MOST_TOKENS = 1 << 40   # no answer has more; a server that says so says nothing
 EXCERPT = 200           # characters of a body that is quoted
 DETAIL = 500            # characters of a message that is kept
+# Why an answer ended, as endpoints say it without case. What is in no list counts as "stop".
+CUT = {"length", "max_tokens", "max_output_tokens", "max_length", "max_new_tokens", "model_length",
+       "token_limit", "tokens_limit", "incomplete", "model_context_window_exceeded",
+       "context_length_exceeded"}
+BROKEN = {"error", "abort", "aborted", "cancelled", "canceled", "timeout", "time_out", "failed", "failure",
+          "insufficient_system_resource", "network_error", "server_error", "internal_error", "unavailable",
+          "malformed_response", "malformed_function_call", "other", "user_cancel", "error_limit"}
+_BAD_KEY = LazyPattern(r"(?i)api[ _-]?key\b.{0,40}\b(?:not valid|invalid|incorrect|expired|missing)"
+                       r"|(?:invalid|incorrect|missing|no)\b.{0,20}\bapi[ _-]?key")
 
 Redact = Callable[[object], str]    # takes secrets out of a text
 
@@ -23,37 +31,102 @@ class Failure(NamedTuple):
     detail: str
 
 
-def completion(value: object, took: float, redact: Redact) -> Answer | None:
+def completion(value: object, took: float, redact: Redact, stop: tuple[str, ...] = ()) -> Answer | None:
     """The answer in the JSON body of a reply with status 200; None if there is none.
 
-    A text that is missing or null is "", and the answer's `detail` says what came instead.
+    A text that is missing or null is "", and the answer's `detail` says what came instead. An answer that the
+    endpoint broke off has finish "error".
     took  seconds, for the answer
+    stop  texts at which the answer ends, whatever the endpoint made of them
     """
     if not isinstance(value, dict):
         return None
     error = value.get("error")
-    if isinstance(error, dict) and filtered(error):  # some providers say it with status 200
-        why = redact(error.get("message") or "content filter")[:DETAIL]
-        return Answer("", "refused_by_api", None, None, took, detail=why)
+    if error and is_refusal(error_of(value), 200):   # some providers say it with status 200
+        return _refused(error_of(value).get("message") or "content filter", took, redact)
+    choices = value.get("choices")
+    if not choices and not error and _is_completion(value):
+        return _without_choices(value, took, redact)
     try:
-        choice = value["choices"][0]
-        finish, message = choice.get("finish_reason"), choice.get("message")
-        if finish == "content_filter":
+        choice = choices[0]     # type: ignore[index]
+        finish, message = choice.get("finish_reason", "stop"), choice.get("message")
+        if is_code(finish):
             message = message or {}
         content = _text(message.get("content"))
     except (TypeError, KeyError, IndexError, AttributeError):
         return None
-    used = value.get("usage")
-    prompt, new = (_tokens(used, name) for name in ("prompt_tokens", "completion_tokens"))
-    refusal, detail = message.get("refusal"), ""
-    ended = "length" if finish == "length" else "stop"
-    if finish == "content_filter" or (refusal and not content):
-        ended, detail = "refused_by_api", redact(refusal or "finish_reason content_filter")[:DETAIL]
+    prompt, new = tokens_used(value.get("usage"))
+    ended, detail = _ended(choice, finish, error)
+    refusal = message.get("refusal")
+    if is_code(finish) or (refusal and not content):
+        said = refusal or _explained(choice) or f"finish_reason {finish}"
+        ended, detail = "refused_by_api", _detail(said, redact)
+    elif ended == "error":
+        detail = _detail(detail, redact)
     elif not content:
         called = message.get("tool_calls") or message.get("function_call")
         detail = "tool calls" if called else "no text"
+    content, was_cut = _cut(content, stop)
+    if was_cut and ended == "length":
+        ended = "stop"
     text = redact(_with_thought(message, content, ended))
-    return Answer(text, ended, prompt, new, took, detail=detail)
+    return Answer(text, ended, prompt, new, took, detail=detail, served=_served(value))
+
+
+def _refused(why: object, took: float, redact: Redact, value: dict | None = None) -> Answer:
+    prompt, new = tokens_used((value or {}).get("usage"))
+    return Answer("", "refused_by_api", prompt, new, took, detail=_detail(why, redact),
+                  served=_served(value or {}))
+
+
+def _detail(text: object, redact: Redact) -> str:
+    return printable(redact(text))[:DETAIL]
+
+
+def _is_completion(value: dict) -> bool:
+    """Whether an object without choices is a completion nevertheless: Gemini's, where it refuses a prompt."""
+    return "choices" in value and value["choices"] in ([], None) or any(
+        name in value for name in ("promptFeedback", "prompt_feedback")) or (
+        value.get("object") == "chat.completion")
+
+
+def _without_choices(value: dict, took: float, redact: Redact) -> Answer:
+    feedback = value.get("promptFeedback") or value.get("prompt_feedback")
+    reason = feedback.get("blockReason") or feedback.get("block_reason") if isinstance(feedback, dict) else ""
+    return _refused(reason or "no choices: the provider made no answer", took, redact, value)
+
+
+def _explained(choice: dict) -> str:
+    """What Anthropic writes beside a refusal: {"stop_details": {"explanation": …}}."""
+    details = choice.get("stop_details")
+    said = details.get("explanation") if isinstance(details, dict) else None
+    return said if isinstance(said, str) else ""
+
+
+def _ended(choice: dict, finish: object, error: object) -> tuple[str, str]:
+    """("stop", "length" or "error", why it is an error)."""
+    own = choice.get("error") or error
+    if own:
+        said = own.get("message") if isinstance(own, dict) else own
+        return "error", f"broken off: {said or 'an error beside the answer'}"
+    if finish is None:
+        return "error", "broken off: finish_reason null"
+    name = str(finish).strip().lower().removeprefix("finish_reason_")
+    if name in CUT:
+        return "length", ""
+    if name in BROKEN:
+        return "error", f"broken off: finish_reason {finish}"
+    return "stop", ""
+
+
+def _cut(content: str, stop: tuple[str, ...]) -> tuple[str, bool]:
+    """(the content up to the first stop text behind its thoughts, whether it was cut)."""
+    if not any(text in content for text in stop):
+        return content, False
+    answer = split_thoughts(content).answer
+    begin = content.rfind(answer) if answer else len(content)
+    places = [place for text in stop if text and (place := content.find(text, begin)) >= 0]
+    return (content[:min(places)], True) if places else (content, False)
 
 
 def _with_thought(message: dict, content: str, finish: str) -> str:
@@ -81,9 +154,49 @@ def _text(content: object) -> str:
     return content
 
 
+def _served(value: dict) -> str:
+    """The served model's name and fingerprint, as the reply gives them; "" where it does not."""
+    parts = [value.get("model"), value.get("system_fingerprint")]
+    return " ".join(printable(part)[:EXCERPT] for part in parts if isinstance(part, str) and part)
+
+
+def tokens_used(usage: object) -> tuple[int | None, int | None]:
+    """(prompt, completion) tokens that a reply says were used; None where it does not say.
+
+    Some endpoints leave what a model thought out of completion_tokens. The larger sum counts then.
+    """
+    prompt, new, total = (_tokens(usage, f"{name}_tokens") for name in ("prompt", "completion", "total"))
+    if not isinstance(usage, dict):
+        return None, None
+    thought = _tokens(usage, "reasoning_tokens")
+    for name in ("completion_tokens_details", "output_tokens_details"):
+        thought = thought if thought is not None else _tokens(usage.get(name), "reasoning_tokens")
+    if thought is not None and new is not None and thought > new:
+        new += thought      # it cannot be a part of them
+    if total is not None and new is not None:
+        new = max(new, total - (prompt or 0))
+    return prompt, new
+
+
 def _tokens(usage: object, name: str) -> int | None:
     value = usage.get(name) if isinstance(usage, dict) else None
     return value if type(value) is int and 0 <= value < MOST_TOKENS else None
+
+
+def error_of(value: object) -> dict[str, Any]:
+    """The error object in a body's JSON, of whatever shape; {} without one.
+
+    Read are {"error": {…}}, {"error": "text", "code": …}, {"detail": …}, {"message": …}, and a list of one.
+    """
+    if isinstance(value, list) and value:
+        value = value[0]
+    if not isinstance(value, dict):
+        return {}
+    error = value.get("error")
+    if isinstance(error, dict):
+        return error
+    said = error or value.get("detail") or value.get("message")
+    return {**value, "message": said if isinstance(said, str) else str(said or "")}
 
 
 def failed(status: int, value: object, body: bytes, took: float, redact: Redact) -> Failure | Answer:
@@ -92,22 +205,29 @@ def failed(status: int, value: object, body: bytes, took: float, redact: Redact)
     value  the body's JSON, None if it is none
     The content filter's refusal is an answer, and so is a request that the endpoint cannot take ("error").
     """
-    error = value.get("error") if isinstance(value, dict) else None
-    if not isinstance(error, dict):
-        error = {"message": str(error or "")}
+    error = error_of(value)
     said = error.get("message") or redact(body.decode("utf-8", "replace"))[:EXCERPT]
-    detail = redact(f"status {status}: {said}")[:DETAIL]
-    if filtered(error):
+    detail = _detail(f"status {status}: {said}", redact)
+    if is_refusal(error, status):
         return Answer("", "refused_by_api", None, None, took, detail=detail)
+    if status == 400 and _BAD_KEY.search(str(said)):
+        return Failure(401, error.get("code"), detail)
     if status in (400, 413, 422):
         return Answer("", "error", None, None, took, detail=detail)
     return Failure(status, error.get("code"), detail)
 
 
-def filtered(error: dict) -> bool:
-    """Whether an error's code or type, as providers write them, says that their content filter refused."""
-    inner, metadata = error.get("innererror"), error.get("metadata")
-    codes = [error.get("code"), error.get("type"), inner.get("code") if isinstance(inner, dict) else None]
-    if any(isinstance(code, str) and code in FILTERED for code in codes):
-        return True
-    return isinstance(metadata, dict) and "flagged_input" in metadata
+def no_completion(value: object, body: bytes, redact: Redact) -> tuple[str, bool]:
+    """(what a body with status 200 holds in place of a completion, whether it was damaged on its way)."""
+    start = body.lstrip()[:EXCERPT].decode("utf-8", "replace")
+    if value is None and start.startswith(("{", "[")):
+        return "invalid body: no chat completion in JSON", True
+    if start.startswith(("data:", "event:", ":")):
+        what = "a stream of events, which was not asked for"
+    elif start.startswith("<"):
+        what = f"HTML, no JSON; check the address ({start})"
+    elif isinstance(value, dict) and value.get("error"):
+        what = f"an error: {error_of(value).get('message') or value['error']}"
+    else:
+        what = f"no chat completion: {start or 'nothing'}"
+    return _detail(f"status 200 with {what}", redact), not start

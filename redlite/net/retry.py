@@ -1,20 +1,24 @@
 """The retry rule: which requests are made again, and when.
 
 Made again: status 408, 409, 429 and 5xx; time-outs and broken connections; bodies that are cut off, too
-large, too slow, or no chat completion. Not made again: every other status. Redirects are never followed.
+large or too slow. Made again once or twice: what comes whole with status 200 and is no answer, or a part of
+one. Not made again: every other status. Redirects are never followed.
 
 A wait that the server asks for (Retry-After) counts as no failure. After any other failure the wait doubles.
 """
 import random
 import time
+from collections import Counter
 
 from redlite.errors import Error, Incomplete
 from redlite.net.reply import Failure
 
 RETRIED = {408, 409, 429}
 FIRST_DELAY, LONGEST_DELAY = 0.5, 60.0      # seconds
-# What to do about a status, and the setting that it is about.
-MEND = {401: ("check OPENAI_API_KEY", ""), 403: ("check what OPENAI_API_KEY may do", ""),
+# Attempts, at most, at what comes back whole and is no answer; and at answers that are broken off.
+NO_ANSWER, BROKEN_OFF = 2, 3
+# What to do about a status, and the setting that it is about. {key}: the key's variable.
+MEND = {401: ("check {key}", ""), 403: ("check what {key} may do", ""),
         404: ("check the address and the model's name", "base_url")}
 
 
@@ -23,18 +27,21 @@ class Retry(Exception):
 
     wait     seconds that the server asks for; None if it does not say
     limited  whether it says that there are too many requests
+    most     attempts after which the call is given up, if that is earlier than elsewhere; None: it is not
     """
 
-    def __init__(self, reason: str, wait: float | None = None, limited: bool = False):
+    def __init__(self, reason: str, wait: float | None = None, limited: bool = False,
+                 most: int | None = None):
         super().__init__(reason)
-        self.wait, self.limited = wait, limited
+        self.wait, self.limited, self.most = wait, limited, most
 
 
-def fault(failure: Failure, wait: float | None, where: str) -> Retry | Error:
+def fault(failure: Failure, wait: float | None, where: str, key: str = "OPENAI_API_KEY") -> Retry | Error:
     """What to raise for a reply that says what went wrong.
 
     wait   the seconds of its Retry-After header, None without one
     where  the endpoint, for the message
+    key    the variable that holds its key
     """
     status = failure.status
     if status in RETRIED or status >= 500:
@@ -45,7 +52,7 @@ def fault(failure: Failure, wait: float | None, where: str) -> Retry | Error:
         return Error(f"{where} redirects elsewhere (status {status}), which is not followed; "
                      "give the address itself", "base_url")
     mend, setting = MEND.get(status, ("check the address", "base_url"))
-    return Error(f"{where}: {failure.detail}; {mend}", setting)
+    return Error(f"{where}: {failure.detail}; {mend.format(key=key)}", setting)
 
 
 def backoff(failures: int, first: float = FIRST_DELAY) -> float:
@@ -64,6 +71,7 @@ class Attempts:
     def __init__(self, where: str, tries: int, first_delay: float, longest_wait: float):
         self.where, self.tries, self.first_delay, self.longest_wait = where, tries, first_delay, longest_wait
         self.began, self.failures, self.reason = time.monotonic(), 0, ""
+        self._alike: Counter[int] = Counter()
 
     def failed(self, error: Retry) -> float:
         """Seconds to wait before the next attempt, beside what the server asks all requests to wait.
@@ -77,9 +85,17 @@ class Attempts:
                                  f"({self.reason}); run the same command again later")
             return 0.0
         self.failures += 1
+        if error.most is not None:
+            self._alike[error.most] += 1
         return 0.0 if self.over else backoff(self.failures, self.first_delay)
+
+    @property
+    def broken_off(self) -> int:
+        """How many answers came that were broken off."""
+        return self._alike[BROKEN_OFF]
 
     @property
     def over(self) -> bool:
         """Whether the call is given up."""
-        return self.failures == self.tries
+        short = any(count >= most for most, count in self._alike.items())
+        return short or self.failures >= self.tries

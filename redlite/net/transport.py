@@ -13,13 +13,19 @@ import requests
 
 from redlite import __version__
 from redlite.errors import Error
-from redlite.net.endpoints import VENDOR, Endpoint
+from redlite.net.endpoints import Endpoint
+from redlite.net.names import JUDGE_KEY
+from redlite.net.providers import PROVIDERS
 from redlite.net.retry import Retry
+from redlite.text.lazy_pattern import LazyPattern
 
 LARGEST_BODY = 64 << 20     # bytes
 PIECE = 1 << 16             # bytes
 HTTP_ERROR = requests.packages.urllib3.exceptions.HTTPError  # type: ignore[attr-defined]
 LEAST_SECRET = 4            # characters; shorter ones would black out half of every text
+LONG_SECRET = 20            # characters, from which on any header's value may be a secret
+_SECRET_NAME = LazyPattern(r"(?i)auth|key|token|secret|cookie|password|credential|signature")
+KEYS = {name for provider in PROVIDERS.values() for name in provider.keys} | {JUDGE_KEY}
 
 
 class HttpReply(NamedTuple):
@@ -39,7 +45,7 @@ class Transport:
 
     def __init__(self, endpoint: Endpoint, connections: int, timeouts: tuple[float, float]):
         self.endpoint, self.timeouts = endpoint, timeouts
-        self._secrets = _secrets()
+        self._secrets = _secrets(endpoint)
         self._prepared = _prepared(endpoint)
         self._settings = _environment(self._prepared.url)
         self.adapter = requests.adapters.HTTPAdapter(1, connections, max_retries=0)
@@ -69,6 +75,21 @@ class Transport:
             raise Retry(f"{type(error).__name__}: {self.redact(error)}") from None
         return HttpReply(response.status_code, response.headers, data, time.monotonic() - started)
 
+    def get(self, url: str, timeout: float) -> HttpReply | None:
+        """What a GET answers; None where nothing came back within `timeout` seconds."""
+        prepared, started = self._prepared.copy(), time.monotonic()
+        prepared.prepare_method("GET")
+        prepared.prepare_url(url, None)
+        try:
+            response = self.adapter.send(prepared, stream=True, timeout=timeout, **self._settings)
+            try:
+                data = self._read(response, started)
+            finally:
+                response.close()
+        except (requests.exceptions.RequestException, HTTP_ERROR, OSError, Retry):
+            return None
+        return HttpReply(response.status_code, response.headers, data, time.monotonic() - started)
+
     def _read(self, response: requests.Response, started: float) -> bytes:
         pieces: list[bytes] = []
         size = 0
@@ -91,18 +112,16 @@ class Transport:
 
 def _prepared(endpoint: Endpoint) -> requests.PreparedRequest:
     """The request without its body. Raises Error for an API key that is missing or cannot be one."""
-    key = os.environ.get("OPENAI_API_KEY", "").strip()
-    if not key and endpoint.base_url.rstrip("/") == VENDOR:
-        raise Error(f"the environment variable OPENAI_API_KEY is not set; {VENDOR} needs it")
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise Error("the environment variable OPENAI_API_KEY holds characters that no key has")
     headers = {
         "Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity",
         "User-Agent": f"redlite/{__version__}"
     }
-    prepared = requests.Request("POST", endpoint.url, headers=headers).prepare()
-    if key:
-        prepared.headers["Authorization"] = f"Bearer {key}"
+    prepared = requests.Request(endpoint.template.method if endpoint.template else "POST", endpoint.url,
+                                headers=headers).prepare()
+    try:
+        prepared.prepare_headers({**prepared.headers, **endpoint.all_headers()})
+    except requests.exceptions.InvalidHeader:
+        raise Error("--header: holds a line break or a character that no header has") from None
     return prepared
 
 
@@ -116,9 +135,16 @@ def _environment(url: Any) -> dict[str, Any]:
     return {name: found[name] for name in ("proxies", "verify", "cert")}
 
 
-def _secrets() -> list[str]:
-    """What must never be written: the API key and the proxies' passwords, also as they stand in URLs."""
-    found = [os.environ.get("OPENAI_API_KEY", "").strip()]
+def _secrets(endpoint: Endpoint) -> list[str]:
+    """What must never be written: keys, headers that may be secret, and the proxies' passwords.
+
+    Also as they stand in URLs.
+    """
+    found = [endpoint.key, *(os.environ.get(name, "").strip() for name in KEYS)]
+    found += endpoint.template.secrets() if endpoint.template else []
+    for name, value in endpoint.headers:
+        if _SECRET_NAME.search(name) or len(value) >= LONG_SECRET and " " not in value:
+            found += [value, value.rpartition(" ")[2]]
     for address in requests.utils.getproxies().values():
         try:
             password = urllib.parse.urlsplit(address if "://" in address else f"http://{address}").password

@@ -22,6 +22,8 @@ from redlite.store.records import read_lines
 
 INFORMATION = ("command", "info")  # manifest fields that are kept for the reader and never compared
 SYNC_SECONDS = 1.0
+# Files of a run whose first request was refused: nothing that cost time or money.
+NOT_WORK = ("manifest.json", "asked.json", "api.jsonl", "judges.json", ".lock")
 SHOWN = 48                         # characters of a value in a message
 # by this process, in order: an interrupted program says where its work is kept
 opened: list[Path] = []
@@ -123,6 +125,10 @@ class Run:
         self._sizes: dict[str, int] = {}     # in bytes; no other process writes these files
         self._synced: dict[str, float] = {}
         self._lock = -1
+        self._abandoned = False
+        # what this process makes, from the outside in
+        there = [self.directory, *self.directory.parents]
+        self._made = [folder for folder in reversed(there) if not folder.exists()]
         if manifest is None:
             read_manifest(self.directory)
         try:
@@ -207,6 +213,21 @@ class Run:
         self._files[name], self._synced[name] = descriptor, time.monotonic()
         sync_directory(self.directory)
 
+    def abandon(self) -> None:
+        """Remove the directory on closing, if this process made it and its work has not begun."""
+        self._abandoned = True
+
+    def _remove(self) -> None:
+        work = [path for path in self.directory.glob("*") if path.name not in NOT_WORK]
+        if self.directory not in self._made or work:
+            return
+        for name in NOT_WORK:
+            (self.directory / name).unlink(missing_ok=True)
+        for folder in reversed(self._made):
+            if any(folder.iterdir()):
+                break
+            folder.rmdir()
+
     def close(self) -> None:
         """Synchronise and close the files and give the lock back. Safe to call twice."""
         for descriptor in self._files.values():
@@ -214,6 +235,8 @@ class Run:
             os.close(descriptor)
         self._files.clear()
         if self._lock >= 0:
+            if self._abandoned:
+                self._remove()
             os.close(self._lock)
             self._lock = -1
 

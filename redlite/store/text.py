@@ -44,3 +44,14 @@ def _natural_part(part: str) -> tuple[int, int, str]:
         return 1, 0, part
     digits = part.lstrip("0")  # compared as texts: Python turns only some thousands of digits into a number
     return 0, len(digits), digits
+
+
+def printable(text: object) -> str:
+    """A text from outside on one line of a terminal: characters that steer it, or that hide, are escaped.
+
+    Control, format and bidi characters become \\xNN or \\uNNNN; white space becomes a space.
+    """
+    shown = " ".join(str(text).split())
+    if shown.isprintable():
+        return shown
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
