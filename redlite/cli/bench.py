@@ -19,6 +19,7 @@ from redlite.cli.options import (
 from redlite.cli.program import DONE, FAILED, GATE
 from redlite.cli.progress import Progress, note
 from redlite.errors import Error
+from redlite.net.names import is_api
 
 if TYPE_CHECKING:
     from redlite.bench.task import Task
@@ -150,7 +151,7 @@ def run(args: Namespace, command: str) -> int:
     gates = gates_of(args)
     if any(g.relative for g in gates):
         raise Error("--gate … baseline …: a bench has no baseline; use scorecard --baseline, or a number")
-    if args.model.startswith(network.PREFIX) and suites != ["xstest"]:
+    if is_api(args.model) and suites != ["xstest"]:
         raise Error(f"--model {args.model}: an API gives no log-probabilities of given answers; "
                     "with it only --tasks xstest can be run")
     reach = network.network(args, args.model, args.judge)
@@ -229,12 +230,27 @@ def show_plan(args: Namespace, output: Path, model: "ModelChoice", battery: "Bat
     counts = {t.name: len(t.examples) for t in (*battery.tasks, *battery.refusals)}
     answers = len(battery.asked) * len(battery.prompts) * battery.decoding.samples
     also = f" and {answers} RED-EVAL answers" if answers else ""
+    line, cost = network.price(_costs(model, battery))
     print(f"{sum(counts.values())} examples of {len(counts)} tasks{also} by {model.name} into {output}; "
-          "cost 0 (this machine)")
+          f"cost {line}")
     if args.json:
-        plan = {"examples": counts, "answers": answers, "output_dir": str(output), "cost_at_most": 0}
+        plan = {"examples": counts, "answers": answers, "output_dir": str(output), "cost_at_most": cost}
         print(json.dumps(plan))
     return DONE
+
+
+def _costs(model: "ModelChoice", battery: "Battery") -> dict[str, float | None]:
+    """Dollars at most for the model's and the judges' part; for `network.price`."""
+    asked = [e.document["prompt"] for task in battery.refusals for e in task.examples]
+    prompts = sum(model.count([{"role": "user", "content": text}]) for text in asked) if asked else 0
+    refusals = [(text, network.longest_answer(battery.refusal_tokens)) for text in asked]
+    answers = [(q.question, network.longest_answer(battery.decoding.max_new_tokens))
+               for q in battery.asked for _ in battery.prompts for _ in range(battery.decoding.samples)]
+    judges = network.judging_cost(battery.judge, answers)
+    for name, cost in network.judging_cost(battery.refusal_judge, refusals).items():
+        before = judges.get(name, 0.0)
+        judges[name] = None if cost is None or before is None else before + cost
+    return {"model": model.cost(prompts, len(asked) * battery.refusal_tokens), **judges}
 
 
 def information(args: Namespace) -> dict:

@@ -73,7 +73,7 @@ def _parser() -> Parser:
     what.add_argument("--limit", type=whole(1), metavar="N", help="the first N topics only")
     what.add_argument("--seed", type=whole(0), default=0, help="of a local model's sampling (default: 0)")
     parser.add_argument("--output-dir", metavar="DIR", help="the run directory (default: one under ./runs)")
-    network.add_api_options(parser)
+    network.add_api_options(parser, judges=False)
     add_common_options(parser)
     return parser
 
@@ -119,7 +119,7 @@ def _collect(arguments: list[str]) -> int:
 def _asker(args: argparse.Namespace, reach: "Network | None", model: "ModelChoice",
            directory: "Run") -> "Asker":
     if reach:
-        return reach.client(args.model.removeprefix(network.PREFIX), directory)
+        return reach.client(args.model, directory)
 
     def load() -> "Asker":
         from redlite.redteam.answerers import local_lm
@@ -179,7 +179,7 @@ def _plan(args: argparse.Namespace, reach: "Network | None", plan: dict, name: s
     cost: float | None = 0.0
     price = "0 (this machine)"
     if reach:
-        cost = reach.bound(args.model.removeprefix(network.PREFIX), prompt, new)
+        cost = reach.bound(args.model, prompt, new)
         price = "unknown; give --price-file FILE" if cost is None else f"{cost:.2f} dollars at most"
     stages = ", ".join(f"{n} for {stage}" for stage, n in plan["requests"].items())
     print(f"at most {sum(plan['requests'].values())} requests to {name} into {output}: {stages}")

@@ -119,7 +119,7 @@ def add_common_options(parser: Options) -> None:
     parser.add_argument("--config", metavar="FILE",
                         help="JSON object of option names and values; the command line wins")
     flag(parser, "dry-run", "print the plan and its cost bound, do nothing")
-    flag(parser, "offline", "refuse every connection; the default unless an openai: model or judge is named")
+    flag(parser, "offline", "refuse every connection; the default unless an API model or judge is named")
     flag(parser, "quiet", "no progress on stderr")
     flag(parser, "json", "print the result as one JSON line, last on stdout")
     parser.add_argument("--version", action="version", version=f"redlite {__version__}")

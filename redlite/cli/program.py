@@ -16,6 +16,7 @@ from redlite.cli.options import Add, Parser, options_of
 from redlite.cli.progress import note, note_kernels
 from redlite.errors import Error, Incomplete
 from redlite.net import offline
+from redlite.net.names import is_api
 from redlite.store import run_directory
 
 DONE, FAILED, USAGE, GATE, INTERRUPTED = 0, 1, 2, 100, 130
@@ -70,16 +71,25 @@ def dispatch(program: str, commands: Mapping[str, Command], default: str, argume
 
 
 def endpoints(args: argparse.Namespace) -> list[str]:
-    """The openai: names among a command's options."""
+    """The names of API models among a command's options."""
     values: list[object] = []
     for value in vars(args).values():
         values += value if isinstance(value, list) else [value]
-    return [v for v in values if isinstance(v, str) and v.startswith("openai:")]
+    return [v for v in values if isinstance(v, str) and is_api(v)]
 
 
 def command_line(program: str, arguments: list[str]) -> str:
-    """The command as a person would type it."""
-    return shlex.join([program, *arguments])
+    """The command as a person would type it, without the values of headers, which may be secrets."""
+    shown = list(arguments)
+    for i, argument in enumerate(arguments):
+        name, given, value = argument.partition("=")
+        if name not in ("--header", "--judge-header"):
+            continue
+        if given:
+            shown[i] = f"{name}={value.partition(':')[0]}:[redacted]"
+        elif i + 1 < len(arguments):
+            shown[i + 1] = f"{arguments[i + 1].partition(':')[0]}:[redacted]"
+    return shlex.join([program, *shown])
 
 
 def guarded(program: str, body: Body, arguments: list[str] | None = None) -> int:

@@ -153,6 +153,10 @@ def _run(args: Namespace, command: str) -> int:
     if args.dry_run:
         done = len(journals.read_journals(output).answers)
         plan = redeval.plan(model, asked, prompts, decoding, args.system, done)
+        answer = network.longest_answer(args.max_new_tokens)
+        pairs = [(q.question, answer) for q in asked] * (len(prompts) * args.samples)
+        judged = network.judging_cost(judge, pairs)
+        plan["price"], plan["cost_at_most"] = network.price({"model": plan["cost_at_most"], **judged})
         return _show_plan(args, {**plan, "chat": model.chat}, output, path, len(known), asked)
     progress = Progress(args.quiet)
     with Run(output, manifest) as directory:
@@ -186,10 +190,9 @@ def _show_plan(args: Namespace, plan: dict, output: Path, path: Path, known: int
     time = "unknown"
     if plan["seconds_at_most"] is not None:
         time = f"{clock(plan['seconds_at_most'])} at most, roughly, one answer at a time; batches take less"
-    machine = " (this machine)" if plan["cost_at_most"] == 0 else ""
     print(f"{plan['requests']} answers ({plan['already_done']} already done) into {output}\n"
           f"{plan['prompt_tokens']} prompt tokens, at most {plan['new_tokens_at_most']} new tokens\n"
-          f"time: {time}\ncost: {plan['cost_at_most']:g}{machine}")
+          f"time: {time}\ncost: {plan['price']}")
     if chat := plan["chat"]:
         date = f", which is told that today is {chat['date']}" if chat["date"] else ""
         print(f"chat format: {chat['name']}{date}; a sample, control tokens in ⟦ ⟧:\n{chat['sample']}")
@@ -237,12 +240,6 @@ def _named_judge(args: Namespace, reach: "Network | None") -> "JudgeChoice | Pan
     return judge
 
 
-def _charge(reach: "Network | None") -> str:
-    if reach is None:
-        return "cost 0 (this machine)"
-    return "cost: what the endpoint charges; --max-cost, --max-requests and --max-tokens-total bound it"
-
-
 def _judge(args: Namespace, command: str) -> int:
     if args.labels and args.judge is None:
         return _correct(args)
@@ -253,11 +250,15 @@ def _judge(args: Namespace, command: str) -> int:
     judge = _named_judge(args, reach)
     if args.dry_run:
         found = journals.read_journals(Path(args.run))
-        answers, done = len(found.answers), len(found.judged_by(judge.name))
-        print(f"{answers} answers in {args.run}, {done} of them already judged by {judge.name}; "
-              + _charge(reach))
+        done = found.judged_by(judge.name)
+        left = [(r["question"], r["answer"]) for key, r in found.answers.items() if key not in done]
+        line, cost = network.price(network.judging_cost(judge, left))
+        answers = len(found.answers)
+        print(f"{answers} answers in {args.run}, {len(done)} of them already judged by {judge.name}; "
+              f"cost {line}")
         if args.json:
-            plan = {"judge": judge.name, "answers": answers, "already_judged": done, "output_dir": args.run}
+            plan = {"judge": judge.name, "answers": answers, "already_judged": len(done),
+                    "cost_at_most": cost, "output_dir": args.run}
             print(json.dumps(plan))
         return DONE
     with Run(args.run) as directory:
@@ -274,7 +275,7 @@ def _correct(args: Namespace) -> int:
     judge = journals.last_judge(args.run)
     if args.dry_run:
         print(f"would correct the ASR by {judge} in {args.run} by the labels in {', '.join(args.labels)}; "
-              + _charge(None))
+              "cost 0 (this machine)")
         if args.json:
             print(json.dumps({"judge": judge, "labels": args.labels, "output_dir": args.run}))
         return DONE
@@ -335,10 +336,12 @@ def _agreement(args: Namespace, command: str) -> int:
     files = {file: agreement.read_labelled(file) for file in args.files}
     judge = _named_judge(args, reach)
     if args.dry_run:
-        print(f"would judge {sum(map(len, files.values()))} answers with {judge.name}; {_charge(reach)}")
+        pairs = [(question, answer) for rows in files.values() for question, answer, _ in rows]
+        line, cost = network.price(network.judging_cost(judge, pairs))
+        print(f"would judge {len(pairs)} answers with {judge.name}; cost {line}")
         if args.json:
             counts = {file: len(rows) for file, rows in files.items()}
-            print(json.dumps({"judge": judge.name, "files": counts}))
+            print(json.dumps({"judge": judge.name, "files": counts, "cost_at_most": cost}))
         return DONE
     if reach is None:
         return _agree(args, judge, files, None)

@@ -8,6 +8,7 @@ from redlite.cli import bench, network
 from redlite.cli.options import Parser, add_common_options, flag, whole
 from redlite.cli.progress import Progress, note
 from redlite.errors import Error
+from redlite.net.names import is_api
 
 if TYPE_CHECKING:
     from redlite.redteam.answerers import ModelChoice
@@ -55,7 +56,7 @@ def run(args: Namespace, command: str) -> int:
              + ", ".join(missing))
     from redlite.bench import task as bench_task
     gates = bench.gates_of(args)
-    if any(spec and spec.startswith(network.PREFIX) for spec in (args.model, args.baseline)):
+    if any(spec and is_api(spec) for spec in (args.model, args.baseline)):
         raise Error("scorecard: needs models on this machine; "
                     "an API gives no log-probabilities of given answers")
     reach = network.network(args, args.judge)

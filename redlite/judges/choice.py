@@ -1,5 +1,5 @@
 """Who judges: a judge that is named and identified before it is loaded."""
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
@@ -21,10 +21,12 @@ class JudgeChoice:
 
     identity  what goes into the manifest: SHA-256 of everything that decides its labels
     load      gives the judge; a judge behind an API keeps its replies in the journal of the run it is given
+    cost      dollars at most for (question, answer) pairs: 0 on this machine; None if no price is known
     """
     name: str
     identity: dict
     load: Callable[[Run | None], Judge]
+    cost: Callable[[Iterable[tuple[str, str]]], float | None] = lambda pairs: 0.0
 
 
 @dataclass(frozen=True)
@@ -169,4 +171,4 @@ def thresholded(judge: JudgeChoice, threshold: float) -> JudgeChoice:
         raise Error(f"--threshold: the judge {judge.name} gives no probability; leave it out")
     name = f"{judge.name}@{threshold:g}"
     return JudgeChoice(name, {**judge.identity, "threshold": threshold},
-                       lambda run: Thresholded(judge.load(run), threshold, name))
+                       lambda run: Thresholded(judge.load(run), threshold, name), judge.cost)

@@ -31,6 +31,7 @@ from redlite.store.text import printable
 
 PARTING = 3.0       # seconds for answers that are on their way, and paid for, when the caller goes away
 GLANCE = 0.2        # seconds between two looks at whether to stop
+CHECK_SECONDS = 5.0
 REFUSALS = 5        # requests that an endpoint refuses, with none that it takes, before the run ends
 
 
@@ -65,6 +66,28 @@ def tokens_at_most(call: Call) -> tuple[int, int | None]:
     for message in call.messages:
         prompt += len(message["content"].encode("utf-8", "surrogatepass")) + 16
     return prompt, call.parameters.get("max_tokens")
+
+
+def check(endpoint: Endpoint) -> None:
+    """Raise Error where an endpoint's key is missing or refused, or where it says that it has no such model.
+
+    It is asked by a GET, which costs nothing. An endpoint that does not answer it is not judged by that.
+    """
+    transport, url = Transport(endpoint, 1, (CHECK_SECONDS, CHECK_SECONDS)), endpoint.known_url
+    received = transport.get(url, CHECK_SECONDS) if url else None
+    if received is None or received.status not in (400, 401, 404):
+        return
+    try:
+        error = reply.error_of(json.loads(received.body.decode("utf-8")))
+    except (ValueError, RecursionError):
+        return
+    found = reply.failed(received.status, {"error": error}, b"", 0.0, transport.redact)
+    missing = error.get("code") == "model_not_found" or error.get("type") == "not_found_error"
+    missing = missing or error.get("status") == "NOT_FOUND"
+    # a key may do everything but list models
+    if isinstance(found, reply.Failure) and (
+            found.status == 401 and "scope" not in found.detail or found.status == 404 and missing):
+        raise retry.fault(found, None, endpoint.base_url, endpoint.key_variable)
 
 
 class Client:

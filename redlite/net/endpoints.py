@@ -59,7 +59,7 @@ class Endpoint:
         queries = [q for q in parts.query.split("&") if q and not q.startswith("api-version=")]
         if parts.username is not None or parts.fragment or queries and not self.template:
             raise Error("the endpoint's address must hold no user, password, key or fragment; "
-                        f"the key comes from the environment variable {self._keys[0]}", "base_url")
+                        f"the key comes from the environment variable {self.key_variable}", "base_url")
         if not self.model:
             raise Error(f"{self.provider}: needs a model's name behind it")
 
@@ -69,8 +69,9 @@ class Endpoint:
 
     @property
     def key_variable(self) -> str:
-        """The environment's variable that holds the key; the first that could, where none does."""
-        return next((name for name in self._keys if os.environ.get(name, "").strip()), self._keys[0])
+        """The environment's variable that holds the key; the provider's, where none does."""
+        there = [name for name in self._keys if os.environ.get(name, "").strip()]
+        return [*there, *PROVIDERS[self.provider].keys][0]
 
     @property
     def key(self) -> str:

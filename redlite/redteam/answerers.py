@@ -63,7 +63,7 @@ class ModelChoice:
     load      gives the answerer; one behind an API keeps its answers in the journal of the run it is given
     count     tokens of a prompt
     seconds   rough upper bound of the time for (prompt tokens, new tokens); None if it is not known
-    cost      what the provider charges at most; 0 on this machine
+    cost      dollars at most for (prompt tokens, new tokens): 0 on this machine; None if no price is known
     chat      the chat format in words and a sample (`chat_choice.describe`); None where there is none
     """
     name: str
@@ -71,7 +71,7 @@ class ModelChoice:
     load: Callable[[Run | None], Answerer]
     count: Callable[[Messages], int]
     seconds: Callable[[int, int], float] | None = None
-    cost: float = 0.0
+    cost: Callable[[int, int], float | None] = lambda prompt, new: 0.0
     chat: dict | None = None
 
 

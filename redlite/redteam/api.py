@@ -1,22 +1,24 @@
 """API models where local ones go: an answerer and a judge behind an endpoint."""
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from redlite.answer import Answer
 from redlite.errors import Error
 from redlite.judges import formats
-from redlite.judges.api import ApiJudge, Style, rubric
+from redlite.judges.api import ApiJudge, rubric, tagged
 from redlite.judges.choice import JudgeChoice
 from redlite.net import client as net_client
 from redlite.net import endpoints
 from redlite.net.client import Call, Client
-from redlite.net.endpoints import VENDOR, Endpoint, Limits, model_name
+from redlite.net.endpoints import Endpoint, Limits, model_name
+from redlite.net.names import JUDGE_KEY
+from redlite.net.providers import PROVIDERS
+from redlite.net.template import load
 from redlite.redteam.answerers import Decoding, Messages, ModelChoice
 from redlite.store.files import sha256_json
 from redlite.store.run_directory import Run
-
-MOST_STOPS = 4  # stop texts that endpoints take
 
 
 class ApiAnswerer:
@@ -34,53 +36,95 @@ class ApiAnswerer:
         parameters: dict = {"max_tokens": decoding.max_new_tokens, "temperature": decoding.temperature,
                             "top_p": decoding.top_p}
         if stop:
-            parameters["stop"] = list(stop)[:MOST_STOPS]
+            parameters["stop"] = list(stop)
         drawn = decoding.temperature > 0
         calls = [Call(messages, parameters, seed if drawn else 0)
                  for messages, seed in zip(conversations, seeds, strict=True)]
         return self.client.ask(calls)
 
 
+@dataclass(frozen=True)
+class Way:
+    """How an endpoint is reached.
+
+    base_url  "": what the environment says, else the vendor's
+    headers   (name, value) that go along with each request
+    extra     a JSON merge patch of each request's body; None: nothing
+    version   Azure's api-version; "": the default
+    """
+    base_url: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
+    extra: dict | None = None
+    version: str = ""
+
+
 @dataclass
 class Network:
-    """An endpoint, and what may be spent on it. It makes one client for each model and run.
+    """The ways to endpoints, and what may be spent on them. It makes one client for each model and run.
 
-    base_url    None: the vendor's
-    requests    how many may be paid for, at most; None: without bound
-    tokens      how many may be paid for, at most; None: without bound
-    cost        dollars, at most, by the prices of `price_file`; None: without bound
+    way, judge_way  of models, and of judges; None: judges go the same way
+    requests        how many may be paid for, at most; None: without bound
+    tokens          how many may be paid for, at most; None: without bound
+    cost            dollars, at most, by the prices of `price_file`; None: without bound
+    timeout         seconds that a reply may take; None: the client's own
+    retries         how often a request that failed is made again; None: the client's own
     """
-    base_url: str | None = None
+    way: Way = Way()
+    judge_way: Way | None = None
     requests: int | None = None
     tokens: int | None = None
     cost: float | None = None
     price_file: str | None = None
     concurrency: int = 16
-    _clients: dict[tuple[str, Run], Client] = field(default_factory=dict, init=False, repr=False)
+    timeout: float | None = None
+    retries: int | None = None
+    _clients: dict[tuple[str, bool, Run], Client] = field(default_factory=dict, init=False, repr=False)
 
-    def endpoint(self, name: str) -> Endpoint:
-        """Where a model is served. Raises Error for a base URL that is none."""
-        return Endpoint(name, self.base_url or VENDOR)
+    def endpoint(self, spec: str, judges: bool = False) -> Endpoint:
+        """Where a model is served. Raises Error for a base URL that is none.
 
-    def client(self, name: str, run: Run | None) -> Client:
+        spec    "openai:NAME" or alike
+        judges  whether it is asked as a judge
+        """
+        own = self.judge_way if judges else None
+        way, scheme, name = own or self.way, spec.partition(":")[0], model_name(spec)
+        if scheme == "endpoint":
+            template = load(name)
+            called = template.model or template.name
+            return Endpoint(called, template.url, headers=way.headers, extra=way.extra, template=template)
+        provider = PROVIDERS[scheme]
+        base_url = way.base_url or os.environ.get(provider.variable) or provider.base_url
+        if not base_url:
+            raise Error(f"{spec}: needs --base-url https://… or the environment variable {provider.variable}")
+        version = way.version or os.environ.get("OPENAI_API_VERSION", "") if scheme == "azure" else ""
+        keys = (JUDGE_KEY,) if judges else ()
+        return Endpoint(name, base_url, scheme, way.headers, way.extra, version, keys=keys)
+
+    def client(self, spec: str, run: Run | None, judges: bool = False) -> Client:
         """The client of a model, which keeps what it pays for in the run's journal."""
         if run is None:
             raise ValueError("an API model keeps its answers in a run directory; give one")
-        if (name, run) not in self._clients:
-            prices = self._prices(name) if self.price_file else None
+        if (spec, judges, run) not in self._clients:
+            endpoint = self.endpoint(spec, judges)
+            prices = self._prices(endpoint.model) if self.price_file else None
             limits = Limits(self.requests, self.tokens, self.cost, prices, self._prices)
-            self._clients[name, run] = Client(self.endpoint(name), run, self.concurrency, limits)
-        return self._clients[name, run]
+            settings: dict = {}
+            if self.timeout is not None:
+                settings["timeouts"] = (min(10.0, self.timeout), self.timeout)
+            if self.retries is not None:
+                settings["tries"] = self.retries + 1
+            self._clients[spec, judges, run] = Client(endpoint, run, self.concurrency, limits, **settings)
+        return self._clients[spec, judges, run]
 
     def _prices(self, name: str) -> tuple[float, float]:
         return endpoints.prices(self.price_file or "", name)
 
     def model(self, spec: str) -> ModelChoice:
         """The answerer that "openai:NAME" means."""
-        name = model_name(spec)
-        identity = {"name": spec, "endpoint": self.endpoint(name).base_url}
-        return ModelChoice(spec, identity, lambda run: ApiAnswerer(self.client(name, run)),
-                           count=lambda messages: net_client.tokens_at_most(Call(messages))[0])
+        identity = {"name": _called(spec), **self.endpoint(spec).identity}
+        return ModelChoice(_called(spec), identity, lambda run: ApiAnswerer(self.client(spec, run)),
+                           count=lambda messages: net_client.tokens_at_most(Call(messages))[0],
+                           cost=lambda prompt, new: self.bound(spec, prompt, new))
 
     def judge(self, spec: str, judge_format: str | None = None,
               prompt_path: str | Path | None = None) -> JudgeChoice:
@@ -93,17 +137,30 @@ class Network:
         if judge_format not in (None, "refusal", "strongreject"):
             raise Error(
                 f"judge {spec}: takes no format {judge_format}; leave it out, or use refusal or strongreject")
-        name, kind = model_name(spec), judge_format or "api"
+        kind = judge_format or "api"
         prompt = formats.read_prompt(prompt_path or formats.JUDGES / f"{kind}.txt")
-        style: str | Style = rubric(prompt) if kind == "strongreject" else prompt
-        asked = prompt if isinstance(style, str) else [style.system, style.prompt]
-        identity = {"format": kind, "prompt": sha256_json(asked), "endpoint": self.endpoint(name).base_url}
-        called = f"strongreject:{spec}" if kind == "strongreject" else spec
-        return JudgeChoice(called, identity, lambda run: ApiJudge(self.client(name, run), style, called))
+        style = rubric(prompt) if kind == "strongreject" else tagged(prompt)
+        asked = prompt if style.system is None else [style.system, style.prompt]
+        identity = {"format": kind, "prompt": sha256_json(asked), **self.endpoint(spec, True).identity}
+        called = f"strongreject:{_called(spec)}" if kind == "strongreject" else _called(spec)
 
-    def bound(self, name: str, prompt_tokens: int, new_tokens: int) -> float | None:
+        def cost(pairs: Iterable[tuple[str, str]]) -> float | None:
+            prompts, new = style.at_most(pairs)
+            return self.bound(spec, prompts, new, judges=True)
+
+        def judge(run: Run | None) -> ApiJudge:
+            return ApiJudge(self.client(spec, run, True), style, called)
+        return JudgeChoice(called, identity, judge, cost)
+
+    def bound(self, spec: str, prompt_tokens: int, new_tokens: int, judges: bool = False) -> float | None:
         """Dollars at most; None without a price file."""
         if not self.price_file:
             return None
-        prompt, completion = self._prices(name)
+        prompt, completion = self._prices(self.endpoint(spec, judges).model)
         return (prompt_tokens * prompt + new_tokens * completion) / 1e6
+
+
+def _called(spec: str) -> str:
+    """What a model is called in results: a file's name without its folder."""
+    scheme, _, name = spec.partition(":")
+    return f"{scheme}:{Path(name).stem}" if scheme == "endpoint" else spec

@@ -220,4 +220,4 @@ def plan(model: ModelChoice, questions: list[Question], prompts: list[Prompt], d
     new = requests * decoding.max_new_tokens
     seconds = model.seconds(tokens, new) if model.seconds else None
     return {"requests": requests, "already_done": done, "prompt_tokens": tokens, "new_tokens_at_most": new,
-            "seconds_at_most": seconds, "cost_at_most": model.cost}
+            "seconds_at_most": seconds, "cost_at_most": model.cost(tokens, new)}
