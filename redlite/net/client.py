@@ -246,7 +246,8 @@ class Client:
             self._sleep(delay)
         if self._halt:
             return None
-        if self._successes == successes:
+        # What comes back whole is about this call, where the endpoint answers others.
+        if self._successes == successes and not (attempts.short and self._worked):
             raise Incomplete(
                 f"{where} could not be used, {attempts.failures} times in a row ({attempts.reason}); "
                 "what is finished is kept, and the same command goes on from there")

@@ -230,4 +230,4 @@ def no_completion(value: object, body: bytes, redact: Redact) -> tuple[str, bool
         what = f"an error: {error_of(value).get('message') or value['error']}"
     else:
         what = f"no chat completion: {start or 'nothing'}"
-    return _detail(f"status 200 with {what}", redact), not start
+    return _detail(f"status 200 with {what}", redact), False

@@ -95,7 +95,11 @@ class Attempts:
         return self._alike[BROKEN_OFF]
 
     @property
+    def short(self) -> bool:
+        """Whether the call is given up since what came back is no answer, or a part of one."""
+        return any(count >= most for most, count in self._alike.items())
+
+    @property
     def over(self) -> bool:
         """Whether the call is given up."""
-        short = any(count >= most for most, count in self._alike.items())
-        return short or self.failures >= self.tries
+        return self.short or self.failures >= self.tries
