@@ -34,8 +34,8 @@ def refuses(status, error):
 
 def redeval(url, *options, judge="rules", model="openai:m", prompt="standard"):
     return command.main([
-        "run", "--model", model, "--questions", "q.txt", "--prompt", prompt, "--base-url", url, "--judge", judge,
-        "--concurrency", "1", "--quiet", "--json", "--output-dir", "run", *options])
+        "run", "--model", model, "--questions", "q.txt", "--prompt", prompt, "--base-url", url,
+        "--judge", judge, "--concurrency", "1", "--quiet", "--json", "--output-dir", "run", *options])
 
 
 def result(capsys, prompt="standard"):
