@@ -56,7 +56,7 @@ def _describe_run(prog: str) -> Parser:
         "where it stopped."))
     ask = parser.add_argument_group("what is asked")
     ask.add_argument("--model", default=EMBEDDED,
-                     help="a Hugging Face directory, a .gguf file, openai:NAME, or organism, "
+                     help="a Hugging Face directory, a .gguf file, openai:NAME or another API's, organism: "
                           "the embedded model (default)")
     add_template_options(ask)
     ask.add_argument("--questions",
