@@ -61,7 +61,8 @@ def _describe_run(prog: str) -> Parser:
     add_template_options(ask)
     ask.add_argument("--questions",
                      help="a set's name (dangerousqa, harmfulqa, …: looked for under --data; sample and "
-                          "organism are embedded) or a .json, .jsonl, .csv or .txt file; --dry-run says "
+                          "organism are embedded) or a .json, .jsonl, .csv, .tsv or .txt file, those of"
+                          " HarmBench, StrongREJECT, SORRY-Bench and others as they are; --dry-run says "
                           "where it lies and its topics")
     ask.add_argument("--data", metavar="DIR", help="where question sets lie")
     ask.add_argument("--limit", type=whole(1), metavar="N", help="the first N questions only")
