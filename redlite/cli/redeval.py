@@ -6,6 +6,7 @@ import sys
 import time
 from argparse import Namespace
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,7 +133,7 @@ def _run(args: Namespace, command: str) -> int:
             raise Error("--questions is missing: name a set under --data or a file "
                         "('sample' is a mild embedded set to try things out with)")
         args.questions = EMBEDDED
-    from redlite.redteam import answerers, journals, questions, redeval
+    from redlite.redteam import answerers, growth, journals, questions, redeval
     from redlite.store.run_directory import Run
     path = questions.find_questions(args.questions, args.data)
     known = questions.load_questions(path)
@@ -156,7 +157,7 @@ def _run(args: Namespace, command: str) -> int:
         plan = redeval.plan(model, asked, prompts, decoding, args.system, done)
         return _show_plan(args, {**plan, "chat": model.chat}, output, path, len(known), asked)
     progress = Progress(args.quiet)
-    with Run(output, manifest) as directory:
+    with Run(output, manifest, partial(growth.redeval, output)) as directory:
         found = redeval.run(directory, model, asked, prompts, decoding, args.seed, args.system, progress)
         if judge:
             redeval.judge_all(directory, judge, found, progress)

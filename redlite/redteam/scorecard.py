@@ -5,6 +5,7 @@ baseline gets the same battery below baseline/, and every difference is paired b
 """
 import tempfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from redlite import __version__
@@ -14,7 +15,7 @@ from redlite.bench import task as bench_task
 from redlite.judges import choice as judge_choice
 from redlite.judges.choice import JudgeChoice
 from redlite.judges.verdict import LABELS
-from redlite.redteam import compare, journals, redeval, results
+from redlite.redteam import compare, growth, journals, redeval, results
 from redlite.redteam.answerers import Decoding, ModelChoice, local_lm, once_loaded
 from redlite.redteam.gates import CORRECTED, main_names
 from redlite.redteam.questions import Prompt, Question
@@ -87,7 +88,8 @@ def run_bench(folder: Path, command: str, model: ModelChoice, battery: Battery,
         if not dist.is_initialized():
             dist.init_process_group("gloo")
     own = folder if rank == 0 else folder / f"rank-{rank}"
-    with Run(own, bench_manifest(command, model, battery, info)) as directory:
+    made, tasks = bench_manifest(command, model, battery, info), [*battery.tasks, *battery.refusals]
+    with Run(own, made, lambda there, here: growth.bench(there, here, tasks)) as directory:
         model = once_loaded(model, directory)
         runner.run(directory, folder, lambda: local_lm(model, directory), battery.tasks, battery.chat,
                    progress, rank, world)
@@ -103,7 +105,7 @@ def run_bench(folder: Path, command: str, model: ModelChoice, battery: Battery,
             return {}
         found = {"version": __version__, "model": model.name, "protocol": battery.protocol,
                  "chat": battery.chat, "judge": judge,
-                 **bench_results.results(folder, [*battery.tasks, *battery.refusals])}
+                 **bench_results.results(folder, tasks)}
         write_json(folder / RESULTS, found)
     return found
 
@@ -118,7 +120,7 @@ def run_redeval(folder: Path, command: str, model: ModelChoice, battery: Battery
         command=command, seed=battery.seed, model=model, question_path=battery.question_path,
         questions=battery.questions, limit=len(battery.asked), prompts=battery.prompts, judge=battery.judge,
         decoding=battery.decoding, info=info)
-    with Run(folder, made) as directory:
+    with Run(folder, made, partial(growth.redeval, folder)) as directory:
         found = redeval.run(directory, model, battery.asked, battery.prompts, battery.decoding, battery.seed,
                             None, progress)
         if battery.judge:
