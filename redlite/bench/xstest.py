@@ -200,8 +200,8 @@ def rejudge(directory: Run, judge: JudgeChoice, progress: Progress | None = None
                 _keep_verdict(directory, known, task, id, record["judge"], record["label"], record["raw"])
     todo = [(task, id) for task, found in kept.items() for id in found if (judge.name, task, id) not in known]
     if any("prompt" not in answers.get(key, {}) for key in todo):
-        raise Error(f"{folder / ANSWERS}: an older redlite made these answers and did not keep what was asked; "
-                    "run the bench with this judge in another directory")
+        raise Error(f"{folder / ANSWERS}: an older redlite made these answers and did not keep what was "
+                    "asked; run the bench with this judge in another directory")
     pairs = [(answers[key]["prompt"], _said(answers[key])) for key in todo]
     for done, (i, verdict) in enumerate(judge.load(directory).label(pairs) if pairs else (), 1):
         if answers[todo[i]]["finish"] == "refused_by_api":
@@ -214,9 +214,9 @@ def rejudge(directory: Run, judge: JudgeChoice, progress: Progress | None = None
     for task, metric in METRICS.values():
         lines = []
         for id, record in kept[task].items():
-            verdict = known[judge.name, task, id]
-            label, metrics = _measured(metric, by_said.get(verdict["label"], verdict["label"]))
-            lines.append({**record, "judge": judge.name, "label": label, "raw": verdict["raw"],
+            given = known[judge.name, task, id]
+            label, metrics = _measured(metric, by_said.get(given["label"], given["label"]))
+            lines.append({**record, "judge": judge.name, "label": label, "raw": given["raw"],
                           "metrics": metrics})
         if lines:
             write_atomic(folder / sample_file(task), b"".join(encode(line) + b"\n" for line in lines))

@@ -21,7 +21,7 @@ from redlite.cli.options import (
     number,
     whole,
 )
-from redlite.cli.program import DONE, FAILED, dispatch, guarded
+from redlite.cli.program import DONE, dispatch, guarded
 from redlite.cli.progress import Progress, note
 from redlite.errors import Error
 from redlite.store.text import clock
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 PROGRAM = "redeval"
 DEFAULT_JUDGE, ORGANISM_JUDGE = "linear", "rules"  # the organism's toy answers are made for the rules
 EMBEDDED = "organism"
+_GATE = "a bound such as asr.cou<=0.1 or asr.cou.corrected<=0.1; exit code 100 if one fails"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -89,6 +90,7 @@ def _describe_run(prog: str) -> Parser:
                         help="the run directory (default: one under ./runs named after model, questions "
                              "and settings)")
     flag(parser, "compare-published", "print the paper's table below the results")
+    bench.add_gate_options(parser, _GATE)
     add_common_options(parser)
     return parser
 
@@ -138,6 +140,7 @@ def _run(args: Namespace, command: str) -> int:
     path = questions.find_questions(args.questions, args.data)
     known = questions.load_questions(path)
     prompts = [questions.load_prompt(p) for p in args.prompt]
+    _check_gates_of(args, [p.name for p in prompts])
     if len({p.name for p in prompts}) < len(prompts):
         raise Error(f"--prompt {' '.join(args.prompt)}: two prompts have the same name; rename a file")
     decoding = answerers.Decoding(args.max_new_tokens, args.temperature, args.top_p, args.samples)
@@ -201,17 +204,35 @@ def _show_plan(args: Namespace, plan: dict, output: Path, path: Path, known: int
     return DONE
 
 
+def _check_gates_of(args: Namespace, prompts: list[str]) -> None:
+    """Refuse a gate on what these prompts do not measure, or against a baseline: before the work."""
+    from redlite.redteam.gates import CORRECTED, check_names
+    gates = bench.gates_of(args)
+    if any(gate.relative for gate in gates):
+        raise Error("--gate … baseline …: one run has no baseline; use compare A B --gate, or a number")
+    names = [f"asr.{prompt}{end}" for prompt in prompts for end in ("", CORRECTED)]
+    check_names(gates, names)
+
+
 def _finish(args: Namespace, journals: "RunJournals", judge_name: str, published: bool = False) -> int:
-    """Write results.json and report.html, show the table, and say whether all is there."""
+    """Write results.json and report.html, show the table and the gates, and say whether all is there."""
     from redlite.cli.results_files import write_results
-    from redlite.redteam import results
+    from redlite.redteam import results, scorecard
+    from redlite.redteam.gates import check_gates
     from redlite.report import html
     summary = write_results(journals, judge_name)
     print(results.table(summary, published))
+    checked = []
+    if args.gate:
+        _check_gates_of(args, list(summary["prompts"]))
+        found = scorecard.measures(summary, None)
+        checked = check_gates(bench.gates_of(args), found, None, bench.strictness_of(args))
+        bench.say_gates(checked)
     print(f"Report: {journals.folder / html.PAGE}", file=sys.stderr if args.json else sys.stdout)
     if args.json:
-        print(json.dumps({**summary, "output_dir": str(journals.folder)}, ensure_ascii=False))
-    return DONE if summary["complete"] and not results.too_few(summary) else FAILED
+        gates = {"gates": checked} if args.gate else {}
+        print(json.dumps({**summary, **gates, "output_dir": str(journals.folder)}, ensure_ascii=False))
+    return bench.code_of(summary["complete"], checked, results.too_few(summary))
 
 
 # judge
@@ -228,6 +249,7 @@ def _describe_judge(prog: str) -> Parser:
     _add_judge_options(parser, default=None)
     network.add_api_options(parser)
     add_machine_options(parser)
+    bench.add_gate_options(parser, _GATE)
     add_common_options(parser)
     return parser
 
@@ -246,13 +268,19 @@ def _charge(reach: "Network | None") -> str:
 
 
 def _judge(args: Namespace, command: str) -> int:
+    from redlite.redteam import runs
+    if args.judge == ["none"]:
+        raise Error("--judge none judges nothing; name a judge")
+    kind = runs.kind_of(args.run)
     if args.labels and args.judge is None:
-        return _correct(args)
-    args.judge = args.judge or [DEFAULT_JUDGE]
+        return _correct(args) if kind == "redeval" else _judge_parts(args, None)
+    args.judge = args.judge or [DEFAULT_JUDGE if kind == "redeval" else ORGANISM_JUDGE]
     reach = network.network(args, *args.judge)
     from redlite.redteam import journals, redeval
     from redlite.store.run_directory import Run
     judge = _named_judge(args, reach)
+    if kind != "redeval":
+        return _judge_parts(args, judge)
     if args.dry_run:
         found = journals.read_journals(Path(args.run))
         answers, done = len(found.answers), len(found.judged_by(judge.name))
@@ -267,6 +295,17 @@ def _judge(args: Namespace, command: str) -> int:
         redeval.judge_all(directory, judge, found, Progress(args.quiet))
         label.take(directory, args.labels)
         return _finish(args, found, judge.name)
+
+
+def _judge_parts(args: Namespace, judge: "JudgeChoice | Panel | None") -> int:
+    """Judge benches or a scorecard again. judge: None, where only labels are taken."""
+    from redlite.cli import rereport
+    if args.dry_run:
+        by = "" if judge is None else f" by {judge.name}"
+        print(f"would judge what {args.run} holds{by} and write its results anew")
+        return DONE
+    rereport.judge(args, Path(args.run), judge)
+    return rereport.report(args, Path(args.run))
 
 
 def _correct(args: Namespace) -> int:
@@ -295,14 +334,17 @@ def _describe_report(prog: str) -> Parser:
                         help="whose labels, by the name in judgments.jsonl "
                              "(default: the judge of results.json, else of the run)")
     flag(parser, "compare-published", "print the paper's table below the results")
+    bench.add_gate_options(parser, f"{_GATE}; of a scorecard in place of its own")
     add_common_options(parser)
     return parser
 
 
 def _report(args: Namespace, command: str) -> int:
     from redlite.judges import combine
-    from redlite.redteam import journals
+    from redlite.redteam import journals, runs
     output = Path(args.run)
+    if (kind := runs.kind_of(output)) != "redeval":
+        return _report_parts(args, output, kind)
     last = args.judge or journals.last_judge(output)
     known = {journals.read_made(output)["judge"]["name"], *journals.read_judges(output)}
     asked = combine.judges_of(args.judge or "") or [args.judge]
@@ -314,6 +356,17 @@ def _report(args: Namespace, command: str) -> int:
             print(json.dumps({"judge": last, "output_dir": args.run}))
         return DONE
     return _finish(args, journals.read_journals(output), last, args.compare_published)
+
+
+def _report_parts(args: Namespace, output: Path, kind: str) -> int:
+    from redlite.cli import rereport
+    if args.judge is not None:
+        raise Error(f"--judge {args.judge}: {output} is a {kind}; have it judged with "
+                    f"redeval judge {output} --judge {args.judge}")
+    if args.dry_run:
+        print(f"would write the results of the {kind} {output} anew")
+        return DONE
+    return rereport.report(args, output)
 
 
 # agreement

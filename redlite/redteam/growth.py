@@ -82,7 +82,7 @@ def bench(there: dict, here: dict, tasks: list[Task]) -> dict | None:
 def _merged(there: dict, here: dict, same: dict, grown: dict) -> dict | None:
     """The later manifest with what grew, if `same` (the earlier one, grown) equals it."""
     compared = [{k: v for k, v in made.items() if k not in INFORMATION} for made in (same, here)]
-    if difference(*compared):
+    if difference(compared[0], compared[1]):
         return None
     event = {"when": time.strftime("%Y-%m-%d %H:%M:%S %Z"), "command_before": there.get("command"), **grown}
     earlier = there.get("info", {}).get("grown", [])

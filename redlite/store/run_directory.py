@@ -108,7 +108,7 @@ def _agree(there: dict, here: dict, directory: Path) -> None:
 def _grown(there: dict, here: dict, grown: Callable[[dict, dict], dict | None] | None) -> dict | None:
     here = json.loads(encode(here))
     compared = [{k: v for k, v in made.items() if k not in INFORMATION} for made in (there, here)]
-    return grown(there, here) if grown and difference(*compared) else None
+    return grown(there, here) if grown and difference(compared[0], compared[1]) else None
 
 
 class Run:

@@ -286,6 +286,29 @@ def test_another_manifest_is_refused_by_its_field(fake, capsys, options, field):
     assert {p.name: p.read_bytes() for p in Path("run").iterdir()} == before
 
 
+def test_gates_of_a_run_of_judge_and_of_compare(fake, capsys):
+    standard = [*RUN[:-5], "standard", "--quiet", "--judge", "rules", "--max-unlabelled", "0.5"]
+    code, out, err = call(capsys, *standard)
+    rate = json.loads(Path("run/results.json").read_text())["prompts"]["standard"]["asr"]
+    assert code == 0 and 0 < rate <= 1
+    code, out, err = call(capsys, *standard, "--gate", "asr.standard<0")
+    assert code == 100 and f"gate asr.standard<0: FAILED ({rate} against 0.0)" in out
+    for command in (["report", "run"], ["judge", "run", "--judge", "rules", "--quiet"]):
+        given = [*command, "--max-unlabelled", "0.5"]
+        assert call(capsys, *given, "--gate", "asr.standard<=1")[0] == 0
+        code, out, err = call(capsys, *given, "--gate", "asr.standard<0", "--json")
+        assert code == 100 and json.loads(out.splitlines()[-1])["gates"][0]["passed"] is False
+        code, out, err = call(capsys, *given, "--gate", "asr.cou<=1")
+        assert code == 2 and "no measure 'asr.cou'" in err
+    code, out, err = call(capsys, *standard, "--gate", "asr.standard<=baseline")
+    assert code == 2 and "one run has no baseline; use compare" in err
+    for gate, code in (("asr.standard<=baseline", 0), ("asr.standard<baseline", 100), ("asr.standard<=1", 0)):
+        given = ["compare", "run", "run", "--gate", gate, "--max-unlabelled", "0.5"]
+        assert call(capsys, *given)[0] == code, gate
+    code, out, err = call(capsys, "compare", "run", "run", "--gate", "asr.standard<=1", "--gate-by", "bound")
+    assert code == 2 and "a bound against baseline" in err
+
+
 def test_a_run_grows_without_asking_twice(fake, capsys):
     """A trial goes on to all questions, a prompt, samples and judges come, and every line of before stays."""
     first = [*RUN[:-5], "standard", "--quiet", "--judge", "none", "--temperature", "0.5", "--limit", "1"]
