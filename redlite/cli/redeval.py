@@ -7,6 +7,7 @@ import time
 from argparse import Namespace
 from collections import Counter
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from redlite.cli.options import (
     number,
     whole,
 )
-from redlite.cli.program import DONE, dispatch, guarded
+from redlite.cli.program import DONE, Command, dispatch, guarded
 from redlite.cli.progress import Progress, note
 from redlite.errors import Error
 from redlite.store.text import clock
@@ -49,7 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
 # run
 
 def _describe_run(prog: str) -> Parser:
-    commands = "run (may be left out), judge, report, label, agreement, bench, compare, scorecard"
+    commands = "run (may be left out), judge, report, label, agreement, bench, compare, scorecard, "
+    commands += "table, export"
     epilog = f"Commands: {commands}; each has --help.\n\n{_judge_help()}"
     parser = Parser(prog=prog, epilog=epilog, description=(
         "RED-EVAL (arXiv 2308.09662): asks a model every question under every prompt, judges the answers, "
@@ -152,7 +154,8 @@ def _run(args: Namespace, command: str) -> int:
     manifest = redeval.manifest(
         command=command, seed=args.seed, model=model, question_path=path, questions=known, limit=args.limit,
         prompts=prompts, judge=judge, decoding=decoding, system=args.system,
-        info={**_information(args), "chat": model.chat})
+        info={**_information(args), "chat": model.chat,
+              "prompt_texts": {prompt.name: prompt.text for prompt in prompts}})
     asked = known[:args.limit]
     output = Path(args.output_dir or _default_directory(manifest))
     if args.dry_run:
@@ -426,6 +429,16 @@ def _agree_one(choice: "JudgeChoice", files: dict[str, list], directory: "Run | 
     return found
 
 
+def _later(module: str) -> Command:
+    """A command whose module is imported when it is called: the help of others need not wait for it."""
+    def describe(prog: str) -> Parser:
+        return import_module(f"redlite.cli.{module}").describe(prog)
+
+    def body(args: Namespace, command: str) -> int:
+        return import_module(f"redlite.cli.{module}").run(args, command)
+    return describe, body
+
+
 # A command: its options, and its body, which imports what it needs.
 COMMANDS = {
     "run": (_describe_run, _run),
@@ -437,6 +450,8 @@ COMMANDS = {
     "compare": (compare.describe, compare.run),
     "scorecard": (scorecard.describe, scorecard.run),
     "train-judge": (train_judge.describe, train_judge.run),
+    "table": _later("table"),
+    "export": _later("export"),
 }
 
 

@@ -3,7 +3,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from redlite.cli import bench, network, scorecard_files
+from redlite.cli import bench, network
 from redlite.cli.options import Parser, add_common_options, flag, whole
 from redlite.cli.progress import Progress, note
 from redlite.errors import Error
@@ -49,6 +49,7 @@ def describe(prog: str) -> Parser:
 
 def run(args: Namespace, command: str) -> int:
     """The body of `redeval scorecard`."""
+    from redlite.cli import scorecard_files
     suites = _suites(args)
     if missing := [s for s in bench.SUITES if s not in suites]:
         note("redeval: left out, since --data does not hold them or --tasks does not name them: "
@@ -127,6 +128,7 @@ def _measure(args: Namespace, command: str, output: Path, battery: "Battery", mo
     finished  a finished run in the baseline's place
     Returns what results.json holds, and whether all of it is there.
     """
+    from redlite.cli import scorecard_files
     from redlite.redteam import runs, scorecard
     from redlite.store.run_directory import Run
     progress, info = Progress(args.quiet), bench.information(args)
