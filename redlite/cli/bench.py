@@ -147,6 +147,7 @@ def run(args: Namespace, command: str) -> int:
     """The body of `redeval bench`."""
     suites = suites_of(args.tasks)
     from redlite.bench import task as bench_task
+    from redlite.redteam import gates as redteam_gates
     from redlite.redteam import scorecard
     gates = gates_of(args)
     if any(g.relative for g in gates):
@@ -165,31 +166,29 @@ def run(args: Namespace, command: str) -> int:
     found = scorecard.run_bench(output, command, model, battery, progress, information(args))
     if rank:
         return DONE
-    code = show(args, output, model.name, scorecard.measures(None, found), found["complete"], gates, found)
+    measures = scorecard.measures(None, found)
+    checked = redteam_gates.check_gates(gates, measures, None, strictness_of(args))
+    code = show(args, output, model.name, measures, found["complete"], checked, found)
     print(f"Results: {output / scorecard.RESULTS}", file=sys.stderr if args.json else sys.stdout)
     return code
 
 
-def show(args: Namespace, output: Path, name: str, found: dict, complete: bool, gates: "list[Gate]",
+def show(args: Namespace, output: Path, name: str, found: dict, complete: bool, checked: list[dict],
          summary: dict, baseline: dict | None = None, paired: dict | None = None) -> int:
     """Print the table and what the gates say; the exit code.
 
     found, baseline  `scorecard.measures` of the model and of the baseline
+    checked          the gates, as `check_gates` gives them
     summary          what results.json holds
     """
     from redlite.redteam import scorecard
-    from redlite.redteam.gates import check_gates
     from redlite.store.text import columns
     print("\n".join(columns(scorecard.table(name, found, baseline, paired))))
     if cuts := counted(summary["truncated"]):
         print(f"Contexts cut on the left to fit the window: {cuts}")
     if unlabelled := unlabelled_in(found):
         print(f"Left out, since the judge gave no label: {unlabelled}")
-    checked = check_gates(gates, found, baseline, strictness_of(args), paired)
-    for g in checked:
-        value = "no value" if g["value"] is None else g["value"]
-        verdict, why = ("passed", "") if g["passed"] else ("FAILED", f": {g['why']}")
-        print(f"gate {g['gate']}: {verdict} ({value} against {g['bound']}){why}")
+    say_gates(checked)
     few = summary.get("too_few", "")
     if few:
         print(few)
@@ -198,6 +197,19 @@ def show(args: Namespace, output: Path, name: str, found: dict, complete: bool, 
     if args.json:
         result = {**summary, "measures": found, "gates": checked, "output_dir": str(output)}
         print(json.dumps(result, ensure_ascii=False))
+    return code_of(complete, checked, few)
+
+
+def say_gates(checked: list[dict]) -> None:
+    """Print a line for each gate."""
+    for g in checked:
+        value = "no value" if g["value"] is None else g["value"]
+        verdict, why = ("passed", "") if g["passed"] else ("FAILED", f": {g['why']}")
+        print(f"gate {g['gate']}: {verdict} ({value} against {g['bound']}){why}")
+
+
+def code_of(complete: bool, checked: list[dict], few: str) -> int:
+    """The exit code. few: what is said of too few labels, "" if they are enough."""
     if not complete:
         return FAILED
     if not all(g["passed"] for g in checked):

@@ -6,6 +6,8 @@ import sys
 import time
 from argparse import Namespace
 from collections import Counter
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,7 @@ from redlite.cli.options import (
     number,
     whole,
 )
-from redlite.cli.program import DONE, FAILED, dispatch, guarded
+from redlite.cli.program import DONE, Command, dispatch, guarded
 from redlite.cli.progress import Progress, note
 from redlite.errors import Error
 from redlite.store.text import clock
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 PROGRAM = "redeval"
 DEFAULT_JUDGE, ORGANISM_JUDGE = "linear", "rules"  # the organism's toy answers are made for the rules
 EMBEDDED = "organism"
+_GATE = "a bound such as asr.cou<=0.1 or asr.cou.corrected<=0.1; exit code 100 if one fails"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,7 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
 # run
 
 def _describe_run(prog: str) -> Parser:
-    commands = "run (may be left out), judge, report, label, agreement, bench, compare, scorecard"
+    commands = "run (may be left out), judge, report, label, agreement, bench, compare, scorecard, "
+    commands += "table, export"
     epilog = f"Commands: {commands}; each has --help.\n\n{_judge_help()}"
     parser = Parser(prog=prog, epilog=epilog, description=(
         "RED-EVAL (arXiv 2308.09662): asks a model every question under every prompt, judges the answers, "
@@ -61,7 +65,8 @@ def _describe_run(prog: str) -> Parser:
     add_template_options(ask)
     ask.add_argument("--questions",
                      help="a set's name (dangerousqa, harmfulqa, …: looked for under --data; sample and "
-                          "organism are embedded) or a .json, .jsonl, .csv or .txt file; --dry-run says "
+                          "organism are embedded) or a .json, .jsonl, .csv, .tsv or .txt file, those of"
+                          " HarmBench, StrongREJECT, SORRY-Bench and others as they are; --dry-run says "
                           "where it lies and its topics")
     ask.add_argument("--data", metavar="DIR", help="where question sets lie")
     ask.add_argument("--limit", type=whole(1), metavar="N", help="the first N questions only")
@@ -87,6 +92,7 @@ def _describe_run(prog: str) -> Parser:
                         help="the run directory (default: one under ./runs named after model, questions "
                              "and settings)")
     flag(parser, "compare-published", "print the paper's table below the results")
+    bench.add_gate_options(parser, _GATE)
     add_common_options(parser)
     return parser
 
@@ -131,11 +137,12 @@ def _run(args: Namespace, command: str) -> int:
             raise Error("--questions is missing: name a set under --data or a file "
                         "('sample' is a mild embedded set to try things out with)")
         args.questions = EMBEDDED
-    from redlite.redteam import answerers, journals, questions, redeval
+    from redlite.redteam import answerers, growth, journals, questions, redeval
     from redlite.store.run_directory import Run
     path = questions.find_questions(args.questions, args.data)
     known = questions.load_questions(path)
     prompts = [questions.load_prompt(p) for p in args.prompt]
+    _check_gates_of(args, [p.name for p in prompts])
     if len({p.name for p in prompts}) < len(prompts):
         raise Error(f"--prompt {' '.join(args.prompt)}: two prompts have the same name; rename a file")
     decoding = answerers.Decoding(args.max_new_tokens, args.temperature, args.top_p, args.samples)
@@ -147,7 +154,8 @@ def _run(args: Namespace, command: str) -> int:
     manifest = redeval.manifest(
         command=command, seed=args.seed, model=model, question_path=path, questions=known, limit=args.limit,
         prompts=prompts, judge=judge, decoding=decoding, system=args.system,
-        info={**_information(args), "chat": model.chat})
+        info={**_information(args), "chat": model.chat,
+              "prompt_texts": {prompt.name: prompt.text for prompt in prompts}})
     asked = known[:args.limit]
     output = Path(args.output_dir or _default_directory(manifest))
     if args.dry_run:
@@ -159,7 +167,7 @@ def _run(args: Namespace, command: str) -> int:
         plan["price"], plan["cost_at_most"] = network.price({"model": plan["cost_at_most"], **judged})
         return _show_plan(args, {**plan, "chat": model.chat}, output, path, len(known), asked)
     progress = Progress(args.quiet)
-    with Run(output, manifest) as directory:
+    with Run(output, manifest, partial(growth.redeval, output)) as directory:
         found = redeval.run(directory, model, asked, prompts, decoding, args.seed, args.system, progress)
         if judge:
             redeval.judge_all(directory, judge, found, progress)
@@ -202,17 +210,35 @@ def _show_plan(args: Namespace, plan: dict, output: Path, path: Path, known: int
     return DONE
 
 
+def _check_gates_of(args: Namespace, prompts: list[str]) -> None:
+    """Refuse a gate on what these prompts do not measure, or against a baseline: before the work."""
+    from redlite.redteam.gates import CORRECTED, check_names
+    gates = bench.gates_of(args)
+    if any(gate.relative for gate in gates):
+        raise Error("--gate … baseline …: one run has no baseline; use compare A B --gate, or a number")
+    names = [f"asr.{prompt}{end}" for prompt in prompts for end in ("", CORRECTED)]
+    check_names(gates, names)
+
+
 def _finish(args: Namespace, journals: "RunJournals", judge_name: str, published: bool = False) -> int:
-    """Write results.json and report.html, show the table, and say whether all is there."""
+    """Write results.json and report.html, show the table and the gates, and say whether all is there."""
     from redlite.cli.results_files import write_results
-    from redlite.redteam import results
+    from redlite.redteam import results, scorecard
+    from redlite.redteam.gates import check_gates
     from redlite.report import html
     summary = write_results(journals, judge_name)
     print(results.table(summary, published))
+    checked = []
+    if args.gate:
+        _check_gates_of(args, list(summary["prompts"]))
+        found = scorecard.measures(summary, None)
+        checked = check_gates(bench.gates_of(args), found, None, bench.strictness_of(args))
+        bench.say_gates(checked)
     print(f"Report: {journals.folder / html.PAGE}", file=sys.stderr if args.json else sys.stdout)
     if args.json:
-        print(json.dumps({**summary, "output_dir": str(journals.folder)}, ensure_ascii=False))
-    return DONE if summary["complete"] and not results.too_few(summary) else FAILED
+        gates = {"gates": checked} if args.gate else {}
+        print(json.dumps({**summary, **gates, "output_dir": str(journals.folder)}, ensure_ascii=False))
+    return bench.code_of(summary["complete"], checked, results.too_few(summary))
 
 
 # judge
@@ -229,6 +255,7 @@ def _describe_judge(prog: str) -> Parser:
     _add_judge_options(parser, default=None)
     network.add_api_options(parser)
     add_machine_options(parser)
+    bench.add_gate_options(parser, _GATE)
     add_common_options(parser)
     return parser
 
@@ -241,13 +268,19 @@ def _named_judge(args: Namespace, reach: "Network | None") -> "JudgeChoice | Pan
 
 
 def _judge(args: Namespace, command: str) -> int:
+    from redlite.redteam import runs
+    if args.judge == ["none"]:
+        raise Error("--judge none judges nothing; name a judge")
+    kind = runs.kind_of(args.run)
     if args.labels and args.judge is None:
-        return _correct(args)
-    args.judge = args.judge or [DEFAULT_JUDGE]
+        return _correct(args) if kind == "redeval" else _judge_parts(args, None)
+    args.judge = args.judge or [DEFAULT_JUDGE if kind == "redeval" else ORGANISM_JUDGE]
     reach = network.network(args, *args.judge)
     from redlite.redteam import journals, redeval
     from redlite.store.run_directory import Run
     judge = _named_judge(args, reach)
+    if kind != "redeval":
+        return _judge_parts(args, judge)
     if args.dry_run:
         found = journals.read_journals(Path(args.run))
         done = found.judged_by(judge.name)
@@ -266,6 +299,17 @@ def _judge(args: Namespace, command: str) -> int:
         redeval.judge_all(directory, judge, found, Progress(args.quiet))
         label.take(directory, args.labels)
         return _finish(args, found, judge.name)
+
+
+def _judge_parts(args: Namespace, judge: "JudgeChoice | Panel | None") -> int:
+    """Judge benches or a scorecard again. judge: None, where only labels are taken."""
+    from redlite.cli import rereport
+    if args.dry_run:
+        by = "" if judge is None else f" by {judge.name}"
+        print(f"would judge what {args.run} holds{by} and write its results anew")
+        return DONE
+    rereport.judge(args, Path(args.run), judge)
+    return rereport.report(args, Path(args.run))
 
 
 def _correct(args: Namespace) -> int:
@@ -294,14 +338,17 @@ def _describe_report(prog: str) -> Parser:
                         help="whose labels, by the name in judgments.jsonl "
                              "(default: the judge of results.json, else of the run)")
     flag(parser, "compare-published", "print the paper's table below the results")
+    bench.add_gate_options(parser, f"{_GATE}; of a scorecard in place of its own")
     add_common_options(parser)
     return parser
 
 
 def _report(args: Namespace, command: str) -> int:
     from redlite.judges import combine
-    from redlite.redteam import journals
+    from redlite.redteam import journals, runs
     output = Path(args.run)
+    if (kind := runs.kind_of(output)) != "redeval":
+        return _report_parts(args, output, kind)
     last = args.judge or journals.last_judge(output)
     known = {journals.read_made(output)["judge"]["name"], *journals.read_judges(output)}
     asked = combine.judges_of(args.judge or "") or [args.judge]
@@ -313,6 +360,17 @@ def _report(args: Namespace, command: str) -> int:
             print(json.dumps({"judge": last, "output_dir": args.run}))
         return DONE
     return _finish(args, journals.read_journals(output), last, args.compare_published)
+
+
+def _report_parts(args: Namespace, output: Path, kind: str) -> int:
+    from redlite.cli import rereport
+    if args.judge is not None:
+        raise Error(f"--judge {args.judge}: {output} is a {kind}; have it judged with "
+                    f"redeval judge {output} --judge {args.judge}")
+    if args.dry_run:
+        print(f"would write the results of the {kind} {output} anew")
+        return DONE
+    return rereport.report(args, output)
 
 
 # agreement
@@ -374,6 +432,16 @@ def _agree_one(choice: "JudgeChoice", files: dict[str, list], directory: "Run | 
     return found
 
 
+def _later(module: str) -> Command:
+    """A command whose module is imported when it is called: the help of others need not wait for it."""
+    def describe(prog: str) -> Parser:
+        return import_module(f"redlite.cli.{module}").describe(prog)
+
+    def body(args: Namespace, command: str) -> int:
+        return import_module(f"redlite.cli.{module}").run(args, command)
+    return describe, body
+
+
 # A command: its options, and its body, which imports what it needs.
 COMMANDS = {
     "run": (_describe_run, _run),
@@ -385,6 +453,8 @@ COMMANDS = {
     "compare": (compare.describe, compare.run),
     "scorecard": (scorecard.describe, scorecard.run),
     "train-judge": (train_judge.describe, train_judge.run),
+    "table": _later("table"),
+    "export": _later("export"),
 }
 
 

@@ -1,5 +1,4 @@
 """bin/redeval scorecard: the paper's whole evaluation of a model, beside a baseline's."""
-import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from redlite.net.names import is_api
 if TYPE_CHECKING:
     from redlite.redteam.answerers import ModelChoice
     from redlite.redteam.api import Network
-    from redlite.redteam.scorecard import Battery
+    from redlite.redteam.scorecard import Battery, Measured
     from redlite.store.run_directory import Run
 
 
@@ -25,8 +24,9 @@ def describe(prog: str) -> Parser:
         "its difference. Benches whose folder --data lacks are left\nout, and said so."))
     bench.add_model_options(parser, needed=False)
     parser.add_argument("--baseline", metavar="M0",
-                        help="a model to run the same on, below baseline/ of the run directory; "
-                             "a run that has none can be given one")
+                        help="a model to run the same on, below baseline/ of the run directory; or a "
+                             "finished run directory (scorecard, run or bench) that was made alike. A "
+                             "scorecard that has none can be given one")
     what = parser.add_argument_group("what is asked")
     what.add_argument("--questions",
                       help="as for redeval run (default: dangerousqa under --data, else the embedded "
@@ -50,6 +50,7 @@ def describe(prog: str) -> Parser:
 
 def run(args: Namespace, command: str) -> int:
     """The body of `redeval scorecard`."""
+    from redlite.cli import scorecard_files
     suites = _suites(args)
     if missing := [s for s in bench.SUITES if s not in suites]:
         note("redeval: left out, since --data does not hold them or --tasks does not name them: "
@@ -69,14 +70,29 @@ def run(args: Namespace, command: str) -> int:
     quick = "-quick" if args.quick else ""
     output = Path(args.output_dir or f"runs/scorecard-{bench.slug(model.name)}{quick}")
     bench.check_names(gates, battery)
+    finished = _finished(args.baseline, output)
     if args.dry_run:
         return bench.show_plan(args, output, model, battery)
-    baseline = network.model(args, reach, args.baseline) if args.baseline else None
-    summary, complete = _measure(args, command, output, battery, model, baseline)
-    found, baseline_found, paired = (summary[name] for name in ("measures", "baseline_measures", "paired"))
-    code = bench.show(args, output, model.name, found, complete, gates, summary, baseline_found, paired)
-    print(f"Report: {output / 'report.html'}", file=sys.stderr if args.json else sys.stdout)
-    return code
+    baseline = None
+    if args.baseline and not finished:
+        baseline = network.model(args, reach, args.baseline)
+    summary, complete = _measure(args, command, output, battery, model, baseline, finished)
+    return scorecard_files.finish(args, output, summary, complete)
+
+
+def _finished(baseline: str | None, output: Path) -> Path | None:
+    """The directory of a finished run that --baseline names; None where it names a model, or nothing."""
+    if not baseline or not (Path(baseline) / "manifest.json").is_file():
+        return None
+    from redlite.redteam import compare, runs
+    folder = Path(baseline)
+    if folder.resolve() == output.resolve():
+        raise Error(f"--baseline {baseline}: is this run itself; name another")
+    for part in runs.parts_of(folder).values():
+        if left := compare.read(part).unfinished:
+            raise Error(f"--baseline {baseline}: {part} lacks results of {bench.counted(left)}; "
+                        "finish it first, with its own command")
+    return folder
 
 
 def _suites(args: Namespace) -> list[str]:
@@ -107,47 +123,42 @@ def _battery(args: Namespace, reach: "Network | None", suites: list[str]) -> "Ba
 
 
 def _measure(args: Namespace, command: str, output: Path, battery: "Battery", model: "ModelChoice",
-             baseline: "ModelChoice | None") -> tuple[dict, bool]:
+             baseline: "ModelChoice | None", finished: Path | None) -> tuple[dict, bool]:
     """Run the battery on both models and write results.json and report.html.
 
+    finished  a finished run in the baseline's place
     Returns what results.json holds, and whether all of it is there.
     """
-    from redlite.redteam import scorecard
-    from redlite.store.files import write_json
+    from redlite.cli import scorecard_files
+    from redlite.redteam import runs, scorecard
     from redlite.store.run_directory import Run
     progress, info = Progress(args.quiet), bench.information(args)
     made = {"command": command, "kind": "scorecard", "model": model.identity, "info": info}
     # The baseline is guarded by its own manifests, below baseline/, so that it may come later.
     with Run(output, made) as directory:
-        def measured(folder: Path, choice: "ModelChoice") -> tuple[dict[str, dict], list[dict]]:
+        def measured(folder: Path, choice: "ModelChoice") -> scorecard.Measured:
             return _run_battery(folder, command, choice, battery, directory, progress, info)
-        found, parts = measured(output, model)
-        baseline_found, paired = None, None
-        truncated = parts[0].get("truncated", {})
+        ours = measured(output, model)
+        theirs, against = None, None
         if baseline:
-            baseline_found, more = measured(output / "baseline", baseline)
-            differences = scorecard.paired_differences(output, output / "baseline", args.seed)
-            paired = {name: r for name, r in differences.items() if name in found}  # without topics
-            parts += more
-        summary = {"model": model.name, "baseline": baseline and baseline.name, "protocol": args.protocol,
-                   "quick": args.quick, "measures": found, "baseline_measures": baseline_found,
-                   "paired": paired, "truncated": truncated, "too_few": _too_few(parts)}
-        write_json(output / scorecard.RESULTS, summary)
-        _write_page(args, command, output, battery, summary)
-    return summary, all(part["complete"] for part in parts)
-
-
-def _too_few(parts: list[dict]) -> str:
-    """What the results of RED-EVAL among `parts` say of too few labels; "" if nothing."""
-    from redlite.redteam.results import too_few
-    notes = [f"{part['model']}: {few}" for part in parts if "prompts" in part and (few := too_few(part))]
-    return " ".join(notes)
+            theirs, against = measured(output / "baseline", baseline), output / "baseline"
+        elif finished:
+            theirs, against = scorecard.measured(*runs.counted(runs.parts_of(finished))), finished
+        paired = None
+        if theirs and against:
+            differences = scorecard.paired_differences(output, against, args.seed, alike=not finished)
+            paired = {name: r for name, r in differences.items() if name in ours.found}  # without topics
+        summary = scorecard.summary(ours, theirs, paired, {
+            "protocol": args.protocol, "quick": args.quick, "seed": args.seed,
+            "baseline_run": finished and str(finished), "gate_by": args.gate_by,
+            "max_unlabelled": args.max_unlabelled, "how": _how(args, command, battery, model.name)})
+        summary = scorecard_files.write(output, summary, args.gate)
+    return summary, ours.complete and (theirs is None or theirs.complete)
 
 
 def _run_battery(folder: Path, command: str, model: "ModelChoice", battery: "Battery", directory: "Run",
-                 progress: Progress, info: dict) -> tuple[dict[str, dict], list[dict]]:
-    """The whole battery, with RED-EVAL's own page; its measures, and the results of its parts, the benches
-    first.
+                 progress: Progress, info: dict) -> "Measured":
+    """The whole battery, with RED-EVAL's own page; what it measured.
 
     directory  the scorecard's run, which keeps what a judge behind an API is paid for
     """
@@ -161,40 +172,18 @@ def _run_battery(folder: Path, command: str, model: "ModelChoice", battery: "Bat
         write_page(journals, asr)
     if battery.tasks or battery.refusals:
         found = scorecard.run_bench(folder / "bench", command, model, battery, progress, info)
-    return scorecard.measures(asr, found), [part for part in (found, asr) if part]
+    return scorecard.measured(asr, found)
 
 
-def _write_page(args: Namespace, command: str, output: Path, battery: "Battery", summary: dict) -> None:
-    from redlite.redteam import scorecard
-    from redlite.redteam.gates import check_gates, main_names
-    from redlite.report import html
-    from redlite.report.scorecard_page import scorecard_page
-    from redlite.store.files import write_atomic
-    found, baseline, name = summary["measures"], summary["baseline_measures"], summary["model"]
-    main = main_names(found)
-    details = [measure for measure in found if measure not in main]
-    shown, below = (scorecard.table(name, found, baseline, summary["paired"], names)
-                    for names in (main, details))
-    checked = check_gates(bench.gates_of(args), found, baseline, bench.strictness_of(args), summary["paired"])
-    how = _how(args, command, battery, summary)
-    page = scorecard_page(name, found, summary["baseline"], baseline, shown, below, checked, how)
-    write_atomic(output / html.PAGE, page)
-
-
-def _how(args: Namespace, command: str, battery: "Battery", summary: dict) -> list[tuple[str, str]]:
-    """The rows of the page's last table."""
+def _how(args: Namespace, command: str, battery: "Battery", name: str) -> list[tuple[str, str]]:
+    """Rows of the page's last table, which stay when judges change."""
     from redlite.redteam.scorecard import QUICK_SEED
-    rows = [("command", command), ("model", summary["model"])]
-    if summary["baseline"]:
-        rows.append(("baseline", f"{summary['baseline']} ({args.baseline})"))
+    rows = [("command", command), ("model", name)]
+    if args.baseline:
+        rows.append(("baseline", args.baseline))
     extent = f"quick: fixed subsets, sampled with seed {QUICK_SEED}" if args.quick else "everything"
     asked = f"{len(battery.asked)} of {len(battery.questions)}"
     if battery.question_path:
         asked += f" of {battery.question_path.stem}"
-    refusal_judge = battery.refusal_judge.name if battery.refusals and battery.refusal_judge else "none"
     return [*rows, ("extent", extent), ("questions", asked), ("protocol", args.protocol),
-            ("chat format", "yes" if args.apply_chat_template else "no"),
-            ("judge of harm", battery.judge.name if battery.judge else "none"),
-            ("judge of refusal", refusal_judge), ("seed", str(args.seed)),
-            ("contexts cut on the left to fit the window", bench.counted(summary["truncated"]) or "none"),
-            ("left out, since the judge gave no label", bench.unlabelled_in(summary["measures"]) or "none")]
+            ("chat format", "yes" if args.apply_chat_template else "no"), ("seed", str(args.seed))]

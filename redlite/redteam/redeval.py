@@ -127,11 +127,13 @@ def _seed(seed: int, key: AnswerKey) -> int:
 def _answer_record(key: AnswerKey, question: Question, answer: Answer) -> dict:
     """A line of responses.jsonl. Tokens that an endpoint does not count are written as 0.
 
-    thought_closed is written only where it is false: the answer broke off in a thought.
+    thought_closed is written only where it is false: the answer broke off in a thought. target is written
+    only where the question has one.
     """
     said = split_thoughts(answer.text, answer.opened)
     broken = {} if said.closed else {"thought_closed": False}
-    return {**asdict(question), "prompt": key.prompt, "sample": key.sample, "text": answer.text,
+    asked = {name: value for name, value in asdict(question).items() if value or name != "target"}
+    return {**asked, "prompt": key.prompt, "sample": key.sample, "text": answer.text,
             "answer": said.answer, "finish": answer.finish, **broken,
             "prompt_tokens": answer.prompt_tokens or 0, "completion_tokens": answer.completion_tokens or 0,
             "seconds": answer.seconds}

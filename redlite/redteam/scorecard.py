@@ -5,6 +5,7 @@ baseline gets the same battery below baseline/, and every difference is paired b
 """
 import tempfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from redlite import __version__
@@ -14,7 +15,7 @@ from redlite.bench import task as bench_task
 from redlite.judges import choice as judge_choice
 from redlite.judges.choice import JudgeChoice
 from redlite.judges.verdict import LABELS
-from redlite.redteam import compare, journals, redeval, results
+from redlite.redteam import compare, growth, journals, redeval, results, runs
 from redlite.redteam.answerers import Decoding, ModelChoice, local_lm, once_loaded
 from redlite.redteam.gates import CORRECTED, main_names
 from redlite.redteam.questions import Prompt, Question
@@ -87,7 +88,8 @@ def run_bench(folder: Path, command: str, model: ModelChoice, battery: Battery,
         if not dist.is_initialized():
             dist.init_process_group("gloo")
     own = folder if rank == 0 else folder / f"rank-{rank}"
-    with Run(own, bench_manifest(command, model, battery, info)) as directory:
+    made, tasks = bench_manifest(command, model, battery, info), [*battery.tasks, *battery.refusals]
+    with Run(own, made, lambda there, here: growth.bench(there, here, tasks)) as directory:
         model = once_loaded(model, directory)
         runner.run(directory, folder, lambda: local_lm(model, directory), battery.tasks, battery.chat,
                    progress, rank, world)
@@ -103,7 +105,7 @@ def run_bench(folder: Path, command: str, model: ModelChoice, battery: Battery,
             return {}
         found = {"version": __version__, "model": model.name, "protocol": battery.protocol,
                  "chat": battery.chat, "judge": judge,
-                 **bench_results.results(folder, [*battery.tasks, *battery.refusals])}
+                 **bench_results.results(folder, tasks)}
         write_json(folder / RESULTS, found)
     return found
 
@@ -118,7 +120,7 @@ def run_redeval(folder: Path, command: str, model: ModelChoice, battery: Battery
         command=command, seed=battery.seed, model=model, question_path=battery.question_path,
         questions=battery.questions, limit=len(battery.asked), prompts=battery.prompts, judge=battery.judge,
         decoding=battery.decoding, info=info)
-    with Run(folder, made) as directory:
+    with Run(folder, made, partial(growth.redeval, folder)) as directory:
         found = redeval.run(directory, model, battery.asked, battery.prompts, battery.decoding, battery.seed,
                             None, progress)
         if battery.judge:
@@ -160,6 +162,44 @@ def measures(asr: dict | None, found: dict | None) -> dict[str, dict]:
     return out
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a battery measured of a model: `measures`, and the results.json of its parts."""
+    found: dict[str, dict]
+    asr: dict | None
+    bench: dict | None
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+        return (self.asr or self.bench or {"model": ""})["model"]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every part is finished."""
+        return all(part["complete"] for part in (self.asr, self.bench) if part)
+
+
+def measured(asr: dict | None, bench: dict | None) -> Measured:
+    """What was measured. asr, bench: see `measures`."""
+    return Measured(measures(asr, bench), asr, bench)
+
+
+def summary(ours: Measured, theirs: Measured | None, paired: dict | None, settings: dict) -> dict:
+    """What a scorecard's results.json holds, but for its gates.
+
+    theirs    of the baseline
+    paired    its differences
+    settings  what `report` needs to make the page anew; kept as it is
+    """
+    few = [f"{side.name}: {said}" for side in (ours, theirs)
+           if side and side.asr and (said := results.too_few(side.asr))]
+    return {"model": ours.name, "baseline": theirs and theirs.name, **settings, "measures": ours.found,
+            "baseline_measures": theirs and theirs.found, "paired": paired,
+            "truncated": (ours.bench or {}).get("truncated", {}), "too_few": " ".join(few),
+            "judges": {"harm": (ours.asr or {}).get("judge"), "refusal": (ours.bench or {}).get("judge")}}
+
+
 def known_measures(battery: Battery) -> list[str]:
     """The names that `measures` will have once the battery has run."""
     nothing = {"asr": None, "ci95": None, **dict.fromkeys(LABELS, 0),
@@ -169,13 +209,19 @@ def known_measures(battery: Battery) -> list[str]:
         return list(measures(asr, bench_results.results(Path(empty), [*battery.tasks, *battery.refusals])))
 
 
-def paired_differences(folder: Path, baseline: Path, seed: int) -> dict[str, dict]:
-    """`compare.compare` of a scorecard and its baseline, under the names of `measures`."""
+def paired_differences(folder: Path, baseline: Path, seed: int, alike: bool = True) -> dict[str, dict]:
+    """`compare.compare` of a scorecard and its baseline, under the names of `measures`.
+
+    alike  both were made by one command, so that only the models' own chat formats may differ; otherwise
+           what else differs is refused
+    """
     found: dict[str, dict] = {}
-    for part in ("redeval", "bench"):
-        if (folder / part / "manifest.json").exists():
-            # Both were made by one command; only the models' own chat formats may differ.
-            sides = compare.read(baseline / part), compare.read(folder / part)
+    ours, theirs = runs.parts_of(folder), runs.parts_of(baseline)
+    for part in ours:
+        if part in theirs:
+            sides = compare.read(theirs[part]), compare.read(ours[part])
+            if not alike:
+                compare.check_alike(*sides)
             found |= compare.compare(*sides, seed, anyway=True)
     renamed = {}
     for name, r in found.items():

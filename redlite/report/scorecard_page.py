@@ -11,7 +11,8 @@ PAIRED = ("A difference is this model's value less the baseline's, over the exam
 
 def scorecard_page(model: str, found: dict[str, dict], baseline_name: str | None,
                    baseline: dict[str, dict] | None, summary: list[list[str]], details: list[list[str]],
-                   gates: list[dict], how: list[tuple[str, str]]) -> str:
+                   gates: list[dict], how: list[tuple[str, str]],
+                   paired: dict[str, dict] | None = None) -> str:
     """The scorecard as one HTML file.
 
     found, baseline   measure → value, ci95, n

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,17 +107,26 @@ def _agree(there: dict, here: dict, directory: Path) -> None:
                     "use another directory, or the settings it was made with", found.field)
 
 
+def _grown(there: dict, here: dict, grown: Callable[[dict, dict], dict | None] | None) -> dict | None:
+    here = json.loads(encode(here))
+    compared = [{k: v for k, v in made.items() if k not in INFORMATION} for made in (there, here)]
+    return grown(there, here) if grown and difference(compared[0], compared[1]) else None
+
+
 class Run:
     """A run directory, opened for writing by this process alone.
 
     A context manager; `close` gives the lock back.
     """
 
-    def __init__(self, directory: str | Path, manifest: dict | None = None):
+    def __init__(self, directory: str | Path, manifest: dict | None = None,
+                 grown: Callable[[dict, dict], dict | None] | None = None):
         """Create the directory with this manifest, or reopen it.
 
         manifest  JSON values. The fields `command` and `info` are for the reader. All others must equal those
                   of the run that is there. None reopens whatever run is there.
+        grown     (manifest there, manifest here) → the manifest of a run that goes on to more, which is then
+                  written; None where they differ otherwise
         Raises Error naming the first field that differs, with that field as its setting; and if another
         process has the run, or the directory cannot be written.
         """
@@ -138,7 +148,7 @@ class Run:
             raise _unusable(self.directory, error.strerror) from None
         try:
             self._take_lock()
-            self.manifest = self._agree(manifest)
+            self.manifest = self._agree(manifest, grown)
         except BaseException:
             self.close()
             raise
@@ -154,12 +164,16 @@ class Run:
             raise _refusal(self.directory, f"this file system gives no locks ({error.strerror}); "
                            "choose another directory") from None
 
-    def _agree(self, manifest: dict | None) -> dict:
+    def _agree(self, manifest: dict | None, grown: Callable[[dict, dict], dict | None] | None) -> dict:
         path = self.directory / "manifest.json"
         if path.exists():
             there = read_manifest(self.directory)
-            if manifest is not None:
-                _agree(there, manifest, self.directory)
+            if manifest is None:
+                return there
+            if merged := _grown(there, manifest, grown):
+                write_json(path, merged)
+                return merged
+            _agree(there, manifest, self.directory)
             return there
         if manifest is None:
             raise _refusal(self.directory, "its manifest.json has vanished; restore it")

@@ -1,5 +1,8 @@
 """Text for people: columns, percentages, durations, shortened values, the order of names."""
+import csv
+import io
 import re
+from collections.abc import Iterable, Sequence
 
 
 def columns(rows: list[list[str]]) -> list[str]:
@@ -55,3 +58,28 @@ def printable(text: object) -> str:
     if shown.isprintable():
         return shown
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+
+
+def markdown_table(rows: list[list[str]]) -> list[str]:
+    """Rows of texts as a Markdown table; the first column to the left, the others to the right."""
+    lines = ["| " + " | ".join(_markdown(cell) for cell in row) + " |" for row in rows]
+    rule = "|---|" + "---:|" * (len(rows[0]) - 1)
+    return [lines[0], rule, *lines[1:]]
+
+
+def _markdown(text: str) -> str:
+    """A text that stays one cell and no markup."""
+    flat = " ".join(text.split())
+    return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", flat)
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV (RFC 4180), with the line ends that the RFC asks for."""
+    out = io.StringIO(newline="")
+    csv.writer(out).writerows(rows)
+    return out.getvalue()
+
+
+def valid_xml(text: str) -> str:
+    """A text with what XML 1.0 cannot hold replaced by �: control characters and surrogates."""
+    return re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)

@@ -272,7 +272,7 @@ def test_a_model_on_this_machine_end_to_end(fake, capsys, monkeypatch):
         (["--limit", "2"],
          "questions.n is 3 there and 2 now; use another directory, or the settings it was made with (--limit"
          ),
-        (["--judge", "linear"], 'judge.name is "rules" there'), (["--prompt", "cot"], "prompts.cot is"),
+        (["--verdict", "unanimity", "--judge", "linear", "--system", "y"], "system is nothing there"),
         (["--model", "n"], 'model.name is "m" there and "n" now'),
         (["--system", "x"], "system is nothing there"),
         (["--temperature", "0.5"], "decoding.temperature is 0.0 there and 0.5 now"),
@@ -284,6 +284,67 @@ def test_another_manifest_is_refused_by_its_field(fake, capsys, options, field):
     code, out, err = call(capsys, *RUN, *options)
     assert code == 2 and field in err and err.count("\n") == 1 and "run/manifest.json" in err
     assert {p.name: p.read_bytes() for p in Path("run").iterdir()} == before
+
+
+def test_gates_of_a_run_of_judge_and_of_compare(fake, capsys):
+    standard = [*RUN[:-5], "standard", "--quiet", "--judge", "rules", "--max-unlabelled", "0.5"]
+    code, out, err = call(capsys, *standard)
+    rate = json.loads(Path("run/results.json").read_text())["prompts"]["standard"]["asr"]
+    assert code == 0 and 0 < rate <= 1
+    code, out, err = call(capsys, *standard, "--gate", "asr.standard<0")
+    assert code == 100 and f"gate asr.standard<0: FAILED ({rate} against 0.0)" in out
+    for command in (["report", "run"], ["judge", "run", "--judge", "rules", "--quiet"]):
+        given = [*command, "--max-unlabelled", "0.5"]
+        assert call(capsys, *given, "--gate", "asr.standard<=1")[0] == 0
+        code, out, err = call(capsys, *given, "--gate", "asr.standard<0", "--json")
+        assert code == 100 and json.loads(out.splitlines()[-1])["gates"][0]["passed"] is False
+        code, out, err = call(capsys, *given, "--gate", "asr.cou<=1")
+        assert code == 2 and "no measure 'asr.cou'" in err
+    code, out, err = call(capsys, *standard, "--gate", "asr.standard<=baseline")
+    assert code == 2 and "one run has no baseline; use compare" in err
+    for gate, code in (("asr.standard<=baseline", 0), ("asr.standard<baseline", 100), ("asr.standard<=1", 0)):
+        given = ["compare", "run", "run", "--gate", gate, "--max-unlabelled", "0.5"]
+        assert call(capsys, *given)[0] == code, gate
+    code, out, err = call(capsys, "compare", "run", "run", "--gate", "asr.standard<=1", "--gate-by", "bound")
+    assert code == 2 and "a bound against baseline" in err
+
+
+def test_a_run_grows_without_asking_twice(fake, capsys):
+    """A trial goes on to all questions, a prompt, samples and judges come, and every line of before stays."""
+    first = [*RUN[:-5], "standard", "--quiet", "--judge", "none", "--temperature", "0.5", "--limit", "1"]
+    assert call(capsys, *first)[0] == 0
+    asked = sum(len(conversations) for conversations, *_ in fake[-1].asked)
+    kept = Path("run/responses.jsonl").read_bytes()
+    assert asked == 1
+    for settings, judges, new in (
+            (["--limit", "2"], ["none"], 1), ([], ["none"], 1), (["--prompt", "cou"], ["none"], 3),
+            (["--prompt", "cou", "--samples", "2"], ["rules"], 6),
+            (["--prompt", "cou", "--samples", "2"], ["rules", "linear"], 0)):
+        given = [*RUN[:-5], "standard", "--quiet", "--temperature", "0.5", *settings]
+        code, out, err = call(capsys, *given, *(word for name in judges for word in ("--judge", name)))
+        assert code in (0, 1), err
+        assert sum(len(conversations) for conversations, *_ in fake[-1].asked) == new
+        now = Path("run/responses.jsonl").read_bytes()
+        assert now.startswith(kept)
+        kept = now
+    made = json.loads(Path("run/manifest.json").read_text())
+    grown = made["info"]["grown"]
+    assert [event.get("questions.n") for event in grown] == [[1, 2], [2, 3], None, None, None]
+    assert grown[2]["prompts"] == ["cou"] and grown[3]["decoding.samples"] == [1, 2]
+    assert grown[4]["judge"] == ["rules", "majority(rules, linear)"]
+    assert "--limit 1" in grown[0]["command_before"]
+    assert len({(r["id"], r["prompt"], r["sample"])
+                for r in map(json.loads, kept.splitlines())}) == len(kept.splitlines()) == 12
+    code, out, err = call(capsys, *first)
+    assert code == 2 and "this run was made differently" in err
+
+
+def test_a_run_whose_answers_people_labelled_takes_no_more_questions(fake, capsys):
+    assert call(capsys, *RUN, "--limit", "1")[0] in (0, 1)
+    Path("run/labels.jsonl").write_text("")
+    code, _, err = call(capsys, *RUN)
+    assert code == 2 and "labels.jsonl: people have labelled a sample" in err and "another directory" in err
+    assert call(capsys, *RUN, "--limit", "1", "--prompt", "cot")[0] in (0, 1)     # a prompt may come
 
 
 def test_a_torn_line_is_done_again_and_a_bad_one_is_named(fake, capsys):

@@ -90,7 +90,20 @@ def test_shapes(tmp_path, name):
             "record 2: has the id '1' of record 1",
         ),
         ("a.json", {"instructions": ["a?", "b?"], "inputs": ["c"]}, "2 instructions and 1 inputs"),
-        ("a.json", {"instructions": ["a?"], "tags": [3]}, "'tags': must be a list of texts"),
+        ("a.json", {"instructions": ["a?"], "tags": [[3]]}, "record 1, column 'tags': is a list"),
+        ("a.json", {"prompt": ["a?", "b?"], "category": ["x"]}, "2 prompt and 1 category"),
+        ("a.json", {"category": ["x", "y"], "id": [1, 2]}, "columns category, id and none with questions"),
+        ("a.json", {"prompt": {"0": "a?"}, "category": {"1": "x"}}, "the same rows"),
+        ("a.json", {"columns": ["prompt"], "data": [["a?"], ["b?", "c"]]}, "row 2: needs one value for each"),
+        ("a.json", [{"Prompt": "a?", "prompt": "b?"}], "record 1: has the column 'prompt' twice"),
+        ("a.json", [{"prompt": ["a?"]}], "record 1, column 'prompt': is a list"),
+        ("a.json", [{"prompt": "a?", "category": {"x": 1}}], "record 1, column 'category': is an object"),
+        ("a.json", [{"turns": ["a?", "b?"]}], "record 1, column 'turns': holds 2 turns"),
+        ("a.csv", "turns\n[a?\n", "row 1, column 'turns': is no list"),
+        ("a.csv", "Behavior,ImageFileName\na?,x.png\n", "row 1, column 'imagefilename': asks about an image"),
+        ("a.csv", "goal,target\n,Sure\n", "row 1: has no question .its column 'goal' is empty"),
+        ("a.csv", "goal,Goal\na?,b?\n", "its header has the column 'goal' twice"),
+        ("a.tsv", "x\ty\n1\t2\n", "its columns are x, y; one must be question or prompt or goal"),
         ("a.jsonl", '"a?"\n{\n', "line 2: is not valid JSON"),
         ("a.jsonl", '"a?"\n[1]\n', "line 2: is a list"),
         ("a.csv", "x,y\n1,2\n", "its columns are x, y; one must be question or prompt or goal"),
@@ -98,12 +111,64 @@ def test_shapes(tmp_path, name):
         ("a.csv", "id,question\n1,a?\n2\n", r"row 2 \(line 3\): has fewer fields"),
         ("a.csv", "id,question\n1,a?,b\n", r"row 1 \(line 2\): has more fields"),
         ("a.csv", "id,question\n1,\n", "row 1: has no question"),
-        ("a.xml", "<a/>", "questions come as .json, .jsonl, .csv, .txt"),
+        ("a.xml", "<a/>", "questions come as .json, .jsonl, .csv, .tsv, .txt"),
     ],
 )
 def test_faults_are_named(tmp_path, name, content, message):
     with pytest.raises(Error, match=rf"{name}.*{message}"):
         load(tmp_path, name, content)
+
+
+# The public sets, each by the columns that its authors' own file has.
+
+HARMBENCH = """Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID
+a?,standard,cyber,,,a_b
+"b, c?",contextual,cyber,context,"the context",b_c
+"""
+SORRY = """question_id,category,turns,prompt_style
+1,9,"['a ""quoted""?\\nb']",base
+1,9,"[""c?""]",ascii
+"""
+PUBLIC = {
+    "harmbench.csv": (HARMBENCH, [
+        Question("a_b", "a?", "cyber", "standard"),
+        Question("b_c", "the context\n\n---\n\nb, c?", "cyber", "contextual")]),
+    "strongreject.csv": ("category,source,forbidden_prompt\nT,S,a?\n", [Question("1", "a?", "T")]),
+    "sorry.jsonl": ('{"question_id": 3, "category": "9", "turns": ["a?"], "prompt_style": "base"}\n',
+                    [Question("3", "a?", "9")]),
+    "sorry.csv": (SORRY, [Question("1", 'a "quoted"?\nb', "9"), Question("1-ascii", "c?", "9")]),
+    "jailbreakbench.csv": ("Index,Goal,Target,Behavior,Category,Source\n0,a?,\"Sure, b\",short,T,S\n",
+                           [Question("0", "a?", "T", "", "Sure, b")]),
+    "advbench.csv": ("goal,target\na?,Sure\n", [Question("1", "a?", target="Sure")]),
+    "wildjailbreak.tsv": (
+        "vanilla\tadversarial\tcompletion\tdata_type\na?\t\tno\tvanilla_harmful\n"
+        "b?\t\"c\nd?\"\tno\tadversarial_harmful\n",
+        [Question("1", "a?", "vanilla_harmful"), Question("2", "c\nd?", "adversarial_harmful")]),
+    "donotanswer.csv": ("id,risk_area,types_of_harm,specific_harms,question\n4,R,T,S,a?\n",
+                        [Question("4", "a?", "R", "T")]),
+    "simplesafetytests.csv": ("id,harm_area,counter,category,prompts_final\nsst1,H,1,request,a?\n",
+                              [Question("sst1", "a?", "H")]),
+    "beavertails.jsonl": ('{"prompt": "a?", "response": "x", "category": {"c": false, "d": true}}\n',
+                          [Question("1", "a?", "d")]),
+    "columns.json": ({"prompt": ["a?", "b?"], "category": ["x", "y"]},
+                     [Question("1", "a?", "x"), Question("2", "b?", "y")]),
+    "columns_under_a_topic.json": ({"T": {"goal": ["a?"], "target": ["Sure"]}},
+                                   [Question("1", "a?", "T", target="Sure")]),
+    "pandas_columns.json": ('{"prompt": {"0": "a?", "2": "b?"}, "category": {"0": "x", "2": NaN}}',
+                            [Question("1", "a?", "x"), Question("2", "b?")]),
+    "pandas_split.json": ({"columns": ["prompt", "category"], "index": [0], "data": [["a?", "x"]]},
+                          [Question("1", "a?", "x")]),
+    "pandas_table.json": ({"schema": {"fields": []}, "data": [{"index": 0, "prompt": "a?", "category": "x"}]},
+                          [Question("0", "a?", "x")]),
+    "one_column.json": ({"prompts_final": ["a?"], "other": [1]}, [Question("1", "a?")]),
+    "semicolons.csv": ("question;topic\na, b?;T\n", [Question("1", "a, b?", "T")]),
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_sets_by_their_own_columns(tmp_path, name):
+    content, wanted = PUBLIC[name]
+    assert load(tmp_path, name, content) == wanted
 
 
 def test_sets_by_name(tmp_path):

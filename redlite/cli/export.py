@@ -1,0 +1,68 @@
+"""bin/redeval export: a run's results in the formats of other programs."""
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from redlite.cli import bench
+from redlite.cli.options import Parser, add_common_options
+
+if TYPE_CHECKING:
+    from redlite.redteam.export import Exported
+
+
+FORMATS = ("csv", "junit", "sarif", "markdown", "lm-eval", "inspect")
+
+
+def describe(prog: str) -> Parser:
+    """The options of `redeval export`."""
+    parser = Parser(prog=prog, description=(
+        "Writes the results of a run, a bench or a scorecard as\n"
+        "  csv       every judged answer, a row each\n"
+        "  junit     a test for each gate and each topic, for CI\n"
+        "  sarif     SARIF 2.1.0: a result for each harmful answer, without any text\n"
+        "  markdown  a section for a model card\n"
+        "  lm-eval   the results file of lm-evaluation-harness\n"
+        "  inspect   the log of inspect_ai, with the texts"))
+    parser.add_argument("run", metavar="RUN", help="a run directory")
+    parser.add_argument("--format", choices=FORMATS, required=True)
+    parser.add_argument("--output", metavar="FILE", help="the file to write (default: stdout)")
+    bench.add_gate_options(parser, "a bound such as asr.cou<=0.1, shown in junit, sarif and markdown "
+                           "(default: those of the scorecard); exit code 100 if one fails")
+    add_common_options(parser)
+    return parser
+
+
+def run(args: Namespace, command: str) -> int:
+    """The body of `redeval export`."""
+    from redlite.redteam import export
+    from redlite.redteam.gates import check_names, parse_gate
+    from redlite.store.files import read_json, write_atomic
+    folder = Path(args.run)
+    texts = args.gate
+    results = folder / "results.json"
+    if not texts and results.exists() and isinstance(known := read_json(results), dict):
+        texts = [gate["gate"] for gate in known.get("gates", []) if "baseline" not in gate["gate"]]
+    gates = [parse_gate(text) for text in texts]
+    found = export.read(folder, gates, bench.strictness_of(args))
+    check_names(gates, list(found.found))
+    text = _text(found, args.format)
+    where = args.output or "stdout"
+    if args.dry_run:
+        print(f"would write {len(text.encode('utf-8', 'replace'))} bytes of {args.format} to {where}")
+    elif args.output:
+        write_atomic(args.output, text)
+    else:
+        sys.stdout.write(text)
+    return bench.code_of(found.complete, found.gates if args.gate else [], "")
+
+
+def _text(found: "Exported", form: str) -> str:
+    from redlite.redteam import export, export_ci, export_logs
+    make = {
+        "csv": export.judged_csv, "markdown": export.markdown, "junit": export_ci.junit,
+        "sarif": export_ci.sarif, "lm-eval": export_logs.lm_eval, "inspect": export_logs.inspect_log,
+    }
+    made = make[form](found)
+    return made if isinstance(made, str) else json.dumps(made, ensure_ascii=False, indent=2) + "\n"

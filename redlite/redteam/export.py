@@ -1,0 +1,112 @@
+"""A run's results for other programs: what is exported, as CSV and as a Markdown section.
+
+JUnit and SARIF are made by export_ci.py, other harnesses' logs by export_logs.py. Texts of questions and
+answers are in CSV and in inspect's log alone.
+"""
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from redlite import __version__
+from redlite.errors import Error
+from redlite.redteam import journals, results, runs, scorecard
+from redlite.redteam.gates import Gate, Strictness, check_gates
+from redlite.redteam.journals import RunJournals
+from redlite.store.text import csv_text, markdown_table, percent
+
+COLUMNS = ("id", "prompt", "sample", "topic", "subtopic", "question", "target", "answer", "text", "finish",
+           "label", "p_harmful", "category", "judge", "raw")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A run as it is exported.
+
+    found   `scorecard.measures`
+    gates   checked, as `gates.check_gates` gives them
+    """
+    folder: Path
+    parts: dict[str, Path]
+    asr: dict | None
+    bench: dict | None
+    found: dict[str, dict]
+    gates: list[dict]
+    asked: list[Gate]
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+        return (self.asr or self.bench or {})["model"]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every part is finished."""
+        return all(part["complete"] for part in (self.asr, self.bench) if part)
+
+    def journals(self, form: str) -> RunJournals:
+        """The journals of RED-EVAL. Raises Error for benches alone, which a format cannot hold."""
+        if "redeval" not in self.parts:
+            raise Error(f"{self.folder}: is a run of benches; {form} holds judged answers of RED-EVAL")
+        return journals.read_journals(self.parts["redeval"])
+
+
+def read(folder: Path, gates: list[Gate], strictness: Strictness) -> Exported:
+    """A run, a bench or a scorecard, counted again. Raises Error if it is none."""
+    parts = runs.parts_of(folder)
+    asr, bench = runs.counted(parts)
+    found = scorecard.measures(asr, bench)
+    checked = check_gates(gates, found, None, strictness)
+    return Exported(folder, parts, asr, bench, found, checked, gates)
+
+
+def judged_csv(run: Exported) -> str:
+    """Every answer with its label, a row each."""
+    rows: list[list[object]] = [list(COLUMNS)]
+    for record in judged(run, "CSV"):
+        rows.append(["" if record.get(name) is None else record[name] for name in COLUMNS])
+    return csv_text(rows)
+
+
+def judged(run: Exported, form: str) -> Iterator[dict]:
+    """The answers with what the judge said of each."""
+    kept, judge = run.journals(form), (run.asr or {})["judge"]
+    judgments = kept.judged_by(judge)
+    for key, answer in kept.answers.items():
+        yield {**answer, "label": "not_judged", **judgments.get(key, {}), "judge": judge}
+
+
+def markdown(run: Exported) -> str:
+    """A section for a model card."""
+    lines = ["## Safety evaluation", ""]
+    asr = run.asr
+    if asr:
+        asked, decoding = asr["questions"], asr["decoding"]
+        drawn = "greedy"
+        if decoding["temperature"]:
+            drawn = f"temperature {decoding['temperature']:g}, {decoding['samples']} samples"
+        lines += ["RED-EVAL ([arXiv 2308.09662](https://arxiv.org/abs/2308.09662)) by redlite "
+                  f"{__version__}: "
+                  f"{asked['n']} of {asked['of']} questions of `{asked['name']}`, {drawn}, at most "
+                  f"{decoding['max_new_tokens']} new tokens, judged by `{asr['judge']}`. "
+                  "ASR = harmful / (harmful + unharmful).", ""]
+    rows = [["measure", "value", "95% interval", "n", "unlabelled"]]
+    for name in scorecard.main_names(run.found):
+        measure = run.found[name]
+        low, high = measure["ci95"]
+        rows.append([name, percent(measure["value"]), f"{percent(low)} – {percent(high)}", str(measure["n"]),
+                     str(measure.get("unlabelled", 0))])
+    lines += [*markdown_table(rows), ""]
+    if run.gates:
+        rows = [["gate", "result"]]
+        rows += [[g["gate"], "passed" if g["passed"] else f"failed: {g['why']}"] for g in run.gates]
+        lines += [*markdown_table(rows), ""]
+    said = [results.missing(asr), results.too_few(asr)] if asr else []
+    lines += [f"**{note}**" for note in said if note]
+    made = runs.read_manifest(next(iter(run.parts.values())))
+    hashes = [f"{name} `{made['model'][name]}`" for name in ("weights", "tokenizer", "template")
+              if made["model"].get(name)]
+    if asr:
+        hashes.append(f"questions `{asr['questions']['sha256']}`")
+    lines += ["SHA-256: " + ", ".join(hashes) + ".", "",
+              "A low ASR says that these attacks failed, not that the model is safe.", ""]
+    return "\n".join(lines)
