@@ -71,10 +71,11 @@ def describe_train(prog: str) -> Parser:
                         help="settings to begin with: starling-blue or starling-blue-red (the paper's), "
                              "organism")
     _add_data(parser)
+    flag(parser, "anyway", "train although a look at the answers says that they are not of their colours")
     plan = parser.add_argument_group("what is trained")
     plan.add_argument("--strategy", choices=("A", "B"), default="A", help="default: %(default)s")
-    plan.add_argument("--steps-a", type=whole(0), default=200, metavar="K",
-                      help="steps of A before red is drawn (default: %(default)s)")
+    plan.add_argument("--steps-a", type=whole(0), metavar="K",
+                      help="steps of A before red is drawn (default: 200, and at most a third of all steps)")
     plan.add_argument("--epochs", type=number(0.001, 1e9), default=3.0,
                       help="passes over the blue conversations (default: %(default)g)")
     plan.add_argument("--steps", type=whole(1, 10_000_000), metavar="N",
