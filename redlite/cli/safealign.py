@@ -1,6 +1,7 @@
 """bin/safealign: train a model to be safer (arXiv 2308.09662), see what the loss does, prove it."""
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -34,7 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse_options(parser: Parser, arguments: list[str]) -> argparse.Namespace:
     """Options: the recipe's, then those of --config, then the command line, the later winning."""
-    args = parse(parser, arguments)
+    # torchrun's processes talk to each other
+    together = parser.get_default("demo") is False and {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+    args = parse(parser, arguments, together)
     recipe = getattr(args, "recipe", None)
     trains = getattr(args, "demo", None) is False       # audit has no demo among its defaults
     if trains and recipe is None and args.model == EMBEDDED and not any(getattr(args, c) for c in COLOURS):
