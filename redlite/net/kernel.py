@@ -1,10 +1,11 @@
 """The kernel's refusal of network sockets (seccomp(2)), to this process and to all that it starts.
 
-Whatever asks for one is refused, and named by a helper: a small process that was forked before the filter was
-set, to which the kernel reports each attempt and which waits for the next. It writes who tried on stderr, and
-the program ends with exit code 1 (`attempted`), whether or not the attempt's failure was swallowed. The kernel
-sees that a socket is asked for and not what it would connect to, so of the address only the command line of the
-process tells. A helper of the same process could not serve: native code may wait while it holds Python's lock.
+Whatever asks for one is refused, and named by a helper, a small process that was forked before the filter was
+set. The kernel reports each attempt to it and waits for its answer. The helper writes who tried on stderr. The
+program ends with exit code 1 (`attempted`), whether or not the failure was swallowed.
+
+The kernel sees that a socket is asked for, and not what it would connect to. So only the command line of the
+process tells of the address. A thread could not be the helper: native code may wait with Python's lock held.
 """
 import ctypes
 import errno

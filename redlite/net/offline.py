@@ -125,8 +125,13 @@ def _hook(event: str, arguments: tuple) -> None:
     elif event in _SENDING:
         _check(event, *arguments[:2])
     elif event == "socket.__new__" and _sealed and threading.get_ident() not in _expected:
-        if arguments[1] not in kernel.LOCAL:    # past socket.socket, so what it would reach is never seen
-            _stop("to open a network socket")
+        _check_family(arguments[1])
+
+
+def _check_family(family: int) -> None:
+    # It was made past socket.socket, so what it would reach is never seen.
+    if family not in kernel.LOCAL:
+        _stop("to open a network socket")
 
 
 def _is_ours(address: str) -> bool:
@@ -190,7 +195,7 @@ def seal() -> bool:
     if not _sealed and kernel.seal():
         _sealed = True
         socket.socket.__init__ = _opened  # type: ignore[method-assign]
-        socket.socket.setsockopt = _set_option  # type: ignore[method-assign]
+        socket.socket.setsockopt = _set_option  # type: ignore[method-assign, assignment]
     return _sealed
 
 

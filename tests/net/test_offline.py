@@ -201,8 +201,12 @@ sys.modules["sentencepiece"] = importlib.import_module("sentencepiece")
 NATIVE = "import ctypes; ctypes.CDLL(None).socket(2, 1, 0)"
 CURL = "import subprocess; subprocess.run(['curl', '-s', 'http://203.0.113.9:81/x'])"
 CHILD = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import socket; socket.socket()'])"
-SPAWN = ("import multiprocessing as m; p = m.get_context('spawn').Process(target=__import__('socket').socket);"
-         " p.start(); p.join()")
+SPAWN = """
+import multiprocessing, socket
+p = multiprocessing.get_context("spawn").Process(target=socket.socket)
+p.start()
+p.join()
+"""
 FORK = """
 import multiprocessing, socket
 def child():
@@ -247,7 +251,8 @@ def test_what_swallows_the_refusal_is_named_all_the_same(tmp_path, attempt, name
         pytest.skip("this container does not allow seccomp filters")
     if attempt == CURL and not shutil.which("curl"):
         pytest.skip("there is no curl here")
-    done = command_of(tmp_path, attempt, "redeval", "--limit", "1", "--max-new-tokens", "60", "--prompt", "standard")
+    done = command_of(tmp_path, attempt, "redeval", "--limit", "1", "--max-new-tokens", "60", "--prompt",
+                      "standard")
     assert done.returncode == bool(named), done.stderr
     assert named in done.stderr and done.stderr.count("the network is closed") == bool(named)
 
