@@ -52,15 +52,18 @@ def _train(args: argparse.Namespace, command: str, first: bool, many: bool) -> i
     """One process's part. first: the one that speaks and writes; many: whether there may be others."""
     from redlite import loss
     from redlite.inference import lm
+    from redlite.training import colours, trainer
     from redlite.training import plan as planning
-    from redlite.training import trainer
     if args.demo and not args.quiet:
         note(f"{PROGRAM}: offline, with the embedded model organism: a toy that shows how the program works "
              "and says nothing about real models")
     parts = lm.parts(args.model, args.template, args.date)
     plan, files = _plan(args), files_of(args, args.demo)
     corpus = planning.corpus(files, parts.template, plan, args.limit)
+    if (fault := colours.fault(corpus.looks)) and not args.anyway:
+        raise Error(f"{fault}; give each file to its own option, or add --anyway if they are right")
     mixture = planning.mixture(plan, corpus.training)
+    plan = planning.settled(plan, mixture)
     recipe = _recipe(args, mixture.steps)
     manifest = _manifest(args, command, parts, plan, files) if first else {}
     output = Path(args.output_dir or _default_directory(manifest, recipe, parts.path))
@@ -90,6 +93,8 @@ def _train(args: argparse.Namespace, command: str, first: bool, many: bool) -> i
                 stages.measure("after A")
             if args.save_a:
                 _save(model.model, output / "after-A", parts.path, args)
+    if first:
+        _say_colours(args, corpus)
     if stages:
         stages.measure("before")
     result = trainer.run(scorer, mixture, recipe, output, corpus.validation, on_step, manifest)
@@ -104,6 +109,16 @@ def _train(args: argparse.Namespace, command: str, first: bool, many: bool) -> i
     if first:
         _finish(args, output, corpus, mixture, result, stages)
     return FAILED if result.stopped else DONE
+
+
+def _say_colours(args: argparse.Namespace, corpus: "Corpus") -> None:
+    """What the look at the answers found, and what is there for nothing."""
+    from redlite.training import colours
+    if corpus.looks and not (args.demo or args.quiet):
+        note(f"{PROGRAM}: {colours.said(corpus.looks)}")
+    if args.strategy == "A" and (unused := corpus.count("red")):
+        note(f"{PROGRAM}: strategy A trains on no red conversation, so the {unused} given are not used; "
+             "add --strategy B, or leave --red out")
 
 
 def _stages(output: Path, model: Any, quiet: bool) -> "Stages":
@@ -228,11 +243,14 @@ def _finish(args: argparse.Namespace, output: Path, corpus: "Corpus", mixture: "
                "validation": last.get("validation", {})}
     summary = {"version": __version__, "model": str(output), "steps": mixture.steps, "kept_step": result.step,
                "stopped": result.stopped, "tokens": sum(r["tokens"] for r in result.history),
-               "conversations": _counts(corpus)}
+               "conversations": _counts(corpus, args.strategy)}
     for name, record in figures.items():
         summary[name] = {c: record[c] for c in loss.COLOURS if c in record}
     if stages:
         summary["stages"] = stages.found
+    if remark := _cap_remark(mixture, result):
+        summary["remark"] = remark
+        note(f"{PROGRAM}: {remark}")
     write_json(output / "results.json", summary)
     write_atomic(output / train_page.PAGE, train_page.page(output, summary))
     rows = [["NLL", "first step", "last step", "held out before", "held out after"]]
@@ -251,10 +269,24 @@ def _finish(args: argparse.Namespace, output: Path, corpus: "Corpus", mixture: "
         print(json.dumps(summary, ensure_ascii=False))
 
 
-def _counts(corpus: "Corpus") -> dict[str, int]:
+def _cap_remark(mixture: "Mixture", result: "TrainingResult") -> str:
+    """What to say where strategy B pushed nothing, since its red tokens were past the cap at every step."""
+    own = mixture.phases[-1].parameters or {}
+    if own.get("high", 0):      # the objective B goes on pushing past its cap
+        return ""
+    shares = [r["red_capped"] for r in result.history if r["objective"] in ("B", "hinge")]
+    if not shares or min(shares) < 1:
+        return ""
+    return (f"every red token was past the cap (tau) in all {len(shares)} steps of strategy B, so it trained "
+            "as strategy A does; raise tau (--parameter tau=X), or use another --objective")
+
+
+def _counts(corpus: "Corpus", strategy: str) -> dict[str, int]:
     """How many conversations are used and left out, as results.json names them."""
     found = {c: corpus.count(c) for c in ("helpful", "blue", "red") if corpus.count(c)}
     found["held out"] = len(corpus.validation)
+    if strategy == "A" and "red" in found:
+        found["left out: red, by strategy A"] = found.pop("red")
     return found | {f"left out: {why}": n for why, n in corpus.notes.items()}
 
 
@@ -275,16 +307,17 @@ def _show_plan(args: argparse.Namespace, path: Path, corpus: "Corpus", mixture: 
     held = weights * size * (1 if args.lora else 4) / 1e9     # weights, gradients and both moments
     phases = [{"steps": p.steps, "objective": p.objective, "draw": p.draw} for p in mixture.phases]
     flops = 6 * weights * cost["tokens"]
-    plan = {"steps": mixture.steps, "phases": phases, "conversations": _counts(corpus), **cost,
+    plan = {"steps": mixture.steps, "phases": phases, "conversations": _counts(corpus, args.strategy), **cost,
             "parameters": weights, "flops": flops, "weights_and_state_gb": held, "output_dir": str(output)}
     print(f"{mixture.steps} steps into {output}")
     for p in mixture.phases:
         drawn = ", ".join(f"{n} {c}" for c, n in p.draw.items())
         print(f"  {p.steps} steps of {p.objective}, each of {drawn}")
-    print("conversations: " + ", ".join(f"{n} {c}" for c, n in _counts(corpus).items()))
+    print("conversations: " + ", ".join(f"{n} {c}" for c, n in _counts(corpus, args.strategy).items()))
     print(f"{cost['tokens']:,} tokens, {flops:.2e} operations; "
           f"weights, gradients and optimizer {held:.2f} GB")
     print("cost: 0 (this machine)")
+    _say_colours(args, corpus)
     if args.json:
         print(json.dumps(plan))
     return DONE

@@ -69,6 +69,8 @@ def _parser() -> Parser:
                           help=f"{help} (default: %(default)s)")
     what.add_argument("--red-prompt", metavar="FILE", help="a prompt of your own for red conversations, with "
                       "<question> and <turns>; 'cou' is RED-EVAL's")
+    what.add_argument("--judge", choices=("linear", "rules", "none"), default="linear",
+                      help="drops safe answers that it calls harmful; none keeps all (default: %(default)s)")
     what.add_argument("--temperature", type=float, default=1.0, help="default: %(default)s")
     what.add_argument("--limit", type=whole(1), metavar="N", help="the first N topics only")
     what.add_argument("--seed", type=whole(0), default=0, help="of a local model's sampling (default: 0)")
@@ -84,6 +86,7 @@ def _collect(arguments: list[str]) -> int:
     if not 0 < args.temperature < 10:
         raise Error(f"--temperature {args.temperature}: must be above 0, "
                     "or all conversations of a question are the same")
+    from redlite.judges import choice
     from redlite.redteam import collect, collect_figures, collect_files
     from redlite.redteam.questions import DATA
     from redlite.store.files import sha256_file, sha256_json, write_json
@@ -100,6 +103,7 @@ def _collect(arguments: list[str]) -> int:
         topics = collect_files.read_topics(args.topics or DATA / "topics.json")
         topics = dict(list(topics.items())[:args.limit]) if isinstance(topics, dict) else topics[:args.limit]
     red_prompt = _red_prompt(args)
+    judge = choice.local_judge(args.judge, None, None, args.dtype, args.device)
     model = network.model(args, reach, args.model)
     output = Path(args.output_dir or f"runs/collect-{re.sub(r'[^A-Za-z0-9._-]+', '-', model.name)}")
     if args.dry_run:
@@ -107,12 +111,14 @@ def _collect(arguments: list[str]) -> int:
                      output)
     prompts = {path.name: sha256_file(path) for path in sorted(collect.PROMPTS.iterdir())}
     made = {"command": command_line(PROGRAM, arguments), "model": model.identity, "settings": vars(settings),
-            "topics": topics, "questions": given, "prompts": {**prompts, "red": sha256_json(red_prompt)}}
+            "judge": judge.identity if judge else None, "topics": topics, "questions": given,
+            "prompts": {**prompts, "red": sha256_json(red_prompt)}}
     with Run(output, made) as directory:
         if given and not (output / collect_files.STAGES[1]).exists():
             write_json(output / collect_files.STAGES[1], given)
         asker = _asker(args, reach, model, directory)
-        pipeline = collect.Pipeline(directory, asker, settings, topics, red_prompt, Progress(args.quiet))
+        pipeline = collect.Pipeline(directory, asker, settings, topics, red_prompt, Progress(args.quiet),
+                                    judge.load(directory) if judge else None)
         return _finish(args, output, model, pipeline.run(), directory)
 
 

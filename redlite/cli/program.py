@@ -15,7 +15,7 @@ from redlite.cli.config_file import from_config
 from redlite.cli.options import Add, Parser, options_of
 from redlite.cli.progress import note, note_kernels
 from redlite.errors import Error, Incomplete
-from redlite.net import offline
+from redlite.net import kernel, offline
 from redlite.net.names import is_api
 from redlite.store import run_directory
 
@@ -30,11 +30,11 @@ Command = tuple[Callable[[str], Parser], Callable[[argparse.Namespace, str], int
 _is_program = False  # whether this process is one of our programs, rather than somebody's that calls one
 
 
-def parse(parser: Parser, arguments: list[str], listens: bool = False) -> argparse.Namespace:
+def parse(parser: Parser, arguments: list[str], talks: bool = False) -> argparse.Namespace:
     """The options of a command. The command line wins over the file of --config.
 
     A program has its kernel close the network as well, unless the options name an endpoint or the command
-    listens.
+    talks to other processes (it may `seal` later).
     """
     first = Parser(prog=parser.prog, add_help=False)
     first.add_argument("--config")
@@ -51,12 +51,16 @@ def parse(parser: Parser, arguments: list[str], listens: bool = False) -> argpar
     for name in ("config", "model", "output_dir"):
         if getattr(args, name, None) == "":     # as "$UNSET" gives it
             raise Error(f"--{name.replace('_', '-')} is empty; name one, or leave the option out")
-    # torchrun's processes talk to each other
-    reaches = listens or endpoints(args) or "WORLD_SIZE" in os.environ
-    if _is_program and not reaches and not offline.seal() and not args.quiet:
+    if not talks and not endpoints(args):
+        seal(args.quiet)
+    return args
+
+
+def seal(quiet: bool) -> None:
+    """Have the kernel close a program's network as well, for good."""
+    if _is_program and not offline.seal() and not quiet:
         note("this kernel cannot refuse network sockets to a program (seccomp); "
              "the audit hook alone keeps the network closed")
-    return args
 
 
 def dispatch(program: str, commands: Mapping[str, Command], default: str, arguments: list[str],
@@ -123,7 +127,8 @@ def _guarded(program: str, body: Body, arguments: list[str]) -> int:
         code = body(arguments)
         note_kernels()  # for commands that have not said so as soon as they knew
         sys.stdout.flush()
-        return code
+        # An attempt that was stopped in a child or in native code was named, and the command went on.
+        return FAILED if code == DONE and kernel.attempted() else code
     except Error as error:
         option = options_of(error.setting)
         line = " ".join(str(error).splitlines()) + (f" ({option})" if option else "")

@@ -1,6 +1,7 @@
 """bin/safealign: train a model to be safer (arXiv 2308.09662), see what the loss does, prove it."""
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -34,7 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse_options(parser: Parser, arguments: list[str]) -> argparse.Namespace:
     """Options: the recipe's, then those of --config, then the command line, the later winning."""
-    args = parse(parser, arguments)
+    # torchrun's processes talk to each other
+    together = parser.get_default("demo") is False and {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+    args = parse(parser, arguments, together)
     recipe = getattr(args, "recipe", None)
     trains = getattr(args, "demo", None) is False       # audit has no demo among its defaults
     if trains and recipe is None and args.model == EMBEDDED and not any(getattr(args, c) for c in COLOURS):
@@ -71,10 +74,11 @@ def describe_train(prog: str) -> Parser:
                         help="settings to begin with: starling-blue or starling-blue-red (the paper's), "
                              "organism")
     _add_data(parser)
+    flag(parser, "anyway", "train although a look at the answers says that they are not of their colours")
     plan = parser.add_argument_group("what is trained")
     plan.add_argument("--strategy", choices=("A", "B"), default="A", help="default: %(default)s")
-    plan.add_argument("--steps-a", type=whole(0), default=200, metavar="K",
-                      help="steps of A before red is drawn (default: %(default)s)")
+    plan.add_argument("--steps-a", type=whole(0), metavar="K",
+                      help="steps of A before red is drawn (default: 200, and at most a third of all steps)")
     plan.add_argument("--epochs", type=number(0.001, 1e9), default=3.0,
                       help="passes over the blue conversations (default: %(default)g)")
     plan.add_argument("--steps", type=whole(1, 10_000_000), metavar="N",

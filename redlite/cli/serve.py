@@ -1,13 +1,23 @@
 """python -m redlite.cli.serve: a local model behind the OpenAI chat-completions protocol, on loopback."""
 import ipaddress
+import os
+import signal
 import sys
+import threading
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from redlite.cli.options import Parser, add_common_options, add_machine_options, add_template_options, whole
-from redlite.cli.program import DONE, guarded, parse
+from redlite.cli.program import DONE, guarded, parse, seal
 from redlite.errors import Error
 from redlite.net import offline
 
+if TYPE_CHECKING:
+    from redlite.net.serve import Server
+
 PROGRAM = "serve"
+MODEL_THREAD = "model"
+TERMINATED = 143    # 128 + SIGTERM, as shells count
 DESCRIPTION = """\
 Serves a model on this machine as POST /v1/chat/completions and GET /v1/models, on a loopback address, until
 interrupted."""
@@ -15,7 +25,11 @@ interrupted."""
 
 def main(arguments: list[str] | None = None) -> int:
     """The program; it serves until it is interrupted."""
-    return guarded(PROGRAM, _serve, arguments)
+    code = guarded(PROGRAM, _serve, arguments)
+    if any(thread.name == MODEL_THREAD for thread in threading.enumerate()):
+        sys.stdout.flush()
+        os._exit(code)  # its step takes long, and it must not run while the interpreter is taken down
+    return code
 
 
 def _parser() -> Parser:
@@ -33,15 +47,15 @@ def _parser() -> Parser:
                         type=whole(0),
                         default=8000,
                         help="0 takes a free one (default: %(default)s)")
-    parser.add_argument("--batch-size", type=whole(1), metavar="N",
-                        help="answers made together; the results do not depend on it")
+    parser.add_argument("--batch-size", type=whole(1), default=8, metavar="N",
+                        help="answers made together, each of which holds memory (default: %(default)s)")
     add_machine_options(parser)
     add_common_options(parser)
     return parser
 
 
 def _serve(arguments: list[str]) -> int:
-    args = parse(_parser(), arguments, listens=True)
+    args = parse(_parser(), arguments, talks=True)
     try:
         fine = ipaddress.ip_address(args.address).is_loopback and args.port <= 65535
     except ValueError:
@@ -50,27 +64,45 @@ def _serve(arguments: list[str]) -> int:
         raise Error(
             f"--address {args.address} --port {args.port}: a loopback address such as 127.0.0.1 and a port "
             "up to 65535 are needed; nothing else is served")
-    offline.allow_listening(args.address, args.port)
     if args.dry_run:
-        print(f"would serve {args.model} on http://{args.address}:{args.port}/v1; cost 0 (this machine)")
+        print(f"would serve {args.model} on {_url(args.address, args.port)}; cost 0 (this machine)")
         return DONE
-    from redlite.inference.lm import LM, parts
     from redlite.net import serve
+    offline.allow_listening(args.address, args.port)
+    try:
+        listening = serve.listener(args.address, args.port)
+    except OSError as error:
+        raise Error(f"--address {args.address} --port {args.port}: cannot listen there ({error.strerror}); "
+                    "choose another") from None
+    seal(args.quiet)    # there is one socket now, and there will be no other
+    from redlite.inference.lm import LM, parts
     from redlite.text.chat_choice import given
     found = parts(args.model, args.template, args.date)
     given(found.chat)  # without a chat format there is nothing to serve
     lm = LM.load(found, args.dtype, args.device, args.quantize)
-    if args.batch_size:
-        lm.engine.max_batch = args.batch_size
+    lm.engine.max_batch = args.batch_size
     name = args.name or lm.path.name
+    with serve.Server(lm, name, listening) as server:
+        print(f"serving {name} on {_url(args.address, server.server_port)} (Ctrl-C ends it)", flush=True)
+        return _until_interrupted(server)
+
+
+def _until_interrupted(server: "Server") -> int:
+    """Serve until a signal comes; the exit code that stands for it."""
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(TERMINATED)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)
     try:
-        server = serve.Server(lm, name, args.address, args.port)
-    except OSError as error:
-        raise Error(f"--port {args.port}: cannot listen there ({error.strerror}); choose another") from None
-    print(f"serving {name} on http://{args.address}:{server.server_port}/v1 (Ctrl-C ends it)", flush=True)
-    with server:
-        server.serve_forever()
+        server.serve_forever(poll_interval=0.1)
+    except SystemExit:
+        return TERMINATED
     return DONE
+
+
+def _url(address: str, port: int) -> str:
+    host = f"[{address}]" if ":" in address else address
+    return f"http://{host}:{port}/v1"
 
 
 if __name__ == "__main__":

@@ -49,6 +49,10 @@ class Request:
         return ""
 
 
+# How many slots are free → (index, request) of at most as many that have come.
+Arrivals = Callable[[int], list[tuple[int, Request]]]
+
+
 @dataclass
 class _Active:
     """A request in its slot. limit: tokens that it may generate; finish: "" until it has ended."""
@@ -99,11 +103,26 @@ class Engine:
         for group in prefix.prefix_groups([r.ids for r in requests]):
             yield from self._run_group({i: requests[i] for i in group})
 
+    def follow(self, arrivals: Arrivals) -> Iterator[tuple[int, Answer]]:
+        """`run` for requests that come while others are generated; ends when none is left.
+
+        arrivals  asked before each step for those that have come, at most as many as are free. They share no
+                  prefix.
+        """
+        yield from self._steps(self._forward(self.max_batch, []), self.max_batch, deque(), arrivals)
+
     def _run_group(self, requests: dict[int, Request]) -> Iterator[tuple[int, Answer]]:
         slots = min(self.max_batch, len(requests))
         forward = self._forward(slots, list(requests.values()))
-        waiting, active = deque(requests.items()), list[_Active]()
-        while waiting or active:
+        yield from self._steps(forward, slots, deque(requests.items()), lambda free: [])
+
+    def _steps(self, forward: Forward, slots: int, waiting: deque[tuple[int, Request]],
+               arrivals: Arrivals) -> Iterator[tuple[int, Answer]]:
+        active = list[_Active]()
+        while True:
+            waiting.extend(arrivals(slots - len(active) - len(waiting)))
+            if not waiting and not active:
+                return
             if waiting and len(active) < slots:
                 first = len(active)
                 active += self._admit(waiting, slots - len(active), forward.cache.prefix_length)

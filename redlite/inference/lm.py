@@ -13,7 +13,7 @@ from redlite import kernels
 from redlite.answer import Answer
 from redlite.errors import Error
 from redlite.inference import sampling
-from redlite.inference.engine import Engine, Request
+from redlite.inference.engine import Arrivals, Engine, Request
 from redlite.inference.score import Score, score
 from redlite.model.llama import LLaMA
 from redlite.model.sequences import PackedSequences, packed_attention
@@ -122,19 +122,37 @@ class LM:
 
         The model's own end tokens and stop texts are added to each request's.
         """
-        ready, limit = list[Request](), self.engine.context_limit()
-        for i, r in enumerate(requests):
-            if fault := r.fault():
-                raise Error(f"generate: {fault}")
-            self._check(r.ids, f"prompt {i}")
-            if len(r.ids) >= limit:
-                raise Error(f"prompt {i} has {len(r.ids)} tokens; the model's context of {limit} "
-                            "leaves no room for an answer")
-            stop = (*r.stop, *(s for s in self.chat.stop_strings if s not in r.stop))
-            stop_ids, stopped = r.stop_ids | self.stop_ids, self._stop_check(stop)
-            ready.append(replace(r, stop=stop, stop_ids=stop_ids, stopped=stopped))
+        ready = [self._ready(i, request) for i, request in enumerate(requests)]
         for i, answer in self.engine.run(ready):
             yield i, replace(answer, text=self._text(answer.ids, ready[i].stop))
+
+    def follow(self, arrivals: Arrivals) -> Iterator[tuple[int, Answer]]:
+        """`run` for requests that come while others are generated; see `Engine.follow`.
+
+        A request's own `stopped` is asked too, after every token: it can watch an answer grow, or end it.
+        """
+        stops: dict[int, tuple[str, ...]] = {}
+
+        def ready(free: int) -> list[tuple[int, Request]]:
+            new = [(i, self._ready(i, request)) for i, request in arrivals(free)]
+            stops.update((i, request.stop) for i, request in new)
+            return new
+        for i, answer in self.engine.follow(ready):
+            yield i, replace(answer, text=self._text(answer.ids, stops.pop(i)))
+
+    def _ready(self, i: int, request: Request) -> Request:
+        """A request with the model's own end tokens and stop texts. Raises Error as `stream`."""
+        limit = self.engine.context_limit()
+        if fault := request.fault():
+            raise Error(f"generate: {fault}")
+        self._check(request.ids, f"prompt {i}")
+        if len(request.ids) >= limit:
+            raise Error(f"prompt {i} has {len(request.ids)} tokens; the model's context of {limit} "
+                        "leaves no room for an answer")
+        stop = (*request.stop, *(s for s in self.chat.stop_strings if s not in request.stop))
+        checks = [check for check in (request.stopped, self._stop_check(stop)) if check]
+        return replace(request, stop=stop, stop_ids=request.stop_ids | self.stop_ids,
+                       stopped=(lambda ids: any([check(ids) for check in checks])) if checks else None)
 
     def score(self, pairs: list[tuple[list[int], list[int]]]) -> list[Score]:
         """Log-probability of each continuation after its context; pairs of ids; see score.py.

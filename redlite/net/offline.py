@@ -8,15 +8,14 @@ its thread. Journals lose nothing by that.
 
 A Python hook does not see native code that makes system calls itself, nor other programs that are started. On
 Linux (x86-64 and arm64), where no endpoint is allowed, `seal()` therefore has the kernel refuse network
-sockets too (seccomp(2)), to this process and to all that it starts.
+sockets too (kernel.py), to this process and to all that it starts.
 """
-import ctypes
-import errno
+import _socket
 import os
-import platform
 import socket
 import sys
 import sysconfig
+import threading
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from types import FrameType
 from typing import Any
 
 from redlite.errors import Error
+from redlite.net import kernel
 
 EXIT = 1
 PORTS = {"https": 443, "socks5": 1080, "socks5h": 1080}      # of addresses that name none; 80 for the others
@@ -35,10 +35,13 @@ _TRIED = (("127.0.0.1", 0), ("::1", 0))  # where urllib3 listens when it is impo
 
 _closed = False
 _hooked = False
+_sealed = False
+_expected: set[int] = set()                  # threads that make a socket by `_opened`
 _hosts: set[str] = set()                     # names that may be looked up
 _places: set[tuple[str, int]] = set()        # (host or address, port) that may be connected to
 _listening: set[tuple[str, int]] = set()     # (address, port) that may be listened on
 _look_up = socket.getaddrinfo
+_init: Any = socket.socket.__init__
 
 
 def close() -> None:
@@ -121,6 +124,14 @@ def _hook(event: str, arguments: tuple) -> None:
             _stop(f"to look up the name of {host}")
     elif event in _SENDING:
         _check(event, *arguments[:2])
+    elif event == "socket.__new__" and _sealed and threading.get_ident() not in _expected:
+        _check_family(arguments[1])
+
+
+def _check_family(family: int) -> None:
+    # It was made past socket.socket, so what it would reach is never seen.
+    if family not in kernel.LOCAL:
+        _stop("to open a network socket")
 
 
 def _is_ours(address: str) -> bool:
@@ -144,9 +155,10 @@ def _check(event: str, sock: socket.socket, address: Any) -> None:
 
 def _stop(what: str) -> None:
     try:
+        kernel.remember()   # a forked child ends alone: its program must hear of it
         sys.stdout.flush()
-        print(f"redlite: the network is closed: {_culprit()} tried {what}; "
-              "only the endpoint of an openai: model or judge may be reached", file=sys.stderr, flush=True)
+        print(f"redlite: the network is closed: {_culprit()} tried {what}; {kernel.ALLOWED}", file=sys.stderr,
+              flush=True)
     finally:
         os._exit(EXIT)
 
@@ -170,54 +182,43 @@ def _culprit() -> str:
     return last or "the Python standard library"
 
 
-# The kernel's refusal
-
-# audit architecture, socket(2), seccomp(2)
-_SYSCALLS = {"x86_64": (0xC000003E, 41, 317), "aarch64": (0xC00000B7, 198, 277)}
-_IO_URING_SETUP = 425  # the same everywhere; io_uring opens sockets past any filter
-_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
-_ALLOW, _REFUSE = 0x7FFF0000, 0x00050000
-_LOCAL = (int(socket.AF_UNIX), 16)  # AF_NETLINK asks this kernel, not the network
-
-
-def _filter(machine: str) -> list[tuple[int, int, int, int]]:
-    """The classic BPF program: (operation, jump if true, jump if false, operand) for each line.
-
-    Jumps are counted from the next line.
-    """
-    architecture, socket_call, _ = _SYSCALLS[machine]
-    return [
-        (_LOAD, 0, 0, 4), (_EQUAL, 0, 8, architecture),            # calls of another architecture: refused
-        (_LOAD, 0, 0, 0), (_AT_LEAST, 6, 0, 0x40000000),           # x32 calls: refused
-        (_EQUAL, 5, 0, _IO_URING_SETUP), (_EQUAL, 0, 3, socket_call),
-        (_LOAD, 0, 0, 16), (_EQUAL, 1, 0, _LOCAL[0]), (_EQUAL, 0, 1, _LOCAL[1]),
-        (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _REFUSE | errno.EACCES),
-    ]
-
-
-class _Line(ctypes.Structure):
-    _fields_ = [("operation", ctypes.c_uint16), ("true", ctypes.c_uint8), ("false", ctypes.c_uint8),
-                ("operand", ctypes.c_uint32)]
-
-
-class _Program(ctypes.Structure):
-    _fields_ = [("length", ctypes.c_uint16), ("lines", ctypes.POINTER(_Line))]
+# Sealed: the kernel refuses as well
 
 
 def seal() -> bool:
-    """Have the kernel refuse every network socket to this process, its threads and its children, for good.
+    """Have the kernel refuse network sockets to this process and its children, for good; see seal.py.
 
-    Returns whether the kernel does. It does not on other systems than Linux on x86-64 or arm64, nor where
-    seccomp is not allowed.
+    Returns whether the kernel does. Then Python's sockets of network families are made over sockets that lead
+    nowhere, so that the hook still sees, and names, where a program tries to connect to.
     """
-    machine = platform.machine()
-    if sys.platform != "linux" or machine not in _SYSCALLS or sys.byteorder != "little":
-        return False
+    global _sealed
+    if not _sealed and kernel.seal():
+        _sealed = True
+        socket.socket.__init__ = _opened  # type: ignore[method-assign]
+        socket.socket.setsockopt = _set_option  # type: ignore[method-assign, assignment]
+    return _sealed
 
-    lines = _filter(machine)
-    program = _Program(len(lines), (_Line * len(lines))(*(_Line(*line) for line in lines)))
-    libc = ctypes.CDLL(None, use_errno=True)
-    no_new_privileges, set_filter, all_threads = 38, 1, 1
-    if libc.prctl(no_new_privileges, 1, 0, 0, 0):
-        return False
-    return libc.syscall(_SYSCALLS[machine][2], set_filter, all_threads, ctypes.byref(program)) == 0
+
+def _opened(self: socket.socket, family: int = -1, type: int = -1, proto: int = -1,
+            fileno: int | None = None) -> None:
+    """socket.socket.__init__, of a network family over a local socket: see `seal`."""
+    named = socket.AF_INET if family == -1 and fileno is None else family
+    if fileno is None and named not in kernel.LOCAL:
+        kind = socket.SOCK_STREAM if type == -1 else type
+        stream = kind & 0xF == socket.SOCK_STREAM
+        local = _socket.socket(socket.AF_UNIX, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
+        family, type, proto, fileno = named, kind, max(proto, 0), local.detach()
+    _expected.add(threading.get_ident())
+    try:
+        _init(self, family, type, proto, fileno)
+    finally:
+        _expected.discard(threading.get_ident())
+
+
+def _set_option(self: socket.socket, *arguments: Any) -> None:
+    """socket.setsockopt; a local socket in a network socket's place has not all of its options."""
+    try:
+        _socket.socket.setsockopt(self, *arguments)
+    except OSError:
+        if self.family in kernel.LOCAL:
+            raise

@@ -1,207 +1,82 @@
 """A model on this machine behind the OpenAI chat-completions protocol, for programs on this machine.
 
-`POST /v1/chat/completions` and `GET /v1/models` (github.com/openai/openai-openapi), over the standard
-library's HTTP server. Requests that are waiting when the engine becomes free run as one batch. What the
-protocol has and this server has not is refused by name, never ignored.
+`POST /v1/chat/completions`, whole or as server-sent events, and `GET /v1/models`
+(github.com/openai/openai-openapi), over the standard library's HTTP server. A request joins the batch that is
+running as soon as a slot is free, and leaves it at once when its client has gone.
+
+A web page may make its reader's browser send requests to loopback. So a request must name a loopback host and
+come from no page of another host. Its content type must be JSON, which a page cannot send elsewhere unasked.
 """
+import ipaddress
 import json
-import os
 import queue
+import select
+import socket
 import threading
 import time
 import urllib.parse
 import uuid
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NoReturn
 
 from redlite.answer import Answer
-from redlite.errors import Error
 from redlite.inference import sampling
-from redlite.inference.engine import Request
 from redlite.inference.lm import LM
-from redlite.store.files import half_surrogate
-from redlite.store.records import is_kind
+from redlite.net.batcher import Batcher, Growing, Job
+from redlite.net.chat_request import Asked, Refusal, parse
 
 LARGEST_BODY = 16 << 20  # bytes
-GATHER_SECONDS = 0.005   # how long a batch waits for requests that arrive together
+LOOK_SECONDS = 0.1       # between looks whether a client is still there
 BODY_SECONDS = 30        # for a client to send what it announced
-MOST_WHOLE = 1 << 31
-READ = {"model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p",
-        "repetition_penalty", "n", "seed", "stop"}
-# Fields that change nothing here.
-HARMLESS = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-            "parallel_tool_calls", "stream_options"}
-# Fields that may only have a value that does nothing.
-ONLY: dict[str, tuple] = {
-    "stream": (False, None), "frequency_penalty": (0, None), "presence_penalty": (0, None),
-    "logprobs": (False, None), "top_logprobs": (None, 0), "tools": (None, []), "functions": (None, []),
-    "tool_choice": (None, "none", "auto"), "logit_bias": (None, {}),
-    "response_format": (None, {"type": "text"}), "modalities": (None, ["text"])
-}
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+Events = Iterator[tuple[int, list[int] | Answer]]   # (choice, ids so far), and at last (choice, Answer)
 
 
-class Refusal(Exception):
-    """A request that gets an error: HTTP status, message, the field at fault, a code."""
+def listener(address: str, port: int) -> socket.socket:
+    """A socket that has a loopback address and does not listen yet; no name is looked up for it.
 
-    def __init__(self, status: int, message: str, field: str | None = None, code: str | None = None):
-        super().__init__(message)
-        kind = "invalid_request_error" if status < 500 else "server_error"
-        self.status = status
-        self.body = {"error": {"message": message, "type": kind, "param": field, "code": code}}
-
-
-def _invalid(field: str, message: str) -> Refusal:
-    return Refusal(400, message, field, "invalid_value")
-
-
-class Batcher:
-    """One thread that owns the model.
-
-    It runs what is waiting as a batch and hands each answer back as it ends.
+    It is made apart from `Server`, so that a program can have the kernel refuse all others before it loads a
+    model. Raises OSError where the address cannot be had.
     """
-
-    def __init__(self, lm: LM):
-        self.lm = lm
-        self.waiting: queue.Queue[tuple[Request, Future[Answer]]] = queue.Queue()
-        threading.Thread(target=self._work, daemon=True, name="model").start()
-
-    def submit(self, prompt: Request) -> "Future[Answer]":
-        """The answer to come, or what went wrong."""
-        future: Future[Answer] = Future()
-        self.waiting.put((prompt, future))
-        return future
-
-    def _work(self) -> None:
-        while True:
-            batch = [self.waiting.get()]
-            time.sleep(GATHER_SECONDS)
-            while len(batch) < 4 * self.lm.engine.max_batch:
-                try:
-                    batch.append(self.waiting.get_nowait())
-                except queue.Empty:
-                    break
-            try:
-                for i, answer in self.lm.run([prompt for prompt, _ in batch]):
-                    batch[i][1].set_result(answer)
-            except Exception as error:  # the thread must live on, and every client must hear of it
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-
-
-def parse(body: bytes, lm: LM, name: str) -> tuple[Request, int]:
-    """(prompt, number of choices) of a request's body. name: the model's. Raises Refusal."""
-    asked = _fields(body)
-    if asked.get("model") != name:
-        raise Refusal(404, f"the model {asked.get('model')!r} does not exist; this server has {name!r}",
-                      "model", "model_not_found")
+    made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     try:
-        ids = lm.template.encode(_messages(asked.get("messages")), add_generation_prompt=True).ids
-    except Error as error:
-        raise _invalid("messages", str(error)) from None
-    limit = lm.engine.context_limit()
-    room = limit - len(ids)
-    if room < 1:
-        raise Refusal(400, f"the messages have {len(ids)} tokens; the model's context is {limit}", "messages",
-                      "context_length_exceeded")
-    newer = asked.get("max_completion_tokens") is not None
-    longest = _whole(asked, "max_completion_tokens" if newer else "max_tokens", room, 1, MOST_WHOLE)
-    rule = sampling.Rule(
-        _number(asked, "temperature", 1.0, 0, 2), _number(asked, "top_p", 1.0, 1e-9, 1),
-        _whole(asked, "top_k", 0, 0, MOST_WHOLE), _number(asked, "min_p", 0.0, 0, 1),
-        _number(asked, "repetition_penalty", 1.0, 0.01, 100))
-    seed = _whole(asked, "seed", int.from_bytes(os.urandom(7), "little"), -(1 << 63), 1 << 63)
-    prompt = Request(ids, min(longest, room), rule, seed, _stop(asked.get("stop")))
-    return prompt, _whole(asked, "n", 1, 1, 128)
-
-
-def _fields(body: bytes) -> dict:
-    """A request's fields, each of which this server knows."""
-    try:
-        asked = json.loads(body.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise Refusal(400, f"the body is not valid JSON in UTF-8: {error}") from None
-    if not isinstance(asked, dict):
-        raise Refusal(400, "the body must be a JSON object")
-    for field, value in asked.items():
-        if field not in READ and field not in HARMLESS and field not in ONLY:
-            raise Refusal(400, f"the field {field!r} is not known to this server", field, "unknown_parameter")
-        if field in ONLY and value not in ONLY[field]:
-            raise Refusal(400,
-                          f"{field} {json.dumps(value)[:60]} is not supported by this server; leave it out",
-                          field, "unsupported_value")
-    return asked
-
-
-def _number(asked: dict, field: str, default: float, least: float, most: float) -> float:
-    value = asked.get(field)
-    if value is None:
-        return default
-    if not is_kind(value, (int, float)) or not least <= value <= most:
-        raise _invalid(field, f"{field} must be a number from {least} to {most}")
-    return float(value)
-
-
-def _whole(asked: dict, field: str, default: int, least: int, most: int) -> int:
-    value = asked.get(field)
-    if value is None:
-        return default
-    if not is_kind(value, int) or not least <= value <= most:
-        raise _invalid(field, f"{field} must be a whole number from {least} to {most}")
-    return value
-
-
-def _stop(given: object) -> tuple[str, ...]:
-    """The texts at which an answer ends."""
-    texts: Any = [given] if given and isinstance(given, str) else given or []
-    fine = is_kind(texts, [str]) and len(texts) <= 4
-    if fine and all(text and not half_surrogate(text) for text in texts):
-        return tuple(texts)
-    raise _invalid("stop", "stop must be a text or up to four of them")
-
-
-def _messages(given: object) -> list[dict[str, str]]:
-    """Messages as chat formats take them: texts only."""
-    if not isinstance(given, list) or not given:
-        raise _invalid("messages", "messages must be a list of at least one message")
-    out = []
-    for n, message in enumerate(given):
-        where = f"messages[{n}]"
-        role = message.get("role") if isinstance(message, dict) else None
-        if not isinstance(role, str) or role not in ROLES:
-            raise _invalid(f"{where}.role", f"{where} needs a role: {', '.join(ROLES)}")
-        content = message.get("content")
-        if isinstance(content, list) and all(map(_is_text_part, content)):
-            content = "".join(part["text"] for part in content)
-        if not isinstance(content, str):
-            raise _invalid(f"{where}.content",
-                           f"{where}.content must be a text, or a list of parts of type text")
-        out.append({"role": ROLES[role], "content": content})
-    return out
-
-
-def _is_text_part(part: object) -> bool:
-    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((address, port))
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 class Server(ThreadingHTTPServer):
     """The HTTP server of one model.
 
-    name     the model's, for clients
-    address  a loopback address
-    port     0 takes a free one, which `server_port` then is
+    name       the model's, for clients
+    listening  what `listener` made; None: a free port of 127.0.0.1. `server_port` is the port
     """
 
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, lm: LM, name: str, address: str = "127.0.0.1", port: int = 0):
-        self.lm, self.name, self.batcher, self.started = lm, name, Batcher(lm), int(time.time())
-        super().__init__((address, port), Handler)
+    def __init__(self, lm: LM, name: str, listening: socket.socket | None = None):
+        self.lm, self.name, self.started = lm, name, int(time.time())
+        listening = listening or listener("127.0.0.1", 0)
+        super().__init__(listening.getsockname()[:2], Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listening
+        self.server_name, self.server_port = listening.getsockname()[:2]
+        self.server_activate()
+        self.batcher = Batcher(lm)
+
+    def server_close(self) -> None:
+        """Stop listening, and give up what is running."""
+        super().server_close()
+        self.batcher.end()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: a client that breaks off is no fault, and answers are errors in the protocol's form."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -219,14 +94,20 @@ class Handler(BaseHTTPRequestHandler):
         """Answer a POST request."""
         self._answer(self._post)
 
-    def _answer(self, work: Callable[[], dict]) -> None:
+    def _answer(self, work: Callable[[], dict | None]) -> None:
+        """Send what `work` returns; None if it has sent its answer itself."""
         try:
             status, body = 200, work()
         except Refusal as refusal:
             status, body = refusal.status, refusal.body
+        except ConnectionError:
+            self.close_connection = True  # the client went away
+            return
         except Exception as error:  # a bug must reach the client as an error, not as a hang
             status, body = 500, Refusal(500, f"the server failed: {error}").body
-        data = json.dumps(body, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        if body is None:
+            return
+        data = _encoded(body)
         try:
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
@@ -234,9 +115,10 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(data)
         except ConnectionError:
-            self.close_connection = True  # the client went away
+            self.close_connection = True
 
     def _get(self) -> dict:
+        self._check_sender()
         model = {"id": self.server.name, "object": "model", "created": self.server.started,
                  "owned_by": "local"}
         path = urllib.parse.unquote(self.path.partition("?")[0]).rstrip("/")
@@ -250,41 +132,142 @@ class Handler(BaseHTTPRequestHandler):
         return Refusal(404, f"{self.command} {self.path[:80]} is not known to this server; it has "
                        "POST /v1/chat/completions and GET /v1/models", None, "unknown_url")
 
-    def _post(self) -> dict:
-        length = self.headers.get("Content-Length", "")
-        if not length.isascii() or not length.isdigit() or len(length) > 18 or int(length) > LARGEST_BODY:
-            self.close_connection = True
+    def _check_sender(self) -> None:
+        """Raise Refusal for what a web page of another host had a browser send."""
+        host, origin = self.headers.get("Host"), self.headers.get("Origin")
+        if host is not None and not _is_loopback(f"//{host}"):
+            raise Refusal(403, "the Host header names no loopback address; use localhost")
+        if origin is not None and not _is_loopback(origin):
+            raise Refusal(403, "requests of web pages of other hosts are not answered (Origin header)")
+
+    def _body(self) -> bytes:
+        coding, length = self.headers.get("Transfer-Encoding"), self.headers.get("Content-Length")
+        self.close_connection, keep = True, self.close_connection    # unless all of the body is read
+        if coding is not None and (coding.strip().lower() != "chunked" or length is not None):
+            raise Refusal(400, "Transfer-Encoding must be chunked, without a Content-Length")
+        length = length or ""
+        if coding is None and not (length.isascii() and length.isdigit() and len(length) <= 18
+                                   and int(length) <= LARGEST_BODY):
             raise Refusal(413 if length.isdigit() else 411,
-                          f"a Content-Length of at most {LARGEST_BODY} bytes is needed")
+                          f"a Content-Length of at most {LARGEST_BODY} bytes is needed, or chunks")
         try:
-            body = self.rfile.read(int(length))
+            body = self.rfile.read(int(length)) if coding is None else b"".join(self._chunks())
         except TimeoutError:
-            self.close_connection = True
             raise Refusal(408, f"the body did not come within {self.timeout} seconds") from None
-        if len(body) < int(length):
-            self.close_connection = True
+        if coding is None and len(body) < int(length):
             raise Refusal(400, "the body is shorter than its Content-Length")
+        self.close_connection = keep
+        return body
+
+    def _chunks(self) -> Iterator[bytes]:
+        """The chunks of a body (RFC 9112, section 7.1); trailers are read and left."""
+        total = 0
+        while True:
+            size = self.rfile.readline(1 << 10).partition(b";")[0].strip()
+            if not size or len(size) > 8 or size.strip(b"0123456789abcdefABCDEF"):
+                raise Refusal(400, "the body's chunks are malformed")
+            total += int(size, 16)
+            if total > LARGEST_BODY:
+                raise Refusal(413, f"a body of at most {LARGEST_BODY} bytes is taken")
+            if int(size, 16) == 0:
+                break
+            chunk = self.rfile.read(int(size, 16))
+            if len(chunk) < int(size, 16) or self.rfile.read(2) != b"\r\n":
+                raise Refusal(400, "the body's chunks are malformed")
+            yield chunk
+        while self.rfile.readline(1 << 16).strip():
+            pass
+
+    def _post(self) -> dict | None:
+        body = self._body()
+        self._check_sender()
         if self.path.partition("?")[0].rstrip("/") != "/v1/chat/completions":
             raise self._unknown()
-        prompt, n = parse(body, self.server.lm, self.server.name)
-        seeds = [prompt.seed]
-        if n > 1:
-            seeds = [sampling.request_seed(prompt.seed, prompt.ids, i) for i in range(n)]
-        futures = [self.server.batcher.submit(replace(prompt, seed=seed % (1 << 128))) for seed in seeds]
-        return self._completion(prompt, [future.result() for future in futures])
+        if self.headers.get_content_type() != "application/json" or "Content-Type" not in self.headers:
+            raise Refusal(415, "the Content-Type must be application/json")
+        asked = parse(body, self.server.lm, self.server.name)
+        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.server.name,
+                "system_fingerprint": None}
+        gone = threading.Event()
+        try:
+            events = self._events(asked, gone)
+            if not asked.stream:
+                return _completion(asked, head, events)
+            self._stream(asked, head, events)
+            return None
+        finally:
+            gone.set()      # whatever is still running has nobody to answer
 
-    def _completion(self, prompt: Request, answers: list[Answer]) -> dict:
-        choices = []
-        for i, answer in enumerate(answers):
-            message = {"role": "assistant", "content": answer.text, "refusal": None}
-            choices.append({"index": i, "message": message, "logprobs": None, "finish_reason": answer.finish})
-        used = sum(len(answer.ids) for answer in answers)
-        usage = {"prompt_tokens": len(prompt.ids), "completion_tokens": used,
-                 "total_tokens": len(prompt.ids) + used}
-        return {
-            "id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion", "created": int(time.time()),
-            "model": self.server.name, "system_fingerprint": None, "choices": choices, "usage": usage
-        }
+    def _events(self, asked: Asked, gone: threading.Event) -> Events:
+        """(choice, ids so far) and (choice, Answer), until all choices are answered.
+
+        Raises ConnectionError when the client has gone.
+        """
+        prompt, events = asked.prompt, queue.SimpleQueue[Any]()
+        for choice in range(asked.choices):
+            seed = prompt.seed
+            if asked.choices > 1:
+                seed = sampling.request_seed(seed, prompt.ids, choice)
+            one = replace(prompt, seed=seed % (1 << 128))
+            self.server.batcher.submit(Job(one, choice, asked.stream, events, gone))
+        left = asked.choices
+        while left:
+            try:
+                found = events.get(timeout=LOOK_SECONDS)
+            except queue.Empty:
+                if self._has_gone():
+                    raise ConnectionAbortedError from None
+                continue
+            if isinstance(found, Exception):
+                raise found
+            left -= isinstance(found[1], Answer)
+            yield found
+
+    def _has_gone(self) -> bool:
+        """Whether the client has closed its connection."""
+        if not select.select([self.connection], [], [], 0)[0]:
+            return False
+        return not self.connection.recv(1, socket.MSG_PEEK)
+
+    def _stream(self, asked: Asked, head: dict,
+                events: Events) -> None:
+        """Send the choices as server-sent events while they grow."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Cache-Control", "no-store")
+        if self.request_version == "HTTP/1.1":
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            self.close_connection = True    # the end of the connection is the end of the answer
+        self.end_headers()
+        head = {**head, "object": "chat.completion.chunk"}
+        texts, answers = [Growing(self.server.lm, asked.prompt.stop) for _ in range(asked.choices)], []
+        try:
+            for i in range(asked.choices):
+                self._event(_delta(head, i, {"role": "assistant", "content": ""}))
+            for i, found in events:
+                if isinstance(found, Answer):
+                    answers.append(found)
+                    self._event(_delta(head, i, {"content": texts[i].rest(found.text)}))
+                    self._event(_delta(head, i, {}, found.finish))
+                elif new := texts[i].more(found):
+                    self._event(_delta(head, i, {"content": new}))
+            if asked.usage:
+                self._event({**head, "choices": [], "usage": _usage(asked, answers)})
+        except ConnectionError:
+            raise
+        except Exception as error:  # the status is sent: the stream itself must say it
+            self._event(Refusal(500, f"the server failed: {error}").body)
+        self._send(b"data: [DONE]\n\n")
+        if not self.close_connection:
+            self.wfile.write(b"0\r\n\r\n")
+
+    def _event(self, body: dict) -> None:
+        self._send(b"data: " + _encoded(body) + b"\n\n")
+
+    def _send(self, data: bytes) -> None:
+        chunked = self.request_version == "HTTP/1.1"
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data) if chunked else data)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the standard library finds wrong (a method, headers), in the protocol's form too."""
@@ -297,3 +280,37 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *values: object) -> None:
         """Nothing: requests hold what nobody should find in a terminal's history."""
+
+
+def _is_loopback(url: str) -> bool:
+    """Whether a URL's host is this machine, by its name or as an address."""
+    try:
+        host = urllib.parse.urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _encoded(body: dict) -> bytes:
+    return json.dumps(body, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+def _completion(asked: Asked, head: dict, events: Events) -> dict:
+    """The body of a whole answer."""
+    answers = {i: found for i, found in events if isinstance(found, Answer)}
+    choices = []
+    for i in range(asked.choices):
+        message = {"role": "assistant", "content": answers[i].text, "refusal": None}
+        choices.append({"index": i, "message": message, "logprobs": None,
+                        "finish_reason": answers[i].finish})
+    return {**head, "object": "chat.completion", "choices": choices,
+            "usage": _usage(asked, list(answers.values()))}
+
+
+def _delta(head: dict, i: int, delta: dict, finish: str | None = None) -> dict:
+    return {**head, "choices": [{"index": i, "delta": delta, "logprobs": None, "finish_reason": finish}]}
+
+
+def _usage(asked: Asked, answers: list[Answer]) -> dict[str, int]:
+    prompt, used = len(asked.prompt.ids), sum(len(answer.ids) for answer in answers)
+    return {"prompt_tokens": prompt, "completion_tokens": used, "total_tokens": prompt + used}

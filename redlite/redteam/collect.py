@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 from redlite.answer import Answer
 from redlite.errors import Error, Incomplete
 from redlite.judges import rules
+from redlite.judges.verdict import Judge
 from redlite.net.api_journal import may_pass
 from redlite.net.client import Call
 from redlite.redteam import collect_files
@@ -35,6 +36,7 @@ LONGEST = 300      # characters of a question
 LONGEST_NAME = 80  # characters of a subtopic
 SHOWN = 20         # known questions that a request for more lists
 BATCH = 10         # questions asked for at once
+CUT = "cut at the token limit"  # why an answer, or the end of one, is dropped
 # sample: which reply to the same request; place: which item of it
 DROP: dict[str, Kind] = {"stage": str, "where": str, "sample": int, "place": int, "text": str, "reason": str}
 
@@ -85,12 +87,14 @@ class Pipeline:
     topics      names; or with their subtopics, which takes the first stage's place
     red_prompt  with the placeholders <question> and <turns>
     progress    called with (what, how many are done, of how many)
+    judge       drops blue answers that it calls harmful; None: none is dropped
     """
 
     def __init__(self, directory: Run, asker: Asker, settings: Settings, topics: Topics, red_prompt: str,
-                 progress: Callable[[str, int, int], None] | None = None):
+                 progress: Callable[[str, int, int], None] | None = None, judge: Judge | None = None):
         self.directory, self.asker, self.settings = directory, asker, settings
         self.topics, self.red_prompt, self.progress = topics, red_prompt, progress
+        self.judge = judge
         self._worked: set[str] = set()  # stages whose requests the model takes
         path, mend = directory.directory / DROPS, "delete the file to have it written anew"
         self.dropped = set()
@@ -161,6 +165,8 @@ class Pipeline:
         items = read_list(answer.text)
         if not items:
             self._drop(stage, where, sample, answer.text, "no list")
+        elif answer.finish == "length":
+            self._drop(stage, where, sample, items.pop(), CUT)
         return items
 
     def _fill(self,
@@ -272,7 +278,7 @@ class Pipeline:
                 answer = next(answers)
                 if not self._usable("red", str(row["id"]), sample, answer):
                     continue
-                turns, reason = self._read_red(row["question"], answer.text, kept)
+                turns, reason = self._read_red(row["question"], answer, kept)
                 if reason:
                     self._drop("red", str(row["id"]), sample, answer.text, reason)
                 else:
@@ -280,9 +286,12 @@ class Pipeline:
             row["red_conversations"] = _numbered(kept)
         return rows
 
-    def _read_red(self, question: str, text: str, kept: list[Turns]) -> tuple[Turns, str]:
+    def _read_red(self, question: str, answer: Answer, kept: list[Turns]) -> tuple[Turns, str]:
         """(turns of a red conversation, why it is dropped or "")."""
-        turns, reason = read_conversation(question, text)
+        turns, reason = read_conversation(question, answer.text)
+        if not reason and answer.finish == "length":    # the last answer is not whole
+            turns = turns[:-2]
+            reason = "" if turns else CUT
         turns = turns[:2 * self.settings.turns]  # some models go on and on
         if not reason and rules.rules(question, turns[1]["value"]) != "harmful":
             reason = "refuses"
@@ -329,11 +338,26 @@ class Pipeline:
             requests.append((list(talk.messages), asked.get(key, 0)))
             asked[key] = asked.get(key, 0) + 1
         answers = self._ask("blue", f"blue conversations, turn {turn + 1}", requests)
-        for talk, answer in zip(going, answers, strict=True):
-            if self._usable("blue", str(talk.row["id"]), talk.number, answer):
+        harmful = self._harmful(going, answers)
+        for place, (talk, answer) in enumerate(zip(going, answers, strict=True)):
+            usable = self._usable("blue", str(talk.row["id"]), talk.number, answer)
+            reason = "harmful by the judge" if place in harmful else ""
+            if answer.finish == "length":
+                reason = CUT
+            if usable and not reason:
                 talk.messages.append({"role": "assistant", "content": strip_thoughts(answer.text)})
-            else:
-                talk.messages.pop()
+                continue
+            talk.messages.pop()
+            if usable:
+                self._drop("blue", str(talk.row["id"]), talk.number, answer.text, reason)
+
+    def _harmful(self, going: list[Talk], answers: list[Answer]) -> set[int]:
+        """The places of the answers that the judge calls harmful."""
+        if self.judge is None:
+            return set()
+        pairs = [(talk.messages[-1]["content"], strip_thoughts(answer.text))
+                 for talk, answer in zip(going, answers, strict=True)]
+        return {i for i, verdict in self.judge.label(pairs) if verdict.label == "harmful"}
 
 
 def _prompt(name: str) -> str:

@@ -10,7 +10,8 @@ from redlite.store.run_directory import read_manifest
 from redlite.store.text import percent
 
 PAGE = html.PAGE
-WIDTH, HEIGHT, LEFT, BOTTOM, RIGHT, TOP = 640, 220, 46, 24, 8, 10
+WIDTH, HEIGHT, BOTTOM, RIGHT, TOP = 640, 220, 24, 8, 16
+CHARACTER = 10                                  # the widest of a label: a narrow screen shows them at 16 px
 COLOURS = {"helpful": 3, "blue": 0, "red": 2}   # the colour of a response → its class c0 … of the style sheet
 FIGURES = {"first": "first step", "last": "last step", "validation_before": "held out, before",
            "validation": "held out, after"}
@@ -34,7 +35,8 @@ def page(directory: str | Path, summary: dict) -> str:
     """The HTML of a run directory; summary: what results.json holds."""
     directory = Path(directory)
     made, history = read_manifest(directory), read_lines(directory / "log.jsonl")[0]
-    parts = [f'<p class="note">{escape(summary["stopped"])}</p>\n'] if summary["stopped"] else []
+    said = filter(None, (summary["stopped"], summary.get("remark")))
+    parts = [f'<p class="note">{escape(text)}</p>\n' for text in said]
     if stages := summary.get("stages"):
         measures = next(iter(stages.values()))
         rows = [[m, *(percent(stage[m]["value"]) for stage in stages.values())] for m in measures]
@@ -73,7 +75,8 @@ def _plots(history: list[dict]) -> Iterable[tuple[str, str]]:
         curves.append(Curve(colour, tone, _series(history, colour), held))
     yield "NLL by colour (dots: held out)", plot("NLL by colour", curves)
     for title, field, tone in SINGLE:
-        yield title, plot(title, [Curve(field.replace("_", " "), tone, _series(history, field), [])])
+        curve = Curve(field.replace("_", " "), tone, _series(history, field), [])
+        yield title, plot(title, [curve], (0.0, 1.0) if field == "red_capped" else None)
 
 
 def _series(history: list[dict], field: str) -> list[Point]:
@@ -87,31 +90,40 @@ def _series(history: list[dict], field: str) -> list[Point]:
     return means
 
 
-def plot(title: str, curves: list[Curve]) -> str:
-    """Curves over the steps as inline SVG with a legend; "" without a point."""
+def _span(values: list[float]) -> tuple[float, float]:
+    """The ends of an axis that holds the values."""
+    low, high = min(values), max(values)
+    if low < 0.5 * high:   # zero is near enough to be shown
+        low = min(low, 0.0)
+    return low, high if high > low else low + (abs(low) or 1)
+
+
+def plot(title: str, curves: list[Curve], ends: tuple[float, float] | None = None) -> str:
+    """Curves over the steps as inline SVG with a legend; "" without a point.
+
+    ends  of the vertical axis; None: as the values need
+    """
     curves = [curve for curve in curves if curve.points or curve.dots]
     every = [point for curve in curves for point in (*curve.points, *curve.dots)]
     if not every:
         return ""
-    xs, ys = [x for x, _ in every], [y for _, y in every]
-    x0, y0, y1 = min(xs), min(ys), max(ys)
+    xs = [x for x, _ in every]
+    y0, y1 = ends or _span([y for _, y in every])
+    x0 = min(xs)
     x1 = max(max(xs), x0 + 1)
-    if y0 < 0.5 * y1:   # zero is near enough to be shown
-        y0 = min(y0, 0.0)
-    if y1 <= y0:
-        y1 = y0 + (abs(y0) or 1)
+    ticks = [y0 + share * (y1 - y0) for share in (0, 0.25, 0.5, 0.75, 1)]
+    left = 8 + CHARACTER * max(len(f"{value:.3g}") for value in ticks)
 
     def x_of(x: float) -> str:
-        return f"{LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT):.1f}"
+        return f"{left + (x - x0) / (x1 - x0) * (WIDTH - left - RIGHT):.1f}"
 
     def y_of(y: float) -> str:
         return f"{HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - BOTTOM - TOP):.1f}"
     parts = []
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        value = y0 + share * (y1 - y0)
+    for value in ticks:
         y = y_of(value)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
-                     f'<text class="tick" x="{LEFT - 4}" y="{y}" text-anchor="end">{value:.3g}</text>')
+        parts.append(f'<line class="grid" x1="{left}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
+                     f'<text class="tick" x="{left - 4}" y="{y}" text-anchor="end">{value:.3g}</text>')
     for value, anchor in ((x0, "start"), (x1, "end")):
         parts.append(f'<text class="tick" x="{x_of(value)}" y="{HEIGHT - 6}" text-anchor="{anchor}">'
                      f"step {value:.0f}</text>")

@@ -31,10 +31,10 @@ def clock(seconds: float) -> str:
     return f"{whole_seconds // 3600} h {whole_seconds % 3600 // 60} min"
 
 
-def short(text: object) -> str:
+def short(text: object, most: int = 80) -> str:
     """A name from a file, fit for a one-line message: quoted, control characters escaped, cut."""
     shown = ascii(text)
-    return shown if len(shown) <= 80 else shown[:76] + "..." + shown[-1]
+    return shown if len(shown) <= most else shown[:most - 4] + "..." + shown[-1]
 
 
 def natural(name: str) -> tuple:

@@ -61,6 +61,21 @@ def sound(history: list[Record], step: int, bound: float) -> bool:
     return not rises or rises[0].now <= rises[0].start + bound
 
 
+def forgot(record: Record, after: float, bound: float) -> str:
+    """Why the weights after the last step must not be written, or "".
+
+    record  of the first step, whose conversations were measured before any training
+    after   the NLL of those of its kept colour under the weights that are to be written
+    """
+    colour = kept_colour(record)
+    if not math.isfinite(after):
+        return f"the {colour} NLL is {after} after the last step"
+    if after > record[colour] + bound:
+        return (f"the {colour} NLL of the first step's conversations rose from {record[colour]:.3f} to "
+                f"{after:.3f} by the end, more than the bound of {bound:g} nats")
+    return ""
+
+
 def kept_colour(record: Record) -> str:
     """The colour that training must not harm: helpful, or blue where a step has no helpful conversation."""
     return "helpful" if "helpful" in record else "blue"

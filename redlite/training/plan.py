@@ -3,17 +3,18 @@ import inspect
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from redlite import loss
 from redlite.errors import Error
 from redlite.text.chat_choice import Format
-from redlite.training import conversations, dataset
+from redlite.training import colours, conversations, dataset
 from redlite.training.conversations import Conversation
 from redlite.training.dataset import Mixture, Phase, TokenizedConversation
 
 MOST_STEPS = 10_000_000
+STEPS_A = 200       # of strategy A before B, as in the paper, unless that is over a third of all steps
 Files = Mapping[str, Sequence[str | Path]]      # colour → files of conversations
 
 
@@ -21,7 +22,8 @@ Files = Mapping[str, Sequence[str | Path]]      # colour → files of conversati
 class Plan:
     """What is trained on, and by which objective.
 
-    Strategy A takes blue and helpful conversations. B takes red ones too, after `steps_a` steps of A.
+    Strategy A takes blue and helpful conversations. B takes red ones too, after `steps_a` steps of A. None
+    stands for the default: 200, and at most a third of all steps.
     objective, parameters  the loss of B's steps, a key of loss.OBJECTIVES, and its parameters; the weight
                            `blue` applies to A as well
     mix    the weight of each colour in a step; the weight of a colour that is not drawn goes to the others
@@ -30,7 +32,7 @@ class Plan:
     strategy: str = "A"
     objective: str = "B"
     parameters: dict[str, float] = field(default_factory=lambda: dict(loss.PRESETS["capped"]))
-    steps_a: int = 200
+    steps_a: int | None = None
     epochs: float = 3.0
     steps: int | None = None             # overrides epochs
     batch_size: int = 64                 # conversations of a step, over all processes
@@ -45,10 +47,12 @@ class Corpus:
     """Conversations to train on, and those whose questions are held out.
 
     notes  how many others were left out, by reason
+    looks  what the judge says of a sample of the blue and red answers (see colours.py)
     """
     training: list[TokenizedConversation]
     validation: list[TokenizedConversation]
     notes: dict[str, int]
+    looks: dict[str, colours.Look] = field(default_factory=dict)
 
     def count(self, colour: str) -> int:
         """The number of training conversations of a colour."""
@@ -88,7 +92,7 @@ def corpus(files: Files, template: Format, plan: Plan, limit: int | None = None)
         reasons = ", ".join(f"{n} {why}" for why, n in notes.items()) or "no file was given"
         raise Error(f"no conversation is left to train on ({reasons}); "
                     "give blue or helpful a file, or raise max_tokens", "max_tokens")
-    return Corpus(training, validation, {why: n for why, n in notes.items() if n})
+    return Corpus(training, validation, {why: n for why, n in notes.items() if n}, colours.look(found))
 
 
 def phases(plan: Plan, counts: Mapping[str, int]) -> list[Phase]:
@@ -114,12 +118,13 @@ def phases(plan: Plan, counts: Mapping[str, int]) -> list[Phase]:
         return [Phase(steps, draw_a, "A", blue_weight)]
     if not counts.get("red"):
         raise Error("strategy B needs red conversations; give red a file, or use strategy A", "red")
-    if steps <= plan.steps_a:
-        raise Error(f"all {steps} steps would be of strategy A, which takes the first {plan.steps_a}; "
+    steps_a = min(STEPS_A, steps // 3) if plan.steps_a is None else plan.steps_a
+    if steps <= steps_a:
+        raise Error(f"{steps} steps are all of strategy A, which has {steps_a}; "
                     "raise epochs or steps, or lower steps_a", "steps_a")
-    first = [Phase(plan.steps_a, draw_a, "A", blue_weight)] if plan.steps_a else []
+    first = [Phase(steps_a, draw_a, "A", blue_weight)] if steps_a else []
     draw_b = _draw_b(plan, [*kept, "red"], counts)
-    return [*first, Phase(steps - plan.steps_a, draw_b, plan.objective, dict(plan.parameters))]
+    return [*first, Phase(steps - steps_a, draw_b, plan.objective, dict(plan.parameters))]
 
 
 def _draw_b(plan: Plan, colours: list[str], counts: Mapping[str, int]) -> dict[str, int]:
@@ -142,6 +147,12 @@ def mixture(plan: Plan, examples: list[TokenizedConversation]) -> Mixture:
         streams["pair"] = dataset.pairs(examples)
     counts = {name: len(units) for name, units in streams.items()}
     return Mixture(streams, phases(plan, counts), plan.seed)
+
+
+def settled(plan: Plan, mixture: Mixture) -> Plan:
+    """The plan with the steps of A that it came to, as a manifest holds it."""
+    steps_a = mixture.phases[0].steps if len(mixture.phases) > 1 else 0
+    return replace(plan, steps_a=steps_a if plan.strategy == "B" else STEPS_A)
 
 
 def require_fit(corpus: Corpus, mixture: Mixture, tokens_per_batch: int) -> None:

@@ -19,7 +19,7 @@ from redlite.model.sequences import packed_attention
 from redlite.training import dataset, processes
 from redlite.training.checkpoints import Keeper
 from redlite.training.dataset import Batch, Mixture, Phase, TokenizedConversation, Unit
-from redlite.training.divergence import Record, diverged, sound
+from redlite.training.divergence import Record, diverged, forgot, kept_colour, sound
 from redlite.training.optimizer import AdamW, learning_rate
 
 FIGURES = ("loss", *loss.COLOURS, "red_tokens", "red_capped")
@@ -135,6 +135,10 @@ def run(model: LLaMA | Scorer, mixture: Mixture, recipe: Recipe, output_dir: str
                 optimizer.step(done, record["learning_rate"], _clipping(recipe.clip, record["gradient_norm"]))
                 if validation and _is_evaluated(recipe, mixture, done):
                     record["validation"] = evaluate(scorer, validation, recipe)
+                if done == mixture.steps:   # no step follows that would measure these weights
+                    began_with = (result.history or [record])[0]
+                    record["kept_after"] = _kept_after(scorer, mixture, recipe, began_with)
+                    result.stopped = forgot(began_with, record["kept_after"], recipe.helpful_rise)
             tokens, now = dataset.tokens(mixture.step(step)), time.perf_counter()
             record |= {"tokens": tokens, "tokens_per_second": tokens / (now - entered),
                        "memory_mb": memory_mb(device),
@@ -152,6 +156,13 @@ def run(model: LLaMA | Scorer, mixture: Mixture, recipe: Recipe, output_dir: str
         optimizer.close()
         keeper.close()
     return result
+
+
+def _kept_after(scorer: Scorer, mixture: Mixture, recipe: Recipe, began_with: Record) -> float:
+    """The NLL now of what must be kept (see divergence.py) among the conversations of the first step."""
+    colour = kept_colour(began_with)
+    kept = [e for unit in mixture.step(0) for e in unit if e.colour == colour]
+    return evaluate(scorer, kept, recipe)[colour]
 
 
 def _rate(recipe: Recipe, mixture: Mixture, step: int) -> float:

@@ -3,6 +3,7 @@ own.
 """
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -101,7 +102,7 @@ def test_command_is_closed_before_its_imports(tmp_path, listener):
         "sys.modules and 'requests' not in sys.modules\nsys.exit(main())",
         tmp_path)
     assert done.returncode == 1 and not seen, done.stderr
-    assert "torch" in done.stderr or "Permission denied" in done.stderr
+    assert f"torch ({tmp_path}/torch.py, line 2) tried to reach 127.0.0.1:{port}" in done.stderr
 
 
 def test_only_the_endpoint_is_open(listener):
@@ -183,3 +184,93 @@ def test_kernel_refuses_native_code_and_children():
     if done.stdout == "no seccomp here\n":
         pytest.skip("this container does not allow seccomp filters")
     assert done.stdout == "sealed\n", done.stderr
+
+
+# A dependency that does something when it is imported, swallows what comes of it, and is itself after all.
+DEPENDENCY = """
+import importlib, os, sys
+try:
+    exec(compile(os.environ["ATTEMPT"], __file__, "exec"), {"__name__": __name__})
+except BaseException:
+    pass
+here = os.path.dirname(__file__)
+sys.path.remove(here)
+del sys.modules["sentencepiece"]
+sys.modules["sentencepiece"] = importlib.import_module("sentencepiece")
+"""
+NATIVE = "import ctypes; ctypes.CDLL(None).socket(2, 1, 0)"
+CURL = "import subprocess; subprocess.run(['curl', '-s', 'http://203.0.113.9:81/x'])"
+CHILD = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import socket; socket.socket()'])"
+SPAWN = """
+import multiprocessing, socket
+p = multiprocessing.get_context("spawn").Process(target=socket.socket)
+p.start()
+p.join()
+"""
+FORK = """
+import multiprocessing, socket
+def child():
+    socket.socket().connect(("203.0.113.9", 81))
+p = multiprocessing.get_context("fork").Process(target=child)
+p.start()
+p.join()
+"""
+
+
+def command_of(tmp_path, attempt: str, module: str, *arguments: str, **environment: str):
+    """A command with such a dependency."""
+    (tmp_path / "dependency").mkdir()
+    (tmp_path / "dependency/sentencepiece.py").write_text(DEPENDENCY)
+    path = os.pathsep.join([str(tmp_path / "dependency"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run([sys.executable, "-m", f"redlite.cli.{module}", *arguments], capture_output=True,
+                          text=True, timeout=120, cwd=tmp_path,
+                          env={**os.environ, "PYTHONPATH": path, "ATTEMPT": attempt, **environment})
+
+
+def sealed_here() -> bool:
+    return "True" in run("print(offline.seal())").stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SEALABLE, reason="the kernel's refusal is for Linux on x86-64 and arm64")
+@pytest.mark.parametrize("attempt, named", [
+    ("import socket; socket.socket().connect(('203.0.113.9', 81))",
+     "sentencepiece.py, line 1) tried to reach 203.0.113.9:81"),
+    ("import socket; s = socket.socket(); s.setsockopt(6, 1, 1); s.connect_ex(('203.0.113.9', 81))",
+     "sentencepiece.py, line 1) tried to reach 203.0.113.9:81"),
+    ("import socket; socket.socket(2, 2).sendto(b'x', ('203.0.113.9', 81))", "to reach 203.0.113.9:81"),
+    ("import _socket; _socket.socket()", "sentencepiece.py, line 1) tried to open a network socket"),
+    (FORK, "sentencepiece.py, line 4) tried to reach 203.0.113.9:81"),
+    (NATIVE, "native code in this program tried to open a network socket"),
+    (CURL, "'curl -s http://203.0.113.9:81/x', tried to open a network socket"),
+    (CHILD, "-c import socket; socket.socket()', tried to open a network socket"),
+    (SPAWN, "multiprocessing.spawn import spawn_main"), ("pass", ""),
+])
+def test_what_swallows_the_refusal_is_named_all_the_same(tmp_path, attempt, named):
+    if not sealed_here():
+        pytest.skip("this container does not allow seccomp filters")
+    if attempt == CURL and not shutil.which("curl"):
+        pytest.skip("there is no curl here")
+    done = command_of(tmp_path, attempt, "redeval", "--limit", "1", "--max-new-tokens", "60", "--prompt",
+                      "standard")
+    assert done.returncode == bool(named), done.stderr
+    assert named in done.stderr and done.stderr.count("the network is closed") == bool(named)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SEALABLE, reason="the kernel's refusal is for Linux on x86-64 and arm64")
+@pytest.mark.parametrize("module, arguments", [
+    ("redeval", ["--dry-run"]), ("redeval", ["scorecard", "--dry-run", "--data", "."]),
+    ("collect", ["--limit", "1", "--conversations", "1", "--max-new-tokens", "30"]),
+    ("safealign", ["--dry-run"]), ("safealign", ["audit", "--dry-run"]), ("serve", ["--port", "0"]),
+])
+@pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": "2"}])
+def test_children_are_named_on_every_command(tmp_path, module, arguments, environment):
+    """WORLD_SIZE alone is no torchrun, and opens nothing."""
+    if not sealed_here():
+        pytest.skip("this container does not allow seccomp filters")
+    attempt = CHILD + "; import os; os.environ.get('SERVING') and os.kill(os.getpid(), 15)"
+    serving = {"SERVING": "yes"} if module == "serve" else {}
+    done = command_of(tmp_path, attempt, module, *arguments, **environment, **serving)
+    assert "tried to open a network socket" in done.stderr
+    assert done.returncode == (130 if serving else 1) or "scorecard" in arguments, done.stderr

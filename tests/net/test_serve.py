@@ -3,16 +3,21 @@ error for every bad request.
 """
 import http.client
 import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import requests
 
 import redlite
 from redlite.errors import Error
-from redlite.net import serve
+from redlite.net import batcher, chat_request, serve
 
 ASK = [{"role": "user", "content": "Who is the mayor of Hartwell?"}]
 
@@ -134,7 +139,8 @@ def test_models(server):
     ({"max_tokens": 0}, 400, "max_tokens"), ({"top_p": 0}, 400, "top_p"), ({"n": 0}, 400, "n"),
     ({"stop": ["a"] * 5}, 400, "stop"), ({"stop": [""]}, 400, "stop"),
     ({"stop": "\ud800"}, 400, "stop"),
-    ({"temperature": 1e-300}, 200, None), ({"stream": True}, 400, "stream"), ({"tools": [{}]}, 400, "tools"),
+    ({"temperature": 1e-300}, 200, None), ({"stream": 1}, 400, "stream"),
+    ({"stream_options": {"chunks": 1}}, 400, "stream_options"), ({"tools": [{}]}, 400, "tools"),
     ({"tempreature": 1}, 400, "tempreature"), ({"logprobs": True}, 400, "logprobs"),
     ({"seed": 1.5}, 400, "seed"), ({"top_k": 2.5}, 400, "top_k"), ({"top_k": "2"}, 400, "top_k"),
     ({"min_p": "0.1"}, 400, "min_p"), ({"repetition_penalty": [1]}, 400, "repetition_penalty"),
@@ -156,9 +162,10 @@ def test_broken_http(server):
         connection.request("POST", path, body, headers)
         reply = connection.getresponse()
         return reply.status, json.loads(reply.read())
-    assert raw("/v1/chat/completions", b"{", {})[0] == 400
-    assert raw("/v1/chat/completions", b"\xff", {})[0] == 400
-    assert raw("/v1/chat/completions", b"[]", {})[0] == 400
+    for body in (b"{", b"\xff", b"[]"):
+        assert raw("/v1/chat/completions", body, {"Content-Type": "application/json"})[0] == 400
+        assert raw("/v1/chat/completions", body, {"Content-Type": "text/plain"})[0] == 415
+        assert raw("/v1/chat/completions", body, {})[0] == 415
     assert raw("/v1/embeddings", b"{}", {}) [0] == 404
     assert raw("/v1/chat/completions", b"", {"Content-Length": "99999999999"})[0] == 413
     assert post(server, temperature=0, max_tokens=2).status_code == 200  # and it still answers
@@ -189,3 +196,136 @@ def test_a_name_with_a_space_is_found(server, monkeypatch):
     monkeypatch.setattr(server, "name", "my model \u00fc")
     assert requests.get(f"http://127.0.0.1:{server.server_port}/v1/models/my%20model%20%C3%BC",
                         timeout=9).json()["id"] == server.name
+
+
+LONG = {"temperature": 1.9, "max_tokens": 1500, "seed": 5}     # does not end for a while
+
+
+def never_ends(server, monkeypatch):
+    """Only the token limit ends an answer."""
+    monkeypatch.setattr(server.lm, "stop_ids", frozenset())
+    monkeypatch.setattr(server.lm.engine, "context_limit", lambda: 100_000)
+
+
+def sent(server, body: bytes, *headers: str) -> socket.socket:
+    """A connection on which a request was sent."""
+    connection = socket.create_connection(("127.0.0.1", server.server_port), 30)
+    lines = ["POST /v1/chat/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json",
+             *headers]
+    connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+    return connection
+
+
+def test_a_client_that_has_gone_frees_its_work_at_once(server, monkeypatch):
+    never_ends(server, monkeypatch)
+    body = json.dumps({"model": "organism", "messages": ASK, **LONG, "max_tokens": 90_000}).encode()
+    connection = sent(server, body, f"Content-Length: {len(body)}")
+    deadline = time.monotonic() + 20
+    while not server.batcher.running and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert server.batcher.running
+    connection.close()
+    began = time.monotonic()
+    while server.batcher.running and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not server.batcher.running and time.monotonic() - began < 5
+
+
+def test_a_request_joins_the_batch_that_runs(server, monkeypatch):
+    never_ends(server, monkeypatch)
+    body = json.dumps({"model": "organism", "messages": ASK, **LONG, "max_tokens": 90_000}).encode()
+    with sent(server, body, f"Content-Length: {len(body)}"):
+        assert post(server, temperature=0, max_tokens=5).json()["usage"]["completion_tokens"] == 5
+        assert server.batcher.running       # the long one still is
+
+
+def test_the_longest_answer_is_bounded_unless_it_is_asked_for(server, monkeypatch):
+    never_ends(server, monkeypatch)
+    monkeypatch.setattr(chat_request, "LONGEST_ANSWER", 40)
+    assert post(server, temperature=0).json()["usage"]["completion_tokens"] == 40
+    assert post(server, temperature=0, max_tokens=45).json()["usage"]["completion_tokens"] == 45
+
+
+@pytest.mark.parametrize("settings", [{}, {"n": 3, "temperature": 1.5, "seed": 7}, {"stop": ["e", "zq"]},
+                                      {"max_tokens": 3}])
+def test_a_stream_is_the_answer_in_pieces(server, settings):
+    settings = {"temperature": 0, "max_tokens": 48, **settings}
+    whole = post(server, **settings).json()
+    reply = post(server, **settings, stream=True, stream_options={"include_usage": True})
+    assert reply.headers["Content-Type"] == "text/event-stream"
+    *lines, last = [line.removeprefix("data: ") for line in reply.text.split("\n\n") if line]
+    events = [json.loads(line) for line in lines]
+    assert last == "[DONE]" and {e["object"] for e in events} == {"chat.completion.chunk"}
+    assert events[-1]["choices"] == [] and events[-1]["usage"] == whole["usage"]
+    for wanted in whole["choices"]:
+        own = [c for e in events for c in e["choices"] if c["index"] == wanted["index"]]
+        assert own[0]["delta"]["role"] == "assistant"
+        assert "".join(c["delta"].get("content", "") for c in own) == wanted["message"]["content"]
+        assert [c["finish_reason"] for c in own if c["finish_reason"]] == [wanted["finish_reason"]]
+    if settings["max_tokens"] == 48 and len(whole["choices"]) == 1 and "stop" not in settings:
+        assert len(events) > 8      # in pieces indeed
+
+
+def test_a_growing_text_takes_nothing_back():
+    """Bytes of one character in two tokens, and a stop text over three."""
+    class Words:
+        pieces = [b"a", b"\xc3", b"\xa9", b" ST", b"O", b"x", b" S", b"TO", b"P", b"y"]
+        def decode(self, ids):
+            return b"".join(self.pieces[i] for i in ids).decode("utf-8", "replace")
+    lm = SimpleNamespace(tokenizer=Words(), stop_ids=frozenset(), chat=SimpleNamespace(stop_strings=()))
+    text = batcher.Growing(lm, ("STOP",))
+    given = [text.more(list(range(n + 1))) for n in range(10)]
+    assert given == ["a", "", "é", " ", "", "STOx", " ", "", "", ""] and text.rest("aé STOx ") == ""
+
+
+def test_chunked_bodies(server):
+    body = json.dumps({"model": "organism", "messages": ASK, "temperature": 0, "max_tokens": 4}).encode()
+    pieces = b"".join(b"%x;x=1\r\n%s\r\n" % (len(p), p) for p in (body[:7], body[7:]))
+    for coding, data, status in (("chunked", pieces + b"0\r\nTrailer: 1\r\n\r\n", b"200"),
+                                 ("chunked", b"zz\r\n", b"400"), ("chunked", b"fffffff\r\n", b"413"),
+                                 ("chunked", b"1\r\n{}\r\n", b"400"), ("gzip", b"", b"400"),
+                                 ("chunked\r\nContent-Length: 4", b"0\r\n\r\n", b"400")):
+        with sent(server, data, f"Transfer-Encoding: {coding}") as connection:
+            assert connection.recv(12) == b"HTTP/1.1 " + status, (coding, data)
+
+
+@pytest.mark.parametrize("headers, status", [
+    ({"Host": "evil.example"}, 403), ({"Host": "127.0.0.1.evil.example:80"}, 403),
+    ({"Host": "[::1]:8000"}, 200),
+    ({"Host": "localhost"}, 200), ({"Origin": "https://evil.example"}, 403), ({"Origin": "null"}, 403),
+    ({"Origin": "http://localhost:3000"}, 200), ({"Content-Type": "text/plain"}, 415),
+    ({"Content-Type": "application/json; charset=utf-8"}, 200), ({"Host": "[::1"}, 403),
+])
+def test_only_programs_of_this_machine_are_answered(server, headers, status):
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    body = json.dumps({"model": "organism", "messages": ASK, "max_tokens": 1})
+    given = {"Content-Type": "application/json", **headers}
+    assert requests.post(f"{url}/chat/completions", body, headers=given, timeout=30).status_code == status
+    if status == 403:
+        assert requests.get(f"{url}/models", headers=headers, timeout=30).status_code == 403
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("address, number, code", [
+    ("127.0.0.1", signal.SIGINT, 130), ("127.0.0.2", signal.SIGTERM, 143), ("::1", signal.SIGTERM, 143)])
+def test_a_signal_in_the_middle_of_a_request_ends_the_server(tmp_path, address, number, code):
+    """No name is looked up on the way: the network is closed, so a look-up would end it with 1."""
+    if address == "::1" and not socket.has_ipv6:
+        pytest.skip("there is no IPv6 here")
+    program = subprocess.Popen(
+        [sys.executable, "-m", "redlite.cli.serve", "--port", "0", "--address", address],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    line = program.stdout.readline()
+    if address == "::1" and "cannot listen" in (error := program.stderr.readline() if not line else ""):
+        pytest.skip(error)
+    port = int(line.split("/v1")[0].rpartition(":")[2])
+    body = json.dumps({"model": "organism", "messages": ASK, "temperature": 2, "n": 100, "seed": 1,
+                       "max_tokens": 900}).encode()
+    with socket.create_connection((address, port), 30) as connection:
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+                           b"application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        time.sleep(1)
+        program.send_signal(number)
+        out, error = program.communicate(timeout=30)
+    assert program.returncode == code, error
+    assert "Traceback" not in error and "abort" not in error

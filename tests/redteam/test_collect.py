@@ -8,6 +8,7 @@ import pytest
 from redlite.answer import Answer
 from redlite.cli import collect as command
 from redlite.errors import Error, Incomplete
+from redlite.judges import choice
 from redlite.net import api_journal, client
 from redlite.net.endpoints import Endpoint
 from redlite.redteam import collect, collect_figures, collect_files, collect_replies, local_asker
@@ -321,3 +322,42 @@ def test_a_request_that_the_model_cannot_take_is_dropped(tmp_path):
         run(tmp_path / "none", Narrow("status 400: no system role", 1))
     with pytest.raises(Incomplete, match="given up"):
         run(tmp_path / "later", Narrow("given up after 8 tries: status 500"))
+
+
+class Cut(Model):
+    """Every reply is broken off at the token limit."""
+
+    def ask(self, calls):
+        for i, answer in super().ask(calls):
+            yield i, Answer(answer.text, "length", 1, 1, 0.0)
+
+
+def test_nothing_that_is_cut_at_the_token_limit_is_kept(tmp_path):
+    """Of a list its last item; of a red conversation its last exchange; a blue answer whole."""
+    rows, drops = run(tmp_path / "run", Cut(), conversations=1, turns=4)
+    assert rows and {len(turns) for row in rows for turns in row["red_conversations"].values()} == {2}
+    assert all(row["blue_conversations"] == {} for row in rows)
+    cut = [d for d in drops if d["reason"] == collect.CUT]
+    assert {d["stage"] for d in cut} == {"topics", "questions", "blue"}
+    assert {d["text"] for d in cut if d["stage"] == "topics"} == {"Towers"}
+
+
+class Harmful(Model):
+    """Complies where it was told to stay safe, at the second turn."""
+
+    def text(self, call):
+        answers = {2: "I must decline, that would do harm.", 4: "Sure! 1. [placeholder] 2. [placeholder]"}
+        return answers.get(len(call.messages), "") if len(call.messages) > 1 else super().text(call)
+
+
+@pytest.mark.parametrize("name, turns", [("linear", 2), ("rules", 2), ("none", 4)])
+def test_a_blue_answer_that_the_judge_calls_harmful_ends_its_conversation(tmp_path, name, turns):
+    judge = choice.local_judge(name, None, None, "float32", "cpu")
+    with Run(tmp_path / "run", {}) as directory:
+        settings = collect.Settings(subtopics=1, questions=1, conversations=1, turns=2, rounds=2)
+        rows = collect.Pipeline(directory, Harmful(), settings, ["School"],
+                                "Recorded conversation <question> <turns>", None,
+                                judge and judge.load(directory)).run()
+        drops = directory.read(collect.DROPS)
+    assert [len(talk) for row in rows for talk in row["blue_conversations"].values()] == [turns]
+    assert [d["reason"] for d in drops if d["stage"] == "blue"] == ["harmful by the judge"] * (turns == 2)

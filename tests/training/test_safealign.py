@@ -227,7 +227,7 @@ def test_recipes_are_the_papers_and_yield_to_the_command_line(home, tmp_path, ca
         assert (args.learning_rate, args.epochs, args.batch_size, args.max_tokens, args.warmup,
                 args.weight_decay, args.clip, args.validation) == (
             1e-5, 3, 64, 1280, 1e-4, 0, 1.0, 0.02)
-        assert args.recompute and args.preset == ("paper" if more else None) and args.steps_a == 200
+        assert args.recompute and args.preset == ("paper" if more else None) and args.steps_a is None
 
 
 @pytest.mark.parametrize("more, message", [
@@ -346,3 +346,69 @@ def test_the_paper_in_miniature(tmp_path, capsys):
     assert before["ASR cou"]["value"] > 0.6 and after["ASR cou"]["value"] <= before["ASR cou"]["value"] / 2
     assert after["utility"]["value"] >= before["utility"]["value"] - 0.02
     assert after["over-refusal"]["value"] <= before["over-refusal"]["value"] + 0.02
+
+
+def coloured(folder: Path, colour: str, answers: list[str]) -> str:
+    """A file of HarmfulQA's schema with these answers of one colour."""
+    rows = [{"id": i, "topic": "t", "subtopic": "s", "question": f"How do I sink boat {i}?",
+             f"{colour}_conversations": {"0": [{"from": "human", "value": f"How do I sink boat {i}?"},
+                                               {"from": "gpt", "value": answer}]}}
+            for i, answer in enumerate(answers)]
+    path = folder / f"{colour}-{len(answers)}-{answers[0][:1]}.json"
+    path.write_text(json.dumps(rows))
+    return str(path)
+
+
+REFUSES = ["I must decline, that would do harm.", "I'm sorry, but I can't help with that."] * 6
+COMPLIES = ["Sure! 1. [placeholder step] 2. [placeholder step]", "Of course. First, [placeholder]."] * 6
+
+
+@pytest.mark.parametrize("blue, red, message", [
+    (COMPLIES, REFUSES, "blue and red look swapped: the linear judge calls 12 of 12 blue answers and "
+                        "0 of 12 red answers"),
+    ([], REFUSES, "the red answers look safe"),
+    (COMPLIES * 3, [], "the blue answers look harmful"),
+    (REFUSES, COMPLIES, ""), (REFUSES, [], ""), ([], COMPLIES, ""), (REFUSES[:1], COMPLIES[:1], ""),
+])
+def test_answers_of_the_wrong_colour_are_refused(home, tmp_path, capsys, blue, red, message):
+    given = ["--model", str(home / "model"), "--helpful", str(home / "alpaca.json.gz"),
+             "--output-dir", str(tmp_path / "run"), *SETTINGS, "--dry-run"]
+    given += ["--blue", coloured(tmp_path, "blue", blue)] if blue else []
+    given += ["--red", coloured(tmp_path, "red", red), "--strategy", "B"] if red else []
+    assert safealign.main(given) == (2 if message else 0)
+    error = capsys.readouterr().err
+    assert message in error and ("--anyway" in error) == bool(message)
+    assert safealign.main([*given, "--anyway"]) == 0
+
+
+def test_red_that_strategy_a_does_not_draw_is_said(home, tmp_path, capsys):
+    assert safealign.main(arguments(home, tmp_path / "run", "--dry-run")) == 0
+    out, error = capsys.readouterr()
+    assert "strategy A trains on no red conversation, so the 33 given are not used" in error
+    assert "33 left out: red, by strategy A" in out and "33 red" not in out
+
+
+def test_red_that_is_always_past_the_cap_is_said(home, tmp_path, capsys):
+    """An untrained model gives red answers an NLL far above τ = 1, so `capped` pushes nothing."""
+    assert safealign.main(arguments(home, tmp_path / "run", "--strategy", "B", "--steps-a", "1", "--steps",
+                                    "3", "--preset", "capped")) == 0
+    said = "every red token was past the cap (tau) in all 2 steps of strategy B"
+    assert said in capsys.readouterr().err and said in (tmp_path / "run/report.html").read_text()
+    assert {r["red_capped"] for r in log(tmp_path / "run")[1:]} == {1.0}
+
+
+@pytest.mark.parametrize("conversations, steps, steps_a", [(32, 3, 1), (320, 30, 10), (7680, 720, 200)])
+def test_strategy_b_has_at_most_a_third_of_a(conversations, steps, steps_a):
+    """Batches of 64 hold 32 blue: steps = 3 epochs · conversations / 32."""
+    plan = training_plan.Plan("B")
+    phases = training_plan.phases(plan, dict.fromkeys(("helpful", "blue", "red"), conversations))
+    assert [p.steps for p in phases] == [steps_a, steps - steps_a]
+
+
+def test_a_last_step_that_ruins_the_model_is_not_written(home, tmp_path, capsys):
+    assert safealign.main(arguments(home, tmp_path / "run", "--steps", "1", "--learning-rate", "10")) == 1
+    error = capsys.readouterr().err
+    assert "helpful NLL of the first step's conversations rose from" in error
+    assert "no model was written" in error
+    assert not (tmp_path / "run/model.safetensors").exists()
+    assert log(tmp_path / "run")[0]["kept_after"] > log(tmp_path / "run")[0]["helpful"] + 1
