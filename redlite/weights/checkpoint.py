@@ -60,7 +60,7 @@ def fingerprint(model: str | Path | GGUF) -> str:
     """
     source, whole = open_source(model), hashlib.sha256()
     if isinstance(source, GGUF):
-        hashes = {source.path.name: source.sha256()}
+        hashes = source.hashes()
     else:
         hashes = {name: sha256_file(file) for name, file in files(source).items()}
     for name, digest in sorted(hashes.items()):

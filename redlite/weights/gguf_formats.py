@@ -124,7 +124,7 @@ DECODERS: dict[str, Callable[[np.ndarray, np.ndarray], None]] = {
 # ---- tensors in files ----
 
 class OpenFile(Protocol):
-    """Whatever has a descriptor: a GGUF, or what `open` gives."""
+    """Whatever has a descriptor: a part of a GGUF, or what `open` gives."""
 
     def fileno(self) -> int: ...
 
@@ -163,8 +163,9 @@ class Place(NamedTuple):
 def place_in(file: GGUF, name: str, order: np.ndarray | None = None) -> Place:
     """Where the tensor `name` lies in a GGUF file; order as for `Place`."""
     info = file.tensor(name)
-    where = f"{file.path}: tensor {short(name)}"
-    return Place(lambda: nullcontext(file), info.offset, info.type, info.shape, where, order)
+    part = file.parts[info.part]
+    where = f"{part.path}: tensor {short(name)}"
+    return Place(lambda: nullcontext(part), info.offset, info.type, info.shape, where, order)
 
 
 def decoded(file: GGUF, name: str, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,6 +1,7 @@
 """GGUF: blocks against llama.cpp's numbers (stored) and against their definition element by element; damaged
 containers.
 """
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -271,3 +272,58 @@ def test_what_is_no_file(tmp_path):
         refused(path, "is not a file")
     (tmp_path / "empty.gguf").write_bytes(b"")
     refused(tmp_path / "empty.gguf", "only 0 bytes")
+
+
+# ---- a model split over several files ----
+
+def split(folder, counts=(1, 0, 2), name="m", **change):
+    """A model in parts with so many tensors each, as llama.cpp's gguf-split writes it; the parts' paths."""
+    paths, number = [], 0
+    for i, count in enumerate(counts):
+        fields = {"split.no": i, "split.count": len(counts), "split.tensors.count": sum(counts)}
+        if i == 0:
+            fields["general.architecture"] = "llama"
+        tensors = [(f"t{number + j}", (32,), "F32", np.full(32, number + j, "<f4").tobytes())
+                   for j in range(count)]
+        number += count
+        path = folder / f"{name}-{i + 1:05d}-of-{len(counts):05d}.gguf"
+        paths.append(gguf_file.write(path, fields | change, tensors))
+    return paths
+
+
+def test_any_part_of_a_split_model_gives_all(tmp_path):
+    paths = split(tmp_path)
+    for path in paths:
+        with GGUF(path) as file:
+            assert file.path == paths[0] and file.metadata["general.architecture"] == "llama"
+            assert list(file.tensors) == ["t0", "t1", "t2"]
+            assert [decoded(file, f"t{i}")[5].item() for i in range(3)] == [0, 1, 2]
+            assert file.hashes() == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
+    with pytest.raises(Error, match=r"m-00003-of-00003.gguf: is closed"):
+        decoded(file, "t2")
+
+
+def test_parts_that_do_not_make_a_model(tmp_path):
+    paths = split(tmp_path)
+    other = split(tmp_path, (1, 1, 1), "other")
+    paths[1].rename(tmp_path / "away")
+    with pytest.raises(Error, match=r"m-00002-of-00003.gguf: is missing; the model is split over 3 files"):
+        GGUF(paths[2])
+    paths[1].write_bytes(other[2].read_bytes())
+    with pytest.raises(Error, match=r"m-00002-of-00003.gguf: does not say that it is part 2 of 3"):
+        GGUF(paths[0])
+    paths[1].write_bytes(other[1].read_bytes())
+    with pytest.raises(Error, match="hold 4 tensors and should hold 3"):
+        GGUF(paths[0])
+    for path in split(tmp_path, (1, 1), "twice"):
+        path.write_bytes(path.read_bytes().replace(b"t1", b"t0"))
+    with pytest.raises(Error, match="tensor 't0' is also in another part"):
+        GGUF(tmp_path / "twice-00001-of-00002.gguf")
+    paths[0].rename(tmp_path / "mine.gguf")
+    refused(tmp_path / "mine.gguf", "is one of 3 parts of a split model, but not named NAME-0000N-of-00003")
+    refused(gguf_file.write(tmp_path / "x.gguf", {"split.count": "3"}, []), "metadata 'split.count' is '3'")
+
+
+def test_a_split_of_one_part_is_whole(tmp_path):
+    with GGUF(gguf_file.write(tmp_path / "x.gguf", {"split.no": 0, "split.count": 1}, [])) as file:
+        assert file.tensors == {}
