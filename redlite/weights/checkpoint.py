@@ -22,8 +22,9 @@ from redlite.model.config import Config
 from redlite.model.llama import Embedding, Linear, LLaMA
 from redlite.store.files import read_json, sha256_file
 from redlite.weights import gguf_llama, hf_files
-from redlite.weights.gguf import GGUF, TYPES
+from redlite.weights.gguf import GGUF
 from redlite.weights.gguf_formats import Place, read_error
+from redlite.weights.gguf_types import TYPES
 from redlite.weights.hf_files import Stored
 from redlite.weights.source import open_source, path_of
 
@@ -119,8 +120,8 @@ def _pack(stored: Stored, packed: str, dtype: torch.dtype, device: str | torch.d
     file's maker gave such matrices more bits on purpose. Anything else is quantised anew, from its float32
     value.
 
-    On CPUs a file's bytes become the packed matrix panel by panel. On GPUs, and from a .bin file, a whole
-    matrix stands between.
+    On CPUs a file's bytes become the packed matrix panel by panel. On GPUs, from a .bin file, and from
+    types that the C library does not decode, a whole matrix stands between.
     """
     format, keep = packed, False  # keep: take the blocks as they are
     if isinstance(stored, Place):
@@ -130,7 +131,7 @@ def _pack(stored: Stored, packed: str, dtype: torch.dtype, device: str | torch.d
         elif packed == "int4" and form.elements > 1:
             format = "int8"
         rows, columns = stored.shape
-        if torch.device(device).type == "cpu":
+        if torch.device(device).type == "cpu" and stored.kind in read_tensor.KINDS:
             matrix = kernels.PackedMatrix(format, (rows, columns))
             with stored.open() as file:
                 fault = matrix.read(file.fileno(), stored.offset, stored.kind, stored.order, keep)

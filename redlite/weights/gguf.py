@@ -3,8 +3,8 @@
 A model may be split over files that llama.cpp names NAME-00001-of-00003.gguf. Each is a whole GGUF file; the
 first one has the metadata.
 
-It needs no torch. Format: github.com/ggml-org/ggml, docs/gguf.md. gguf_formats.py turns the tensors' bytes
-into numbers.
+It needs no torch. Format: github.com/ggml-org/ggml, docs/gguf.md. gguf_types.py says how the tensors' bytes
+are numbers, gguf_formats.py reads them.
 
 Nothing in a file is believed. Every count, length and offset is compared with the file's size before anything
 is allocated. So memory stays within a small multiple of the file's size, the time within one pass over it.
@@ -23,6 +23,7 @@ from redlite.errors import Error
 from redlite.store.files import Hashing
 from redlite.store.text import short
 from redlite.text.lazy_pattern import LazyPattern
+from redlite.weights.gguf_types import NAMES, OTHERS, TYPES
 
 U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
 SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?",
@@ -31,40 +32,6 @@ BOOL, STRING, ARRAY = 7, 8, 9
 MOST_ALIGNMENT = 1 << 20
 SMALLEST_TENSOR, SMALLEST_PAIR = 32, 13  # bytes of the shortest possible record
 PART = LazyPattern(r"(?P<name>.+)-[0-9]{5}-of-(?P<count>[0-9]{5})\.gguf")  # llama.cpp's split_path
-
-
-class TensorType(NamedTuple):
-    """How a tensor's numbers are stored.
-
-    code      the type's number in GGUF files
-    elements  numbers in a block
-    size      bytes in a block
-    kept      the packed format ("int8", "int4") that takes these blocks as they are; None: they are decoded
-    """
-    code: int
-    elements: int
-    size: int
-    kept: str | None = None
-
-
-# The types that redlite reads. gguf_formats.DECODERS decodes them, kernels/ does the same in C.
-TYPES = {
-    "F32": TensorType(0, 1, 4),
-    "F16": TensorType(1, 1, 2),
-    "BF16": TensorType(30, 1, 2),
-    "Q8_0": TensorType(8, 32, 34, "int8"),
-    "Q4_0": TensorType(2, 32, 18, "int4"),
-    "Q4_1": TensorType(3, 32, 20, "int4"),
-    "Q5_0": TensorType(6, 32, 22),
-    "Q4_K": TensorType(12, 256, 144),
-    "Q6_K": TensorType(14, 256, 210),
-}
-NAMES = {form.code: name for name, form in TYPES.items()}
-# Types that are refused, by the name that their users know.
-OTHERS = {7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 13: "Q5_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS",
-          18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8",
-          25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
-          40: "NVFP4", 41: "Q1_0"}
 
 
 class TensorInfo(NamedTuple):
