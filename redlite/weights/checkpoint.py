@@ -22,6 +22,7 @@ from redlite.model.config import Config
 from redlite.model.llama import Embedding, Linear, LLaMA
 from redlite.store.files import read_json, sha256_file
 from redlite.weights import gguf_llama, hf_files
+from redlite.weights.adapter import Adapter
 from redlite.weights.gguf import GGUF
 from redlite.weights.gguf_formats import Place, read_error
 from redlite.weights.gguf_types import TYPES
@@ -76,12 +77,14 @@ def files(folder: Path) -> dict[str, Path]:
 
 
 def load_weights(model: LLaMA, weights: str | Path | GGUF, dtype: torch.dtype = torch.float32,
-                 device: str | torch.device = "cpu", packed: str | None = None) -> None:
+                 device: str | torch.device = "cpu", packed: str | None = None,
+                 adapter: Adapter | None = None) -> None:
     """Fill a model that was built on the meta device.
 
     weights  a directory, a .gguf file, or such a file opened
     packed   "float32" (CPU only), "int8" or "int4": matrices become what `kernels.pack` makes, for inference;
              see `_pack`. None: plain tensors
+    adapter  merged into the weights; `model` is built from what `adapter.config` gave
 
     Every parameter becomes a new tensor of `dtype` on `device`, one after the other. Beside them no more than
     a few megabytes are held; on a GPU, or where matrices are packed, one tensor. Raises Error, before
@@ -93,6 +96,8 @@ def load_weights(model: LLaMA, weights: str | Path | GGUF, dtype: torch.dtype = 
         stored = gguf_llama.tensors(source, model.config)
     else:
         stored = hf_files.tensors(source)
+    if adapter:
+        stored = adapter.merged(stored, model.config)
     wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     _check(stored, wanted, path_of(source), model.config.tied)
     names = [name for name in stored if name in parameters]  # in the files' order
