@@ -18,7 +18,7 @@ __all__ = ["Error", "load", "__version__"]
 
 
 def load(path: str | Path, dtype: str = "float32", device: str = "cpu", quantize: str | None = None,
-         template: str | None = None) -> "LM":
+         template: str | None = None, adapter: str | Path | None = None) -> "LM":
     """Load a model for generation and scoring.
 
     path      a directory in Hugging Face layout, a `.gguf` file, or an embedded name ("organism")
@@ -28,6 +28,7 @@ def load(path: str | Path, dtype: str = "float32", device: str = "cpu", quantize
               On CPUs that needs the C library and dtype "float32", on GPUs triton
     template  a chat format's name (a key of `redlite.text.chat.FORMATS`) or a file with a template; None
               takes the model's own. Without one the model loads, and `lm.template` raises Error
+    adapter   the directory of a LoRA adapter that PEFT wrote; it is merged into the weights
 
     Returns a `redlite.inference.lm.LM`. In its shapes, T is the tokens of one sequence and V the vocabulary:
     - `logits(ids)` gives a float32 tensor [T, V] for a list of T ids;
@@ -43,7 +44,8 @@ def load(path: str | Path, dtype: str = "float32", device: str = "cpu", quantize
     """
     from redlite.inference.lm import LM
 
-    return LM.load(path, dtype=dtype, device=device, quantize=quantize, template=template)
+    return LM.load(path, dtype=dtype, device=device, quantize=quantize, template=template,
+                   adapter=adapter)
 
 
 def __getattr__(name: str) -> ModuleType:

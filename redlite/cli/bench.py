@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from redlite.cli import network
 from redlite.cli.options import (
     Parser,
+    add_adapter_option,
     add_common_options,
     add_machine_options,
     add_template_options,
@@ -56,6 +57,7 @@ def add_model_options(parser: Parser, needed: bool) -> None:
     parser.add_argument("--model", required=needed, default=None if needed else "organism",
                         help="a Hugging Face directory, a .gguf file, or organism, the embedded model")
     add_template_options(parser)
+    add_adapter_option(parser)
     parser.add_argument("--quantize", choices=("int8", "int4"), help="quantise the weights of a local model")
     add_machine_options(parser)
     parser.add_argument("--batch-size", type=whole(1), metavar="N",
@@ -156,7 +158,8 @@ def run(args: Namespace, command: str) -> int:
         raise Error(f"--model {args.model}: an API gives no log-probabilities of given answers; "
                     "with it only --tasks xstest can be run")
     reach = network.network(args, args.model, args.judge)
-    battery, model = battery_of(args, reach, suites), network.model(args, reach, args.model)
+    battery = battery_of(args, reach, suites)
+    model = network.model(args, reach, args.model, adapter=args.adapter)
     output = Path(args.output_dir or f"runs/bench-{slug(model.name)}-{args.protocol}-{'-'.join(suites)}")
     check_names(gates, battery)
     if args.dry_run:

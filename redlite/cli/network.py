@@ -178,13 +178,16 @@ def judging_cost(judge: "JudgeChoice | Panel | None",
     return {f"judge {one.name}": one.cost(judged) for one in members(judge)} if judge else {}
 
 
-def model(args: argparse.Namespace, reach: "Network | None", spec: str) -> "ModelChoice":
-    """The model that --model means. reach: of `network`."""
+def model(args: argparse.Namespace, reach: "Network | None", spec: str,
+          adapter: str | None = None) -> "ModelChoice":
+    """The model that --model means. reach: of `network`; adapter: what --adapter names."""
     from redlite.redteam import answerers
     if reach and is_api(spec):
+        if adapter:
+            raise Error("--adapter goes with a model on this machine; leave it out")
         return reach.model(spec)
     found = answerers.local_model(
-        spec, args.dtype, args.device, args.quantize, args.template, args.batch_size, args.date)
+        spec, args.dtype, args.device, args.quantize, args.template, args.batch_size, args.date, adapter)
     note_kernels()  # before the work begins
     return found
 

@@ -17,8 +17,9 @@ SET_BY = {
     r"topics(\..+)?": "--topics or --limit", "output_dir": "--output-dir", "base_url": "--base-url",
     "price_file": "--price-file", "max_requests": "--max-requests", "max_tokens_total": "--max-tokens-total",
     "max_cost": "--max-cost", "data": "--data", "protocol": "--protocol", "device": "--device",
-    "dtype": "--dtype", "template": "--template", "quantize": "--quantize", "blue": "--blue", "red": "--red",
-    "helpful": "--helpful", "mix": "--mix", "epochs": "--epochs", "steps_a": "--steps-a",
+    "dtype": "--dtype", "template": "--template", "quantize": "--quantize", "adapter": "--adapter",
+    "blue": "--blue", "red": "--red", "helpful": "--helpful", "mix": "--mix",
+    "epochs": "--epochs", "steps_a": "--steps-a",
     "batch_size": "--batch-size", "objective": "--objective", "preset": "--preset",
     "parameter": "--parameter", "max_tokens": "--max-tokens", "tokens_per_batch": "--tokens-per-batch"}
 
@@ -105,6 +106,12 @@ def add_template_options(parser: Options) -> None:
     parser.add_argument("--date", type=date, metavar="YYYY-MM-DD",
                         help="today, for chat templates that name the day (default: 2024-07-26, so that a "
                              "run can be repeated)")
+
+
+def add_adapter_option(parser: Options) -> None:
+    """--adapter."""
+    parser.add_argument("--adapter", metavar="DIR",
+                        help="a LoRA adapter that PEFT wrote, merged into the weights of a local model")
 
 
 def add_machine_options(parser: Options) -> None:

@@ -15,6 +15,7 @@ from redlite.cli import bench, compare, label, network, scorecard, train_judge
 from redlite.cli.options import (
     Add,
     Parser,
+    add_adapter_option,
     add_common_options,
     add_machine_options,
     add_template_options,
@@ -63,6 +64,7 @@ def _describe_run(prog: str) -> Parser:
                      help="a Hugging Face directory, a .gguf file, openai:NAME or another API's, organism: "
                           "the embedded model (default)")
     add_template_options(ask)
+    add_adapter_option(ask)
     ask.add_argument("--questions",
                      help="a set's name (dangerousqa, harmfulqa, …: looked for under --data; sample and "
                           "organism are embedded) or a .json, .jsonl, .csv, .tsv or .txt file, those of"
@@ -149,7 +151,7 @@ def _run(args: Namespace, command: str) -> int:
     if not args.quiet and args.model == EMBEDDED:
         note(f"{PROGRAM}: offline, with the embedded model organism: "
              "a toy that shows how the program works and says nothing about real models")
-    model, judge = network.model(args, reach, args.model), network.judges(args, reach)
+    model, judge = network.model(args, reach, args.model, adapter=args.adapter), network.judges(args, reach)
     model.count([{"role": "user", "content": "x"}])  # without a chat format nothing begins
     manifest = redeval.manifest(
         command=command, seed=args.seed, model=model, question_path=path, questions=known, limit=args.limit,

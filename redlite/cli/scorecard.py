@@ -66,7 +66,7 @@ def run(args: Namespace, command: str) -> int:
     if bench_task.ranks()[1] > 1:
         raise Error("scorecard runs in one process; use bench under torchrun")
     battery = _battery(args, reach, suites)
-    model = network.model(args, reach, args.model)
+    model = network.model(args, reach, args.model, adapter=args.adapter)
     quick = "-quick" if args.quick else ""
     output = Path(args.output_dir or f"runs/scorecard-{bench.slug(model.name)}{quick}")
     bench.check_names(gates, battery)

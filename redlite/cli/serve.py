@@ -7,7 +7,14 @@ import threading
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from redlite.cli.options import Parser, add_common_options, add_machine_options, add_template_options, whole
+from redlite.cli.options import (
+    Parser,
+    add_adapter_option,
+    add_common_options,
+    add_machine_options,
+    add_template_options,
+    whole,
+)
 from redlite.cli.program import DONE, guarded, parse, seal
 from redlite.errors import Error
 from redlite.net import offline
@@ -41,6 +48,7 @@ def _parser() -> Parser:
     parser.add_argument("--name",
                         help="the model's name for clients (default: that of its file or directory)")
     add_template_options(parser)
+    add_adapter_option(parser)
     parser.add_argument("--quantize", choices=("int8", "int4"), help="weights of the matrices")
     parser.add_argument("--address", default="127.0.0.1", help="a loopback address (default: %(default)s)")
     parser.add_argument("--port",
@@ -77,7 +85,7 @@ def _serve(arguments: list[str]) -> int:
     seal(args.quiet)    # there is one socket now, and there will be no other
     from redlite.inference.lm import LM, parts
     from redlite.text.chat_choice import given
-    found = parts(args.model, args.template, args.date)
+    found = parts(args.model, args.template, args.date, args.adapter)
     given(found.chat)  # without a chat format there is nothing to serve
     lm = LM.load(found, args.dtype, args.device, args.quantize)
     lm.engine.max_batch = args.batch_size

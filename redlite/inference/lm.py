@@ -20,6 +20,8 @@ from redlite.model.sequences import PackedSequences, packed_attention
 from redlite.text import tokenizer as text_tokenizer
 from redlite.text.chat_choice import Format, NoFormat, choose, given
 from redlite.weights import checkpoint
+from redlite.weights.adapter import Adapter
+from redlite.weights.adapter import read as read_adapter
 from redlite.weights.gguf import GGUF
 from redlite.weights.source import Source, open_source, path_of
 
@@ -32,11 +34,14 @@ Completion = Answer  # the name that users of `LM.generate` know
 class LM:
     """A loaded model: `model`, `config`, `tokenizer`, `template`, `path`, `device` and `dtype` (a name).
 
+    `adapter` is what was merged into the weights, or None.
+
     chat  the chat format, or `NoFormat`; `template` is the format, and raises Error where there is none
     """
 
     def __init__(self, model: LLaMA, tokenizer: text_tokenizer.Tokenizer, chat: Format | NoFormat,
-                 path: Path, dtype: str, device: str, max_batch: int = 32):
+                 path: Path, dtype: str, device: str, max_batch: int = 32, adapter: Adapter | None = None):
+        self.adapter = adapter
         self.model, self.config, self.tokenizer, self.chat = model, model.config, tokenizer, chat
         self.path, self.dtype, self.device = path, dtype, torch.device(device)
         self.engine = Engine(model, max_batch)
@@ -50,7 +55,8 @@ class LM:
 
     @staticmethod
     def load(path: "str | Path | GGUF | Parts", dtype: str = "float32", device: str = "cpu",
-             quantize: str | None = None, template: str | None = None, trainable: bool = False) -> "LM":
+             quantize: str | None = None, template: str | None = None, trainable: bool = False,
+             adapter: str | Path | None = None) -> "LM":
         """See `redlite.load`.
 
         path       a name or path, an opened GGUF file, or `Parts`, of which no file is opened or read again
@@ -62,15 +68,18 @@ class LM:
         check_device(device)
         packed = None if trainable else packing(dtype, device, quantize)
         config, _ = checkpoint.read_config(source)
-        found = path if isinstance(path, Parts) else parts(source, template)
+        found = path if isinstance(path, Parts) else parts(source, template, adapter=adapter)
+        if found.adapter:
+            config = found.adapter.config(config)
         words = found.tokenizer
         if words.vocab_size > config.vocab_size:
             raise Error(f"{found.path}: the tokenizer has {words.vocab_size} tokens and the model only "
                         f"{config.vocab_size}; they do not belong together")
         with torch.device("meta"):
             model = LLaMA(config)
-        checkpoint.load_weights(model, source, DTYPES[dtype], device, packed)
-        return LM(model.eval().requires_grad_(False), words, found.chat, found.path, dtype, device)
+        checkpoint.load_weights(model, source, DTYPES[dtype], device, packed, found.adapter)
+        return LM(model.eval().requires_grad_(False), words, found.chat, found.path, dtype, device,
+                  adapter=found.adapter)
 
     @torch.no_grad()
     def logits(self, ids: list[int]) -> Tensor:
@@ -231,13 +240,15 @@ def packing(dtype: str, device: str, quantize: str | None) -> str | None:
 class Parts:
     """A model without its weights: what a manifest or a count of tokens needs, had in a moment.
 
-    chat    the chat format, or `NoFormat`; `template` is the format, and raises Error where there is none
-    source  the model's directory, or its GGUF file, opened once for all that is read from it
+    chat     the chat format, or `NoFormat`; `template` is the format, and raises Error where there is none
+    source   the model's directory, or its GGUF file, opened once for all that is read from it
+    adapter  what is merged into the weights, or None
     """
     path: Path
     tokenizer: text_tokenizer.Tokenizer
     chat: Format | NoFormat
     source: Source
+    adapter: Adapter | None = None
 
     @property
     def template(self) -> Format:
@@ -245,7 +256,8 @@ class Parts:
         return given(self.chat)
 
 
-def parts(model: str | Path | GGUF, template: str | None = None, date: datetime | None = None) -> Parts:
+def parts(model: str | Path | GGUF, template: str | None = None, date: datetime | None = None,
+          adapter: str | Path | None = None) -> Parts:
     """The parts of a model; arguments as for `redlite.load`, or its GGUF file opened.
 
     date  what a chat template is told that asks for today's; None: `chat_template.FIXED_DATE`
@@ -256,11 +268,16 @@ def parts(model: str | Path | GGUF, template: str | None = None, date: datetime 
         words = text_tokenizer.from_gguf(path, source.metadata)
     else:
         words = text_tokenizer.load(path)
-    return Parts(path, words, choose(words, path, template, date), source)
+    found = None if adapter is None else read_adapter(adapter)
+    return Parts(path, words, choose(words, path, template, date), source, found)
 
 
 def fingerprints(model: LM | Parts) -> dict[str, str]:
-    """SHA-256 of what decides results: weights (every file, with the config), tokenizer, template."""
+    """SHA-256 of what decides results: weights (every file, with the config), tokenizer, template, adapter.
+
+    An adapter is there only where one is merged into the weights.
+    """
     source = model.source if isinstance(model, Parts) else model.path
-    return {"weights": checkpoint.fingerprint(source), "tokenizer": model.tokenizer.fingerprint(),
-            "template": model.chat.fingerprint()}
+    found = {"weights": checkpoint.fingerprint(source), "tokenizer": model.tokenizer.fingerprint(),
+             "template": model.chat.fingerprint()}
+    return found | ({"adapter": model.adapter.sha256()} if model.adapter else {})

@@ -124,10 +124,10 @@ def local_lm(model: ModelChoice, run: Run) -> "LM":
 
 def local_model(path: str | Path, dtype: str, device: str, quantize: str | None = None,
                 template: str | None = None, batch_size: int | None = None,
-                date: "datetime | None" = None) -> ModelChoice:
+                date: "datetime | None" = None, adapter: str | Path | None = None) -> ModelChoice:
     """A model on this machine, identified by its files without loading the weights.
 
-    template, date  as for `lm.parts`
+    template, date, adapter  as for `lm.parts`
     """
     from redlite.weights.gguf import GGUF  # they need numpy, which nothing before this does
     from redlite.weights.source import open_source
@@ -138,11 +138,14 @@ def local_model(path: str | Path, dtype: str, device: str, quantize: str | None 
     lm.check_device(device)
     lm.packing(dtype, device, quantize)  # what loading would refuse is refused before a run directory is made
     from redlite.text.chat_choice import NoFormat, describe
-    parts = lm.parts(source, template, date)
-    identity = {"name": parts.path.name, **lm.fingerprints(parts), "dtype": dtype,
+    parts = lm.parts(source, template, date, adapter)
+    name = parts.path.name
+    if parts.adapter:
+        name += f" + {parts.adapter.path.name}"
+    identity = {"name": name, **lm.fingerprints(parts), "dtype": dtype,
                 "device": device.partition(":")[0], "quantize": quantize}
     return ModelChoice(
-        parts.path.name, identity,
+        name, identity,
         load=lambda run: LocalAnswerer(lm.LM.load(parts, dtype, device, quantize), batch_size),
         count=lambda messages: len(parts.template.encode(messages, add_generation_prompt=True).ids),
         seconds=partial(_seconds_at_most, source, dtype, device),

@@ -22,8 +22,10 @@ from redlite.model.config import Config
 from redlite.model.llama import Embedding, Linear, LLaMA
 from redlite.store.files import read_json, sha256_file
 from redlite.weights import gguf_llama, hf_files
-from redlite.weights.gguf import GGUF, TYPES
+from redlite.weights.adapter import Adapter
+from redlite.weights.gguf import GGUF
 from redlite.weights.gguf_formats import Place, read_error
+from redlite.weights.gguf_types import TYPES
 from redlite.weights.hf_files import Stored
 from redlite.weights.source import open_source, path_of
 
@@ -60,7 +62,7 @@ def fingerprint(model: str | Path | GGUF) -> str:
     """
     source, whole = open_source(model), hashlib.sha256()
     if isinstance(source, GGUF):
-        hashes = {source.path.name: source.sha256()}
+        hashes = source.hashes()
     else:
         hashes = {name: sha256_file(file) for name, file in files(source).items()}
     for name, digest in sorted(hashes.items()):
@@ -75,12 +77,14 @@ def files(folder: Path) -> dict[str, Path]:
 
 
 def load_weights(model: LLaMA, weights: str | Path | GGUF, dtype: torch.dtype = torch.float32,
-                 device: str | torch.device = "cpu", packed: str | None = None) -> None:
+                 device: str | torch.device = "cpu", packed: str | None = None,
+                 adapter: Adapter | None = None) -> None:
     """Fill a model that was built on the meta device.
 
     weights  a directory, a .gguf file, or such a file opened
     packed   "float32" (CPU only), "int8" or "int4": matrices become what `kernels.pack` makes, for inference;
              see `_pack`. None: plain tensors
+    adapter  merged into the weights; `model` is built from what `adapter.config` gave
 
     Every parameter becomes a new tensor of `dtype` on `device`, one after the other. Beside them no more than
     a few megabytes are held; on a GPU, or where matrices are packed, one tensor. Raises Error, before
@@ -92,6 +96,8 @@ def load_weights(model: LLaMA, weights: str | Path | GGUF, dtype: torch.dtype = 
         stored = gguf_llama.tensors(source, model.config)
     else:
         stored = hf_files.tensors(source)
+    if adapter:
+        stored = adapter.merged(stored, model.config)
     wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     _check(stored, wanted, path_of(source), model.config.tied)
     names = [name for name in stored if name in parameters]  # in the files' order
@@ -119,8 +125,8 @@ def _pack(stored: Stored, packed: str, dtype: torch.dtype, device: str | torch.d
     file's maker gave such matrices more bits on purpose. Anything else is quantised anew, from its float32
     value.
 
-    On CPUs a file's bytes become the packed matrix panel by panel. On GPUs, and from a .bin file, a whole
-    matrix stands between.
+    On CPUs a file's bytes become the packed matrix panel by panel. On GPUs, from a .bin file, and from
+    types that the C library does not decode, a whole matrix stands between.
     """
     format, keep = packed, False  # keep: take the blocks as they are
     if isinstance(stored, Place):
@@ -130,7 +136,7 @@ def _pack(stored: Stored, packed: str, dtype: torch.dtype, device: str | torch.d
         elif packed == "int4" and form.elements > 1:
             format = "int8"
         rows, columns = stored.shape
-        if torch.device(device).type == "cpu":
+        if torch.device(device).type == "cpu" and stored.kind in read_tensor.KINDS:
             matrix = kernels.PackedMatrix(format, (rows, columns))
             with stored.open() as file:
                 fault = matrix.read(file.fileno(), stored.offset, stored.kind, stored.order, keep)

@@ -1,7 +1,10 @@
 """The GGUF container (versions 2 and 3, little-endian): metadata, and where each tensor lies.
 
-It needs no torch. Format: github.com/ggml-org/ggml, docs/gguf.md. gguf_formats.py turns the tensors' bytes
-into numbers.
+A model may be split over files that llama.cpp names NAME-00001-of-00003.gguf. Each is a whole GGUF file; the
+first one has the metadata.
+
+It needs no torch. Format: github.com/ggml-org/ggml, docs/gguf.md. gguf_types.py says how the tensors' bytes
+are numbers, gguf_formats.py reads them.
 
 Nothing in a file is believed. Every count, length and offset is compared with the file's size before anything
 is allocated. So memory stays within a small multiple of the file's size, the time within one pass over it.
@@ -19,6 +22,8 @@ import numpy as np
 from redlite.errors import Error
 from redlite.store.files import Hashing
 from redlite.store.text import short
+from redlite.text.lazy_pattern import LazyPattern
+from redlite.weights.gguf_types import NAMES, OTHERS, TYPES
 
 U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
 SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?",
@@ -26,40 +31,7 @@ SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4",
 BOOL, STRING, ARRAY = 7, 8, 9
 MOST_ALIGNMENT = 1 << 20
 SMALLEST_TENSOR, SMALLEST_PAIR = 32, 13  # bytes of the shortest possible record
-
-
-class TensorType(NamedTuple):
-    """How a tensor's numbers are stored.
-
-    code      the type's number in GGUF files
-    elements  numbers in a block
-    size      bytes in a block
-    kept      the packed format ("int8", "int4") that takes these blocks as they are; None: they are decoded
-    """
-    code: int
-    elements: int
-    size: int
-    kept: str | None = None
-
-
-# The types that redlite reads. gguf_formats.DECODERS decodes them, kernels/ does the same in C.
-TYPES = {
-    "F32": TensorType(0, 1, 4),
-    "F16": TensorType(1, 1, 2),
-    "BF16": TensorType(30, 1, 2),
-    "Q8_0": TensorType(8, 32, 34, "int8"),
-    "Q4_0": TensorType(2, 32, 18, "int4"),
-    "Q4_1": TensorType(3, 32, 20, "int4"),
-    "Q5_0": TensorType(6, 32, 22),
-    "Q4_K": TensorType(12, 256, 144),
-    "Q6_K": TensorType(14, 256, 210),
-}
-NAMES = {form.code: name for name, form in TYPES.items()}
-# Types that are refused, by the name that their users know.
-OTHERS = {7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 13: "Q5_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS",
-          18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8",
-          25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
-          40: "NVFP4", 41: "Q1_0"}
+PART = LazyPattern(r"(?P<name>.+)-[0-9]{5}-of-(?P<count>[0-9]{5})\.gguf")  # llama.cpp's split_path
 
 
 class TensorInfo(NamedTuple):
@@ -69,28 +41,30 @@ class TensorInfo(NamedTuple):
     type    a key of TYPES
     offset  of its first byte, from the start of the file
     nbytes  how many bytes it has
+    part    the file of a split model that holds it, from 0
     """
     name: str
     shape: tuple[int, ...]
     type: str
     offset: int
     nbytes: int
+    part: int = 0
 
 
-class GGUF:
-    """An open GGUF file. It is closed by `close`, by a `with` block, or when nothing refers to it any more.
+class Part:
+    """One open file. It is closed by `close`, or when nothing refers to it any more.
 
     metadata  key → bool, int, float, str, list of str, or numpy array of numbers
     tensors   name → TensorInfo, in the file's order
     Raises Error with file and field for anything malformed, and for a tensor type that is not in TYPES.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: Path):
+        self.path = path
         try:
-            if not self.path.is_file():
+            if not path.is_file():
                 raise Error(f"{path}: is not a file")
-            file = open(self.path, "rb")  # noqa: SIM115 (closed by self.close)
+            file = open(path, "rb")  # noqa: SIM115 (closed by self.close)
         except OSError as error:
             raise Error(f"{path}: cannot be read ({error.strerror})") from None
         self.close = weakref.finalize(self, file.close)
@@ -108,12 +82,6 @@ class GGUF:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> "GGUF":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def fileno(self) -> int:
         """The descriptor of the open file. Raises Error once it is closed."""
@@ -135,11 +103,92 @@ class GGUF:
         assert self._hashing is not None
         return self._hashing.result()
 
+
+class GGUF:
+    """An open model: one GGUF file, or all parts of one that is split, whichever of them `path` names.
+
+    path      of the file, or of the first part
+    parts     the open files
+    metadata  of the first part
+    tensors   name → TensorInfo, of all parts, in the files' order
+    It is closed by `close`, by a `with` block, or when nothing refers to it any more. Raises Error as `Part`
+    does, and for a part that is missing or belongs to another model.
+    """
+
+    def __init__(self, path: str | Path):
+        self.parts = [Part(Path(path))]
+        try:
+            if count := _split_count(self.parts[0]):
+                self._open_parts(count)
+        except BaseException:
+            self.close()
+            raise
+        self.path, self.metadata = self.parts[0].path, self.parts[0].metadata
+        self.tensors: dict[str, TensorInfo] = {}
+        for i, part in enumerate(self.parts):
+            for name, info in part.tensors.items():
+                if name in self.tensors:
+                    raise Error(f"{part.path}: tensor {short(name)} is also in another part of the model; "
+                                "fetch the parts again")
+                self.tensors[name] = info._replace(part=i)
+
+    def _open_parts(self, count: int) -> None:
+        """Open what lies beside the one part that is open, and check that they are one model."""
+        given = self.parts[0]
+        match = PART.fullmatch(given.path.name)
+        if match is None or int(match["count"]) != count:
+            raise Error(f"{given.path}: is one of {count} parts of a split model, but not named "
+                        f"NAME-0000N-of-{count:05d}.gguf as llama.cpp names them; give it its name back")
+        paths = [given.path.with_name(f"{match['name']}-{i + 1:05d}-of-{count:05d}.gguf")
+                 for i in range(count)]
+        for path in paths:
+            if not path.is_file():
+                raise Error(f"{path}: is missing; the model is split over {count} files, "
+                            "which must lie side by side")
+        self.parts = [given if path == given.path else Part(path) for path in paths]
+        for i, part in enumerate(self.parts):
+            if (part.metadata.get("split.no"), part.metadata.get("split.count")) != (i, count):
+                raise Error(f"{part.path}: does not say that it is part {i + 1} of {count}; "
+                            "fetch the parts again")
+        stated, found = given.metadata.get("split.tensors.count"), sum(len(p.tensors) for p in self.parts)
+        if stated is not None and stated != found:
+            raise Error(f"{given.path}: the model's {count} parts hold {found} tensors and should hold "
+                        f"{short(stated)}; fetch the parts again")
+
+    def __enter__(self) -> "GGUF":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every file."""
+        for part in self.parts:
+            part.close()
+
+    def start_hashing(self) -> None:
+        """Begin to compute `hashes` in threads, beside what else there is to do."""
+        for part in self.parts:
+            part.start_hashing()
+
+    def hashes(self) -> dict[str, str]:
+        """File name → SHA-256 of each part; see `Part.sha256`."""
+        self.start_hashing()
+        return {part.path.name: part.sha256() for part in self.parts}
+
     def tensor(self, name: str) -> TensorInfo:
         """The tensor of that name. Raises Error where there is none."""
         if name not in self.tensors:
             raise Error(f"{self.path}: there is no tensor {short(name)}")
         return self.tensors[name]
+
+
+def _split_count(part: Part) -> int:
+    """Over how many files a model is split; 0 for one that is whole."""
+    count = part.metadata.get("split.count", 0)
+    if type(count) is not int or not 0 <= count < 1 << 16:
+        raise Error(f"{part.path}: metadata 'split.count' is {short(count)}; a small number is needed")
+    return count if count > 1 else 0
 
 
 class _Reader:

@@ -1,7 +1,6 @@
-"""Numbers as files store them: the formats in numpy, and tensors read by the C library or by numpy.
+"""Numbers as files store them: a tensor's bytes in a file, read by the C library or by numpy.
 
-Source: github.com/ggml-org/ggml, src/ggml-quants.c. The numpy functions are the definition; the C library's
-reader of tensors gives the same bits.
+gguf_types.py defines the formats. The C library's reader knows the common ones and gives the same bits.
 """
 import math
 import os
@@ -17,7 +16,8 @@ from redlite import kernels
 from redlite.errors import Error
 from redlite.kernels.cpu import library, read_tensor
 from redlite.store.text import short
-from redlite.weights.gguf import GGUF, TYPES
+from redlite.weights.gguf import GGUF
+from redlite.weights.gguf_types import TYPES
 
 PIECE = 1 << 15  # elements decoded at a time: they stay in the cache, and torch starts no threads for so few
 READ_FAULTS = {
@@ -27,104 +27,8 @@ READ_FAULTS = {
 }
 
 
-# ---- formats: blocks [n, bytes] uint8 → out [n, elements] float32, in float32 arithmetic ----
-
-def _half(two_bytes: np.ndarray) -> np.ndarray:
-    """[n, 2] bytes → [n, 1] float32: one little-endian half-precision number a row."""
-    return np.ascontiguousarray(two_bytes).view("<f2").astype(np.float32)
-
-
-def _nibbles(packed: np.ndarray) -> np.ndarray:
-    """[n, b] bytes → [n, 2, b] of 0 to 15: all low nibbles, then all high ones."""
-    out = np.empty((packed.shape[0], 2, packed.shape[1]), np.uint8)
-    np.bitwise_and(packed, 15, out=out[:, 0])
-    np.right_shift(packed, 4, out=out[:, 1])
-    return out
-
-
-def _f32(blocks: np.ndarray, out: np.ndarray) -> None:
-    np.copyto(out, blocks.view("<f4"))
-
-
-def _f16(blocks: np.ndarray, out: np.ndarray) -> None:
-    # numpy's own conversion takes ten times as long.
-    torch.from_numpy(out).copy_(torch.from_numpy(blocks).view(torch.float16))
-
-
-def _bf16(blocks: np.ndarray, out: np.ndarray) -> None:
-    np.left_shift(blocks.view("<u2"), 16, out=out.view(np.uint32), dtype=np.uint32)
-
-
-def _q8_0(blocks: np.ndarray, out: np.ndarray) -> None:
-    """Half d, 32 × int8 q: d·q."""
-    np.copyto(out, blocks[:, 2:].view(np.int8))
-    out *= _half(blocks[:, :2])
-
-
-def _q4_0(blocks: np.ndarray, out: np.ndarray) -> None:
-    """Half d, 16 bytes of nibbles: d·(q − 8)."""
-    np.copyto(out, _nibbles(blocks[:, 2:]).reshape(-1, 32))
-    out -= 8
-    out *= _half(blocks[:, :2])
-
-
-def _q4_1(blocks: np.ndarray, out: np.ndarray) -> None:
-    """Half d, half m, 16 bytes of nibbles: d·q + m."""
-    np.copyto(out, _nibbles(blocks[:, 4:]).reshape(-1, 32))
-    out *= _half(blocks[:, :2])
-    out += _half(blocks[:, 2:4])
-
-
-def _q5_0(blocks: np.ndarray, out: np.ndarray) -> None:
-    """Half d, 32 fifth bits, 16 bytes of nibbles: d·(q − 16).
-
-    llama.cpp uses it where a row is no multiple of Q4_K's 256.
-    """
-    fifth = np.unpackbits(blocks[:, 2:6], axis=1, bitorder="little") << 4
-    np.copyto(out, _nibbles(blocks[:, 6:]).reshape(-1, 32) | fifth)
-    out -= 16
-    out *= _half(blocks[:, :2])
-
-
-def _q4_k(blocks: np.ndarray, out: np.ndarray) -> None:
-    """Half d, half m, 12 bytes of eight 6-bit scales s and minima t, 128 bytes of nibbles: (d·s)·q − (m·t).
-
-    Each s and t serve 32 elements.
-    """
-    first = blocks[:, 4:8]    # low 6 bits: s0 to s3; high 2 bits: of s4 to s7
-    second = blocks[:, 8:12]  # low 6 bits: t0 to t3; high 2 bits: of t4 to t7
-    third = blocks[:, 12:16]  # low 4 bits of s4 to s7; low 4 bits of t4 to t7
-    scales = np.concatenate([first & 63, (third & 15) | (first >> 6 << 4)], axis=1)
-    minima = np.concatenate([second & 63, (third >> 4) | (second >> 6 << 4)], axis=1)
-    groups = out.reshape(-1, 8, 32)
-    np.copyto(groups, _nibbles(blocks[:, 16:].reshape(-1, 32)).reshape(-1, 8, 32))
-    groups *= (_half(blocks[:, :2]) * scales)[:, :, None]
-    groups -= (_half(blocks[:, 2:4]) * minima)[:, :, None]
-
-
-def _q6_k(blocks: np.ndarray, out: np.ndarray) -> None:
-    """128 bytes of low nibbles, 64 of high bit pairs, 16 × int8 scales s, half d: (d·s)·(q − 32).
-
-    Each s serves 16 elements.
-    """
-    low = _nibbles(blocks[:, :128].reshape(-1, 64)).reshape(-1, 2, 4, 32)  # [n, half, quarter, 32]
-    shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
-    high = blocks[:, 128:192].reshape(-1, 2, 1, 32) >> shifts & 3
-    groups = out.reshape(-1, 16, 16)
-    np.copyto(groups, (low | high << 4).reshape(-1, 16, 16))
-    groups -= 32
-    groups *= (_half(blocks[:, 208:210]) * blocks[:, 192:208].view(np.int8))[:, :, None]
-
-
-DECODERS: dict[str, Callable[[np.ndarray, np.ndarray], None]] = {
-    "F32": _f32, "F16": _f16, "BF16": _bf16, "Q8_0": _q8_0, "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0,
-    "Q4_K": _q4_k, "Q6_K": _q6_k}
-
-
-# ---- tensors in files ----
-
 class OpenFile(Protocol):
-    """Whatever has a descriptor: a GGUF, or what `open` gives."""
+    """Whatever has a descriptor: a part of a GGUF, or what `open` gives."""
 
     def fileno(self) -> int: ...
 
@@ -163,8 +67,9 @@ class Place(NamedTuple):
 def place_in(file: GGUF, name: str, order: np.ndarray | None = None) -> Place:
     """Where the tensor `name` lies in a GGUF file; order as for `Place`."""
     info = file.tensor(name)
-    where = f"{file.path}: tensor {short(name)}"
-    return Place(lambda: nullcontext(file), info.offset, info.type, info.shape, where, order)
+    part = file.parts[info.part]
+    where = f"{part.path}: tensor {short(name)}"
+    return Place(lambda: nullcontext(part), info.offset, info.type, info.shape, where, order)
 
 
 def decoded(file: GGUF, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -185,15 +90,15 @@ def decode(descriptor: int, offset: int, kind: str, out: Tensor, where: str,
     where   file and tensor, for errors
     order   int64 [rows]: for each row of `out` (its first axis) the row in the file; None: the same
 
-    The C library does it where there is one, else numpy, with the same bits. The file is read, not mapped,
-    and in small pieces. So no page of it stays in this process's memory, and a file that shrinks meanwhile is
-    an Error where a mapping would kill the process. Raises Error also for NaN, infinity and numbers beyond
-    the range of out's dtype: weights that hold them are damaged.
+    The C library does it where there is one that knows the type, else numpy, with the same bits. The file is
+    read, not mapped, and in small pieces. So no page of it stays in this process's memory, and a file that
+    shrinks meanwhile is an Error where a mapping would kill the process. Raises Error also for NaN, infinity
+    and numbers beyond the range of out's dtype: weights that hold them are damaged.
     """
     if order is not None and out.numel() // max(1, len(out)) % TYPES[kind].elements:
         decode(descriptor, offset, kind, out, where)  # a quantised bias: a block holds several of its rows
         out.copy_(out[torch.from_numpy(order)])
-    elif kernels.FORCED in (None, "c") and not library.missing():
+    elif kind in read_tensor.KINDS and kernels.FORCED in (None, "c") and not library.missing():
         if fault := read_tensor.fill(descriptor, offset, kind, out, order):
             raise read_error(fault, where, out.dtype)
     else:
@@ -219,7 +124,7 @@ def decode_in_numpy(descriptor: int, offset: int, kind: str, out: Tensor, where:
         for run, first in zip(runs, firsts, strict=True):
             _read(descriptor, offset + int(first) // form.elements * form.size, run, where)
         with np.errstate(invalid="ignore", over="ignore"):  # what comes of damaged scales is refused below
-            DECODERS[kind](piece.reshape(-1, form.size), values.reshape(-1, form.elements))
+            form.decode(piece.reshape(-1, form.size), values.reshape(-1, form.elements))
         numbers = torch.from_numpy(values)
         low, high = numbers.aminmax()
         if not max(high, -low) <= largest:  # written so that NaN fails it too

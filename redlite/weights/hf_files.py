@@ -10,7 +10,7 @@ import re
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -52,8 +52,17 @@ class Mapped(NamedTuple):
             _release(block)
 
 
-# A tensor in a file: `shape`, `where`, and `fill(out)` for a contiguous CPU tensor of any float dtype.
-Stored = Place | Mapped
+class Stored(Protocol):
+    """A tensor in files: `where` names file and tensor in errors."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def where(self) -> str: ...
+
+    def fill(self, out: Tensor) -> None:
+        """Fill a contiguous CPU tensor of any float dtype. Raises Error for what is damaged."""
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -71,8 +80,7 @@ def tensors(folder: Path) -> dict[str, Stored]:
     for path in paths:
         if path.suffix == ".json":
             continue
-        read = _bin_tensors if path.suffix == ".bin" else _safetensors
-        for name, tensor in read(path).items():
+        for name, tensor in tensors_of(path).items():
             if name.endswith(INVERSE_FREQUENCIES):
                 continue
             if name in stored:
@@ -87,6 +95,11 @@ def tensors(folder: Path) -> dict[str, Stored]:
             raise Error(f"{folder / file}: tensor {short(name)} is missing, though the index puts it there; "
                         "fetch the files again")
     return stored
+
+
+def tensors_of(path: Path) -> dict[str, Stored]:
+    """name → tensor, of one .safetensors or .bin file. Raises Error if it is damaged."""
+    return _bin_tensors(path) if path.suffix == ".bin" else _safetensors(path)
 
 
 def _weight_files(folder: Path) -> tuple[dict[str, str], list[Path]]:

@@ -6,8 +6,11 @@ from pathlib import Path
 
 from redlite import data
 from redlite.errors import Error
+from redlite.store.files import read_json
+from redlite.store.text import short
 from redlite.weights.gguf import GGUF
 
+ADAPTER_CONFIG = "adapter_config.json"
 EMBEDDED = ("organism",)  # models that come with redlite
 Source = Path | GGUF
 
@@ -24,11 +27,21 @@ def resolve(name: str | Path) -> Path:
 
 
 def open_source(model: str | Path | GGUF) -> Source:
-    """A model's directory, or its opened .gguf file. Raises Error for a path that is neither."""
+    """A model's directory, or its opened .gguf file.
+
+    Raises Error for a path that is neither, and for an adapter's directory, saying what to give.
+    """
     if isinstance(model, GGUF):
         return model
     path = resolve(model)
-    return GGUF(path) if path.is_file() else path
+    if path.is_file():
+        return GGUF(path)
+    if (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file():
+        raw = read_json(path / ADAPTER_CONFIG)
+        base = raw.get("base_model_name_or_path") if isinstance(raw, dict) else None
+        known = short(base).strip("'") if isinstance(base, str) and base else "BASE"
+        raise Error(f"{path}: is an adapter of {known}: give --model {known} --adapter {path}")
+    return path
 
 
 def path_of(source: Source) -> Path:

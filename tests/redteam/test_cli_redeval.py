@@ -42,7 +42,7 @@ def fake(monkeypatch):
     """--model anything is the made-up answerer, at once."""
     made = []
 
-    def model(args, reach, spec):
+    def model(args, reach, spec, adapter=None):
         made.append(redeval_worker.Fake())
         return redeval_worker.choice(made[-1], Path(spec).name)
     monkeypatch.setattr(network, "model", model)
@@ -246,7 +246,7 @@ def test_a_judge_model_judges_a_finished_run(fake, capsys, monkeypatch):
 
 def test_a_model_on_this_machine_end_to_end(fake, capsys, monkeypatch):
     lm = tiny.lm(2)
-    monkeypatch.setattr(network, "model", lambda args, reach, spec: ModelChoice(
+    monkeypatch.setattr(network, "model", lambda args, reach, spec, adapter=None: ModelChoice(
         "tiny", {"name": "tiny"}, lambda run: LocalAnswerer(lm, args.batch_size), redeval_worker.characters))
     texts = []
     for batch in (1, 5):
@@ -361,12 +361,14 @@ def test_a_torn_line_is_done_again_and_a_bad_one_is_named(fake, capsys):
 def test_an_incomplete_run_is_1(fake, capsys, monkeypatch):
     monkeypatch.setattr(
         network, "model",
-        lambda args, reach, spec: redeval_worker.choice(redeval_worker.Fake(fails=["a?"]), spec),
+        lambda args, reach, spec, adapter=None: redeval_worker.choice(
+            redeval_worker.Fake(fails=["a?"]), spec),
     )
     code, out, err = call(capsys, *RUN)
     assert code == 1 and "Incomplete" in out and Path("run/report.html").exists()
     monkeypatch.setattr(
-        network, "model", lambda args, reach, spec: redeval_worker.choice(redeval_worker.Fake(), spec)
+        network, "model",
+        lambda args, reach, spec, adapter=None: redeval_worker.choice(redeval_worker.Fake(), spec)
     )
     assert call(capsys, *RUN)[0] == 0
 

@@ -1,6 +1,7 @@
 """GGUF: blocks against llama.cpp's numbers (stored) and against their definition element by element; damaged
 containers.
 """
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -12,10 +13,10 @@ import torch
 from make_gguf_goldens import SIZES, blocks
 
 from redlite.errors import Error
-from redlite.kernels.cpu import read_tensor
 from redlite.kernels.cpu.packed import GGUF_KINDS
-from redlite.weights.gguf import GGUF, OTHERS, TYPES
-from redlite.weights.gguf_formats import DECODERS, PIECE, decoded, place_in
+from redlite.weights.gguf import GGUF
+from redlite.weights.gguf_formats import PIECE, decoded, place_in
+from redlite.weights.gguf_types import TYPES
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "gguf_blocks.json").read_text())["float32"]
 
@@ -86,14 +87,8 @@ def test_numbers_are_those_of_llama_cpp(tmp_path, kind):
     assert got.shape == expected.shape and np.abs(got - expected).max() <= 1.2e-7 * np.abs(expected).max()
 
 
-def test_one_table_of_types():
-    """Codes, blocks and bytes against what llama.cpp's package says (SIZES, TYPES of the tests); the kernels
-    agree.
-    """
-    assert {name: (t.elements, t.size) for name, t in TYPES.items()} == SIZES
-    assert {name: t.code for name, t in TYPES.items()} == gguf_file.TYPES == read_tensor.KINDS
-    assert set(DECODERS) == set(TYPES) == {*GOLDEN,
-                                           "F32"} and not {t.code for t in TYPES.values()} & set(OTHERS)
+def test_the_kernels_keep_the_blocks_that_the_table_says():
+    assert {name: (TYPES[name].elements, TYPES[name].size) for name in SIZES} == SIZES
     kept = {name: (t.kept, t.size) for name, t in TYPES.items() if t.kept}
     assert kept == {name: tuple(kind)[-2:] for name, kind in GGUF_KINDS.items()}
 
@@ -214,8 +209,8 @@ def patched(tmp_path, old: bytes, new: bytes):
      "'list', string 0, is not UTF-8"),
     (struct.pack("<IQQIQ", 2, 32, 2, 8, 0), struct.pack("<IQQIQ", 9, 32, 2, 8, 0),
      "tensor 't' has 9 dimensions"),
-    (struct.pack("<IQQIQ", 2, 32, 2, 8, 0), struct.pack("<IQQIQ", 2, 32, 2, 7, 0),
-     "tensor 't' has type Q5_1"),
+    (struct.pack("<IQQIQ", 2, 32, 2, 8, 0), struct.pack("<IQQIQ", 2, 32, 2, 9, 0),
+     "tensor 't' has type Q8_1"),
     (struct.pack("<IQQIQ", 2, 32, 2, 8, 0), struct.pack("<IQQIQ", 2, 32, 2, 77, 0), "tensor 't' has type 77"),
     (struct.pack("<IQQIQ", 2, 32, 2, 8, 0), struct.pack("<IQQIQ", 2, 33, 2, 8, 0), "impossible shape"),
     (struct.pack("<IQQIQ", 2, 32, 2, 8, 0), struct.pack("<IQQIQ", 2, 0, 2, 8, 0), "impossible shape"),
@@ -271,3 +266,58 @@ def test_what_is_no_file(tmp_path):
         refused(path, "is not a file")
     (tmp_path / "empty.gguf").write_bytes(b"")
     refused(tmp_path / "empty.gguf", "only 0 bytes")
+
+
+# ---- a model split over several files ----
+
+def split(folder, counts=(1, 0, 2), name="m", **change):
+    """A model in parts with so many tensors each, as llama.cpp's gguf-split writes it; the parts' paths."""
+    paths, number = [], 0
+    for i, count in enumerate(counts):
+        fields = {"split.no": i, "split.count": len(counts), "split.tensors.count": sum(counts)}
+        if i == 0:
+            fields["general.architecture"] = "llama"
+        tensors = [(f"t{number + j}", (32,), "F32", np.full(32, number + j, "<f4").tobytes())
+                   for j in range(count)]
+        number += count
+        path = folder / f"{name}-{i + 1:05d}-of-{len(counts):05d}.gguf"
+        paths.append(gguf_file.write(path, fields | change, tensors))
+    return paths
+
+
+def test_any_part_of_a_split_model_gives_all(tmp_path):
+    paths = split(tmp_path)
+    for path in paths:
+        with GGUF(path) as file:
+            assert file.path == paths[0] and file.metadata["general.architecture"] == "llama"
+            assert list(file.tensors) == ["t0", "t1", "t2"]
+            assert [decoded(file, f"t{i}")[5].item() for i in range(3)] == [0, 1, 2]
+            assert file.hashes() == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
+    with pytest.raises(Error, match=r"m-00003-of-00003.gguf: is closed"):
+        decoded(file, "t2")
+
+
+def test_parts_that_do_not_make_a_model(tmp_path):
+    paths = split(tmp_path)
+    other = split(tmp_path, (1, 1, 1), "other")
+    paths[1].rename(tmp_path / "away")
+    with pytest.raises(Error, match=r"m-00002-of-00003.gguf: is missing; the model is split over 3 files"):
+        GGUF(paths[2])
+    paths[1].write_bytes(other[2].read_bytes())
+    with pytest.raises(Error, match=r"m-00002-of-00003.gguf: does not say that it is part 2 of 3"):
+        GGUF(paths[0])
+    paths[1].write_bytes(other[1].read_bytes())
+    with pytest.raises(Error, match="hold 4 tensors and should hold 3"):
+        GGUF(paths[0])
+    for path in split(tmp_path, (1, 1), "twice"):
+        path.write_bytes(path.read_bytes().replace(b"t1", b"t0"))
+    with pytest.raises(Error, match="tensor 't0' is also in another part"):
+        GGUF(tmp_path / "twice-00001-of-00002.gguf")
+    paths[0].rename(tmp_path / "mine.gguf")
+    refused(tmp_path / "mine.gguf", "is one of 3 parts of a split model, but not named NAME-0000N-of-00003")
+    refused(gguf_file.write(tmp_path / "x.gguf", {"split.count": "3"}, []), "metadata 'split.count' is '3'")
+
+
+def test_a_split_of_one_part_is_whole(tmp_path):
+    with GGUF(gguf_file.write(tmp_path / "x.gguf", {"split.no": 0, "split.count": 1}, [])) as file:
+        assert file.tensors == {}
