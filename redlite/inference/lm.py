@@ -72,8 +72,8 @@ class LM:
         if found.adapter:
             config = found.adapter.config(config)
         words = found.tokenizer
-        if words.vocab_size > config.vocab_size:
-            raise Error(f"{found.path}: the tokenizer has {words.vocab_size} tokens and the model only "
+        if words.base_size > config.vocab_size:     # an added token without a row is refused when it is used
+            raise Error(f"{found.path}: the tokenizer has {words.base_size} tokens and the model only "
                         f"{config.vocab_size}; they do not belong together")
         with torch.device("meta"):
             model = LLaMA(config)

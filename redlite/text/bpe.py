@@ -1,24 +1,16 @@
-"""Byte-level byte-pair encoding: text → words by a splitting pattern → bytes → merges by rank → ids.
+"""Byte-pair encoding: words → symbols (bytes, or characters) → merges by rank → ids.
 
-Source: GPT-2 (Radford et al. 2019) and the tokenizer.json and GGUF files of the models that follow it. A word
-is merged the same way wherever it stands, so each is merged once and remembered.
-
-Character classes (letters, numbers) follow the Unicode version of the running Python
-(`unicodedata.unidata_version`); a letter that Unicode gained later is treated as a symbol.
+Sources: GPT-2 (Radford et al. 2019); github.com/huggingface/tokenizers and github.com/openai/tiktoken, whose
+merges these are. Text is cut into words before (patterns.py, pretokenizer.py).
 """
 import heapq
-import re
-import unicodedata
-from functools import cache
+from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
-CACHED_WORDS = 1 << 17  # remembered words; all are forgotten when there are so many
-CACHED_LENGTH = 40      # characters; longer words are not remembered
-GONE = -2               # a symbol that was merged into its left neighbour
-SHORT = 24              # symbols up to which scanning all pairs beats a heap
-# Unicode's White_Space, as the inside of `[…]`. `\s` of `re` holds U+001C to U+001F too.
-SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+GONE = -2   # a symbol that was merged into its left neighbour
+SHORT = 24  # symbols up to which scanning all pairs beats a heap
 
 
 def byte_alphabet() -> list[str]:
@@ -36,96 +28,79 @@ def byte_alphabet() -> list[str]:
 
 BYTE_CHARS = byte_alphabet()
 CHAR_BYTES = {c: b for b, c in enumerate(BYTE_CHARS)}
+_TO_ALPHABET = dict(enumerate(BYTE_CHARS))
 
 
-@cache
-def char_classes() -> dict[str, str]:
-    r"""The insides of `[…]` for \p{L} and \p{N}, by "L" and "N". Planes above 3 hold neither."""
-    categories = "".join(map(unicodedata.category, map(chr, range(0x40000))))
-    majors = categories[::2]  # the first letter of each
-    found = {}
-    for major in "LN":
-        runs = re.finditer(f"{major}+", majors)
-        found[major] = "".join(f"{chr(run.start())}-{chr(run.end() - 1)}" for run in runs)
-    return found
+def in_alphabet(data: bytes) -> str:
+    """Bytes, written in the byte alphabet."""
+    return data.decode("latin-1").translate(_TO_ALPHABET)
 
 
-# The splitting patterns, by the name of llama.cpp's `tokenizer.ggml.pre` for each.
-# {L} {N} {S}: letters, numbers, white space. Where a model splits twice (single digits first, then GPT-2's
-# pattern), the pattern here does both at once.
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?[{L}]+| ?[{N}]+| ?[^{S}{L}{N}]+|[{S}]+(?![^{S}])|[{S}]+"
-SMOLLM = r"[{N}]|'s|'t|'re|'ve|'m|'ll|'d| ?[{L}]+| ?[^{S}{L}{N}]+|[{S}]+(?![^{S}{N}])|[{S}]+"
-LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n{L}{N}]?[{L}]+|[{N}]{{1,3}}| ?[^{S}{L}{N}]+[\r\n]*"
-          r"|[{S}]*[\r\n]+|[{S}]+(?![^{S}])|[{S}]+")
-QWEN2 = LLAMA3.replace("{{1,3}}", "")
-PATTERNS = {"gpt-2": GPT2, "smollm": SMOLLM, "llama-bpe": LLAMA3, "qwen2": QWEN2}
+def token_bytes(token: str) -> bytes:
+    """The bytes of a token in the byte alphabet; one with other characters stands for its UTF-8."""
+    try:
+        return bytes(map(CHAR_BYTES.__getitem__, token))
+    except KeyError:
+        return token.encode("utf-8", "replace")
 
 
-@cache
-def compiled(pattern: str) -> re.Pattern:
-    """The splitting pattern of that name in PATTERNS."""
-    return re.compile(PATTERNS[pattern].format(**char_classes(), S=SPACE))
+# ---- which pairs merge ----
+
+class Ranks(Protocol):
+    """Pairs of ids, left id << 32 | right id → the rank of their merge, or None."""
+
+    def get(self, pair: int, /) -> int | None: ...
 
 
-class ByteLevelBPE:
-    """Words to ids.
+def ranks_of(merges: np.ndarray) -> dict[int, int]:
+    """The ranks of int64 [merges, 3]; of a pair that comes twice the lower one."""
+    pairs, ranks = merges[::-1, 0] << 32 | merges[::-1, 1], range(len(merges) - 1, -1, -1)
+    return dict(zip(pairs.tolist(), ranks, strict=True))
 
-    vocab          token in the byte alphabet → id
-    merges         int64 [merges, 3] by rank: the ids of left, right and what they become, all in `vocab`
-    pattern        a name in PATTERNS
-    ignore_merges  a word that is a token as it stands is not merged (Llama-3)
-    nfc            text is put in Unicode's composed form first (Qwen2)
 
-    Some bytes may have no token of their own (in SmolLM2 21: values that valid UTF-8 never holds, and a few
-    rare ones). They are left out of the ids where no merge takes them, as in llama.cpp and the tokenizers
-    library. Such text still encodes, and does not decode to itself.
+class Concatenations:
+    """tiktoken's rule: two tokens merge if they make a token together, whose id is the rank.
+
+    vocab  token → id; a pair is looked up when it is first asked for
     """
 
-    def __init__(self, vocab: dict[str, int], merges: np.ndarray, pattern: str, *,
-                 ignore_merges: bool = False, nfc: bool = False):
-        self.nfc, self._split = nfc, compiled(pattern)
-        self._byte_ids = [vocab.get(c, -1) for c in BYTE_CHARS]  # −1: no token
-        # left id << 32 | right id → rank. The lowest rank comes last, so a pair that comes twice has it.
-        pairs, ranks = merges[::-1, 0] << 32 | merges[::-1, 1], range(len(merges) - 1, -1, -1)
-        self._ranks: dict[int, int] = dict(zip(pairs.tolist(), ranks, strict=True))
-        self._merged: list[int] = merges[:, 2].tolist()  # rank → id
-        self._tokens = {i: token for token, i in vocab.items()}
-        self._bytes: dict[int, bytes] = {}  # of the tokens that were asked for
-        self._whole = {token_bytes(token): i for token, i in vocab.items()} if ignore_merges else {}
-        self._words: dict[str, list[int]] = {}
-        self.size = max(vocab.values(), default=-1) + 1
+    def __init__(self, vocab: dict[str, int]):
+        self._vocab, self._tokens = vocab, {i: token for token, i in vocab.items()}
+        self._known: dict[int, int | None] = {}
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of valid Unicode text."""
-        if self.nfc:
-            text = unicodedata.normalize("NFC", text)
-        ids: list[int] = []
-        words = self._words
-        for word in self._split.findall(text):
-            ids += words[word] if word in words else self._word(word)
-        return ids
-
-    def piece_bytes(self, id: int) -> bytes | None:
-        """The bytes that a token adds to the text; None for an id that is not there."""
-        found = self._bytes.get(id)
-        if found is None and id in self._tokens:
-            found = self._bytes[id] = token_bytes(self._tokens[id])
+    def get(self, pair: int, /) -> int | None:
+        if pair in self._known:
+            return self._known[pair]
+        left, right = self._tokens.get(pair >> 32), self._tokens.get(pair & 0xFFFFFFFF)
+        found = None if left is None or right is None else self._vocab.get(left + right)
+        if len(self._known) >= 1 << 20:
+            self._known.clear()
+        self._known[pair] = found
         return found
 
-    def _word(self, word: str) -> list[int]:
-        """Ids of a word that is not remembered yet."""
-        data = word.encode()
-        if data in self._whole:
-            found = [self._whole[data]]
-        else:
-            symbols = [self._byte_ids[b] for b in data]
-            merged = self._merge_short(symbols) if len(symbols) <= SHORT else self._merge_long(symbols)
-            found = [i for i in merged if i >= 0]
-        if len(word) <= CACHED_LENGTH:
-            if len(self._words) >= CACHED_WORDS:
-                self._words.clear()
-            self._words[word] = found
-        return found
+
+class BPE:
+    """Words to ids.
+
+    vocab          token → id
+    ranks, merged  rank of a pair of ids, and the id that a rank's merge makes
+    symbols        a word → the ids that it begins with; −1 for one that has no token
+    whole          the text of a word as a token, for models whose words are not merged if they are tokens as
+                   they stand (Llama 3); None for the others
+    """
+
+    def __init__(self, vocab: dict[str, int], ranks: Ranks, merged: list[int] | range,
+                 symbols: Callable[[str], list[int]], whole: Callable[[str], str] | None = None):
+        self._vocab, self._ranks, self._merged = vocab, ranks, merged
+        self._symbols, self._whole = symbols, whole
+
+    def word(self, word: str) -> list[int]:
+        """The ids of one word."""
+        if self._whole is not None and (id := self._vocab.get(self._whole(word))) is not None:
+            return [id]
+        symbols = self._symbols(word)
+        merged = self._merge_short(symbols) if len(symbols) <= SHORT else self._merge_long(symbols)
+        return [i for i in merged if i >= 0]
 
     def _merge_short(self, symbols: list[int]) -> list[int]:
         """Merge the pair of the lowest rank, leftmost first, until no pair has a rank."""
@@ -173,9 +148,47 @@ class ByteLevelBPE:
         return [s for s in symbols if s != GONE]
 
 
-def token_bytes(token: str) -> bytes:
-    """The bytes of a token in the byte alphabet; one with other characters stands for its UTF-8."""
-    try:
-        return bytes(map(CHAR_BYTES.__getitem__, token))
-    except KeyError:
-        return token.encode("utf-8", "replace")
+# ---- what a word begins with ----
+
+def byte_symbols(vocab: dict[str, int]) -> Callable[[str], list[int]]:
+    """The ids of a word's bytes.
+
+    Some bytes may have no token of their own (in SmolLM2 21: values that valid UTF-8 never holds, and a few
+    rare ones). They are left out of the ids where no merge takes them, as in llama.cpp and the tokenizers
+    library. Such text still encodes, and does not decode to itself.
+    """
+    of_byte = [vocab.get(c, -1) for c in BYTE_CHARS]
+    return lambda word: [of_byte[byte] for byte in word.encode()]
+
+
+def character_symbols(vocab: dict[str, int], unknown: int | None, *, byte_fallback: bool,
+                      fuse_unknown: bool) -> Callable[[str], list[int]]:
+    """The ids of a word's characters.
+
+    byte_fallback  a character without a token becomes its bytes' tokens, <0x0A> and so on
+    unknown        the id for one that has no such tokens either; None: it is left out
+    fuse_unknown   a run of unknown characters becomes one id
+    """
+    of_byte = [vocab.get(f"<0x{byte:02X}>") for byte in range(256)] if byte_fallback else [None] * 256
+
+    def symbols(word: str) -> list[int]:
+        found: list[int] = []
+        pending = False     # an unknown character's id is held back, as in the tokenizers library
+        for character in word:
+            id = vocab.get(character)
+            if id is None:
+                ids = [of_byte[byte] for byte in character.encode()]
+                if None not in ids:
+                    found += ids    # type: ignore[arg-type]  # mypy does not see that None is not in it
+                elif unknown is not None:
+                    if pending and not fuse_unknown:
+                        found.append(unknown)
+                    pending = True
+                continue
+            if pending:
+                found.append(unknown)   # type: ignore[arg-type]  # it is a number while one is pending
+                pending = False
+            found.append(id)
+        return [*found, unknown] if pending and unknown is not None else found
+
+    return symbols

@@ -11,11 +11,12 @@ from typing import Any
 from redlite.errors import Error
 from redlite.store.files import write_atomic, write_json
 from redlite.text import gguf_vocabulary, spm
-from redlite.text.tokenizer_json import SPLITS
+from redlite.text.patterns import PATTERNS
 from redlite.text.vocabulary import Vocabulary
 
 FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-         "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json")
+         "added_tokens.json", "tekken.json", "vocab.json", "merges.txt", "chat_template.jinja",
+         "chat_template.json")
 BYTES_ONLY = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 
 
@@ -62,13 +63,13 @@ def write(path: Path, metadata: dict[str, Any], directory: Path) -> None:
 
 def _tokenizer_json(found: Vocabulary, metadata: dict[str, Any]) -> dict:
     """The file of the tokenizers library (github.com/huggingface/tokenizers) for a byte-level vocabulary."""
-    pattern = gguf_vocabulary.PATTERNS[metadata["tokenizer.ggml.pre"]]
-    if pattern == "smollm":
+    pre = metadata["tokenizer.ggml.pre"]
+    if gguf_vocabulary.PATTERNS[pre] == "smollm":
         split = [{"type": "Digits", "individual_digits": True}, BYTES_ONLY | {"use_regex": True}]
     else:
-        expression = next(e for e, name in SPLITS.items() if name == pattern)
-        split = [{"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False},
-                 BYTES_ONLY]
+        split = [{"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
+                 for expression in PATTERNS[gguf_vocabulary.PATTERNS[pre]]]
+        split.append(BYTES_ONLY)
     tokens = metadata["tokenizer.ggml.tokens"]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     added = [{"id": id, "content": text, **flags, "special": text in found.special}
@@ -82,12 +83,13 @@ def _tokenizer_json(found: Vocabulary, metadata: dict[str, Any]) -> dict:
     return {
         "version": "1.0", "truncation": None, "padding": None,
         "added_tokens": added,
-        "normalizer": {"type": "NFC"} if pattern == "qwen2" else None,
+        "normalizer": {"type": "NFC"} if pre in gguf_vocabulary.NFC else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": split},
         "post_processor": {"type": "TemplateProcessing", "single": [*bos, first],
                            "pair": [*bos, first, second], "special_tokens": specials},
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                   "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-                  "ignore_merges": pattern == "llama-bpe", "vocab": {t: i for i, t in enumerate(tokens)},
+                  "ignore_merges": pre in gguf_vocabulary.WHOLE,
+                  "vocab": {t: i for i, t in enumerate(tokens)},
                   "merges": metadata["tokenizer.ggml.merges"]}}

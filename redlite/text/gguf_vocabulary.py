@@ -12,20 +12,29 @@ import numpy as np
 from redlite.errors import Error
 from redlite.store.text import short
 from redlite.text import spm
+from redlite.text.patterns import compiled
+from redlite.text.pipeline import anywhere
+from redlite.text.pretokenizer import normalizer
 from redlite.text.tokenizer_files import CONTROL_LOOK, RoleIds
 from redlite.text.vocabulary import Vocabulary, byte_level, merge_ids
 
+# tokenizer.ggml.pre → the pattern in patterns.py
 PATTERNS = {
-    "gpt-2": "gpt-2",
-    "gpt2": "gpt-2",
-    "smollm": "smollm",
-    "starcoder": "smollm",
-    "llama-bpe": "llama-bpe",
-    "llama3": "llama-bpe",
-    "llama-v3": "llama-bpe",
-    "qwen2": "qwen2",
-    "deepseek-r1-qwen": "qwen2",
+    "gpt-2": "gpt-2", "gpt2": "gpt-2", "phi-2": "gpt-2", "olmo": "gpt-2", "exaone4": "gpt-2",
+    "smollm": "smollm", "starcoder": "smollm", "refact": "smollm", "command-r": "smollm",
+    "llama-bpe": "llama-bpe", "llama3": "llama-bpe", "llama-v3": "llama-bpe", "falcon3": "llama-bpe",
+    "lfm2": "llama-bpe", "dbrx": "llama-bpe", "smaug-bpe": "llama-bpe", "glm4": "llama-bpe",
+    "qwen2": "qwen2", "deepseek-r1-qwen": "qwen2", "megrez": "qwen2", "stablelm2": "qwen2",
+    "hunyuan": "qwen2",
+    "qwen35": "qwen35",
+    "tekken": "tekken",
+    "gpt-4o": "gpt-4o", "llama4": "gpt-4o",
+    "deepseek-v3": "deepseek-v3", "hunyuan-dense": "deepseek-v3", "deepseek-coder": "deepseek-coder",
 }
+# Those whose words are not merged where they are tokens as they stand, and those that begin with BOS.
+WHOLE = ("llama-bpe", "llama3", "llama-v3", "falcon3", "lfm2", "glm4", "tekken")
+BEGIN = ("llama-bpe", "llama3", "llama-v3", "falcon3", "lfm2", "tekken")
+NFC = ("qwen2", "deepseek-r1-qwen", "qwen35")   # text is put in Unicode's composed form first
 
 
 # Control tokens that end an answer by their text alone: llama.cpp's, without those of code completion.
@@ -137,7 +146,7 @@ def _gpt2(table: _Table, tokens: list[str], kinds: list[int], ids: RoleIds) -> V
     pre = table.text("ggml.pre")
     if pre not in PATTERNS:
         raise table.fail("ggml.pre", f"is {short(pre)}; redlite knows {', '.join(PATTERNS)}")
-    pattern, vocab = PATTERNS[pre], {token: i for i, token in enumerate(tokens)}
+    vocab = {token: i for i, token in enumerate(tokens)}
     if len(vocab) != len(tokens):
         raise table.fail("ggml.tokens", "holds a token twice")
     try:
@@ -150,7 +159,9 @@ def _gpt2(table: _Table, tokens: list[str], kinds: list[int], ids: RoleIds) -> V
             added[i] = token, kind != spm.USER_DEFINED or CONTROL_LOOK.fullmatch(token) is not None
     add_bos = table.flag("ggml.add_bos_token")
     if add_bos is None:
-        add_bos = pattern == "llama-bpe"  # llama.cpp's own default
-    return byte_level(vocab, merges, added, ids, pattern, ignore_merges=pattern == "llama-bpe",
-                      nfc=pattern == "qwen2", add_bos=add_bos and ids[0] is not None,
-                      chat_template=table.text("chat_template"), fingerprint=table.fingerprint())
+        add_bos = pre in BEGIN  # llama.cpp's own default
+    split = anywhere(compiled(PATTERNS[pre]))
+    return byte_level(vocab, merges, added, ids, split, ignore_merges=pre in WHOLE,
+                      normalize=normalizer({"type": "NFC"} if pre in NFC else None),
+                      add_bos=add_bos and ids[0] is not None, chat_template=table.text("chat_template"),
+                      fingerprint=table.fingerprint())

@@ -1,5 +1,5 @@
-"""Tokenizers: sentencepiece and byte-level BPE behind one class, read from a model's directory or a GGUF's
-metadata.
+"""Tokenizers: sentencepiece models and the pipelines of pipeline.py behind one class, read from a model's
+directory or a GGUF's metadata.
 
 `encode` never makes a control token from text: `</s>` or `<|im_end|>` in a question are encoded as plain
 characters. Only chat.py puts control tokens in, by id.
@@ -14,24 +14,25 @@ Control tokens cut a conversation into segments, for which there are two convent
 Byte-level models: a byte without a token (SmolLM2 has 21 such values) is left out, as in llama.cpp; see
 bpe.py.
 """
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from redlite.errors import Error
-from redlite.text import gguf_vocabulary, spm
+from redlite.text import gguf_vocabulary, spm, tekken, tokenizer_json
+from redlite.text.added_tokens import PLAIN, AddedTokens
+from redlite.text.pipeline import Pipeline
 from redlite.text.tokenizer_files import TokenizerFiles
-from redlite.text.tokenizer_json import from_tokenizer_json
 from redlite.text.vocabulary import Vocabulary, from_sentencepiece
 
-MAX_DEFINED = 10_000  # added tokens that text may hold: each is tried at each place of a text
+MAX_DEFINED = 10_000  # added tokens that text may hold
 REPLACEMENT = "\ufffd"
 
 
 def load(directory: str | Path) -> "Tokenizer":
-    """The tokenizer of a model's directory: from tokenizer.model, else from tokenizer.json.
+    """The tokenizer of a model's directory: from tokenizer.model, else tokenizer.json, else tekken.json.
 
+    Where tokenizer.json has Mistral's vocabulary with the wrong splitting, tekken.json goes before it.
     Raises Error for files that are missing, damaged, or of a kind that redlite does not know.
     """
     path = Path(directory)
@@ -40,13 +41,16 @@ def load(directory: str | Path) -> "Tokenizer":
     try:
         files = TokenizerFiles(path)
         if files.has("tokenizer.model"):
-            return _tokenizer(path, replace(from_sentencepiece(files), trims=files.trims({})))
-        if files.has("tokenizer.json"):
-            found = from_tokenizer_json(files)      # which checks the entries
-            return _tokenizer(path, replace(found, trims=files.trims(files.json("tokenizer.json"))))
+            return _tokenizer(path, replace(from_sentencepiece(files), rules=files.rules({})))
+        if files.has("tokenizer.json") and not (files.has(tekken.NAME) and tokenizer_json.is_wrong(files)):
+            found = tokenizer_json.from_tokenizer_json(files)      # which checks the entries
+            return _tokenizer(path, replace(found, rules=files.rules(files.json("tokenizer.json"))))
+        if files.has(tekken.NAME):
+            return _tokenizer(path, tekken.from_tekken(files))
     except RecursionError:
         raise Error(f"{path}: a JSON file of the tokenizer is nested too deeply") from None
-    raise Error(f"{path}: has neither tokenizer.model nor tokenizer.json; copy the model's tokenizer there")
+    raise Error(f"{path}: has neither tokenizer.model nor tokenizer.json nor tekken.json; "
+                "copy the model's tokenizer there")
 
 
 def from_gguf(path: Path, metadata: dict[str, Any]) -> "Tokenizer":
@@ -66,27 +70,36 @@ class Tokenizer:
 
     kind           "sentencepiece" or "byte-level"
     vocab_size     one more than the highest id
+    base_size      the same without the added tokens: the rows that a model must have for text
     special        text of each control token → its id
     bos_id eos_id pad_id  int or None
     add_bos        whether the model's files want bos_id before a text (`encode` itself never adds it)
     legacy         see the module's docstring; False for byte-level models, which have no such space
     chat_template  the template text of the model's files, or None
     end_ids        tokens that end an answer beside eos_id
-    trims          tokens that take white space beside them along → (on the left, on the right); only a chat
-                   template's control tokens do so here
+    trims          added tokens that take white space beside them along → (on the left, on the right)
     """
 
     def __init__(self, v: Vocabulary):
-        self.kind = "sentencepiece" if isinstance(v.core, spm.SentencePiece) else "byte-level"
+        byte_level = isinstance(v.core, Pipeline) and v.core.decoder is None
+        self.kind = "byte-level" if byte_level else "sentencepiece"
         self.special, self.bos_id, self.eos_id, self.pad_id = v.special, v.bos_id, v.eos_id, v.pad_id
         self.add_bos, self.legacy, self.chat_template = v.add_bos, v.legacy, v.chat_template
-        self.end_ids, self.trims = v.end_ids, v.trims
-        self._core, self._texts, self._defined = v.core, v.texts, v.defined
+        self.end_ids = v.end_ids
+        self.trims = {text: rule[:2] for text, rule in v.rules.items() if any(rule[:2])}
+        self._core, self._texts = v.core, v.texts
         self._fingerprint, self._space_prefix = v.fingerprint, v.space_prefix
+        self.base_size = v.core.size
         self.vocab_size = max([v.core.size - 1, *v.texts, *v.special.values(), *v.defined.values()]) + 1
-        longest = sorted(v.defined, key=lambda text: (-len(text), text))
-        self._cut = re.compile("(" + "|".join(map(re.escape, longest)) + ")").split if longest else None
         self._controls = frozenset(v.special.values())
+        self._normalize = v.core.normalize if isinstance(v.core, Pipeline) else None
+        late = [text for text in v.defined if self._normalize and v.rules.get(text, PLAIN).normalized]
+        early: dict[str, int | None] = {text: id for text, id in v.defined.items() if text not in late}
+        # A control token is text here, all of it: no added token within it counts.
+        self._early = AddedTokens(early | dict.fromkeys(v.special) if early else {}, v.rules)
+        changed = {text: self._normalize(text) for text in late} if self._normalize else {}
+        self._late = AddedTokens({new: v.defined[old] for old, new in changed.items() if new},
+                                 {new: v.rules[old] for old, new in changed.items()})
 
     def encode(self, text: str) -> list[int]:
         """Ids of a whole text, without BOS or EOS. Lone surrogates become U+FFFD."""
@@ -94,21 +107,31 @@ class Tokenizer:
 
     def encode_segment(self, text: str, first: bool) -> list[int]:
         """Ids of a text between control tokens. first: no other text comes before it (BOS is no text)."""
-        text = _valid(text)
-        if self._cut is None:
-            return self._plain(text, first)
         ids: list[int] = []
-        for i, part in enumerate(self._cut(text)):  # texts and added tokens by turns
-            if i % 2:
-                ids.append(self._defined[part])
-            elif part:
-                ids += self._plain(part, first and i == 0)
+        start = True    # nothing was found yet
+        for part, added in self._early.cut(_valid(text)):
+            if added is not None:
+                ids.append(added)
+            else:
+                ids += self._between(part, first and start)
+            start = False
         return ids
 
-    def _plain(self, text: str, first: bool) -> list[int]:
+    def _between(self, text: str, first: bool) -> list[int]:
+        """Ids of a text between those added tokens that are found in text as it is given."""
         if isinstance(self._core, spm.SentencePiece):
             return self._core.encode(text, self._space_prefix and (first or self.legacy))
-        return self._core.encode(text)
+        if self._normalize:
+            text = self._normalize(text)
+        ids: list[int] = []
+        start = True
+        for part, added in self._late.cut(text):
+            if added is not None:
+                ids.append(added)
+            else:
+                ids += self._core.encode(part, first and start)
+            start = False
+        return ids
 
     def encode_parts(self, parts: list[str], first: bool) -> list[list[int]]:
         """Ids of the parts' whole text as one segment; each token goes to the part in which it begins."""
@@ -138,8 +161,8 @@ class Tokenizer:
         Control tokens are left out; broken UTF-8 and ids outside the vocabulary show as U+FFFD.
         """
         ids = [i for i in ids if i not in self._controls]
-        if not isinstance(self._core, spm.SentencePiece):
-            return b"".join(map(self.piece_bytes, ids)).decode("utf-8", "replace")
+        if isinstance(self._core, Pipeline):
+            return self._core.decode(ids)
         out: list[str] = []
         run: list[int] = []  # ids that sentencepiece decodes together
         for i in [*ids, -1]:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from redlite.errors import Error
 from redlite.store.text import short
+from redlite.text.added_tokens import Rule
 
 MAX_IDS = 1 << 24
 MAX_DIGITS = 9  # of an id that is a key of a JSON object
@@ -141,16 +142,23 @@ class TokenizerFiles:
             put("added_tokens.json", id, text, False)
         return found
 
-    def trims(self, core: dict[str, Any]) -> dict[str, tuple[bool, bool]]:
-        """For each added token that takes white space beside it along: whether on its left, on its right.
+    def rules(self, core: dict[str, Any]) -> dict[str, Rule]:
+        """How each added token is found in text, where it is not `added_tokens.PLAIN`.
 
         core is as for `added`, which checks the entries. tokenizer.json counts where it has the token.
         """
-        found: dict[str, tuple[bool, bool]] = {}
+        found: dict[str, Rule] = {}
         older = self.an_object("tokenizer_config.json", self.config, "added_tokens_decoder").values()
-        for entry in [*older, *self.a_list("tokenizer.json", core, "added_tokens")]:
-            found[entry["content"]] = entry.get("lstrip") is True, entry.get("rstrip") is True
-        return {text: sides for text, sides in found.items() if any(sides)}
+        newer = self.a_list("tokenizer.json", core, "added_tokens")
+        for name, entries in (("tokenizer_config.json", older), ("tokenizer.json", newer)):
+            for entry in entries:
+                values = {field: entry.get(field) for field in Rule._fields}
+                for field, value in values.items():
+                    if value is not None and not isinstance(value, bool):
+                        raise self.fail(name, f"added token {short(entry['content'])}: {field} is "
+                                              f"{short(value)}; true or false is needed")
+                found[entry["content"]] = Rule(**{field: value or False for field, value in values.items()})
+        return {text: rule for text, rule in found.items() if any(rule)}
 
     def _control_texts(self) -> set[str | None]:
         """The texts that the files name as control tokens of any role."""

@@ -1,17 +1,21 @@
 """Vocabularies: what a Tokenizer is made of, and how one comes from a model's directory.
 
-tokenizer.model is read here, tokenizer.json in tokenizer_json.py, a GGUF file's metadata in
-gguf_vocabulary.py. Nothing in a file is believed. Every field is checked for its type before it is used. What
-would change the ids and is not known is refused by name.
+tokenizer.model is read here, tokenizer.json in tokenizer_json.py, tekken.json in tekken.py, a GGUF file's
+metadata in gguf_vocabulary.py. Nothing in a file is believed. Every field is checked for its type before it
+is used. What would change the ids and is not known is refused by name.
 """
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from operator import add
+from typing import NamedTuple
 
 import numpy as np
 
 from redlite.store.text import short
 from redlite.text import bpe, spm
+from redlite.text.added_tokens import Rule
+from redlite.text.pipeline import Pipeline
+from redlite.text.pretokenizer import Normalize, Split
 from redlite.text.tokenizer_files import CONTROL_LOOK, ROLES, Added, RoleIds, TokenizerFiles
 
 
@@ -20,7 +24,7 @@ class Vocabulary:
     """What a Tokenizer is made of.
 
     core           makes ids of plain text
-    texts          the bytes of added tokens, by id
+    texts          the bytes of added tokens that the core does not know, by id
     special        control tokens: text → id, never made from text
     defined        added tokens that text may hold → id
     bos_id eos_id pad_id  None where the model has no such token
@@ -30,9 +34,9 @@ class Vocabulary:
     chat_template  the template text of the model's files, or None
     fingerprint    SHA-256 of the files or tables that decide the ids
     end_ids        tokens that end an answer beside eos_id, where a GGUF file has such
-    trims          tokens that take white space beside them along → (on the left, on the right)
+    rules          how added tokens are found, where that is not `added_tokens.PLAIN`: text → rule
     """
-    core: spm.SentencePiece | bpe.ByteLevelBPE
+    core: spm.SentencePiece | Pipeline
     texts: dict[int, bytes]
     special: dict[str, int]
     defined: dict[str, int]
@@ -45,7 +49,7 @@ class Vocabulary:
     chat_template: str | None
     fingerprint: str
     end_ids: tuple[int, ...] = ()
-    trims: dict[str, tuple[bool, bool]] = field(default_factory=dict)
+    rules: dict[str, Rule] = field(default_factory=dict)
 
 
 def from_sentencepiece(files: TokenizerFiles) -> Vocabulary:
@@ -110,23 +114,52 @@ def require_roles(files: TokenizerFiles, roles: list[str | None], ids: RoleIds) 
             raise files.fail("tokenizer_config.json", f"{role}_token {short(text)} is not in the vocabulary")
 
 
-def byte_level(vocab: dict[str, int], merges: np.ndarray, added: Added, ids: RoleIds, pattern: str, *,
-               ignore_merges: bool, nfc: bool, add_bos: bool, chat_template: str | None,
-               fingerprint: str) -> Vocabulary:
-    """A byte-level vocabulary; arguments as for `bpe.ByteLevelBPE` and `Vocabulary`.
+class Texts(NamedTuple):
+    """A vocabulary's texts → ids, by what they are: `plain` ones are what words are made of."""
+    plain: dict[str, int]
+    special: dict[str, int]
+    defined: dict[str, int]
 
-    added  tokens beside the vocabulary
-    ids    of BOS, EOS and PAD, which are control tokens whatever the file calls them
+
+def sorted_texts(vocab: dict[str, int], added: Added, ids: RoleIds, unknown: str | None = None) -> Texts:
+    """A vocabulary and its added tokens, apart.
+
+    ids      of BOS, EOS and PAD, which are control tokens whatever the file calls them
+    unknown  the token of unknown characters, which is one too
     """
-    special = {text: i for i, (text, control) in added.items() if control or i in ids}
-    special |= {text: i for text, i in vocab.items() if i in ids and i not in added}
+    special = {text: i for i, (text, control) in added.items() if control or i in ids or text == unknown}
+    special |= {text: i for text, i in vocab.items() if (i in ids or text == unknown) and i not in added}
     defined = {text: i for i, (text, _) in added.items() if text not in special}
     controls = set(special.values())
-    plain = {text: i for text, i in vocab.items() if i not in controls}
-    merges = merges[~np.isin(merges, list(controls)).any(axis=1)]
-    core = bpe.ByteLevelBPE(plain, merges, pattern, ignore_merges=ignore_merges, nfc=nfc)
+    return Texts({text: i for text, i in vocab.items() if i not in controls}, special, defined)
+
+
+def ranks_within(merges: np.ndarray, special: dict[str, int]) -> tuple[dict[int, int], list[int]]:
+    """The ranks of merges, and what each makes, without those that have a control token's part."""
+    merges = merges[~np.isin(merges, list(special.values())).any(axis=1)]
+    return bpe.ranks_of(merges), merges[:, 2].tolist()
+
+
+def byte_level(vocab: dict[str, int], merges: np.ndarray | None, added: Added, ids: RoleIds, split: Split, *,
+               ignore_merges: bool, add_bos: bool, chat_template: str | None, fingerprint: str,
+               normalize: Normalize | None = None) -> Vocabulary:
+    """A byte-level vocabulary; arguments as for `bpe.BPE`, `Pipeline` and `Vocabulary`.
+
+    merges  as from `merge_ids`; None: tokens merge if they make a token together
+    added   tokens beside the vocabulary
+    """
+    plain, special, defined = sorted_texts(vocab, added, ids)
+    whole = (lambda word: bpe.in_alphabet(word.encode())) if ignore_merges else None
+    ranks: bpe.Ranks
+    made: list[int] | range
+    if merges is None:
+        ranks, made = bpe.Concatenations(plain), range(max(plain.values()) + 1)
+    else:
+        ranks, made = ranks_within(merges, special)
+    model = bpe.BPE(plain, ranks, made, bpe.byte_symbols(plain), whole)
     texts = {i: text.encode("utf-8", "replace") for i, (text, _) in added.items()}
-    return Vocabulary(core, texts, special, defined, *ids, add_bos=add_bos, legacy=False, space_prefix=False,
+    core = Pipeline(plain, model, split, normalize, texts=texts)
+    return Vocabulary(core, {}, special, defined, *ids, add_bos=add_bos, legacy=False, space_prefix=False,
                       chat_template=chat_template, fingerprint=fingerprint)
 
 

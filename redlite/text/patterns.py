@@ -1,0 +1,300 @@
+r"""The regular expressions that cut text into words, translated for Python's `re`.
+
+Tokenizer files are written for Oniguruma (github.com/kkos/oniguruma) and for tiktoken's engine, which know
+\p{L} and Unicode's white space. `re` knows neither, so classes are written out here. What is not known, or
+could take exponential time, is refused by name.
+
+Character classes follow the Unicode version of the running Python (`unicodedata.unidata_version`); a letter
+that Unicode gained later is treated as a symbol.
+"""
+import re
+import unicodedata
+from collections.abc import Callable
+from functools import cache
+
+Ranges = list[tuple[int, int]]
+LAST = 0x10FFFF
+MAX_LENGTH, MAX_DEPTH = 20_000, 20
+# Unicode's White_Space, as the inside of `[…]`. `\s` of `re` holds U+001C to U+001F too.
+SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+SPACES: Ranges = [(9, 13), (32, 32), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A),
+                  (0x2028, 0x2029), (0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000)]
+WHITE = "".join(chr(c) for first, last in SPACES for c in range(first, last + 1))
+# Letters of Unicode's Alphabetic that are symbols by their category.
+CIRCLED: Ranges = [(0x24B6, 0x24E9), (0x1F130, 0x1F149), (0x1F150, 0x1F169), (0x1F170, 0x1F189)]
+CATEGORIES = frozenset(("L", "Lu", "Ll", "Lt", "Lm", "Lo", "M", "Mn", "Mc", "Me", "N", "Nd", "Nl", "No", "P",
+                        "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "S", "Sm", "Sc", "Sk", "So", "Z", "Zs",
+                        "Zl", "Zp"))
+CONTROL_ESCAPES = {"r": "\r", "n": "\n", "t": "\t", "f": "\f", "v": "\v"}
+
+# The splitting patterns, by the name of llama.cpp's `tokenizer.ggml.pre` for each. Where a model splits twice
+# (single digits first, then GPT-2's pattern), smollm does both at once.
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+SMOLLM = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+          r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+QWEN2 = LLAMA3.replace("{1,3}", "")
+QWEN35 = QWEN2.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
+TEKKEN = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+          r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+          r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+O200K = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+         r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+         r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+DEEPSEEK3 = (r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+             r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+PATTERNS: dict[str, tuple[str, ...]] = {
+    "gpt-2": (GPT2,), "smollm": (SMOLLM,), "llama-bpe": (LLAMA3,), "qwen2": (QWEN2,), "qwen35": (QWEN35,),
+    "tekken": (TEKKEN,), "gpt-4o": (O200K,),
+    "deepseek-v3": (r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", DEEPSEEK3),
+    "deepseek-coder": (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}"),
+}
+
+
+# ---- character classes ----
+
+@cache
+def category(name: str) -> Ranges:
+    r"""The code points of \p{name}, name being a general category or the first letter of some."""
+    found = []
+    for run in re.finditer(f"{name}+" if len(name) == 1 else f"(?:{name})+", _categories(len(name))):
+        start, end = (at // len(name) for at in run.span())
+        found.append((start, end - 1))
+    if name in ("M", "Mn"):
+        found.append((0xE0100, 0xE01EF))
+    return found
+
+
+@cache
+def _categories(letters: int) -> str:
+    """The category of each code point up to U+3FFFF, its first or both letters.
+
+    Above are unassigned and private characters, formats, and the selectors that `category` adds.
+    """
+    every = "".join(map(unicodedata.category, map(chr, range(0x40000))))
+    if letters == 1:
+        return every[::2]
+    return every
+
+
+def word_characters() -> Ranges:
+    r"""What \w means in both engines, near enough."""
+    ranges = [r for name in ("L", "M", "Nd", "Nl", "Pc") for r in category(name)]
+    return [*ranges, *CIRCLED]
+
+
+def complement(ranges: Ranges) -> Ranges:
+    found, place = [], 0
+    for first, last in sorted(ranges):
+        if first > place:
+            found.append((place, first - 1))
+        place = max(place, last + 1)
+    return [*found, (place, LAST)] if place <= LAST else found
+
+
+def inside(ranges: Ranges) -> str:
+    """Ranges as the inside of `[…]`: in order, and joined where they touch, which `re` compiles faster."""
+    ranges = complement(complement(ranges))
+    return "".join(re.escape(chr(first)) + ("-" + re.escape(chr(last)) if last > first else "")
+                   for first, last in ranges)
+
+
+# ---- translation ----
+
+class _Translator:
+    """One expression; `at` is the place up to which it is read."""
+
+    def __init__(self, text: str):
+        self.text, self.at, self.captures = text, 0, 0
+
+    def take(self, what: str) -> bool:
+        if self.text.startswith(what, self.at):
+            self.at += len(what)
+            return True
+        return False
+
+    def next(self) -> str:
+        if self.at >= len(self.text):
+            raise ValueError("it ends too early")
+        self.at += 1
+        return self.text[self.at - 1]
+
+    def alternatives(self, depth: int) -> tuple[str, bool]:
+        """(translation up to a closing bracket or the end, whether it holds a choice or a repetition)."""
+        if depth > MAX_DEPTH:
+            raise ValueError("its groups are nested too deeply")
+        out: list[str] = []
+        complex = False
+        while self.at < len(self.text) and self.text[self.at] != ")":
+            if self.take("|"):
+                out.append("|")
+                complex = True
+                continue
+            atom, inner = self.atom(depth)
+            atom, repeated = self.repeat(atom, inner)
+            complex = complex or inner or repeated
+            out.append(atom)
+        return "".join(out), complex
+
+    def atom(self, depth: int) -> tuple[str, bool]:
+        character = self.next()
+        if character == "(":
+            opening = "(?:"
+            for known in ("?:", "?i:", "?=", "?!", "?<=", "?<!"):
+                if self.take(known):
+                    opening = "(" + known
+                    break
+            else:
+                if self.take("?"):
+                    raise ValueError(f"it has the group (?{self.text[self.at:self.at + 3]}")
+            body, complex = self.alternatives(depth + 1)
+            if not self.take(")"):
+                raise ValueError("a bracket is not closed")
+            return f"{opening}{body})", complex
+        if character == "[":
+            return self.bracket(), False
+        if character == "\\":
+            found = self.escape()
+            return (f"[{inside(found)}]" if isinstance(found, list) else re.escape(found)), False
+        if character in "*+?{":
+            raise ValueError(f"{character} repeats nothing")
+        special = {".": r"[^\n]", "$": r"(?=\n|\Z)", "^": r"(?<![^\n])"}     # lines, as in Oniguruma
+        return special.get(character, re.escape(character)), False
+
+    def repeat(self, atom: str, complex: bool) -> tuple[str, bool]:
+        """The atom with the repetition that follows it, if one does."""
+        count = re.compile(r"[*+?]|\{\d{1,4}(?:,\d{0,4})?\}").match(self.text, self.at)
+        if count is None:
+            if self.at < len(self.text) and self.text[self.at] == "{":
+                raise ValueError("it has a repetition that is not known")
+            return atom, False
+        self.at = count.end()
+        if complex and count[0] != "?":
+            raise ValueError("it repeats a group that holds a choice or a repetition, "
+                             "which can take exponential time")
+        if self.take("+"):
+            if count[0][0] == "{":
+                raise ValueError(f"it has the repetition {count[0]}+")
+            self.captures += 1      # possessive: what was matched once is not given back
+            return f"(?=(?P<p{self.captures}>{atom}{count[0]}))(?P=p{self.captures})", True
+        lazy = "?" if self.take("?") else ""
+        if self.at < len(self.text) and self.text[self.at] in "*+?{":
+            raise ValueError("it repeats a repetition")
+        return atom + count[0] + lazy, True
+
+    def escape(self) -> str | Ranges:
+        r"""What stands behind a backslash: a character, or the class that it means."""
+        character = self.next()
+        if character in "pP":
+            name = re.compile(r"\{(\^?)(\w+)\}").match(self.text, self.at)
+            if name is None or name[2] not in CATEGORIES:
+                raise ValueError(f"it has \\{character}{self.text[self.at:self.at + 12]}")
+            self.at = name.end()
+            negated = (character == "P") != (name[1] == "^")
+            return complement(category(name[2])) if negated else category(name[2])
+        if character in "sSdDwW":
+            known = {"s": lambda: SPACES, "d": lambda: category("Nd"), "w": word_characters}
+            ranges = known[character.lower()]()
+            return complement(ranges) if character.isupper() else ranges
+        if character in "xu":
+            digits = re.compile(r"[0-9a-fA-F]{4}" if character == "u" else "[0-9a-fA-F]{2}")
+            found = digits.match(self.text, self.at)
+            if found is None:
+                raise ValueError(f"it has \\{character} without its digits")
+            self.at = found.end()
+            return chr(int(found[0], 16))
+        if character in CONTROL_ESCAPES:
+            return CONTROL_ESCAPES[character]
+        if character.isalnum():
+            raise ValueError(f"it has \\{character}")
+        return character
+
+    def bracket(self) -> str:
+        """A character class, from behind its opening bracket."""
+        opening = "[^" if self.take("^") else "["
+        ranges: Ranges = []
+        while not self.take("]") or not ranges:
+            if self.text.startswith("&&", self.at):
+                raise ValueError("it has && in a class")
+            first = self.member()
+            if isinstance(first, list):
+                ranges += first
+                continue
+            last = first
+            if self.text.startswith("-", self.at) and not self.text.startswith("-]", self.at):
+                self.at += 1
+                end = self.member()
+                if isinstance(end, list) or end < first:
+                    raise ValueError("it has a range without an order")
+                last = end
+            ranges.append((ord(first), ord(last)))
+        return f"{opening}{inside(ranges)}]"
+
+    def member(self) -> str | Ranges:
+        character = self.next()
+        if character == "[":
+            raise ValueError("it has a class within a class")
+        return self.escape() if character == "\\" else character
+
+
+@cache
+def translated(expression: str) -> re.Pattern:
+    """The expression for `re`. Raises ValueError, saying what is not known.
+
+    Its capturing groups, if it has any, stand for possessive repetitions.
+    """
+    if len(expression) > MAX_LENGTH:
+        raise ValueError(f"it is longer than {MAX_LENGTH} characters")
+    reader = _Translator(expression)
+    text, _ = reader.alternatives(0)
+    if reader.at < len(expression):
+        raise ValueError("a bracket is closed that was not opened")
+    try:
+        return re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"Python's re does not take it ({error})") from None
+
+
+# ---- cutting ----
+
+Cut = Callable[[str], list[str]]
+
+
+def isolated(pattern: re.Pattern) -> Cut:
+    """Cuts a text into what the pattern matches and what lies between."""
+    whole, finditer = pattern.findall, pattern.finditer
+
+    def with_gaps(text: str) -> list[str]:
+        words, done = [], 0
+        for match in finditer(text):
+            start, end = match.span()
+            if done < start:
+                words.append(text[done:start])
+            if start < end:
+                words.append(text[start:end])
+            done = end
+        return [*words, text[done:]] if done < len(text) else words
+
+    def cut(text: str) -> list[str]:
+        words = whole(text)     # most patterns match every character
+        return words if sum(map(len, words)) == len(text) and "" not in words else with_gaps(text)
+
+    return with_gaps if pattern.groups else cut
+
+
+@cache
+def compiled(name: str) -> Cut:
+    """Cuts a text into words by the pattern of that name in PATTERNS."""
+    steps = [isolated(translated(expression)) for expression in PATTERNS[name]]
+    if len(steps) == 1:
+        return steps[0]
+
+    def cut(text: str) -> list[str]:
+        words = [text]
+        for step in steps:
+            words = [word for piece in words for word in step(piece)]
+        return words
+
+    return cut

@@ -1,0 +1,265 @@
+"""The steps of tokenizer.json before its model: `normalizer` and `pre_tokenizer`.
+
+They follow github.com/huggingface/tokenizers 0.23.3, and are tested against it. A step, a field or a value
+that is not known here is refused by name, since it would change the ids.
+"""
+import re
+import unicodedata
+from collections.abc import Callable
+from typing import Any
+
+from redlite.text.patterns import GPT2, WHITE, Cut, category, compiled, inside, isolated, translated
+
+Normalize = Callable[[str], str]
+# (text, whether it stands at the very start) → words
+Split = Callable[[str, bool], list[str]]
+SPACE = "▁"
+PREPEND = {"type": "Prepend", "prepend": SPACE}     # a normalizer of the older sentencepiece conversions
+MAX_STEPS = 50
+BEHAVIORS = ("Isolated", "Removed", "Contiguous", "MergedWithPrevious", "MergedWithNext")
+# Punctuation to Unicode today that the library's older table lacks, and two marks that it has.
+NEWER_PUNCTUATION = (
+    "\u061d\u070e\u0bff\u0c77\u0c84\u1b7d-\u1b7e\u2e43-\u2e4f\u2e52-\u2e5d\U00010ead\U00010f55-\U00010f59"
+    "\U00010f86-\U00010f89")
+
+
+class Steps:
+    """What a pipeline's entry holds, each field checked once. Raises ValueError with what is wrong."""
+
+    def __init__(self, entry: Any, inner: str):
+        """inner: the key under which a "Sequence" holds its steps."""
+        self.found: list[dict[str, Any]] = []
+        self._add(entry, inner, 0)
+
+    def _add(self, entry: Any, inner: str, depth: int) -> None:
+        if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
+            raise ValueError("a step is no object with a type")
+        if entry["type"] != "Sequence":
+            self.found.append(entry)
+        elif depth > 3 or not isinstance(entry.get(inner), list):
+            raise ValueError(f"a Sequence without a list {inner}, or one too deep")
+        else:
+            for step in entry[inner]:
+                self._add(step, inner, depth + 1)
+        if len(self.found) > MAX_STEPS:
+            raise ValueError(f"more than {MAX_STEPS} steps")
+
+
+def fields(step: dict[str, Any], **known: Any) -> list[Any]:
+    """The values of a step's fields, in the order of `known`.
+
+    known  field → its value where it is absent or null; its type is the one needed, and of None any
+    Raises ValueError for a field that is not known or of another type.
+    """
+    for key in step:
+        if key != "type" and key not in known:
+            raise ValueError(f"{step['type']} has the field {key[:40]!r}")
+    found = []
+    for key, usual in known.items():
+        value = usual if step.get(key) is None else step[key]
+        if usual is not None and type(value) is not type(usual):
+            raise ValueError(f"{step['type']}.{key} is of another type")
+        found.append(value)
+    return found
+
+
+def pattern_of(pattern: Any, kind: str) -> re.Pattern:
+    """The pattern of a Split or Replace: {"String": …} or {"Regex": …}."""
+    if isinstance(pattern, dict) and len(pattern) == 1:
+        ((name, text),) = pattern.items()
+        if name in ("String", "Regex") and isinstance(text, str) and text:
+            return re.compile(re.escape(text)) if name == "String" else translated(text)
+    raise ValueError(f"{kind}.pattern is neither a String nor a Regex")
+
+
+# ---- normalizers ----
+
+def normalizer(entry: Any) -> Normalize | None:
+    """The function of a `normalizer`; None for one that does nothing. Raises ValueError."""
+    if entry is None:
+        return None
+    steps = [_normalizer(step) for step in Steps(entry, "normalizers").found]
+    if not steps:
+        return None
+
+    def run(text: str) -> str:
+        for step in steps:
+            text = step(text)
+        return text
+
+    return run if len(steps) > 1 else steps[0]
+
+
+def _normalizer(step: dict[str, Any]) -> Normalize:
+    kind = step["type"]
+    if kind in ("NFC", "NFD", "NFKC", "NFKD"):
+        fields(step)
+        return lambda text: unicodedata.normalize(kind, text)
+    if kind == "Prepend":
+        (lead,) = fields(step, prepend="")
+        return lambda text: lead + text if text else text
+    if kind == "Replace":
+        pattern, content = fields(step, pattern=None, content="")
+        find = pattern_of(pattern, kind)
+        old = pattern.get("String")
+        return (lambda text: find.sub(lambda _: content, text)) if old is None \
+            else lambda text: text.replace(old, content)
+    if kind == "Strip":
+        left, right = fields(step, strip_left=True, strip_right=True)
+
+        def strip(text: str) -> str:
+            text = text.lstrip(WHITE) if left else text
+            return text.rstrip(WHITE) if right else text
+
+        return strip
+    if kind == "Lowercase":
+        fields(step)
+        return lambda text: "".join(map(str.lower, text))     # each by itself: no final sigma
+    raise ValueError(f"{kind} is not known")
+
+
+# ---- pre-tokenizers ----
+
+class Pretokenizer:
+    """The `pre_tokenizer` of a file.
+
+    split       text to words
+    byte_level  whether its last step writes the words in the byte alphabet
+    metaspace   "always", "first" or "never", where a step is a Metaspace; else None
+    """
+
+    def __init__(self, entry: Any, no_prefix: bool = False):
+        """no_prefix: put no space before text, whatever a Metaspace says. Raises ValueError."""
+        self.byte_level, self._no_prefix = False, no_prefix
+        self.metaspace: str | None = None
+        found = [] if entry is None else Steps(entry, "pretokenizers").found
+        steps: list[Split] = []
+        if _digits_then_gpt2(found):
+            self.byte_level = True
+            steps.append(_same(compiled("smollm")))
+        else:
+            for step in found:
+                if self.byte_level:
+                    raise ValueError(f"{step['type']} comes behind ByteLevel")
+                steps += self._step(step)
+        self.split: Split = _whole if not steps else steps[0] if len(steps) == 1 else _chain(steps)
+
+    def _step(self, step: dict[str, Any]) -> list[Split]:
+        kind = step["type"]
+        if kind == "Split":
+            pattern, behavior, invert = fields(step, pattern=None, behavior="", invert=False)
+            return [_same(_by(pattern_of(pattern, kind), behavior, invert))]
+        if kind == "Digits":
+            (individual,) = fields(step, individual_digits=False)
+            digits = re.compile(f"[{inside(category('N'))}]")
+            return [_same(_by(digits, "Isolated" if individual else "Contiguous"))]
+        if kind == "Punctuation":
+            (behavior,) = fields(step, behavior="Isolated")
+            marks = f"(?![{NEWER_PUNCTUATION}])[{inside(category('P'))}$+<=>^`|~]"
+            return [_same(_by(re.compile(marks), behavior))]
+        if kind == "WhitespaceSplit":
+            fields(step)
+            return [_same(_by(translated(r"\s"), "Removed"))]
+        if kind == "ByteLevel":
+            prefix, _, use_regex = fields(step, add_prefix_space=True, trim_offsets=True, use_regex=True)
+            self.byte_level = True
+            lead: list[Split] = [_space_before] if prefix else []
+            return [*lead, _same(isolated(translated(GPT2)))] if use_regex else lead
+        if kind == "Metaspace":
+            return [self._metaspace(step)]
+        raise ValueError(f"{kind} is not known")
+
+    def _metaspace(self, step: dict[str, Any]) -> Split:
+        replacement, scheme, prefix, split = fields(step, replacement=SPACE, prepend_scheme=None,
+                                                    add_prefix_space=None, split=True)
+        if replacement != SPACE or self.metaspace is not None:
+            raise ValueError("Metaspace comes twice, or has another replacement")
+        if prefix not in (None, True, False) or scheme not in (None, "always", "first", "never"):
+            raise ValueError("Metaspace.prepend_scheme is not known")
+        if prefix is False and scheme in ("always", "first"):
+            raise ValueError("Metaspace.add_prefix_space does not match prepend_scheme")
+        scheme = scheme or ("never" if prefix is False else "always")
+        self.metaspace = scheme = "never" if self._no_prefix else scheme
+        pieces = _by(re.compile(SPACE), "MergedWithNext")
+
+        def run(text: str, first: bool) -> list[str]:
+            text = text.replace(" ", SPACE)
+            if text and not text.startswith(SPACE) and (scheme == "always" or scheme == "first" and first):
+                text = SPACE + text
+            return pieces(text) if split else [text]
+
+        return run
+
+
+def _digits_then_gpt2(steps: list[dict[str, Any]]) -> bool:
+    """Whether one pattern does both: each digit by itself, then GPT-2's splitting."""
+    if [step["type"] for step in steps] != ["Digits", "ByteLevel"]:
+        return False
+    prefix, _, use_regex = fields(steps[1], add_prefix_space=True, trim_offsets=True, use_regex=True)
+    return fields(steps[0], individual_digits=False)[0] and use_regex and not prefix
+
+
+def _whole(text: str, first: bool) -> list[str]:
+    return [text]
+
+
+def _same(cut: Cut) -> Split:
+    """A step to which it does not matter where the text stands."""
+    return lambda text, first: cut(text)
+
+
+def _space_before(text: str, first: bool) -> list[str]:
+    return [text if not text or text.startswith(" ") else " " + text]
+
+
+def _chain(steps: list[Split]) -> Split:
+    def run(text: str, first: bool) -> list[str]:
+        words = [text]
+        for step in steps:
+            words = [word for i, piece in enumerate(words) for word in step(piece, first and i == 0)]
+        return words
+
+    return run
+
+
+def _by(pattern: re.Pattern, behavior: str, invert: bool = False) -> Cut:
+    """Cuts at what the pattern matches, which is handled by `behavior`; invert: at what it does not match."""
+    if behavior not in BEHAVIORS:
+        raise ValueError(f"the behavior {behavior[:40]!r} is not known")
+    if behavior == "Isolated":
+        return isolated(pattern)
+
+    def cut(text: str) -> list[str]:
+        pieces: list[tuple[str, bool]] = []     # in order, and whether it is cut at
+        done = 0
+        for match in pattern.finditer(text):
+            start, end = match.span()
+            if done < start:
+                pieces.append((text[done:start], invert))
+            if start < end:
+                pieces.append((text[start:end], not invert))
+            done = end
+        if done < len(text):
+            pieces.append((text[done:], invert))
+        if behavior == "Removed":
+            return [piece for piece, matched in pieces if not matched]
+        if behavior == "MergedWithNext":
+            mirrored = [(piece[::-1], matched) for piece, matched in reversed(pieces)]
+            return [piece[::-1] for piece in reversed(_merged(mirrored, behavior))]
+        return _merged(pieces, behavior)
+
+    return cut
+
+
+def _merged(pieces: list[tuple[str, bool]], behavior: str) -> list[str]:
+    """Contiguous: neighbours of one kind joined. Else a match joined to the piece before it."""
+    found: list[str] = []
+    before: bool | None = False if behavior != "Contiguous" else None
+    for piece, matched in pieces:
+        joins = matched == before if behavior == "Contiguous" else matched and not before
+        if joins and found:
+            found[-1] += piece
+        else:
+            found.append(piece)
+        before = matched
+    return found
