@@ -169,6 +169,7 @@ def test_lora_is_merged_and_kept(home, tmp_path):
     assert redlite.load(tmp_path / "run", template="vicuna_v1.1").logits([1, 5]).isfinite().all()
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("objective", ["hinge", "unlikelihood", "weighted", "npo", "simnpo", "dpo"])
 def test_every_objective_trains(home, tmp_path, objective):
     assert safealign.main(arguments(home, tmp_path / "run", "--strategy", "B", "--steps-a", "1", "--steps",
