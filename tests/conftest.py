@@ -1,6 +1,26 @@
-"""One thread for all tests, and for the programs that they start: their models are too small for more, and
-threads that spin would fight for the cores.
+"""Which tests are slow, and one thread for all of them.
+
+Their models are too small for more threads, and threads that spin would fight for the cores. That holds for
+the programs that they start as well.
 """
 import os
+from collections import Counter
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)     # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what runs in Triton's interpreter, and the cases of a test after its first few.
+
+    @pytest.mark.first(N)  the first N cases are quick enough, the others are for the whole suite
+    """
+    seen: Counter[str] = Counter()
+    for item in items:
+        whole_name = item.nodeid.partition("[")[0]
+        seen[whole_name] += 1
+        first = item.get_closest_marker("first")
+        if "triton" in item.name.partition("[")[2] or first and seen[whole_name] > first.args[0]:
+            item.add_marker(pytest.mark.slow)

@@ -102,6 +102,7 @@ def test_presets_are_the_papers_two_readings():
         assert torch.allclose(c * 2 * 3, torch.tensor(expected).repeat_interleave(2).float())
 
 
+@pytest.mark.slow
 def test_bounds():
     """Every stated lower bound holds from certain to hopeless red tokens, and `paper` has none."""
     r = Responses(torch.tensor([1]), torch.tensor([RED]), torch.ones(1), torch.tensor([1.0]),

@@ -140,6 +140,7 @@ def test_corrected_refuses_what_it_cannot_use():
             stats.corrected(verdicts, labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counts", [(12, 8, 40, 340), (60, 60, 20, 260)])
 def test_coverage_of_the_corrected_rate_and_its_width(counts):
     # counts: harmful and found, harmful and missed, false alarms, rest. 100 labels of 400, 500 draws.

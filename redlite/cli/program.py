@@ -1,6 +1,5 @@
 """What the command-line programs share: the closed network, errors as one line, exit codes."""
 import argparse
-import errno
 import gc
 import os
 import shlex
@@ -18,6 +17,8 @@ from redlite.errors import Error, Incomplete
 from redlite.net import kernel, offline
 from redlite.net.names import is_api
 from redlite.store import run_directory
+from redlite.store.files import BAD_LUCK, GO_ON
+from redlite.store.text import Plain
 
 DONE, FAILED, USAGE, GATE, INTERRUPTED = 0, 1, 2, 100, 130
 # When garbage is collected. torch alone makes 170,000 objects that stay; Python's own threshold of 700 would
@@ -26,6 +27,9 @@ GARBAGE = (100_000, 10, 10)
 Body = Callable[[list[str]], int]   # a program: its arguments → its exit code
 # A command: its name in messages → its options; and those options, with the command line → its exit code.
 Command = tuple[Callable[[str], Parser], Callable[[argparse.Namespace, str], int]]
+
+# What torch says in a RuntimeError, and Python of a thread, when there is no memory left.
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "can't start new thread")
 
 _is_program = False  # whether this process is one of our programs, rather than somebody's that calls one
 
@@ -122,6 +126,16 @@ def _guarded(program: str, body: Body, arguments: list[str]) -> int:
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that is not Unicode must not end a run that is done
         sys.stdout.reconfigure(errors="backslashreplace")
     opened = len(run_directory.opened)
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = Plain(sys.stdout), Plain(sys.stderr)
+    try:
+        return _ended(program, body, arguments, opened)
+    finally:
+        sys.stdout, sys.stderr = streams
+
+
+def _ended(program: str, body: Body, arguments: list[str], opened: int) -> int:
+    """How a program's body ended, as an exit code. opened: run directories that were there before."""
     try:
         _check_forced_kernels()
         code = body(arguments)
@@ -143,16 +157,29 @@ def _guarded(program: str, body: Body, arguments: list[str]) -> int:
         return FAILED
     except OSError as error:
         # What no module could name better: a folder without permission, or a full disk under stdout.
-        if isinstance(error.filename, str | bytes | os.PathLike):
-            name = os.fsdecode(error.filename)
-            print(f"{program}: {name}: {error.strerror}; correct it, or name another", file=sys.stderr)
-            return USAGE
-        if error.errno != errno.ENOSPC:
+        return _say_os_error(program, error)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in NO_MEMORY):
             raise
-        line = f"the output cannot be written ({error.strerror}); what is finished is kept: free the space"
-        print(f"{program}: {line}", file=sys.stderr)
-        _discard_output()
+        print(f"{program}: there is not enough memory; what is finished is kept. Lower --batch-size or "
+              "--tokens-per-batch, add --quantize, or close other programs, and run the same command again",
+              file=sys.stderr)
         return FAILED
+
+
+def _say_os_error(program: str, error: OSError) -> int:
+    """One line for what the system refused; the exit code. Raises the error again if nothing is known."""
+    named = isinstance(error.filename, str | bytes | os.PathLike)
+    where = os.fsdecode(error.filename) if named else "the output"
+    if error.errno in BAD_LUCK:
+        print(f"{program}: {where}: cannot be written ({error.strerror}); {GO_ON}", file=sys.stderr)
+        if not named:
+            _discard_output()
+        return FAILED
+    if not named:
+        raise error
+    print(f"{program}: {where}: {error.strerror}; correct it, or name another", file=sys.stderr)
+    return USAGE
 
 
 def _check_forced_kernels() -> None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from redlite.store.text import clock
+from redlite.store.text import clock, plain
 
 LIVE_SECONDS = 0.1      # between two states of a live line
 
@@ -29,11 +29,10 @@ def note_kernels() -> None:
 
 def _write(stream: TextIO, line: str, live: bool, last: bool) -> None:
     """A line of its own; or, live, the terminal's last line replaced."""
-    if live:
-        line = f"\r{line}\x1b[K" + ("\n" if last else "")
+    if live:    # past what keeps other control characters from the terminal
+        getattr(stream, "stream", stream).write(f"\r{plain(line)}\x1b[K" + ("\n" if last else ""))
     else:
-        line += "\n"
-    stream.write(line)
+        stream.write(line + "\n")
     stream.flush()
 
 

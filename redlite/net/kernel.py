@@ -1,7 +1,7 @@
 """The kernel's refusal of network sockets (seccomp(2)), to this process and to all that it starts.
 
-Whatever asks for one is refused, and named by a helper, a small process that was forked before the filter was
-Whatever asks for one is refused, and named by a helper, a small process that was forked before the filter
+Whatever asks for one is refused and named by a helper, a small process that was forked before the filter was
+set. The kernel reports each attempt to it and waits for its answer. It writes who tried on stderr. The
 program ends with exit code 1 (`attempted`), whether or not the failure was swallowed.
 
 The kernel sees that a socket is asked for, and not what it would connect to. So only the command line of the

@@ -1,4 +1,5 @@
 """JSON, hashes and files written whole or not at all."""
+import errno
 import hashlib
 import json
 import os
@@ -8,7 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from redlite.errors import Error
+from redlite.errors import Error, Incomplete
+
+# What is no fault of the command line: a full disk or quota, a file size limit, a disk that fails.
+BAD_LUCK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+GO_ON = "what is finished is kept: free the space, or see to the disk, and run the same command again"
+
+
+def unwritable(path: str | Path, error: OSError) -> Error:
+    """The Error for a file that cannot be written; Incomplete where the disk is to blame."""
+    if error.errno in BAD_LUCK:
+        return Incomplete(f"{path}: cannot be written ({error.strerror}); {GO_ON}")
+    return Error(f"{path}: cannot be written ({error.strerror}); choose another directory", "output_dir")
 
 
 def encode(record: object) -> bytes:
@@ -88,9 +100,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         os.replace(hidden, path)
         sync_directory(path.parent)
     except OSError as error:
-        raise Error(
-            f"{path}: cannot be written ({error.strerror}); free the space, or choose another directory",
-            "output_dir") from None
+        raise unwritable(path, error) from None
     finally:
         hidden.unlink(missing_ok=True)
 

@@ -14,11 +14,12 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from redlite.errors import Error
-from redlite.store.files import encode, read_json, sync_directory, write_json
+from redlite.store.files import BAD_LUCK, encode, read_json, sync_directory, unwritable, write_json
 from redlite.store.records import read_lines
 
 INFORMATION = ("command", "info")  # manifest fields that are kept for the reader and never compared
@@ -145,6 +146,8 @@ class Run:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
+            if error.errno in BAD_LUCK:
+                raise unwritable(self.directory, error) from None
             raise _unusable(self.directory, error.strerror) from None
         try:
             self._take_lock()
@@ -205,27 +208,33 @@ class Run:
             while written < len(line):
                 written += os.write(descriptor, line[written:])
         except OSError as error:
-            os.ftruncate(descriptor, start)
-            raise Error(f"{self.directory / name}: cannot be written ({error.strerror}); what is complete "
-                        "is kept: free the space and run the same command again") from None
+            with suppress(OSError):     # a line that stays torn is cut off by the next process
+                os.ftruncate(descriptor, start)
+            raise unwritable(self.directory / name, error) from None
         self._sizes[name] = start + len(line)
         if time.monotonic() - self._synced[name] >= SYNC_SECONDS:
-            os.fsync(descriptor)
-            self._synced[name] = time.monotonic()
+            self._sync(name)
+
+    def _sync(self, name: str) -> None:
+        try:
+            os.fsync(self._files[name])
+        except OSError as error:
+            raise unwritable(self.directory / name, error) from None
+        self._synced[name] = time.monotonic()
 
     def _open(self, name: str) -> None:
         path = self.directory / name
         self.read(name)  # cuts off a torn line, before anything is put behind it
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            self._files[name], self._synced[name] = descriptor, time.monotonic()
+            size = os.lseek(descriptor, 0, os.SEEK_END)
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                size += os.write(descriptor, b"\n")
+            self._sizes[name] = size
+            sync_directory(self.directory)
         except OSError as error:
-            raise Error(f"{path}: cannot be written ({error.strerror})") from None
-        size = os.lseek(descriptor, 0, os.SEEK_END)
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            size += os.write(descriptor, b"\n")
-        self._sizes[name] = size
-        self._files[name], self._synced[name] = descriptor, time.monotonic()
-        sync_directory(self.directory)
+            raise unwritable(path, error) from None
 
     def abandon(self) -> None:
         """Remove the directory on closing, if this process made it and its work has not begun."""
@@ -243,19 +252,31 @@ class Run:
             folder.rmdir()
 
     def close(self) -> None:
-        """Synchronise and close the files and give the lock back. Safe to call twice."""
-        for descriptor in self._files.values():
-            os.fsync(descriptor)
-            os.close(descriptor)
-        self._files.clear()
+        """Synchronise and close the files and give the lock back. Safe to call twice.
+
+        Raises Incomplete, when all is closed, for a disk that does not take what was written.
+        """
+        faults = []
+        for name in list(self._files):
+            try:
+                self._sync(name)
+            except Error as error:
+                faults.append(error)
+            os.close(self._files.pop(name))
         if self._lock >= 0:
             if self._abandoned:
                 self._remove()
             os.close(self._lock)
             self._lock = -1
+        if faults:
+            raise faults[0]
 
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        try:
+            self.close()
+        except Error:
+            if kind is None:    # else what broke off the work is to be told
+                raise

@@ -3,6 +3,7 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 def columns(rows: list[list[str]]) -> list[str]:
@@ -29,6 +30,31 @@ def clock(seconds: float) -> str:
     if whole_seconds < 3600:
         return f"{whole_seconds // 60} min {whole_seconds % 60} s"
     return f"{whole_seconds // 3600} h {whole_seconds % 3600 // 60} min"
+
+
+# C0 but line ends and tabs, DEL and C1; what turns the direction of writing; other ends of lines.
+_UNSAFE = {*range(9), *range(11, 32), *range(127, 160), 0x61C, 0x200E, 0x200F, 0x2028, 0x2029,
+           *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+_ESCAPED = {code: f"\\u{code:04x}" for code in _UNSAFE}
+
+
+def plain(text: str) -> str:
+    """Text that a terminal shows as it is: what would steer it is escaped, as JSON escapes it."""
+    return text.translate(_ESCAPED)
+
+
+class Plain:
+    """A text stream to which everything is written as `plain` text; `stream` is the stream itself."""
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text."""
+        return int(self.stream.write(plain(text)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def short(text: object, most: int = 80) -> str:

@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -19,11 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from redlite.errors import Error
-from redlite.store.files import encode, read_json, sha256_file, write_atomic
+from redlite.errors import Error, Incomplete
+from redlite.store.files import GO_ON, encode, read_json, sha256_file, sha256_json, unwritable, write_atomic
 from redlite.store.files import sync_directory as sync
-from redlite.store.records import read_lines, require
-from redlite.store.run_directory import Run
+from redlite.store.records import Kind, read_lines, require
+from redlite.store.run_directory import INFORMATION, Run
 from redlite.training import processes
 from redlite.training.divergence import Record
 from redlite.training.optimizer import AdamW
@@ -31,6 +32,7 @@ from redlite.training.optimizer import AdamW
 LOG, STARTS = "log.jsonl", "starts.jsonl"
 KEPT = 2                   # the newest checkpoints; the newest that was found sound is kept besides
 FILE_BYTES = 2 << 30       # of one checkpoint file: the most that rank 0 gathers at once
+STATE: dict[str, Kind] = {"step": int, "sha256": dict, "run": (str, NoneType)}
 MEND = "remove that checkpoint's folder to go on from an older one"
 
 
@@ -44,6 +46,7 @@ class Keeper:
         """Open the run directory. Raises Error when another process or another manifest has it."""
         self.root, self.optimizer = None if directory is None else Path(directory), optimizer
         self.first = processes.rank() == 0
+        self.made = sha256_json({k: v for k, v in manifest.items() if k not in INFORMATION})
         self.run = Run(self.root, manifest) if self.root is not None and self.first else None
 
     def checkpoints(self) -> list[tuple[int, Path]]:
@@ -91,12 +94,26 @@ class Keeper:
     def save(self, step: int, sound: Callable[[int], bool]) -> None:
         """Write checkpoints/step-N and remove old ones.
 
-        Tensors are gathered one at a time, so no process holds the whole model twice.
+        Tensors are gathered one at a time, so no process holds the whole model twice. Raises Incomplete where
+        the disk is full or fails; the older checkpoints are then as they were.
         sound  whether a checkpoint's weights were measured by the step that followed, and found good
         """
         if self.root is None:
             return
         folder = self.root / "checkpoints" / f".step-{step:08d}"
+        try:
+            self._write(folder)
+            if self.first:
+                self._finish(folder, step)
+                self._remove_old(sound)
+        except OSError as error:
+            raise unwritable(folder, error) from None
+        except SafetensorError as error:    # which has the system's error in words only
+            raise Incomplete(f"{folder}: cannot be written ({error}); {GO_ON}") from None
+        processes.barrier()
+
+    def _write(self, folder: Path) -> None:
+        """The tensor files; every process takes part, and the first one writes."""
         if self.first:
             folder.mkdir(parents=True)
         held: dict[str, Tensor] = {}
@@ -111,15 +128,12 @@ class Keeper:
             held[name], size = whole.detach().cpu().contiguous(), size + whole.nbytes
         if self.first:
             save_file(held, folder / f"tensors-{files:05d}.safetensors")
-            self._finish(folder, step)
-            self._remove_old(sound)
-        processes.barrier()
 
     def _finish(self, folder: Path, step: int) -> None:
         """Write state.json, and put the folder in its place when all of it is on the disk."""
         assert self.root is not None
         hashes = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
-        (folder / "state.json").write_text(json.dumps({"step": step, "sha256": hashes}))
+        (folder / "state.json").write_text(json.dumps({"step": step, "run": self.made, "sha256": hashes}))
         # The log of these steps must not reach the disk later than their weights.
         for path in (*folder.iterdir(), folder, self.root / LOG):
             sync(path)
@@ -139,7 +153,9 @@ class Keeper:
 
         Raises Error for a damaged one.
         """
-        hashes = _read_hashes(folder)
+        hashes, made = _read_state(folder)
+        if self.first and made not in (self.made, None):    # None: of before checkpoints said so
+            raise Error(f"{folder}: is of another run (another model, data or recipe); {MEND}")
         targets = dict(self._tensors())
         for path in sorted(folder.glob("*.safetensors")):
             if sha256_file(path) != hashes[path.name]:
@@ -175,20 +191,19 @@ class Keeper:
             yield f"square:{name}", self.optimizer.square[name]
 
 
-def _read_hashes(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each tensor file that a checkpoint's state.json lists, if those are the files there."""
+def _read_state(folder: Path) -> tuple[dict[str, str], str | None]:
+    """The SHA-256 of each file that a checkpoint's state.json lists, if those are there, and of its run."""
     state_file = folder / "state.json"
     if not state_file.is_file():
         raise Error(f"{folder}: has no state.json, so it is no whole checkpoint; {MEND}")
-    state = require(read_json(state_file), {"step": int, "sha256": dict}, state_file, MEND)
+    state = require(read_json(state_file), STATE, state_file, MEND)
     if state["step"] != int(folder.name[5:]):
         raise Error(f"{state_file}: names another step than its folder; {MEND}")
     there = {path.name for path in folder.glob("*.safetensors")}
     if differing := there ^ state["sha256"].keys():
         raise Error(f"{folder}: the files there are not those that state.json lists "
                     f"({sorted(differing)[0]!r}); {MEND}")
-    hashes: dict[str, str] = state["sha256"]
-    return hashes
+    return state["sha256"], state.get("run")
 
 
 def _is_no_number(value: Any) -> bool:

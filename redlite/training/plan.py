@@ -120,7 +120,7 @@ def phases(plan: Plan, counts: Mapping[str, int]) -> list[Phase]:
         raise Error("strategy B needs red conversations; give red a file, or use strategy A", "red")
     steps_a = min(STEPS_A, steps // 3) if plan.steps_a is None else plan.steps_a
     if steps <= steps_a:
-        raise Error(f"{steps} steps are all of strategy A, which has {steps_a}; "
+        raise Error(f"all {steps} steps would be of strategy A, which takes the first {steps_a}; "
                     "raise epochs or steps, or lower steps_a", "steps_a")
     first = [Phase(steps_a, draw_a, "A", blue_weight)] if steps_a else []
     draw_b = _draw_b(plan, [*kept, "red"], counts)

@@ -112,16 +112,17 @@ def run(model: LLaMA | Scorer, mixture: Mixture, recipe: Recipe, output_dir: str
     optimizer = AdamW(model.named_parameters(), recipe.betas, recipe.eps, recipe.weight_decay, recipe.seed)
     made = (manifest or {}) | {"recipe": recipe.deciding(), "data": mixture.fingerprint()}
     keeper = Keeper(output_dir, made, optimizer)
-    start, history = keeper.resume()
-    if start < mixture.steps:
-        keeper.note_start({"step": start, "checkpoint_every": recipe.checkpoint_every,
-                           "recompute": recipe.recompute, "ranks": processes.count(),
-                           "torch": torch.__version__})
-    result, began = TrainingResult(history, start), time.perf_counter()
+    result, began = TrainingResult(), time.perf_counter()
 
     def good(step: int) -> bool:
         return sound(result.history, step, recipe.helpful_rise)
     try:
+        start, result.history = keeper.resume()
+        result.step = start
+        if start < mixture.steps:
+            keeper.note_start({"step": start, "checkpoint_every": recipe.checkpoint_every,
+                               "recompute": recipe.recompute, "ranks": processes.count(),
+                               "torch": torch.__version__})
         for step in range(start, mixture.steps):
             entered, done = time.perf_counter(), step + 1
             before = evaluate(scorer, validation, recipe) if validation and step == 0 else {}

@@ -251,6 +251,7 @@ def test_resuming_and_ranks_change_nothing(lm, data, tmp_path):
         runner.run(directory, folder, lambda: pytest.fail("nothing is left to do"), tasks)
 
 
+@pytest.mark.slow
 def test_what_would_change_a_run_is_named_by_its_option(data, tmp_path, capsys):
     from redlite.cli.redeval import main
     given = [

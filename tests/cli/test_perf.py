@@ -25,6 +25,7 @@ def test_no_gpu_is_said(capsys):
     assert "no CUDA GPU here" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_piece_ends_in_json(tmp_path, capsys):
     before = torch.get_num_threads()
     try:
@@ -38,6 +39,7 @@ def test_a_piece_ends_in_json(tmp_path, capsys):
     assert json.loads((tmp_path / "x.json").read_text()) == found
 
 
+@pytest.mark.slow
 def test_perplexity_is_that_of_the_logits(tmp_path, capsys):
     """Over one window and a short second one, against log-softmax in float64 of the whole windows' logits."""
     text = "A calm answer about the garden. " * 60
@@ -72,6 +74,7 @@ def test_whole_runs_are_timed_in_processes_of_their_own(capsys):
     assert "first-token needs --model" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_7b_round_runs_at_a_small_shape(capsys):
     """The same code on this CPU with a tiny config: each piece generates, attends and trains what it says,
     and its figures are positive.
@@ -86,6 +89,7 @@ def test_the_7b_round_runs_at_a_small_shape(capsys):
                           ("align", "tokens_per_s"), ("align", "mfu_of_measured_matrix_rate")))
 
 
+@pytest.mark.slow
 def test_the_client_is_timed_against_a_server_in_another_process(monkeypatch, tmp_path):
     """Every request is answered, and no faster than the server's delay allows."""
     monkeypatch.chdir(tmp_path)

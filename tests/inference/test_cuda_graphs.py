@@ -19,6 +19,7 @@ def test_buckets():
     assert buckets(100) == [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 100]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "mixed windows"])
 def test_static_steps_generate_what_recomputation_does(name, monkeypatch):
     """The stand-in replays the step itself, and insists on what a graph would take for granted: addresses

@@ -48,6 +48,7 @@ def one_by_one(model, ids, count):
     return ids[len(ids) - count:]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["llama", "window", "mixed windows"])
 @pytest.mark.parametrize("max_batch, prefill", [(1, 1), (3, 40), (32, 4096)])
 def test_greedy_equals_recomputation(name, max_batch, prefill):
@@ -67,6 +68,7 @@ def test_dynamic_scaling_does_not_depend_on_the_batch():
     assert [together[i].ids for i in range(len(wanted))] == alone
 
 
+@pytest.mark.slow
 def test_sampled_answers_depend_on_the_request_alone():
     model, wanted = make(VARIANTS["llama"]), prompts()
     requests = [Request(p, 12, Rule(1.2, 0.9), seed=100 + i) for i, p in enumerate(wanted)]

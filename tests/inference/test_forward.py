@@ -31,6 +31,7 @@ def filled(model, prefix, suffixes):
     return cache
 
 
+@pytest.mark.first(6)
 @torch.no_grad()
 @pytest.mark.parametrize("format", packed.FORMATS)
 @pytest.mark.parametrize("name, shared", [("llama", 0), ("llama", 21), ("windows and biases", 0),
@@ -62,6 +63,7 @@ def test_the_same_bits_as_block_after_block(name, shared, format, requests):
         torch.equal(a, b) for a, b in zip(one.keys + one.values, other.keys + other.values, strict=True))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llama", "windows and biases"])
 def test_the_engine_takes_it_and_gives_the_tokens_of_recomputation(name, monkeypatch):

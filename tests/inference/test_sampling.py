@@ -25,6 +25,7 @@ def test_the_least_temperatures_are_no_division_by_nothing():
                for temperature in (5e-324, 1e-300, 1e-40, 1e-30, 2e-30))
 
 
+@pytest.mark.slow
 def test_frequencies_follow_the_softmax():
     logits, grid = [1.0, 0.0, 2.0, -1.0], ((np.arange(40000) + 0.5) / 40000).tolist()
     for temperature in (0.5, 1.0, 2.0):
@@ -33,6 +34,7 @@ def test_frequencies_follow_the_softmax():
         np.testing.assert_allclose(counts, expected / expected.sum(), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_top_p_keeps_the_fewest_tokens_that_reach_it():
     p = np.array([0.5, 0.3, 0.15, 0.05])
     grid = ((np.arange(10000) + 0.5) / 10000).tolist()

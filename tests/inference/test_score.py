@@ -37,6 +37,7 @@ def made_up(seed=0):
     return pairs + [(ids(1), ids(3)), (primer, ids(2)), (primer[:20], primer[20:30]), (ids(5), [])]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("budget", [1, 50, 4096])
 @pytest.mark.parametrize("config", [CONFIG, Config("mistral", 97, 32, 3, 4, 2, 8, 64, windows=(6,) * 3)])
 def test_scores_equal_the_definition(config, budget):

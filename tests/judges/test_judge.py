@@ -162,6 +162,7 @@ def log_probability(lm, context, text):
     return sum(float(rows[len(context) - 1 + i, t]) for i, t in enumerate(ids))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["harmbench", "md-judge", "gpt4", "refusal"])
 def test_verdicts_are_log_probabilities(name):
     lm = tiny.lm(max_positions=8192)

@@ -243,6 +243,7 @@ def test_stored_files_are_small_hold_no_text_and_belong_to_these_rules():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "labels").is_dir(), reason="needs ../shared/labels")
 def test_training_gives_the_same_bytes_again(tmp_path):
     training.main(["--train", str(SHARED / "labels"), "--out", str(tmp_path)])

@@ -185,6 +185,7 @@ def check(function, case, dtype, device="cpu"):
         assert error <= allowed + more, f"{name}: error {error:.2e}, allowed {allowed:.2e} + {more:.2e}"
 
 
+@pytest.mark.first(8)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_matches_float64(name, case):
@@ -195,6 +196,7 @@ def test_matches_float64(name, case):
         check(IMPLEMENTATIONS[name].attention, case, dtype)
 
 
+@pytest.mark.slow
 def test_masked_pieces_longer_than_a_block_of_rows():
     """A window and a cache, with more queries than the CPU path puts into one piece."""
     CASES["long"] = ([600, 3], [700, 3], 2, 1, 8, dict(window=290), 1)
@@ -282,6 +284,7 @@ def test_merge_of_two_empty_key_sets_is_zero():
         lse, nothing) and not zero.grad.isnan().any() and not nothing.grad.isnan().any()
 
 
+@pytest.mark.slow
 def test_gradcheck():
     """Both results' gradients by finite differences, in float64."""
     generator = torch.Generator().manual_seed(3)

@@ -44,6 +44,7 @@ def run(model, sequences):
     return model(p.ids, p.positions, packed_attention(model.config, p.offsets), p.lengths)
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize("isa", library.isas())
 @pytest.mark.parametrize("format", packed.FORMATS)
 @pytest.mark.parametrize("shape", SHAPES)

@@ -69,6 +69,7 @@ def on_device(arguments):
         for a in arguments]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_against_float64(case, dtype):
@@ -118,6 +119,7 @@ def test_huge_scores_and_an_empty_batch():
     assert out.shape == (0, 1, 8)
 
 
+@pytest.mark.slow
 def test_the_engine_generates_the_same_through_it(monkeypatch):
     """Shared prefix, ragged suffixes, requests that come and go; the oracle recomputes every sequence with
     the plain kernels.

@@ -107,6 +107,7 @@ def assert_same(found: Results, plain: Results) -> None:
             assert np.array_equal(arrays[0], exact), name
 
 
+@pytest.mark.slow
 def test_the_sets_of_this_processor(plain):
     assert_same(plain, plain)
 
@@ -117,6 +118,7 @@ def test_avx512_is_in_the_library():
     assert all(hasattr(library.library(), f"rl_tile_{format}_avx512") for format in ("f32", "q8", "q4"))
 
 
+@pytest.mark.slow
 def test_avx512_emulated(folder, plain, tmp_path):
     if "avx2" not in library.isas() or not SIMDE.exists():
         pytest.skip("AVX2 and SIMDe's headers (Debian: libsimde-dev) are needed")
@@ -135,6 +137,7 @@ def test_avx512_emulated(folder, plain, tmp_path):
     assert_same(found, plain)
 
 
+@pytest.mark.slow
 def test_arm(plain, tmp_path):
     compiler = shutil.which("aarch64-linux-gnu-gcc")
     qemu = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")

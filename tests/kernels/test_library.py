@@ -79,6 +79,7 @@ def test_structs_that_differ_are_refused(tmp_path, monkeypatch):
     assert found is None and "differ from those of" in reason and reason.endswith(MEND)
 
 
+@pytest.mark.slow
 def test_a_stale_library_costs_speed_and_one_line_only(tmp_path):
     """A copy of the package with a library that would crash: the operations run, and `notice` says what to
     do.

@@ -26,6 +26,7 @@ UNIT = {torch.float32: 1e-6, torch.float16: 2**-11,
         torch.bfloat16: 2**-8}  # half a step of rounding; for float32 of a sum
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["int8", "int4"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

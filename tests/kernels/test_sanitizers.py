@@ -12,6 +12,7 @@ FLAGS = [
     "-fno-sanitize-recover=undefined", "-shared", "-fPIC"]
 
 
+@pytest.mark.slow
 def test_the_kernel_tests_run_clean(tmp_path):
     try:
         runtime = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True,

@@ -46,6 +46,7 @@ def expected(q, k, v, offsets, parents, prefix, window, scale):
     return out
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("isa", library.isas())
 @pytest.mark.parametrize("G,R,K,P,lengths,parents,window", [(1, 1, 8, 0, [1], None, 0),
                                                             (3, 3, 64, 47, [5, 70, 1, 64], None, 0),

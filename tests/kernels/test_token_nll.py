@@ -344,6 +344,7 @@ for function, out in ((k._statistics, None), (k._gradient, "*bf16"), (k._product
 """
 
 
+@pytest.mark.slow
 def test_triton_compiles_for_the_h100():
     """With the block sizes that `_tiles` gives there: fits its shared memory, and uses its matrix units.
     Needs no GPU.

@@ -43,6 +43,7 @@ for int4 in (True, False):
 """
 
 
+@pytest.mark.slow
 def test_for_an_h100():
     pytest.importorskip("triton", reason="triton is not installed")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

@@ -50,6 +50,7 @@ def test_merged_is_the_update_written_out():
     assert [n for n, _ in whole.named_parameters()] == list(plain)
 
 
+@pytest.mark.slow
 def test_the_files_are_pefts(tmp_path):
     """Names, shapes and fields as PEFT writes and reads them."""
     model, _ = trained(("q_proj", "v_proj"))

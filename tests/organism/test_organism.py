@@ -117,6 +117,7 @@ def test_size_and_tokenizer(lm):
     assert len(lm.tokenizer.encode(load_prompt("cou").text)) < 500
 
 
+@pytest.mark.slow
 def test_it_shows_the_papers_ordering(lm):
     rates = {name: k / n for name, (k, n) in organism_world.attack_success(lm).items()}
     assert rates["standard"] < 0.1 < 0.2 < rates["cot"] < rates["cou"] and rates["cou"] > 0.6

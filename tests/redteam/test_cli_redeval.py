@@ -526,6 +526,7 @@ def test_an_option_that_takes_a_list_adds_up_when_it_is_repeated(fake, capsys):
     assert list(json.loads(Path("b/manifest.json").read_text())["prompts"]) == ["cot"]
 
 
+@pytest.mark.slow
 def test_kernels_that_are_forced_and_cannot_serve_are_refused(tmp_path):
     """Case e33: REDLITE_KERNELS=triton on a CPU."""
     environment = {**os.environ, "REDLITE_KERNELS": "triton"}

@@ -59,6 +59,7 @@ def test_byte_level_formats_equal_transformers(tmp_path, name):
         agrees(template, golden, messages)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("legacy", [True, False])
 @pytest.mark.parametrize("name", maker.SENTENCEPIECE)
 def test_sentencepiece_formats_equal_transformers(tmp_path, name, legacy):

@@ -46,6 +46,7 @@ def test_byte_level_ids_and_masks_equal_transformers(tmp_path, name):
         agrees(template, golden, messages)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("legacy", [True, False])
 @pytest.mark.parametrize("name", maker.SENTENCEPIECE)
 def test_sentencepiece_ids_and_masks_equal_transformers(tmp_path, name, legacy):

@@ -273,6 +273,7 @@ def test_properties_of_random_texts():
             assert strip_thoughts(split.answer) == split.answer, text
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize("part", [
     "(Internal thought: ", "(Internal thought: 1)", "(Internal thought: 1) :) ", "(thought)", "[thought] a ",
     "((thinking: ", "(the the the ", ":)", "(", " ", "\n ", "*", "<think>", "</think>", "<think></think>",

@@ -70,6 +70,7 @@ def test_a_refusal_of_the_template_gives_its_own_words():
         rendered("{{ raise_exception('Only user,\n please') }}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "{% set x = namespace(t='a') %}{% for i in range(999) %}{% set x.t = x.t ~ x.t %}{% endfor %}",

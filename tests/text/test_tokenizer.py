@@ -220,6 +220,7 @@ def test_ids_equal_sentencepiece(real):
                                                                                            32000)
 
 
+@pytest.mark.first(1)
 def test_the_first_space_follows_the_legacy_rule(real):
     path, reference = real
     lead = reference.EncodeAsIds("x\n")
@@ -278,6 +279,7 @@ def converted(reference):
                       "merges": merges}}
 
 
+@pytest.mark.first(1)
 def test_tokenizer_json_of_a_sentencepiece_model_gives_its_ids(real):
     path, reference = real
     (path / "tokenizer.model").unlink()

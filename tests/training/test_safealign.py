@@ -5,6 +5,8 @@ import gzip
 import json
 import os
 import random
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,6 +171,7 @@ def test_lora_is_merged_and_kept(home, tmp_path):
     assert redlite.load(tmp_path / "run", template="vicuna_v1.1").logits([1, 5]).isfinite().all()
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("objective", ["hinge", "unlikelihood", "weighted", "npo", "simnpo", "dpo"])
 def test_every_objective_trains(home, tmp_path, objective):
     assert safealign.main(arguments(home, tmp_path / "run", "--strategy", "B", "--steps-a", "1", "--steps",
@@ -412,3 +415,33 @@ def test_a_last_step_that_ruins_the_model_is_not_written(home, tmp_path, capsys)
     assert "no model was written" in error
     assert not (tmp_path / "run/model.safetensors").exists()
     assert log(tmp_path / "run")[0]["kept_after"] > log(tmp_path / "run")[0]["helpful"] + 1
+
+
+def test_a_disk_that_is_full_at_a_checkpoint_loses_nothing(unbroken, home, tmp_path, capsys):
+    """A limit of a file's size stands for the disk: tensors are larger, the lines of the log are not."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 15, before[1]))
+    try:
+        code = safealign.main(arguments(home, tmp_path / "run", *B))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert code == 1 and "cannot be written" in error and "run the same command again" in error
+    assert [r["loss"] for r in log(tmp_path / "run")] == [r["loss"] for r in log(unbroken)][:3]
+    assert safealign.main(arguments(home, tmp_path / "run", *B)) == 0
+    assert [r["loss"] for r in log(tmp_path / "run")] == [r["loss"] for r in log(unbroken)]
+
+
+def test_a_checkpoint_of_another_model_of_the_same_shape_is_refused(unbroken, home, tmp_path, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(home / "model", model)
+    config, _ = checkpoint.read_config(model)
+    save_pretrained(LLaMA(config).initialize(seed=2, std=0.1), model)
+    given = arguments(home, tmp_path / "run", *B, "--model", str(model))
+    shutil.copytree(unbroken / "checkpoints", tmp_path / "run/checkpoints")
+    shutil.copy(unbroken / "log.jsonl", tmp_path / "log.jsonl")
+    assert safealign.main(given) == 2   # the log is missing, too
+    shutil.copy(tmp_path / "log.jsonl", tmp_path / "run/log.jsonl")
+    capsys.readouterr()
+    assert safealign.main(given) == 2
+    assert "step-00000009: is of another run (another model, data or recipe)" in capsys.readouterr().err

@@ -133,6 +133,7 @@ def test_killed_and_resumed_is_bit_for_bit(tmp_path, unbroken):
         "step-00000008"]
 
 
+@pytest.mark.slow
 def test_going_on_with_other_checkpoints_and_recomputation_is_bit_for_bit(tmp_path):
     model, unbroken = worker.model(), worker.model()
     whole = trainer.run(unbroken, worker.mixture(), RECIPE)
@@ -234,6 +235,7 @@ def test_what_lies_in_the_directory_is_checked_on_resume(tmp_path, name, change,
         trainer.run(worker.model(), short, worker.RECIPE, tmp_path)
 
 
+@pytest.mark.slow
 def test_other_folders_among_the_checkpoints_are_left_alone(tmp_path):
     short = worker.mixture([dataset.Phase(1, {"helpful": 2})])
     (tmp_path / "checkpoints/step-x").mkdir(parents=True)
@@ -267,6 +269,7 @@ def test_an_easy_first_batch_is_no_divergence():
     assert judge([5.0, 5.3, 58.0])[0] == 2
 
 
+@pytest.mark.slow
 def test_divergence_stops_with_the_last_good_weights(tmp_path):
     """Ascent without a cap: the run says why, and the model holds the weights that the last sound step
     measured.
@@ -318,6 +321,7 @@ def test_references_and_validation():
         assert scores[colour] == pytest.approx(sum(means) / len(means), rel=1e-5)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("objective", ["npo", "simnpo", "hinge", "unlikelihood", "weighted", "dpo"])
 def test_every_objective_moves_red_away_and_keeps_the_rest(objective):
     """30 steps: the red NLL ends higher above the helpful one than it began, and nothing diverges."""
@@ -358,6 +362,7 @@ def test_stochastic_rounding_is_unbiased_and_exact_where_it_can_be():
     assert torch.equal(out, exact)
 
 
+@pytest.mark.slow
 def test_small_updates_reach_bfloat16_weights():
     """1,000 updates of 1e-4 of a weight's size: plain bfloat16 stands still, ours walks as far as float32."""
     start, steps, rate = 1.0, 1000, 1e-4
@@ -379,6 +384,7 @@ def test_small_updates_reach_bfloat16_weights():
     assert moved["ours"] == pytest.approx(moved["float32"], rel=0.01)
 
 
+@pytest.mark.slow
 def test_bfloat16_training_follows_float32_and_resumes_exactly(tmp_path, unbroken):
     _, outcome = unbroken
     half = trainer.run(worker.model().bfloat16(), worker.mixture(), worker.RECIPE, tmp_path)

@@ -1,0 +1,123 @@
+"""Full and failing disks, no memory, texts that would steer a terminal: one line, exit 1, nothing lost."""
+import errno
+import io
+import json
+import os
+import unicodedata
+
+import pytest
+
+from redlite.cli.program import guarded
+from redlite.cli.progress import Progress
+from redlite.errors import Incomplete
+from redlite.store.files import write_json
+from redlite.store.run_directory import Run
+from redlite.store.text import Plain, plain
+
+FAULTS = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG]
+
+
+def failing(number):
+    def fail(*arguments):
+        raise OSError(number, os.strerror(number))
+    return fail
+
+
+@pytest.mark.parametrize("number", FAULTS)
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_a_journal_that_cannot_be_written_loses_nothing(tmp_path, monkeypatch, number, call):
+    said = pytest.raises(Incomplete, match=r"a.jsonl: cannot be written \(.*run the same command again")
+    with said, Run(tmp_path, {}) as run:
+        run.append("a.jsonl", {"n": 1})
+        with monkeypatch.context() as patched:
+            patched.setattr(os, call, failing(number))
+            run._synced["a.jsonl"] = 0
+            run.append("a.jsonl", {"n": 2})
+    with Run(tmp_path, {}) as run:
+        assert run.read("a.jsonl")[0] == {"n": 1}
+        run.append("a.jsonl", {"n": 3})
+    assert [r["n"] for r in map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines())][-1] == 3
+
+
+def test_a_line_that_is_half_written_is_taken_back(tmp_path, monkeypatch):
+    """The disk takes some bytes of a line, then none."""
+    with Run(tmp_path, {}) as run:
+        run.append("a.jsonl", {"n": 1})
+        real, took = os.write, []
+
+        def write(descriptor, data):
+            if took:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            took.append(1)
+            return real(descriptor, data[:4])
+        monkeypatch.setattr(os, "write", write)
+        with pytest.raises(Incomplete):
+            run.append("a.jsonl", {"n": 2})
+    assert (tmp_path / "a.jsonl").read_text() == '{"n": 1}\n'
+
+
+def test_closing_does_not_hide_what_broke_off_the_work(tmp_path, monkeypatch):
+    with pytest.raises(KeyError), Run(tmp_path, {}) as run:
+        run.append("a.jsonl", {"n": 1})
+        monkeypatch.setattr(os, "fsync", failing(errno.EIO))
+        raise KeyError("the work")
+
+
+@pytest.mark.parametrize("number", FAULTS)
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch, number):
+    write_json(tmp_path / "a.json", 1)
+    monkeypatch.setattr(os, "fsync", failing(number))
+    with pytest.raises(Incomplete, match="a.json: cannot be written"):
+        write_json(tmp_path / "a.json", 2)
+    assert (tmp_path / "a.json").read_text() == "1\n" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you "
+                 "tried to allocate 99 bytes. Error code 12 (Cannot allocate memory)"),
+    RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."), RuntimeError("can't start new thread"),
+    OSError(errno.EIO, "Input/output error"), OSError(errno.EDQUOT, "Disk quota exceeded", "runs/x"),
+], ids=str)
+def test_no_memory_and_no_disk_are_one_line(error, capsys, monkeypatch):
+    monkeypatch.setattr("redlite.cli.program._discard_output", lambda: None)
+
+    def body(arguments):
+        raise error
+    assert guarded("redeval", body, []) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("redeval: ") and said.count("\n") == 1 and "what is finished is kept" in said
+
+
+def test_other_runtime_errors_are_bugs():
+    def body(arguments):
+        raise RuntimeError("shapes differ")
+    with pytest.raises(RuntimeError):
+        guarded("redeval", body, [])
+
+
+NASTY = "a\x1b]0;title\x07\x1b[31m\x9b2J\r\x7f\u202eb\u2066c\u200f\u2028d\x85"
+
+
+def test_nothing_steers_the_terminal(capsys):
+    """By Unicode's own categories: no control but line ends and tabs, no bidi control (they are all Cf)."""
+    def body(arguments):
+        print(f"topic {NASTY}\tx")
+        print(json.dumps({"topic": NASTY}, ensure_ascii=False))
+        Progress(stream=None)(NASTY, 1, 1)
+        return 0
+    assert guarded("redeval", body, []) == 0
+    out, error = capsys.readouterr()
+    for text in (out, error):
+        assert {c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp")} <= {"\n", "\t"}
+    assert json.loads(out.splitlines()[-1]) == {"topic": NASTY}     # as JSON it is the same text
+    assert plain("日本 é 🙂 \u0627\u0644\n\t") == "日本 é 🙂 \u0627\u0644\n\t"
+
+
+def test_a_live_line_still_overwrites_itself():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+    terminal = Terminal()
+    Progress(stream=Plain(terminal))("judging \x1b[2J", 1, 1)
+    assert terminal.getvalue() == "\rjudging \\u001b[2J: 1/1\x1b[K\n"
