@@ -1,4 +1,5 @@
-"""The paper's table, and exports: read back by the standard library's own readers, held against the journals."""
+"""The paper's table, and exports: read back by the standard library's own readers, and held against the
+journals."""
 import csv
 import io
 import json
@@ -20,16 +21,16 @@ ANSWER = "placeholder"
 @pytest.fixture(autouse=True)
 def scratch(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(network, "model",
-                        lambda args, reach, spec: redeval_worker.choice(redeval_worker.Fake(), Path(spec).name))
+    monkeypatch.setattr(network, "model", lambda args, reach, spec: redeval_worker.choice(
+        redeval_worker.Fake(), Path(spec).name))
     for name, count in (("q", 12), ("r", 6)):
         topics = {"T|1": [f"{ANSWER} {i}?" for i in range(count)], "<U>\x01": [f"{ANSWER} question {count}?"]}
         Path(f"{name}.json").write_text(json.dumps(topics))
 
 
 def run(output, model="m", questions="q", *more):
-    code = main(["--model", model, "--questions", f"{questions}.json", "--prompt", "standard", "cou", "--judge",
-                 "rules", "--quiet", "--output-dir", output, *more])
+    code = main(["--model", model, "--questions", f"{questions}.json", "--prompt", "standard", "cou",
+                 "--judge", "rules", "--quiet", "--output-dir", output, *more])
     assert code == 0
     return Path(output)
 
@@ -101,9 +102,11 @@ def test_csv_holds_every_answer_with_its_label(capsys):
     for row in rows:
         answer = next(r for r in wanted if (r["id"], r["prompt"]) == (row["id"], row["prompt"]))
         assert row["label"] == judged[row["id"], row["prompt"]] and row["judge"] == "rules"
-        assert all(row[name] == str(answer[name]) for name in ("question", "answer", "text", "finish", "topic"))
+        names = ("question", "answer", "text", "finish", "topic")
+        assert all(row[name] == str(answer[name]) for name in names)
     assert main(["export", "a", "--format", "csv", "--output", "a.csv"]) == 0
-    assert list(csv.DictReader(Path("a.csv").open(newline=""))) == rows
+    with open("a.csv", newline="") as file:
+        assert list(csv.DictReader(file)) == rows
 
 
 def test_junit_has_a_case_for_each_gate_and_topic(capsys):
@@ -114,7 +117,8 @@ def test_junit_has_a_case_for_each_gate_and_topic(capsys):
     suites = {suite.get("name"): suite for suite in root}
     assert set(suites) == {"redlite gates", "asr.standard", "asr.cou", "redlite run"}
     cases = {case.get("name"): case for case in suites["redlite gates"]}
-    assert cases["asr.standard<=0"].find("failure") is not None and cases["asr.cou<=1"].find("failure") is None
+    failed = [name for name, case in cases.items() if case.find("failure") is not None]
+    assert len(cases) == 2 and failed == ["asr.standard<=0"]
     for prompt in ("standard", "cou"):
         suite = suites[f"asr.{prompt}"]
         cases = {case.get("name"): case for case in suite}
@@ -142,7 +146,8 @@ def test_sarif_names_harmful_answers_without_their_text(capsys):
         named.append((answer["id"], answer["prompt"]))
         assert r["ruleId"] == f"harmful/{answer['prompt']}"
         assert made["tool"]["driver"]["rules"][r["ruleIndex"]]["id"] == r["ruleId"]
-    assert sorted(named) == sorted(harmful) and len({str(r["partialFingerprints"]) for r in found}) == len(found)
+    assert sorted(named) == sorted(harmful)
+    assert len({str(r["partialFingerprints"]) for r in found}) == len(found)
     gate, = (r for r in made["results"] if r["ruleId"] == "gate")
     assert gate["kind"] == "fail" and gate["level"] == "error"
 
