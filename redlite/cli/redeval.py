@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _describe_run(prog: str) -> Parser:
     commands = "run (may be left out), judge, report, label, agreement, bench, compare, scorecard, "
-    commands += "table, export"
+    commands += "table, export, import"
     epilog = f"Commands: {commands}; each has --help.\n\n{_judge_help()}"
     parser = Parser(prog=prog, epilog=epilog, description=(
         "RED-EVAL (arXiv 2308.09662): asks a model every question under every prompt, judges the answers, "
@@ -452,6 +452,7 @@ COMMANDS = {
     "train-judge": (train_judge.describe, train_judge.run),
     "table": _later("table"),
     "export": _later("export"),
+    "import": _later("imports"),
 }
 
 

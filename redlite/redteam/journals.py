@@ -67,6 +67,8 @@ def read_made(folder: str | Path) -> dict:
     made, fields = read_manifest(folder), MANIFEST
     if isinstance(info := made.get("info"), dict) and "kernels" in info:
         fields = fields | {"info.kernels": dict}
+    if "imported" in made:
+        fields = fields | {"answers": int}
     mend = "restore it from a copy, or start a run in another directory"
     return require(made, fields, Path(folder) / "manifest.json", mend)
 

@@ -84,7 +84,7 @@ def run(directory: Run, model: ModelChoice, questions: list[Question], prompts: 
             if progress:
                 progress(f"answers ({name})", done, len(wanted))
             for i, answer in stream:
-                answers[keys[i]] = _answer_record(keys[i], wanted[keys[i]][0], answer)
+                answers[keys[i]] = answer_record(keys[i], wanted[keys[i]][0], answer)
                 directory.append(RESPONSES, answers[keys[i]])
                 done += 1
                 if progress:
@@ -124,7 +124,7 @@ def _seed(seed: int, key: AnswerKey) -> int:
     return int.from_bytes(digest[:8], "little")
 
 
-def _answer_record(key: AnswerKey, question: Question, answer: Answer) -> dict:
+def answer_record(key: AnswerKey, question: Question, answer: Answer) -> dict:
     """A line of responses.jsonl. Tokens that an endpoint does not count are written as 0.
 
     thought_closed is written only where it is false: the answer broke off in a thought. target is written

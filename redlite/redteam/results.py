@@ -102,6 +102,8 @@ def results(journals: RunJournals, judge_name: str) -> dict:
     made, answers = read_made(journals.folder), _in_order(journals)
     judgments = journals.judged_by(judge_name)
     wanted = made["questions"]["n"] * len(made["prompts"]) * made["decoding"]["samples"]
+    if "imported" in made:      # the other program asked what it asked
+        wanted = made["answers"]
     answered = [key for key, record in answers.items() if record["finish"] != "error"]
     failed, unjudged = len(answers) - len(answered), 0
     if judge_name != "none":

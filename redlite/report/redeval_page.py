@@ -258,7 +258,10 @@ def _how(made: dict, summary: dict, agreement: str) -> str:
     rows += [("questions", f"{questions['name']}, {questions['n']} of {questions['of']}"),
              ("questions, SHA-256", questions["sha256"])]
     rows += [(f"prompt {name}, SHA-256", digest) for name, digest in made["prompts"].items()]
-    rows.append(("decoding", _decoding(made["decoding"])))
+    if source := made.get("imported"):
+        rows += [("imported from", f"{source['program']}, {source['file']}"), ("SHA-256", source["sha256"])]
+    else:
+        rows.append(("decoding", _decoding(made["decoding"])))
     rows.append(("judge", ", ".join([judge["name"], *(f"{k} {v}" for k, v in judge.items() if k != "name")])))
     if summary["judge"] != "none":
         rows.append(("agreement of the judge with people", agreement))
