@@ -318,5 +318,6 @@ def _rows(summary: dict, answers: Mapping[Any, dict], judgments: Mapping[Any, di
             place("prompt", r["prompt"]), place("label", verdict["label"]),
             place("topic", r.get("topic") or ""), place("finish", r["finish"]),
             place("question", r["question"]), key[0], key[2], topic, thought, r["answer"], verdict["raw"],
-            int(key in differ), verdict.get("category") or ""])
+            int(key in differ), verdict.get("category") or "",
+            [[turn["user"], turn["answer"]] for turn in r.get("turns") or []], verdict.get("turn") or 0])
     return {"lists": lists, "rows": rows, "samples": max((r[6] for r in rows), default=0) + 1}
