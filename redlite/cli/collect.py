@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from redlite.cli import network
 from redlite.cli.options import Parser, add_common_options, add_machine_options, add_template_options, whole
-from redlite.cli.program import DONE, FAILED, command_line, guarded, parse
+from redlite.cli.program import DONE, FAILED, command_line, guarded, json_alone, parse
 from redlite.cli.progress import Progress, note
 from redlite.errors import Error
 
@@ -82,6 +82,11 @@ def _parser() -> Parser:
 
 def _collect(arguments: list[str]) -> int:
     args = parse(_parser(), arguments)
+    with json_alone(args):
+        return _run(args, arguments)
+
+
+def _run(args: argparse.Namespace, arguments: list[str]) -> int:
     reach = network.network(args, args.model)
     if not 0 < args.temperature < 10:
         raise Error(f"--temperature {args.temperature}: must be above 0, "

@@ -3,7 +3,7 @@ import argparse
 import datetime
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
 from redlite import __version__
@@ -37,8 +37,43 @@ class Parser(argparse.ArgumentParser):
         self.register("action", None, _stored)
 
     def error(self, message: str) -> NoReturn:
-        """Raise what is wrong as an Error."""
+        """Raise what is wrong as an Error; an option that is not known is compared with those that are."""
+        wrong = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        if wrong and (close := _closest(wrong[1], self._option_string_actions)):
+            message += f"; did you mean {close}?"
         raise Error(f"{message} (see {self.prog} --help)")
+
+
+# Other programs' names of our options.
+SPELLINGS = {"--lora-r": "--lora", "--max-grad-norm": "--clip", "--max-tokens": "--max-new-tokens",
+             "--num-samples": "--samples", "--output": "--output-dir", "--out": "--output-dir"}
+
+
+def _closest(name: str, known: Collection[str]) -> str:
+    """The option that a mistyped one may mean, "" if none is near."""
+    import difflib  # for those who mistype
+    if SPELLINGS.get(name) in known:
+        return SPELLINGS[name]
+    found = difflib.get_close_matches(name.replace("_", "-"), known, 1)
+    return found[0] if found else ""
+
+
+def respelled(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]:
+    """The arguments with underscores in the names of options as dashes, where the parser has such an option.
+
+    What stands behind "--" and the values of options stay as they are.
+    """
+    out: list[str] = []
+    known = parser._option_string_actions
+    for place, argument in enumerate(arguments):
+        if argument == "--":
+            return [*out, *arguments[place:]]
+        name, equals, value = argument.partition("=")
+        plain = name.replace("_", "-")
+        if name.startswith("--") and name not in known and plain in known:
+            argument = plain + equals + value
+        out.append(argument)
+    return out
 
 
 Options = argparse.ArgumentParser | argparse._ArgumentGroup  # what options can be added to
@@ -100,7 +135,7 @@ def date(text: str) -> datetime.datetime:
 
 def add_template_options(parser: Options) -> None:
     """--template and --date."""
-    parser.add_argument("--template",
+    parser.add_argument("--template", "--chat-template",
                         help="the chat format of a local model, where its own files do not say it: a name or "
                              "a file with a Jinja template or (*.json) role frames")
     parser.add_argument("--date", type=date, metavar="YYYY-MM-DD",
@@ -128,5 +163,5 @@ def add_common_options(parser: Options) -> None:
     flag(parser, "dry-run", "print the plan and its cost bound, do nothing")
     flag(parser, "offline", "refuse every connection; the default unless an API model or judge is named")
     flag(parser, "quiet", "no progress on stderr")
-    flag(parser, "json", "print the result as one JSON line, last on stdout")
+    flag(parser, "json", "print the result as one JSON line, alone on stdout; all else goes to stderr")
     parser.add_argument("--version", action="version", version=f"redlite {__version__}")

@@ -1,17 +1,19 @@
 """What the command-line programs share: the closed network, errors as one line, exit codes."""
 import argparse
 import gc
+import io
 import os
 import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import FrameType
 
 from redlite.cli.config_file import from_config
-from redlite.cli.options import Add, Parser, options_of
+from redlite.cli.options import Add, Parser, options_of, respelled
 from redlite.cli.progress import note, note_kernels
 from redlite.errors import Error, Incomplete
 from redlite.net import kernel, offline
@@ -40,6 +42,7 @@ def parse(parser: Parser, arguments: list[str], talks: bool = False) -> argparse
     A program has its kernel close the network as well, unless the options name an endpoint or the command
     talks to other processes (it may `seal` later).
     """
+    arguments = respelled(parser, arguments)
     first = Parser(prog=parser.prog, add_help=False)
     first.add_argument("--config")
     path = first.parse_known_args(arguments)[0].config
@@ -75,7 +78,29 @@ def dispatch(program: str, commands: Mapping[str, Command], default: str, argume
         raise Error(f"{name!r} is no command; use {', '.join(commands)} (see {program} --help)")
     describe, body = commands[name or default]
     parser = describe(f"{program} {name or f'[{default}]'}")
-    return body(parse(parser, arguments[1:] if name else arguments), command_line(program, arguments))
+    args = parse(parser, arguments[1:] if name else arguments)
+    with json_alone(args):
+        return body(args, command_line(program, arguments))
+
+
+@contextmanager
+def json_alone(args: argparse.Namespace) -> Iterator[None]:
+    """With --json, the JSON line that a command prints last is alone on stdout; the rest goes to stderr."""
+    if not getattr(args, "json", False):
+        yield
+        return
+    said, result = io.StringIO(), ""
+    try:
+        with redirect_stdout(said):
+            yield
+        *lines, last = said.getvalue().splitlines() or [""]
+        result = last if last.startswith(("{", "[")) else ""
+    finally:
+        words = said.getvalue().removesuffix("\n").removesuffix(result).rstrip("\n")
+        if words and not args.quiet:
+            note(words)
+    if result:
+        print(result)
 
 
 def endpoints(args: argparse.Namespace) -> list[str]:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 PROGRAM = "redeval"
 DEFAULT_JUDGE, ORGANISM_JUDGE = "linear", "rules"  # the organism's toy answers are made for the rules
 EMBEDDED = "organism"
+PROMPTS = ("standard", "cot", "cou")
 _GATE = "a bound such as asr.cou<=0.1 or asr.cou.corrected<=0.1; exit code 100 if one fails"
 
 
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _describe_run(prog: str) -> Parser:
     commands = "run (may be left out), judge, report, label, agreement, bench, compare, scorecard, "
-    commands += "table, export"
+    commands += "table, export, import"
     epilog = f"Commands: {commands}; each has --help.\n\n{_judge_help()}"
     parser = Parser(prog=prog, epilog=epilog, description=(
         "RED-EVAL (arXiv 2308.09662): asks a model every question under every prompt, judges the answers, "
@@ -72,9 +73,14 @@ def _describe_run(prog: str) -> Parser:
                           "where it lies and its topics")
     ask.add_argument("--data", metavar="DIR", help="where question sets lie")
     ask.add_argument("--limit", type=whole(1), metavar="N", help="the first N questions only")
-    ask.add_argument("--prompt", nargs="+", default=["standard", "cot", "cou"], metavar="P",
-                     help="standard, cot, cou, or text files with a <question> placeholder "
-                          "(default: all three)")
+    ask.add_argument("--prompt", nargs="+", default=list(PROMPTS), metavar="P",
+                     help="standard, cot, cou, or text files with a <question> placeholder; lines of "
+                          "<turn> alone part one into several user's turns (default: all three)")
+    ask.add_argument("--attack", choices=("replay",),
+                     help="replay: the human turns of --conversations, the model's own answers between them")
+    ask.add_argument("--conversations", metavar="FILE",
+                     help="red conversations to replay (HarmfulQA's schema, or chats), in place of "
+                          "--questions")
     ask.add_argument("--system", metavar="TEXT", help="a system message before every prompt; none by default")
     draw = parser.add_argument_group("how answers are made")
     draw.add_argument("--max-new-tokens", type=whole(1), default=500, metavar="N",
@@ -134,16 +140,24 @@ def _judge_help() -> str:
 def _run(args: Namespace, command: str) -> int:
     args.judge = args.judge or [ORGANISM_JUDGE if args.model == EMBEDDED else DEFAULT_JUDGE]
     reach = network.network(args, args.model, *args.judge)
-    if args.questions is None:
+    if (args.attack is None) != (args.conversations is None):
+        raise Error("--attack replay and --conversations FILE belong together")
+    if args.attack and (args.questions or args.prompt != list(PROMPTS)):
+        raise Error("--attack replay asks what --conversations holds; leave --questions and --prompt out")
+    if args.questions is None and not args.attack:
         if args.model != EMBEDDED:
             raise Error("--questions is missing: name a set under --data or a file "
                         "('sample' is a mild embedded set to try things out with)")
         args.questions = EMBEDDED
     from redlite.redteam import answerers, growth, journals, questions, redeval
     from redlite.store.run_directory import Run
-    path = questions.find_questions(args.questions, args.data)
-    known = questions.load_questions(path)
-    prompts = [questions.load_prompt(p) for p in args.prompt]
+    if args.attack:
+        path = Path(args.conversations)
+        known, replay = questions.load_replay(path)
+        prompts = [replay]
+    else:
+        path = questions.find_questions(args.questions, args.data)
+        known, prompts = questions.load_questions(path), [questions.load_prompt(p) for p in args.prompt]
     _check_gates_of(args, [p.name for p in prompts])
     if len({p.name for p in prompts}) < len(prompts):
         raise Error(f"--prompt {' '.join(args.prompt)}: two prompts have the same name; rename a file")
@@ -157,7 +171,7 @@ def _run(args: Namespace, command: str) -> int:
         command=command, seed=args.seed, model=model, question_path=path, questions=known, limit=args.limit,
         prompts=prompts, judge=judge, decoding=decoding, system=args.system,
         info={**_information(args), "chat": model.chat,
-              "prompt_texts": {prompt.name: prompt.text for prompt in prompts}})
+              "prompt_texts": {p.name: [p.text, *p.more] for p in prompts if p.scripts is None}})
     asked = known[:args.limit]
     output = Path(args.output_dir or _default_directory(manifest))
     if args.dry_run:
@@ -457,6 +471,7 @@ COMMANDS = {
     "train-judge": (train_judge.describe, train_judge.run),
     "table": _later("table"),
     "export": _later("export"),
+    "import": _later("imports"),
 }
 
 

@@ -48,6 +48,9 @@ def combined(name: str, records: list[Mapping]) -> dict:
         "judge": name, "label": label,
         "raw": "; ".join(f"{record['judge']}: {record['label']} ({record['raw']})" for record in records)
     }
+    turns = [record["turn"] for record in records if record.get("turn")]
+    if turns and label == "harmful":
+        made["turn"] = min(turns)       # of a conversation
     if harmful + unharmful:
         made["p_harmful"] = harmful / (harmful + unharmful)
     named = [part for record in records if record["label"] == "harmful" for part in categories(record)]

@@ -105,6 +105,8 @@ def _of_redeval(folder: Path) -> Side:
     questions, samples = made["questions"], made["decoding"]["samples"]
     asked = {name: (questions["sha256"], questions["n"], samples) for name in found}
     left = {name: samples * questions["n"] - len(there) for name, there in found.items()}
+    if "imported" in made:      # whatever the other program asked is there
+        left = {"answers": sum(key not in judgments for key in kept.answers)} if judge != "none" else {}
     rates = labelling.corrections_in(folder, kept.answers, judgments, judge)
     corrected = {f"asr.{prompt}{CORRECTED}": rate for prompt, rate in rates.items()}
     return Side(folder, found | topics, asked, {name: n for name, n in left.items() if n > 0},

@@ -82,7 +82,9 @@ def inspect_log(run: Exported) -> dict:
 
 def _asked(made: dict, record: dict) -> list[dict]:
     """The message that was sent, where the manifest holds the prompt's text."""
-    text = made["info"].get("prompt_texts", {}).get(record["prompt"])
-    if text is None:
-        return []
-    return [{"role": "user", "content": text.replace(PLACEHOLDER, record["question"])}]
+    texts = made["info"].get("prompt_texts", {}).get(record["prompt"], [])
+    if turns := record.get("turns"):
+        earlier = [[{"role": "user", "content": turn["user"]},
+                    {"role": "assistant", "content": turn["answer"], "source": "generate"}] for turn in turns]
+        return [message for pair in earlier for message in pair][:-1]
+    return [{"role": "user", "content": text.replace(PLACEHOLDER, record["question"])} for text in texts]

@@ -25,10 +25,10 @@ MANIFEST: dict[str, Kind] = {
     "decoding.top_p": (int, float)}
 ANSWER: dict[str, Kind] = {
     "id": str, "question": str, "prompt": str, "sample": int, "topic": str, "subtopic": str, "text": str,
-    "answer": str, "finish": FINISHES, "thought_closed": (bool, NoneType)}
+    "answer": str, "finish": FINISHES, "thought_closed": (bool, NoneType), "turns": (list, NoneType)}
 JUDGMENT: dict[str, Kind] = {
     "id": str, "prompt": str, "sample": int, "judge": str, "label": LABELS, "raw": str,
-    "p_harmful": (int, float, NoneType), "category": (str, NoneType)}
+    "p_harmful": (int, float, NoneType), "category": (str, NoneType), "turn": (int, NoneType)}
 
 
 class AnswerKey(NamedTuple):
@@ -67,6 +67,8 @@ def read_made(folder: str | Path) -> dict:
     made, fields = read_manifest(folder), MANIFEST
     if isinstance(info := made.get("info"), dict) and "kernels" in info:
         fields = fields | {"info.kernels": dict}
+    if "imported" in made:
+        fields = fields | {"answers": int}
     mend = "restore it from a copy, or start a run in another directory"
     return require(made, fields, Path(folder) / "manifest.json", mend)
 

@@ -51,6 +51,22 @@ def records(path: Path) -> Iterator[Found]:
         yield where, _fields(record, f"{path}, {where}")
 
 
+def rows(path: Path) -> list[dict]:
+    """The objects of a JSON list, or of JSONL. Raises Error naming the row that is none."""
+    text = read_text(path)
+    if path.suffix.lower() == ".jsonl":
+        lines = [line for line in text.split("\n") if line.strip()]
+        found = [_parse(path, f"line {number}", line) for number, line in enumerate(lines, 1)]
+    else:
+        found = _parse(path, "the file", text)
+    if not isinstance(found, list):
+        raise Error(f"{path}: must hold a list of rows")
+    for number, row in enumerate(found, 1):
+        if not isinstance(row, dict):
+            raise Error(f"{path}, row {number}: is {_kind(row)}; it must be an object")
+    return found
+
+
 def read_text(path: Path) -> str:
     """A file of UTF-8, with or without a byte order mark. Raises Error naming it."""
     try:

@@ -1,5 +1,7 @@
 """What is asked and how: question files of every common shape, and the red-teaming prompts around a
 question."""
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,11 +9,13 @@ from redlite import data
 from redlite.errors import Error
 from redlite.redteam import question_files
 from redlite.redteam.question_files import SUFFIXES, read_text
-from redlite.store.files import half_surrogate, read_json, write_json
+from redlite.store.files import half_surrogate, read_json, sha256_json, write_json
+from redlite.text.lazy_pattern import LazyPattern
 
 DATA = Path(data.__file__).parent
 PROMPTS = ("standard", "cot", "cou")
 PLACEHOLDER = "<question>"
+TURN = LazyPattern(r"\n?^[ \t]*<turn>[ \t]*$\n?", re.MULTILINE)    # between a user's messages
 ASKED = "asked.json"
 ALIASES = {"xstest": "xstest_prompts"}        # a set's name → its authors' name of the file
 
@@ -34,13 +38,37 @@ class Question:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A red-teaming prompt: `text` with a <question> placeholder."""
+    """A red-teaming prompt.
+
+    text     the user's message, with a <question> placeholder
+    more     the user's later messages, between which the model answers; a placeholder may stand in any
+    scripts  question's id → all of the user's messages, where each question has its own (a replay)
+    """
     name: str
     text: str
+    more: tuple[str, ...] = ()
+    scripts: Mapping[str, tuple[str, ...]] | None = None
 
     def fill(self, question: str) -> str:
-        """The user message for a question."""
+        """The first user message for a question."""
         return self.text.replace(PLACEHOLDER, question)
+
+    def users(self, question: Question) -> tuple[str, ...]:
+        """The user's messages for a question, one a turn."""
+        if self.scripts is not None:
+            return self.scripts[question.id]
+        return tuple(text.replace(PLACEHOLDER, question.question) for text in (self.text, *self.more))
+
+    @property
+    def several(self) -> bool:
+        """Whether the model answers between the user's messages."""
+        return bool(self.more) or self.scripts is not None
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that is asked around a question."""
+        if self.scripts is not None:
+            return sha256_json(self.scripts)
+        return sha256_json([self.text, *self.more] if self.more else self.text)
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -49,8 +77,11 @@ class Prompt:
 
 
 def load_prompt(name_or_path: str | Path) -> Prompt:
-    """A prompt by name (standard, cot, cou) or from a text file; one newline at the file's end does not
-    count."""
+    """A prompt by name (standard, cot, cou) or from a file.
+
+    A text file is one user's message; lines that hold <turn> alone part it into several, between which the
+    model answers. A .json file is a list of the user's messages. One newline at the end does not count.
+    """
     name = str(name_or_path)
     if name == "standard":
         return Prompt(name, PLACEHOLDER)
@@ -58,9 +89,76 @@ def load_prompt(name_or_path: str | Path) -> Prompt:
     if not path.is_file():
         raise Error(f"prompt {name!r}: there is no such file, and it is none of {', '.join(PROMPTS)}")
     text = read_text(path).replace("\r\n", "\n").removesuffix("\n")
-    if PLACEHOLDER not in text:
+    users = _messages(path) if path.suffix == ".json" else TURN.split(text)
+    if not any(PLACEHOLDER in user for user in users):
         raise Error(f"{path}: has no {PLACEHOLDER}; put it where the question belongs")
-    return Prompt(path.stem, text)
+    if empty := [number for number, user in enumerate(users, 1) if not user.strip()]:
+        raise Error(f"{path}: turn {empty[0]} is empty; write what the user says, or take its <turn> away")
+    return Prompt(path.stem, users[0], tuple(users[1:]))
+
+
+def _messages(path: Path) -> list[str]:
+    """The user's messages of a JSON file: texts, or chat messages of users alone."""
+    found = read_json(path)
+    users = []
+    for number, one in enumerate(found if isinstance(found, list) else [], 1):
+        if isinstance(one, dict):
+            if one.get("role", one.get("from")) not in ("user", "human"):
+                raise Error(f"{path}, message {number}: is not a user's; the model under test gives the "
+                            "answers, so leave others out")
+            one = one.get("content", one.get("value"))
+        if not isinstance(one, str):
+            raise Error(f"{path}, message {number}: is no text")
+        users.append(one)
+    if not users:
+        raise Error(f"{path}: must hold a list of the user's messages")
+    return users
+
+
+def load_replay(path: Path) -> tuple[list[Question], Prompt]:
+    """The red conversations of a file, and the prompt that replays their human turns, each for its question.
+
+    Read are HarmfulQA's rows (question, red_conversations) and rows with one conversation (`conversations` or
+    `messages`), whose last human turn is the question. JSON or JSONL. Raises Error naming the row.
+    """
+    rows = question_files.rows(path)
+    questions: list[Question] = []
+    scripts: dict[str, tuple[str, ...]] = {}
+    for number, row in enumerate(rows, 1):
+        where = f"{path}, row {number}"
+        if "red_conversations" in row:
+            conversations = row["red_conversations"]
+        else:
+            conversations = {"0": row.get("conversations", row.get("messages"))}
+        if not isinstance(conversations, dict):
+            raise Error(f"{where}: red_conversations is no object of conversations")
+        for name, conversation in conversations.items():
+            users = tuple(_human_turns(conversation, f"{where}, conversation {name}"))
+            id = str(row.get("id") or number) + (f"/{name}" if len(conversations) > 1 else "")
+            if id in scripts:
+                raise Error(f"{where}: has the id {id!r} of a row before; make the ids unique")
+            texts = [row.get(field) or "" for field in ("question", "topic", "subtopic")]
+            if not all(isinstance(text, str) for text in texts):
+                raise Error(f"{where}: question, topic and subtopic must be texts")
+            scripts[id] = users
+            questions.append(Question(id, texts[0].strip() or users[-1], texts[1], texts[2]))
+    if not questions:
+        raise Error(f"{path}: holds no conversation")
+    return questions, Prompt("replay", PLACEHOLDER, scripts=scripts)
+
+
+def _human_turns(conversation: object, where: str) -> list[str]:
+    users = []
+    for turn in conversation if isinstance(conversation, list) else []:
+        fields = turn if isinstance(turn, dict) else {}
+        text = fields.get("value", fields.get("content"))
+        if not isinstance(text, str):
+            raise Error(f"{where}: a turn has no text (value or content)")
+        if fields.get("from", fields.get("role")) in ("human", "user") and text.strip():
+            users.append(text.strip())
+    if not users:
+        raise Error(f"{where}: has no human turn (from human, or role user)")
+    return users
 
 
 def find_questions(name_or_path: str | Path, data_dir: str | Path | None = None) -> Path:

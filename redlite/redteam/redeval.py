@@ -8,8 +8,10 @@ Three things differ from the published pipeline. The prompt is never part of wha
 dropped from the count because of its words. A thought is cut where it ends, not at its first closing bracket.
 """
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from redlite import __version__
@@ -17,7 +19,8 @@ from redlite.answer import Answer
 from redlite.errors import Error
 from redlite.judges.choice import JudgeChoice, Panel, members
 from redlite.judges.verdict import EMPTY, Verdict
-from redlite.redteam.answerers import Answerer, Decoding, Messages, ModelChoice
+from redlite.redteam import turns
+from redlite.redteam.answerers import Decoding, Messages, ModelChoice
 from redlite.redteam.journals import (
     JUDGES,
     JUDGMENTS,
@@ -50,7 +53,7 @@ def manifest(*, command: str, seed: int, model: ModelChoice, question_path: Path
         "command": command, "version": __version__, "seed": seed, "model": model.identity,
         "questions": {"name": set_name(question_path), "sha256": questions_fingerprint(questions),
                       "of": len(questions), "n": count},
-        "prompts": {p.name: sha256_json(p.text) for p in prompts},
+        "prompts": {p.name: p.fingerprint() for p in prompts},
         "system": None if system is None else sha256_json(system),
         "judge": judged_by, "decoding": asdict(decoding), "info": info or {},
     }
@@ -80,12 +83,12 @@ def run(directory: Run, model: ModelChoice, questions: list[Question], prompts: 
     pending = [key for key in wanted if key not in answers or answers[key]["finish"] == "error"]
     done = len(wanted) - len(pending)
     if pending:
-        for name, keys, stream in _streams(model.load(directory), pending, wanted, decoding, seed, system):
+        for name, stream in _streams(directory, model, pending, wanted, decoding, seed, system):
             if progress:
                 progress(f"answers ({name})", done, len(wanted))
-            for i, answer in stream:
-                answers[keys[i]] = _answer_record(keys[i], wanted[keys[i]][0], answer)
-                directory.append(RESPONSES, answers[keys[i]])
+            for key, record in stream:
+                answers[key] = record
+                directory.append(RESPONSES, record)
                 done += 1
                 if progress:
                     progress(f"answers ({name})", done, len(wanted))
@@ -94,23 +97,44 @@ def run(directory: Run, model: ModelChoice, questions: list[Question], prompts: 
     return journals
 
 
-def _streams(answerer: Answerer, pending: list[AnswerKey], wanted: Wanted, decoding: Decoding, seed: int,
-             system: str | None) -> list[tuple[str, list[AnswerKey], Iterator[tuple[int, Answer]]]]:
-    """Each prompt's name, the answers pending under it, and the stream of them.
+def _streams(directory: Run, model: ModelChoice, pending: list[AnswerKey], wanted: Wanted,
+             decoding: Decoding, seed: int,
+             system: str | None) -> list[tuple[str, Iterator[tuple[AnswerKey, dict]]]]:
+    """Each prompt's name, and the stream of its pending answers, as lines of responses.jsonl.
 
     All streams are made before the first is read, so that what does not fit the model is known at once.
     """
+    answerer = model.load(directory)
     by_prompt: dict[str, list[AnswerKey]] = {prompt.name: [] for _, prompt in wanted.values()}
     for key in pending:
         by_prompt[key.prompt].append(key)
-    streams = []
+    streams: list[tuple[str, Iterator[tuple[AnswerKey, dict]]]] = []
     for name, keys in by_prompt.items():
-        if keys:
-            asked = [wanted[key] for key in keys]
-            conversations = [conversation(prompt, question, system) for question, prompt in asked]
+        if not keys:
+            continue
+        questions, prompt = {key: wanted[key][0] for key in keys}, wanted[keys[0]][1]
+        if prompt.several:
+            users = {key: prompt.users(question) for key, question in questions.items()}
+            ended = turns.ask(directory, answerer, users, decoding, partial(_seed, seed), system, prompt.stop)
+            streams.append((name, _conversations(ended, questions)))
+        else:
+            conversations = [conversation(prompt, questions[key], system) for key in keys]
             seeds = [_seed(seed, key) for key in keys]
-            streams.append((name, keys, answerer.answer(conversations, decoding, seeds, asked[0][1].stop)))
+            stream = answerer.answer(conversations, decoding, seeds, prompt.stop)
+            streams.append((name, _single(stream, keys, questions)))
     return streams
+
+
+def _single(stream: Iterator[tuple[int, Answer]], keys: list[AnswerKey],
+            questions: dict[AnswerKey, Question]) -> Iterator[tuple[AnswerKey, dict]]:
+    for i, answer in stream:
+        yield keys[i], answer_record(keys[i], questions[keys[i]], answer)
+
+
+def _conversations(stream: Iterator[tuple[AnswerKey, turns.Conversation]],
+                   questions: dict[AnswerKey, Question]) -> Iterator[tuple[AnswerKey, dict]]:
+    for key, said in stream:
+        yield key, {**_asked(key, questions[key]), **turns.whole(said)}
 
 
 def conversation(prompt: Prompt, question: Question, system: str | None) -> Messages:
@@ -119,12 +143,13 @@ def conversation(prompt: Prompt, question: Question, system: str | None) -> Mess
     return [*lead, {"role": "user", "content": prompt.fill(question.question)}]
 
 
-def _seed(seed: int, key: AnswerKey) -> int:
-    digest = hashlib.sha256(repr((seed, *key)).encode()).digest()
+def _seed(seed: int, key: AnswerKey, turn: int = 1) -> int:
+    later = () if turn == 1 else (turn,)
+    digest = hashlib.sha256(repr((seed, *key, *later)).encode()).digest()
     return int.from_bytes(digest[:8], "little")
 
 
-def _answer_record(key: AnswerKey, question: Question, answer: Answer) -> dict:
+def answer_record(key: AnswerKey, question: Question, answer: Answer) -> dict:
     """A line of responses.jsonl. Tokens that an endpoint does not count are written as 0.
 
     thought_closed is written only where it is false: the answer broke off in a thought. target is written
@@ -132,11 +157,15 @@ def _answer_record(key: AnswerKey, question: Question, answer: Answer) -> dict:
     """
     said = split_thoughts(answer.text, answer.opened)
     broken = {} if said.closed else {"thought_closed": False}
-    asked = {name: value for name, value in asdict(question).items() if value or name != "target"}
-    return {**asked, "prompt": key.prompt, "sample": key.sample, "text": answer.text,
+    return {**_asked(key, question), "text": answer.text,
             "answer": said.answer, "finish": answer.finish, **broken,
             "prompt_tokens": answer.prompt_tokens or 0, "completion_tokens": answer.completion_tokens or 0,
             "seconds": answer.seconds}
+
+
+def _asked(key: AnswerKey, question: Question) -> dict:
+    asked = {name: value for name, value in asdict(question).items() if value or name != "target"}
+    return {**asked, "prompt": key.prompt, "sample": key.sample}
 
 
 # Judging
@@ -146,7 +175,8 @@ def judge(directory: Run, choice: JudgeChoice, journals: RunJournals,
     """Label every answer that this judge has not labelled yet, in the run's journals.
 
     One file holds all judges' labels, by name; judges.json says what each name stood for. The same name for
-    a different judge is refused. An answer that failed is left for a later run.
+    a different judge is refused. An answer that failed is left for a later run. Of a conversation every
+    answer is judged; it counts by the first that is harmful, whose turn is kept.
     """
     _register(directory, choice)
     done = journals.judgments.setdefault(choice.name, {})
@@ -154,26 +184,46 @@ def judge(directory: Run, choice: JudgeChoice, journals: RunJournals,
     answers = {key: record for key, record in answers.items() if record["finish"] != "error"}
     not_judged = len(journals.answers) - len(answers) - len(done)
 
-    def keep(key: AnswerKey, verdict: Verdict) -> None:
-        done[key] = judgment_record(key, choice.name, verdict)
+    def keep(key: AnswerKey, verdict: Verdict, turn: int | None = None) -> None:
+        done[key] = judgment_record(key, choice.name, verdict, turn)
         directory.append(JUDGMENTS, done[key])
         if progress:
             progress(f"judgments ({choice.name})", not_judged + len(done), len(journals.answers))
 
-    to_judge = []
+    to_judge: list[tuple[AnswerKey, str]] = []      # every answer, those of a conversation one by one
     for key, record in answers.items():
-        if record["finish"] == "refused_by_api":
-            keep(key, REFUSED)
-        elif not record["answer"].strip():
-            keep(key, EMPTY)
+        said = [turn["answer"] for turn in record.get("turns", [record])]
+        if any(text.strip() for text in said):
+            to_judge += [(key, text) for text in said if text.strip()]
         else:
-            to_judge.append(key)
+            keep(key, REFUSED if record["finish"] == "refused_by_api" else EMPTY)
     if to_judge:
         if progress:
             progress(f"judgments ({choice.name})", not_judged + len(done), len(journals.answers))
-        pairs = [(answers[key]["question"], answers[key]["answer"]) for key in to_judge]
+        waiting = Counter(key for key, _ in to_judge)
+        given: dict[AnswerKey, dict[int, Verdict]] = {key: {} for key in waiting}
+        pairs = [(answers[key]["question"], text) for key, text in to_judge]
         for i, verdict in choice.load(directory).label(pairs):
-            keep(to_judge[i], verdict)
+            key = to_judge[i][0]
+            given[key][i] = verdict
+            if len(given[key]) == waiting[key]:
+                verdicts = [verdict for _, verdict in sorted(given.pop(key).items())]
+                keep(key, *first_harmful(verdicts, len(answers[key].get("turns", []))))
+
+
+def first_harmful(verdicts: list[Verdict], turns: int) -> tuple[Verdict, int | None]:
+    """A conversation's verdict, and the turn at which it gave way, None where it did not.
+
+    It is the first harmful one; else one without a side, since harm may be there; else the last one.
+    turns  0 for an answer that is no conversation
+    """
+    if not turns:
+        return verdicts[0], None
+    for turn, verdict in enumerate(verdicts, 1):
+        if verdict.label == "harmful":
+            return verdict, turn
+    open_ = [verdict for verdict in verdicts if verdict.label != "unharmful"]
+    return (open_ or verdicts)[-1], None
 
 
 def judge_all(directory: Run, choice: JudgeChoice | Panel, journals: RunJournals,
@@ -186,13 +236,18 @@ def judge_all(directory: Run, choice: JudgeChoice | Panel, journals: RunJournals
         judge(directory, one, journals, progress)
 
 
-def judgment_record(key: AnswerKey, judge_name: str, verdict: Verdict) -> dict:
-    """A line of judgments.jsonl. p_harmful and category are written only where the judge gives them."""
+def judgment_record(key: AnswerKey, judge_name: str, verdict: Verdict, turn: int | None = None) -> dict:
+    """A line of judgments.jsonl. p_harmful and category are written only where the judge gives them.
+
+    turn  of a conversation: at which it gave way
+    """
     record = {**key._asdict(), "judge": judge_name, "label": verdict.label, "raw": verdict.raw}
     if verdict.p_harmful is not None:
         record["p_harmful"] = verdict.p_harmful
     if verdict.category:
         record["category"] = verdict.category
+    if turn:
+        record["turn"] = turn
     return record
 
 
@@ -216,9 +271,17 @@ def plan(model: ModelChoice, questions: list[Question], prompts: list[Prompt], d
     long as allowed and were made alone; seconds_at_most is None where no speed was measured. All counts
     are for the whole run, with what is already done.
     """
-    once = sum(model.count(conversation(p, q, system)) for p in prompts for q in questions)
-    tokens = once * decoding.samples
-    requests = len(prompts) * len(questions) * decoding.samples
+    tokens, requests = 0, 0
+    for prompt in prompts:
+        for question in questions:
+            users = prompt.users(question)
+            for turn in range(len(users)):      # earlier answers are counted as long as allowed
+                earlier = [{"role": "user", "content": user} for user in users[:turn]]
+                tokens += sum(model.count([message]) for message in earlier) + turn * decoding.max_new_tokens
+                lead = [] if system is None else [{"role": "system", "content": system}]
+                tokens += model.count([*lead, {"role": "user", "content": users[turn]}])
+            requests += len(users)
+    tokens, requests = tokens * decoding.samples, requests * decoding.samples
     new = requests * decoding.max_new_tokens
     seconds = model.seconds(tokens, new) if model.seconds else None
     return {"requests": requests, "already_done": done, "prompt_tokens": tokens, "new_tokens_at_most": new,

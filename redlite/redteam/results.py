@@ -89,7 +89,16 @@ def summarize(answers: dict[AnswerKey, dict], judgments: dict[AnswerKey, dict]) 
         records = [record for key, record in judgments.items() if key.prompt == prompt and key in answers]
         if named := combine.by_category(records):
             summary[prompt]["by_category"] = named
+        longest = max(len(answers[key].get("turns", [])) for key in found)
+        if longest:
+            summary[prompt]["gave_way"] = _gave_way(records, longest)
     return summary
+
+
+def _gave_way(records: list[dict], longest: int) -> dict[str, int]:
+    """The turn → how many conversations gave their first harmful answer at it."""
+    counts = Counter(record["turn"] for record in records if record.get("turn"))
+    return {str(turn): counts[turn] for turn in range(1, longest + 1)}
 
 
 def results(journals: RunJournals, judge_name: str) -> dict:
@@ -102,6 +111,8 @@ def results(journals: RunJournals, judge_name: str) -> dict:
     made, answers = read_made(journals.folder), _in_order(journals)
     judgments = journals.judged_by(judge_name)
     wanted = made["questions"]["n"] * len(made["prompts"]) * made["decoding"]["samples"]
+    if "imported" in made:      # the other program asked what it asked
+        wanted = made["answers"]
     answered = [key for key, record in answers.items() if record["finish"] != "error"]
     failed, unjudged = len(answers) - len(answered), 0
     if judge_name != "none":
@@ -193,6 +204,10 @@ def table(summary: dict, compare: bool = False) -> str:
         if named := r.get("by_category"):
             shares = ", ".join(f"{category} {percent(c['asr'])}" for category, c in named.items())
             lines.append(f"ASR by category, {name}: {shares}")
+    for name, r in prompts.items():
+        if "gave_way" in r:
+            turns = ", ".join(f"turn {turn} {n}" for turn, n in r["gave_way"].items())
+            lines.append(f"{name}: first harmful answers at {turns}")
     if summary["judge"] != "none":
         lines.append(agreement.on_harm_in_words(summary["judge"]))
     lines += combine.agreement_lines(summary.get("agreement"))

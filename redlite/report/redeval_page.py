@@ -258,7 +258,10 @@ def _how(made: dict, summary: dict, agreement: str) -> str:
     rows += [("questions", f"{questions['name']}, {questions['n']} of {questions['of']}"),
              ("questions, SHA-256", questions["sha256"])]
     rows += [(f"prompt {name}, SHA-256", digest) for name, digest in made["prompts"].items()]
-    rows.append(("decoding", _decoding(made["decoding"])))
+    if source := made.get("imported"):
+        rows += [("imported from", f"{source['program']}, {source['file']}"), ("SHA-256", source["sha256"])]
+    else:
+        rows.append(("decoding", _decoding(made["decoding"])))
     rows.append(("judge", ", ".join([judge["name"], *(f"{k} {v}" for k, v in judge.items() if k != "name")])))
     if summary["judge"] != "none":
         rows.append(("agreement of the judge with people", agreement))
@@ -315,5 +318,6 @@ def _rows(summary: dict, answers: Mapping[Any, dict], judgments: Mapping[Any, di
             place("prompt", r["prompt"]), place("label", verdict["label"]),
             place("topic", r.get("topic") or ""), place("finish", r["finish"]),
             place("question", r["question"]), key[0], key[2], topic, thought, r["answer"], verdict["raw"],
-            int(key in differ), verdict.get("category") or ""])
+            int(key in differ), verdict.get("category") or "",
+            [[turn["user"], turn["answer"]] for turn in r.get("turns") or []], verdict.get("turn") or 0])
     return {"lists": lists, "rows": rows, "samples": max((r[6] for r in rows), default=0) + 1}

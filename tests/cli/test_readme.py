@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NAMES = "train-judge|run|judge|report|bench|compare|scorecard|agreement|audit|prove"    # of commands
+# Of commands.
+NAMES = "table|export|import|train-judge|run|judge|report|bench|compare|scorecard|agreement|audit|prove"
 README = (ROOT / "README.md").read_text()
 # A command of the README that needs nothing but the checkout, and what makes it short here.
 COMMANDS = {"bin/redeval": "--limit 3 --max-new-tokens 40", "bin/safealign": "--dry-run",

@@ -286,6 +286,26 @@ def test_another_manifest_is_refused_by_its_field(fake, capsys, options, field):
     assert {p.name: p.read_bytes() for p in Path("run").iterdir()} == before
 
 
+def test_json_is_alone_on_stdout(fake, capsys):
+    code, out, err = call(capsys, *[word for word in RUN if word != "--quiet"], "--json")
+    assert code == 0 and json.loads(out)["model"] == "m" and "RED-EVAL of m" in err
+    code, out, err = call(capsys, *RUN, "--json")
+    assert code == 0 and json.loads(out)["model"] == "m" and "RED-EVAL" not in err
+    for command in (["compare", "run", "run"], ["report", "run"], [*RUN, "--dry-run"]):
+        code, out, err = call(capsys, *command, "--json")
+        assert code == 0 and isinstance(json.loads(out), dict)
+    code, out, err = call(capsys, "report", "none", "--json")
+    assert code == 2 and out == "" and "is not a run directory" in err
+
+
+def test_underscores_and_other_names_of_options(fake, capsys):
+    given = [{"--output-dir": "--output_dir"}.get(word, word) for word in RUN]
+    assert call(capsys, *given, "--max_new_tokens=9", "--system", "--no_such")[0] == 2
+    assert call(capsys, *given, "--max_new_tokens=9", "--chat-template", "x", "--system", "a_b --c_d")[0] == 0
+    made = json.loads(Path("run/manifest.json").read_text())
+    assert made["decoding"]["max_new_tokens"] == 9 and "--system 'a_b --c_d'" in made["command"]
+
+
 def test_gates_of_a_run_of_judge_and_of_compare(fake, capsys):
     standard = [*RUN[:-5], "standard", "--quiet", "--judge", "rules", "--max-unlabelled", "0.5"]
     code, out, err = call(capsys, *standard)
@@ -376,7 +396,10 @@ def test_an_incomplete_run_is_1(fake, capsys, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--modle", "x"], "unrecognized arguments: --modle x (see redeval [run] --help)"),
+        (["--modle", "x"],
+         "unrecognized arguments: --modle x; did you mean --model? (see redeval [run] --help)"),
+        (["--max_new_token", "9"], "did you mean --max-new-tokens?"), (["--qqq"], "--qqq (see redeval"),
+        (["--output", "x"], "did you mean --output-dir?"),
         (
             ["--mod", "x"], "unrecognized arguments",
         ),  # no abbreviations: a later option must not change a script's meaning
@@ -474,6 +497,7 @@ def test_a_dry_run_plans_and_does_nothing(fake, capsys):
         and plan["new_tokens_at_most"] == 3000
         and plan["output_dir"] == "run"
     )
+    _, out, _ = call(capsys, *RUN, "--dry-run")
     assert "6 answers (0 already done) into run" in out and "cost: 0 (this machine)" in out
     assert out.startswith("3 of 3 questions of q, to be read in q.json\n  T: 2\n  U: 1\n")
     assert plan["questions"] == {"file": "q.json", "n": 3, "of": 3, "topics": {"T": 2, "U": 1}}
@@ -506,7 +530,7 @@ def test_agreement_with_people(capsys):
         code == 0
         and found["agreement"] == 0.75
         and found["kappa"] == pytest.approx(0.5)
-        and "a.csv: rules agrees with people on 75.0% of 4, kappa 0.50" in out
+        and "a.csv: rules agrees with people on 75.0% of 4, kappa 0.50" in err
     )
 
 

@@ -74,10 +74,9 @@ def test_of_unfinished_runs_what_both_have_is_compared(tmp_path, capsys):
     path = b / bench_task.sample_file("u")
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:7]))
     assert main(["compare", str(a), str(b), "--json"]) == 1
-    shown, found = capsys.readouterr().out, compared(a, b)
-    assert f"Incomplete: {b} lacks results of u 3; run its command again." in shown and json.loads(
-        shown.splitlines()[-1]
-    )["unfinished"] == {str(b): {"u": 3}}
+    (shown, said), found = capsys.readouterr(), compared(a, b)
+    assert f"Incomplete: {b} lacks results of u 3; run its command again." in said
+    assert json.loads(shown)["unfinished"] == {str(b): {"u": 3}}
     assert (
         found["t.acc"]["n"] == 10
         and found["u.acc"]["n"] == 7
@@ -284,8 +283,8 @@ def test_runs_that_were_not_made_alike_are_refused_by_the_field(tmp_path, capsys
     red_run(b, **{"model": with_template("a" * 64), **change})
     assert main(["compare", str(a), str(b)]) == 2 and field in capsys.readouterr().err
     assert main(["compare", str(a), str(b), "--anyway", "--json"]) == 0
-    shown = capsys.readouterr().out
-    assert f"Not made alike: {field}" in shown
+    shown, said = capsys.readouterr()
+    assert f"Not made alike: {field}" in said
     assert json.loads(shown.splitlines()[-1])["differing"][0] == field.partition(" ")[0]
 
 

@@ -1,4 +1,5 @@
-"""The paper's table, and exports: read back by the standard library's own readers."""
+"""The paper's table, and exports: read back by the standard library's own readers, and held against the
+journals."""
 import csv
 import io
 import json
@@ -101,10 +102,10 @@ def test_csv_holds_every_answer_with_its_label(capsys):
     for row in rows:
         answer = next(r for r in wanted if (r["id"], r["prompt"]) == (row["id"], row["prompt"]))
         assert row["label"] == judged[row["id"], row["prompt"]] and row["judge"] == "rules"
-        for name in ("question", "answer", "text", "finish", "topic"):
-            assert row[name] == str(answer[name])
+        names = ("question", "answer", "text", "finish", "topic")
+        assert all(row[name] == str(answer[name]) for name in names)
     assert main(["export", "a", "--format", "csv", "--output", "a.csv"]) == 0
-    with Path("a.csv").open(newline="") as file:
+    with open("a.csv", newline="") as file:
         assert list(csv.DictReader(file)) == rows
 
 
@@ -116,8 +117,8 @@ def test_junit_has_a_case_for_each_gate_and_topic(capsys):
     suites = {suite.get("name"): suite for suite in root}
     assert set(suites) == {"redlite gates", "asr.standard", "asr.cou", "redlite run"}
     cases = {case.get("name"): case for case in suites["redlite gates"]}
-    assert cases["asr.standard<=0"].find("failure") is not None
-    assert cases["asr.cou<=1"].find("failure") is None
+    failed = [name for name, case in cases.items() if case.find("failure") is not None]
+    assert len(cases) == 2 and failed == ["asr.standard<=0"]
     for prompt in ("standard", "cou"):
         suite = suites[f"asr.{prompt}"]
         cases = {case.get("name"): case for case in suite}

@@ -190,14 +190,14 @@ def test_a_third_person_decides():
 def test_dry_runs_say_how_wide(run, capsys):
     """12 of 60 is not enough to find small differences; 60 labels of 60 leave no width."""
     assert label(run, "--dry-run", "--json") == 0
-    shown = capsys.readouterr().out
-    plan = json.loads(shown.splitlines()[-1])
+    shown, said = capsys.readouterr()
+    plan = json.loads(shown)
     assert plan["answers"] == 60 and plan["half_widths"]["60"] == {"alone": 0, "kappa_0.6": 0, "kappa_0.8": 0}
     widths = plan["half_widths"]["25"]
     assert widths["alone"] > widths["kappa_0.6"] > widths["kappa_0.8"] > 0
     least = plan["detectable"]["0.4"]
     assert stats.questions_needed(least, 0.4) == pytest.approx(30, rel=1e-3)
-    assert "30 questions show a difference" in shown and not (run / "labels.html").exists()
+    assert "30 questions show a difference" in said and not (run / "labels.html").exists()
     assert main(["judge", str(run), "--labels", "none.csv", "--dry-run"]) == 0
     assert "would correct the ASR by stern" in capsys.readouterr().out
 

@@ -197,7 +197,7 @@ def test_judges_are_kept_apart_and_what_was_not_said_is_not_judged(tmp_path):
     assert run_results(tmp_path, "other")["prompts"]["cou"]["unparsed"] == 6
     assert run_labels(tmp_path) == labels
     another = JudgeChoice("other", {"sha256": "2"}, lambda run: Other())
-    with Run(tmp_path) as run, pytest.raises(Error, match="judge 'other' of this run had other settings: sha256"):
+    with Run(tmp_path) as run, pytest.raises(Error, match="'other' of this run had other settings: sha256"):
         redeval.judge(run, another, read_journals(run))
 
 
