@@ -296,11 +296,11 @@ class Client:
         names  parameter → its name in the request
         """
         try:
-            value = json.loads(received.body.decode("utf-8"))
+            value = json.loads(received.body.decode("utf-8-sig"))
         except (ValueError, RecursionError):
             value = None
         took, redact, status = round(received.seconds, 3), self.transport.redact, received.status
-        if status == 200:
+        if 200 <= status < 300:
             answer = self._completion(call, value, took)
             if answer is not None:
                 return answer

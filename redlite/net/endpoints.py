@@ -14,7 +14,10 @@ from redlite.net.providers import AZURE_VERSION, MOST_STOPS, PROVIDERS, merged
 from redlite.net.template import Template
 from redlite.store.files import read_json, sha256_json
 from redlite.store.records import is_kind
+from redlite.text.lazy_pattern import LazyPattern
 
+# Names of headers and of queries whose values are secrets.
+SECRET_NAME = LazyPattern(r"(?i)auth|key|token|secret|cookie|password|credential|sig")
 VENDOR = PROVIDERS["openai"].base_url
 Prices = tuple[float, float]    # dollars for a million tokens: (prompt, completion)
 
@@ -57,9 +60,14 @@ class Endpoint:
         if not known or not self.base_url.isprintable() or " " in self.base_url:
             raise Error(f"address {self.base_url[:80]!r}: is none such as https://host/v1", "base_url")
         queries = [q for q in parts.query.split("&") if q and not q.startswith("api-version=")]
-        if parts.username is not None or parts.fragment or queries and not self.template:
-            raise Error("the endpoint's address must hold no user, password, key or fragment; "
-                        f"the key comes from the environment variable {self.key_variable}", "base_url")
+        if self.template:
+            queries = [q for q in queries if SECRET_NAME.search(q.partition("=")[0])]
+        if parts.username is not None or parts.fragment or queries:
+            mend = f"the key comes from the environment variable {self.key_variable}"
+            if self.template:
+                mend = "put it into a header as {{env:NAME}}"
+            raise Error(f"the endpoint's address must hold no user, password, key or fragment; {mend}",
+                        "base_url")
         if not self.model:
             raise Error(f"{self.provider}: needs a model's name behind it")
 

@@ -27,7 +27,8 @@ _POLICY = LazyPattern(
     r"|\b(?:block|reject|refus|filter|declin)ed\b.{0,60}\b(?:safety|polic|moderation|filter|guardrail)"
     r"|\b(?:inappropriate|unsafe|harmful|sensitive|prohibited|disallowed) (?:content|material|input|prompt"
     r"|words?|information)\b"
-    r"|responsible ai\b|\bsafety (?:system|filter|check|settings|guard)|SAFETY_CHECK|PROHIBITED_CONTENT"
+    r"|contentpolicyviolation|responsible ai\b|\bsafety (?:system|filter|check|settings|guard)"
+    r"|SAFETY_CHECK|PROHIBITED_CONTENT"
     r"|不安全|敏感|违规|不合规", _FLAGS)
 _ACCOUNT = LazyPattern(
     r"\b(?:your|this|the) (?:account|organi[sz]ation|project|team|user|api key|key|access)\b.{0,60}"

@@ -21,6 +21,9 @@ BROKEN = {"error", "abort", "aborted", "cancelled", "canceled", "timeout", "time
 _BAD_KEY = LazyPattern(r"(?i)api[ _-]?key\b.{0,40}\b(?:not valid|invalid|incorrect|expired|missing)"
                        r"|(?:invalid|incorrect|missing|no)\b.{0,20}\bapi[ _-]?key")
 
+_NO_CREDIT = LazyPattern(r"(?i)\bcredit balance\b|\binsufficient (?:funds|balance|quota|credits?)\b"
+                         r"|\bout of credits?\b|exceeded your current quota|\bbilling hard limit\b")
+
 Redact = Callable[[object], str]    # takes secrets out of a text
 
 
@@ -134,12 +137,21 @@ def _with_thought(message: dict, content: str, finish: str) -> str:
 
     A thought that the limit cut before any content stays open, as a model's own would: text/reasoning.py.
     """
-    thought = message.get("reasoning_content") or message.get("reasoning")
+    thought = message.get("reasoning_content") or message.get("reasoning") or _thinking(
+        message.get("content"))
     if not isinstance(thought, str) or not thought.strip():
         return content
     if finish == "length" and not content.strip():
         return f"<think>\n{thought}"
     return f"<think>\n{thought}\n</think>\n\n{content}"
+
+
+def _thinking(content: object) -> str:
+    """The thought among a content's parts: {"type": "thinking", "thinking": a text, or parts with texts}."""
+    parts = content if isinstance(content, list) else []
+    thoughts = [part.get("thinking") for part in parts if isinstance(part, dict)]
+    return "".join(thought if isinstance(thought, str) else _text(thought) for thought in thoughts
+                   if isinstance(thought, str | list))
 
 
 def _text(content: object) -> str:
@@ -212,6 +224,8 @@ def failed(status: int, value: object, body: bytes, took: float, redact: Redact)
         return Answer("", "refused_by_api", None, None, took, detail=detail)
     if status == 400 and _BAD_KEY.search(str(said)):
         return Failure(401, error.get("code"), detail)
+    if status in (400, 403) and _NO_CREDIT.search(str(said)):
+        return Failure(402, error.get("code"), detail)
     if status in (400, 413, 422):
         return Answer("", "error", None, None, took, detail=detail)
     return Failure(status, error.get("code"), detail)

@@ -1,6 +1,6 @@
 """The retry rule: which requests are made again, and when.
 
-Made again: status 408, 409, 429 and 5xx; time-outs and broken connections; bodies that are cut off, too
+Made again: status 408, 409, 425, 429 and 5xx; time-outs and broken connections; bodies that are cut off, too
 large or too slow. Made again once or twice: what comes whole with status 200 and is no answer, or a part of
 one. Not made again: every other status. Redirects are never followed.
 
@@ -13,7 +13,7 @@ from collections import Counter
 from redlite.errors import Error, Incomplete
 from redlite.net.reply import Failure
 
-RETRIED = {408, 409, 429}
+RETRIED = {408, 409, 425, 429}
 FIRST_DELAY, LONGEST_DELAY = 0.5, 60.0      # seconds
 # Attempts, at most, at what comes back whole and is no answer; and at answers that are broken off.
 NO_ANSWER, BROKEN_OFF = 2, 3
@@ -44,6 +44,8 @@ def fault(failure: Failure, wait: float | None, where: str, key: str = "OPENAI_A
     key    the variable that holds its key
     """
     status = failure.status
+    if status == 402:   # the account is empty; what is finished is kept
+        return Incomplete(f"{where}: {failure.detail}; the same command goes on when there is credit")
     if status in RETRIED or status >= 500:
         if failure.code == "insufficient_quota":
             return Incomplete(f"{where}: {failure.detail}")

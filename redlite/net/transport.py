@@ -13,18 +13,18 @@ import requests
 
 from redlite import __version__
 from redlite.errors import Error
-from redlite.net.endpoints import Endpoint
+from redlite.net.endpoints import SECRET_NAME, Endpoint
 from redlite.net.names import JUDGE_KEY
 from redlite.net.providers import PROVIDERS
 from redlite.net.retry import Retry
-from redlite.text.lazy_pattern import LazyPattern
+from redlite.store.text import printable
 
 LARGEST_BODY = 64 << 20     # bytes
 PIECE = 1 << 16             # bytes
 HTTP_ERROR = requests.packages.urllib3.exceptions.HTTPError  # type: ignore[attr-defined]
 LEAST_SECRET = 4            # characters; shorter ones would black out half of every text
+LEAST_KEY = 8               # characters; "none" and "test", as local servers get them, are words of answers
 LONG_SECRET = 20            # characters, from which on any header's value may be a secret
-_SECRET_NAME = LazyPattern(r"(?i)auth|key|token|secret|cookie|password|credential|signature")
 KEYS = {name for provider in PROVIDERS.values() for name in provider.keys} | {JUDGE_KEY}
 
 
@@ -68,11 +68,11 @@ class Transport:
         except requests.exceptions.SSLError as error:
             # the other side hung up; a certificate or version that does not fit says so
             if "EOF" in str(error):
-                raise Retry(f"SSLError: {self.redact(error)}") from None
+                raise Retry(f"SSLError: {printable(self.redact(error))}") from None
             raise Error(f"{self.endpoint.base_url}: no secure connection ({self.redact(error)}); "
                         "name your CA file in REQUESTS_CA_BUNDLE") from None
         except (requests.exceptions.RequestException, HTTP_ERROR, OSError) as error:
-            raise Retry(f"{type(error).__name__}: {self.redact(error)}") from None
+            raise Retry(f"{type(error).__name__}: {printable(self.redact(error))}") from None
         return HttpReply(response.status_code, response.headers, data, time.monotonic() - started)
 
     def get(self, url: str, timeout: float) -> HttpReply | None:
@@ -140,10 +140,11 @@ def _secrets(endpoint: Endpoint) -> list[str]:
 
     Also as they stand in URLs.
     """
-    found = [endpoint.key, *(os.environ.get(name, "").strip() for name in KEYS)]
+    keys = [endpoint.key, *(os.environ.get(name, "").strip() for name in KEYS)]
+    found = [key for key in keys if len(key) >= LEAST_KEY]
     found += endpoint.template.secrets() if endpoint.template else []
     for name, value in endpoint.headers:
-        if _SECRET_NAME.search(name) or len(value) >= LONG_SECRET and " " not in value:
+        if SECRET_NAME.search(name) or len(value) >= LONG_SECRET and " " not in value:
             found += [value, value.rpartition(" ")[2]]
     for address in requests.utils.getproxies().values():
         try:

@@ -3,8 +3,11 @@ of it.
 
     python tests/beside/kill_client.py --requests 2000 --kills 20
 
-The server (fault_server.py) lives on and counts what it made. At the end: every request answered exactly once
-in the journal, none lost, none made twice, the API key nowhere on disk. Exit code 0 if all of that holds.
+The requests are four samples of each question. The server (fault_server.py) lives on and counts what it made.
+It refuses a parameter, refuses contents in providers' shapes, breaks answers off, and ignores `stop`. At the
+end: every request answered exactly once in the journal, none lost, none made twice, each sample a draw of its
+own, no text beyond a stop, the refused parameter paid for by the first process alone, the API key nowhere on
+disk. Exit code 0 if all of that holds.
 """
 import argparse
 import json
@@ -15,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "helpers"))
@@ -23,8 +27,11 @@ import fault_server  # noqa: E402
 KEY = "sk-kill-0123456789-only-for-this-test"
 FAULTS = {
     "ok": 10, "429": 1, "429-after": 1, "500": 1, "503": 1, "hang": 0.1, "reset": 1, "cut": 1, "bad-json": 1,
-    "bad-utf8": 1, "null": 1, "filter-error": 1, "filter-finish": 1, "duplicate-headers": 1
+    "bad-utf8": 1, "null": 1, "filter-error": 1, "filter-finish": 1, "duplicate-headers": 1,
+    "invalid-prompt": 1, "policy-403": 1, "empty-choices": 1, "anthropic-refusal": 1, "max-tokens": 1,
+    "goes-on": 2, **dict.fromkeys(fault_server.HALF, 0.5)
 }
+CONCURRENCY = 16
 WORKER = """
 import sys
 from redlite.net import client
@@ -33,9 +40,10 @@ from redlite.store.run_directory import Run
 directory, url, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
 with Run(directory, {"test": "kill"}) as run:
     c = client.Client(Endpoint("m", url), run, concurrency=16, tries=40, timeouts=(2, 1), first_delay=0.01)
-    asked = [[{"role": "user", "content": f"question {i}"}] for i in range(n)]
-    for i, answer in c.ask([client.Call(messages, {"max_tokens": 8}) for messages in asked]):
-        pass
+    asked = [[{"role": "user", "content": f"question {i // 4}"}] for i in range(n)]
+    given = {"max_tokens": 8, "temperature": 1.0, "stop": ["\\nUser:"]}
+    found = c.ask([client.Call(messages, given, i % 4) for i, messages in enumerate(asked)])
+    sys.exit(3 if any([answer.finish == "error" for _, answer in found]) else 0)    # a later run asks again
 """
 
 
@@ -44,7 +52,8 @@ def trial(directory: Path, requests: int, kills: int, seed: int = 0) -> dict:
     draw = random.Random(seed)
     environment = {**os.environ, "OPENAI_API_KEY": KEY, "PYTHONPATH": str(Path(__file__).parents[2])}
     journal = directory / "api.jsonl"
-    with fault_server.running(faults=FAULTS, delay=0.005, seed=seed) as server:
+    with fault_server.running(faults=FAULTS, delay=0.005, seed=seed, refuses=["temperature"],
+                              by_key=True) as server:
         command = [sys.executable, "-c", WORKER, str(directory), server.url, str(requests)]
         killed = 0
         while True:
@@ -64,17 +73,19 @@ def trial(directory: Path, requests: int, kills: int, seed: int = 0) -> dict:
             process.stderr.close()
             if process.returncode == 0:
                 break
-            if process.returncode != -signal.SIGKILL:
+            if process.returncode not in (-signal.SIGKILL, 3):
                 raise RuntimeError(error)
         counts = server.counts()
     records = [json.loads(line) for line in journal.read_text().splitlines()]
-    answers = [r["key"] for r in records if "finish" in r]
+    kept = [r for r in records if "finish" in r]
+    answers = [r["key"] for r in kept]
     on_disk = b"".join(p.read_bytes() for p in directory.rglob("*") if p.is_file())
     return {
         "killed": killed, "answers": len(answers), "different": len(set(answers)), "made": len(
             counts["made"]), "most_made": max(counts["made"].values()), "requests": counts["requests"],
         "with_key": counts["authorizations"].get(f"Bearer {KEY}", 0), "key_on_disk": KEY.encode() in on_disk,
-        "kinds": counts["kinds"]
+        "beyond_stop": sum("User:" in r["text"] for r in kept),
+        "finishes": Counter(r["finish"] for r in kept), "kinds": counts["kinds"]
     }
 
 
@@ -83,7 +94,8 @@ def holds(result: dict, requests: int, kills: int) -> bool:
     return (result["killed"] == kills
             and result["answers"] == result["different"] == result["made"] == requests
             and result["most_made"] == 1 and result["with_key"] == result["requests"]
-            and not result["key_on_disk"])
+            and not result["key_on_disk"] and not result["beyond_stop"]
+            and 1 <= result["kinds"]["parameter"] <= CONCURRENCY)
 
 
 if __name__ == "__main__":

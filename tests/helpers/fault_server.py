@@ -15,6 +15,8 @@ dedupe   whether a request with an Idempotency-Key that was answered before gets
          being made anew
 rate     answers a second that are allowed; beyond it 429, and x-ratelimit-* on every answer
 at_once  requests that are allowed at the same time; beyond it 429
+refuses  parameters that are refused with 400, by their names in the body
+by_key   count what is made by Idempotency-Key, so that samples of one call are told apart
 """
 import asyncio
 import json
@@ -30,9 +32,17 @@ from contextlib import contextmanager
 
 # the answer counts
 FINAL = ("ok", "null", "filter-error", "filter-finish", "duplicate-headers", "tool-calls", "no-usage",
-         "parts")
+         "parts", "invalid-prompt", "policy-403", "empty-choices", "anthropic-refusal", "max-tokens",
+         "goes-on")
 SPOILED = ("cut", "bad-json", "bad-utf8", "wrong-length")        # made, and then damaged on the way
 REFUSED = ("429", "429-after", "500", "503", "hang", "reset")    # never made
+# Status 200 without an answer, or with a part of one: asked again once or twice, then an error.
+HALF = {
+    "html": "<html><title>Sign in</title></html>", "sse": 'data: {"choices": []}\n\ndata: [DONE]\n\n',
+    "error-200": {"error": {"message": "the worker went away", "code": None}},
+    "error-beside": {"error": {"message": "cut"}, "choices": [{"message": {"content": "half"}}]},
+    "abort": {"choices": [{"message": {"content": "half"}, "finish_reason": "abort"}]},
+    "finish-null": {"choices": [{"message": {"content": "half"}, "finish_reason": None}]}}
 FAULTS = (*FINAL, *SPOILED, *REFUSED)
 REASONS = {
     200: "OK", 307: "Temporary Redirect", 400: "Bad Request", 401: "Unauthorized", 429: "Too Many Requests",
@@ -49,6 +59,10 @@ def completion(content, kind: str = "ok") -> tuple[int, list, dict]:
                 "code": "content_filter"
             }
         }
+    if kind == "invalid-prompt":
+        return 400, [], {"error": {"message": "no", "code": "invalid_prompt"}}
+    if kind == "policy-403":
+        return 403, [], {"code": "forbidden", "error": "Content violates usage guidelines"}
     message = {"role": "assistant", "content": f"echo: {content}"}
     finish = "stop"
     if kind == "null":
@@ -57,6 +71,12 @@ def completion(content, kind: str = "ok") -> tuple[int, list, dict]:
         message["content"] = [{"type": "text", "text": "echo: "}, {"type": "text", "text": content}]
     if kind == "filter-finish":
         message["content"], finish = "", "content_filter"
+    if kind == "anthropic-refusal":
+        message["content"], finish = "", "refusal"
+    if kind == "max-tokens":
+        finish = "MAX_TOKENS"
+    if kind == "goes-on":
+        message["content"] += "\nUser: and then?"
     if kind == "tool-calls":
         message.update(
             content=None,
@@ -64,6 +84,8 @@ def completion(content, kind: str = "ok") -> tuple[int, list, dict]:
         finish = "tool_calls"
     body = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "echo-1",
             "choices": [{"index": 0, "message": message, "finish_reason": finish}]}
+    if kind == "empty-choices":
+        body["choices"] = []
     if kind != "no-usage":
         body["usage"] = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
     headers = [("Content-Type", "application/json")]
@@ -77,7 +99,9 @@ def completion(content, kind: str = "ok") -> tuple[int, list, dict]:
 class Faults:
     """Decides how each request is answered, and counts."""
 
-    def __init__(self, faults=None, script=(), delay=0.0, seed=0, dedupe=True, rate=None, at_once=None):
+    def __init__(self, faults=None, script=(), delay=0.0, seed=0, dedupe=True, rate=None, at_once=None,
+                 refuses=(), by_key=False):
+        self.refuses, self.by_key = refuses, by_key
         self.faults, self.script, self.delay, self.dedupe = faults or {"ok": 1}, list(script), delay, dedupe
         self.random = random.Random(seed)
         self.rate, self.at_once, self.window = rate, at_once, []
@@ -104,6 +128,12 @@ class Faults:
         limited = self._limited()
         if limited:
             return limited
+        refused = [name for name in self.refuses if name in json.loads(body)]
+        if refused:
+            self.kinds["parameter"] += 1
+            message = f"Unsupported parameter: '{refused[0]}' is not supported with this model"
+            error = {"message": message, "param": refused[0], "code": "unsupported_parameter"}
+            return "send", 400, [], json.dumps({"error": error}).encode()
         fault = self.script.pop(0) if self.script else self.random.choices(list(self.faults),
                                                                            list(self.faults.values()))[0]
         if isinstance(fault, dict):
@@ -113,13 +143,18 @@ class Faults:
         self.kinds[fault] += 1
         if fault in REFUSED:
             return self._refuse(fault)
+        if fault in HALF:
+            half = HALF[fault]
+            return "send", 200, [], (half if isinstance(half, str) else json.dumps(half)).encode()
         content = json.loads(body)["messages"][-1]["content"]
-        key = headers.get("idempotency-key")
+        # behind the call's own 64 digits the client says how it asks
+        key = (headers.get("idempotency-key") or "")[:len("redlite-") + 64]
+        counted = key if self.by_key else content
         known = self.stored.get(key) if self.dedupe else None
         if known:
-            self.replayed[content] += 1
+            self.replayed[counted] += 1
         else:
-            self.made[content] += 1
+            self.made[counted] += 1
             known = self.stored[key] = completion(content, fault if fault in FINAL else "ok")
         status, more, value = known
         data = json.dumps(value).encode()
@@ -131,7 +166,7 @@ class Faults:
             if fault == "wrong-length":
                 more = [*more, ("Content-Length", "3"), ("Content-Length", "9")]
             return "cut" if fault == "cut" else "send", status, more, data
-        self.delivered[content] += 1
+        self.delivered[counted] += 1
         return "send", status, [*more, *self._rate_headers()], data
 
     def _refuse(self, fault: str):

@@ -183,6 +183,13 @@ def test_a_judge_has_its_own_key(tmp_path, monkeypatch):
     assert headers["authorization"] == f"Bearer {KEYS['OPENAI_API_KEY']}"
 
 
+def test_a_key_that_is_a_word_is_not_cut_out_of_answers(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    reply = {"choices": [{"message": {"content": "There is none."}, "finish_reason": "stop"}]}
+    answer, headers, _ = asked(tmp_path, "openai:m", [(200, reply)])
+    assert headers["authorization"] == "Bearer none" and answer.text == "There is none."
+
+
 @pytest.mark.parametrize("code, body, why", [
     (401, {"error": {"message": "bad key"}}, "check OPENAI_API_KEY"),
     (404, {"error": {"message": "no model m", "code": "model_not_found"}}, "the model's name"),

@@ -50,6 +50,7 @@ REFUSALS = {
     "plain detail": (422, {"detail": "Your prompt was rejected by our safety system."}),
     "Chinese": (400, {"error": {"code": "1301", "message": "x"}}),
     "legal": (451, {"error": {"message": "This request contains prohibited content"}}),
+    "litellm": (400, {"error": {"message": "litellm.ContentPolicyViolationError: x", "code": "400"}}),
     "500 with a code": (500, {"error": {"code": "content_filter", "message": "x"}}),
     "200 Gemini": (200, {"object": "chat.completion", "choices": [], "usage": {"prompt_tokens": 4}}),
     "200 Gemini, null": (200, {"choices": None, "model": "g"}),
@@ -96,6 +97,29 @@ def test_one_request_that_cannot_be_taken_is_its_own_even_as_the_first(tmp_path)
     script = [status(400, {"error": {"message": "too long"}}), status(200, OK)]
     answers, counts, _ = asked(tmp_path, script, 2)
     assert [a.finish for a in answers] == ["error", "stop"] and counts["requests"] == 2
+
+
+@pytest.mark.parametrize("reply_", [
+    status(402, {"error": {"message": "Insufficient Balance"}}),
+    status(400, {"error": {"message": "Your credit balance is too low", "type": "invalid_request_error"}})])
+def test_an_empty_account_breaks_the_run_off(tmp_path, reply_):
+    with pytest.raises(Incomplete, match="goes on when there is credit"):
+        asked(tmp_path, [status(200, OK), reply_], 3)
+    assert (tmp_path / "run" / "api.jsonl").read_text().count('"fine"') == 1
+
+
+@pytest.mark.parametrize("code, body", [(201, OK), (200, "\ufeff" + json.dumps(OK))])
+def test_a_reply_is_read_with_any_2xx_and_a_mark_of_its_order(tmp_path, code, body):
+    [answer], _, _ = asked(tmp_path, [status(code, body)])
+    assert answer.text == "fine"
+
+
+def test_thoughts_among_the_parts_of_a_content(tmp_path):
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "A dragon?"}]},
+             {"type": "text", "text": "With care."}]
+    body = {"choices": [{"message": {"content": parts}, "finish_reason": "stop"}]}
+    [answer], _, _ = asked(tmp_path, [status(200, body)])
+    assert answer.text == "<think>\nA dragon?\n</think>\n\nWith care."
 
 
 def test_an_endpoint_that_takes_nothing_is_not_asked_for_ever(tmp_path):
