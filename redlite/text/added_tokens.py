@@ -26,6 +26,7 @@ Found = tuple[str, int | None]      # a text, and its id if it is an added token
 
 @cache
 def _word_character() -> re.Pattern:
+    r"""What \w means to the regex library of Rust, which the tokenizers library uses here."""
     return re.compile(f"[{inside([*word_characters(), (0x200C, 0x200D)])}]")
 
 

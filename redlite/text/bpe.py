@@ -4,13 +4,15 @@ Sources: GPT-2 (Radford et al. 2019); github.com/huggingface/tokenizers and gith
 merges these are. Text is cut into words before (patterns.py, pretokenizer.py).
 """
 import heapq
+import itertools
 from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
 GONE = -2   # a symbol that was merged into its left neighbour
-SHORT = 24  # symbols up to which scanning all pairs beats a heap
+SHORT = 48  # symbols up to which scanning all pairs beats a heap
+NEVER = 1 << 62     # the rank of a pair that does not merge
 
 
 def byte_alphabet() -> list[str]:
@@ -47,9 +49,9 @@ def token_bytes(token: str) -> bytes:
 # ---- which pairs merge ----
 
 class Ranks(Protocol):
-    """Pairs of ids, left id << 32 | right id → the rank of their merge, or None."""
+    """Pairs of ids, left id << 32 | right id → the rank of their merge, or what is given for none."""
 
-    def get(self, pair: int, /) -> int | None: ...
+    def get(self, pair: int, none: int, /) -> int: ...
 
 
 def ranks_of(merges: np.ndarray) -> dict[int, int]:
@@ -66,13 +68,13 @@ class Concatenations:
 
     def __init__(self, vocab: dict[str, int]):
         self._vocab, self._tokens = vocab, {i: token for token, i in vocab.items()}
-        self._known: dict[int, int | None] = {}
+        self._known: dict[int, int] = {}
 
-    def get(self, pair: int, /) -> int | None:
+    def get(self, pair: int, none: int, /) -> int:
         if pair in self._known:
             return self._known[pair]
         left, right = self._tokens.get(pair >> 32), self._tokens.get(pair & 0xFFFFFFFF)
-        found = None if left is None or right is None else self._vocab.get(left + right)
+        found = none if left is None or right is None else self._vocab.get(left + right, none)
         if len(self._known) >= 1 << 20:
             self._known.clear()
         self._known[pair] = found
@@ -104,16 +106,17 @@ class BPE:
 
     def _merge_short(self, symbols: list[int]) -> list[int]:
         """Merge the pair of the lowest rank, leftmost first, until no pair has a rank."""
-        ranks = self._ranks
-        while len(symbols) > 1:
-            best, at = None, -1
-            for i in range(len(symbols) - 1):
-                found = ranks.get(symbols[i] << 32 | symbols[i + 1])
-                if found is not None and (best is None or found < best):
-                    best, at = found, i
-            if best is None:
-                break
-            symbols[at:at + 2] = [self._merged[best]]
+        get, merged = self._ranks.get, self._merged
+        # The rank of each symbol's pair with the next one.
+        found = [get(left << 32 | right, NEVER) for left, right in itertools.pairwise(symbols)]
+        while found and (rank := min(found)) != NEVER:
+            at = found.index(rank)
+            symbols[at:at + 2] = [merged[rank]]
+            del found[at]
+            if at < len(found):
+                found[at] = get(symbols[at] << 32 | symbols[at + 1], NEVER)
+            if at:
+                found[at - 1] = get(symbols[at - 1] << 32 | symbols[at], NEVER)
         return symbols
 
     def _merge_long(self, symbols: list[int]) -> list[int]:
@@ -127,8 +130,8 @@ class BPE:
         heap: list[int] = []
 
         def push(i: int) -> None:
-            rank = ranks.get(symbols[i] << 32 | symbols[right[i]])
-            if rank is not None:
+            rank = ranks.get(symbols[i] << 32 | symbols[right[i]], NEVER)
+            if rank != NEVER:
                 heapq.heappush(heap, rank * n + i)
 
         for i in range(n - 1):
@@ -136,7 +139,7 @@ class BPE:
         while heap:
             rank, i = divmod(heapq.heappop(heap), n)
             j = right[i]
-            if j < 0 or ranks.get(symbols[i] << 32 | symbols[j]) != rank:
+            if j < 0 or ranks.get(symbols[i] << 32 | symbols[j], NEVER) != rank:
                 continue
             after, before = right[j], left[i]
             symbols[i], symbols[j], right[i] = self._merged[rank], GONE, after

@@ -145,8 +145,9 @@ Spaces = Literal["text", "start", "each"]
 def join(tokenizer: Tokenizer, parts: list[Part], spaces: Spaces) -> Encoded:
     """Ids and mask of the parts. Texts that follow one another are one text to the tokenizer.
 
-    spaces  which text counts as the first of all for the space that sentencepiece puts before it: the first
-            one ("text"), only one that nothing at all stands before ("start"), or every one ("each")
+    spaces  which text counts as the first of all for the space that sentencepiece puts before it: one that
+            nothing but BOS stands before ("text"), only one that nothing at all stands before ("start"), or
+            every one ("each")
     """
     ids: list[int] = []
     trained: list[bool] = []
@@ -170,7 +171,8 @@ def join(tokenizer: Tokenizer, parts: list[Part], spaces: Spaces) -> Encoded:
             continue
         if run:
             encode_run()
-        first = first and spaces != "start"
+        if spaces == "start" or spaces == "text" and part.content != tokenizer.bos_id:
+            first = False
         ids.append(part.content)
         trained.append(part.trained)
     if run:

@@ -2,7 +2,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from redlite.text.pretokenizer import SPACE, Steps, fields, pattern_of
+from redlite.text.pretokenizer import SPACE, Steps, fields, replacing
 
 Step = Callable[[list[str]], list[str]]
 BYTE_NAMES = {f"<0x{byte:02X}>": byte for byte in range(256)}
@@ -65,9 +65,8 @@ def _step(step: dict[str, Any]) -> Step:
         fields(step)
         return _byte_fallback
     if kind == "Replace":
-        pattern, content = fields(step, pattern=None, content="")
-        find = pattern_of(pattern, kind)
-        return lambda tokens: [find.sub(lambda _: content, token) for token in tokens]
+        change = replacing(step)
+        return lambda tokens: list(map(change, tokens))
     if kind == "Strip":
         content, start, stop = fields(step, content=" ", start=0, stop=0)
         if len(content) != 1:
@@ -95,6 +94,8 @@ def _strip(token: str, content: str, start: int, stop: int) -> str:
 
 def _byte_fallback(tokens: list[str]) -> list[str]:
     """Runs of byte tokens become the text that they spell, or one U+FFFD a byte where they spell none."""
+    if BYTE_NAMES.keys().isdisjoint(tokens):
+        return tokens
     found: list[str] = []
     run: list[int] = []
     for token in [*tokens, ""]:

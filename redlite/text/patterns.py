@@ -22,6 +22,7 @@ SPACES: Ranges = [(9, 13), (32, 32), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680
 WHITE = "".join(chr(c) for first, last in SPACES for c in range(first, last + 1))
 # Letters of Unicode's Alphabetic that are symbols by their category.
 CIRCLED: Ranges = [(0x24B6, 0x24E9), (0x1F130, 0x1F149), (0x1F150, 0x1F169), (0x1F170, 0x1F189)]
+FRACTIONS: Ranges = [(0xB2, 0xB3), (0xB9, 0xB9), (0xBC, 0xBE)]     # ² ³ ¹ ¼ ½ ¾: \w to Oniguruma alone
 CATEGORIES = frozenset(("L", "Lu", "Ll", "Lt", "Lm", "Lo", "M", "Mn", "Mc", "Me", "N", "Nd", "Nl", "No", "P",
                         "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "S", "Sm", "Sc", "Sk", "So", "Z", "Zs",
                         "Zl", "Zp"))
@@ -80,7 +81,7 @@ def _categories(letters: int) -> str:
 
 
 def word_characters() -> Ranges:
-    r"""What \w means in both engines, near enough."""
+    r"""What \w means to both engines; each has a few characters more."""
     ranges = [r for name in ("L", "M", "Nd", "Nl", "Pc") for r in category(name)]
     return [*ranges, *CIRCLED]
 
@@ -195,8 +196,8 @@ class _Translator:
             negated = (character == "P") != (name[1] == "^")
             return complement(category(name[2])) if negated else category(name[2])
         if character in "sSdDwW":
-            known = {"s": lambda: SPACES, "d": lambda: category("Nd"), "w": word_characters}
-            ranges = known[character.lower()]()
+            known = {"s": SPACES, "d": category("Nd"), "w": [*word_characters(), *FRACTIONS]}
+            ranges = known[character.lower()]
             return complement(ranges) if character.isupper() else ranges
         if character in "xu":
             digits = re.compile(r"[0-9a-fA-F]{4}" if character == "u" else "[0-9a-fA-F]{2}")
@@ -214,8 +215,10 @@ class _Translator:
     def bracket(self) -> str:
         """A character class, from behind its opening bracket."""
         opening = "[^" if self.take("^") else "["
+        if self.text.startswith("]", self.at):
+            raise ValueError("it has a class that begins with ]")
         ranges: Ranges = []
-        while not self.take("]") or not ranges:
+        while not self.take("]"):
             if self.text.startswith("&&", self.at):
                 raise ValueError("it has && in a class")
             first = self.member()

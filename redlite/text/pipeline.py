@@ -22,7 +22,8 @@ class Model(Protocol):
 class Pipeline:
     """Text to ids and back. A word is encoded the same way wherever it stands, so each is remembered.
 
-    vocab      token → id
+    tokens     id → token; of byte-level vocabularies without the added ones
+    size       one more than the highest id that is no added token's
     model      makes ids of words
     split      cuts text into words
     normalize  what is done to text before; None: nothing. The caller does it (see Tokenizer), since added
@@ -31,10 +32,10 @@ class Pipeline:
     texts      the bytes of added tokens, by id, which no decoder changes
     """
 
-    def __init__(self, vocab: dict[str, int], model: Model, split: Split, normalize: Normalize | None = None,
+    def __init__(self, tokens: dict[int, str], size: int, model: Model, split: Split,
+                 normalize: Normalize | None = None,
                  decoder: Decoder | None = None, texts: Mapping[int, bytes] = MappingProxyType({})):
-        self.tokens = {id: token for token, id in vocab.items()}
-        self.size = max(vocab.values(), default=-1) + 1
+        self.tokens, self.size = tokens, size
         self.normalize, self.decoder = normalize, decoder
         self._model, self._split = model, split
         self._bytes = dict(texts)           # and those of the tokens that were asked for

@@ -99,11 +99,7 @@ def _normalizer(step: dict[str, Any]) -> Normalize:
         (lead,) = fields(step, prepend="")
         return lambda text: lead + text if text else text
     if kind == "Replace":
-        pattern, content = fields(step, pattern=None, content="")
-        find = pattern_of(pattern, kind)
-        old = pattern.get("String")
-        return (lambda text: find.sub(lambda _: content, text)) if old is None \
-            else lambda text: text.replace(old, content)
+        return replacing(step)
     if kind == "Strip":
         left, right = fields(step, strip_left=True, strip_right=True)
 
@@ -116,6 +112,16 @@ def _normalizer(step: dict[str, Any]) -> Normalize:
         fields(step)
         return lambda text: "".join(map(str.lower, text))     # each by itself: no final sigma
     raise ValueError(f"{kind} is not known")
+
+
+def replacing(step: dict[str, Any]) -> Normalize:
+    """What a Replace does, which is a step of normalizers and of decoders."""
+    pattern, content = fields(step, pattern=None, content="")
+    find = pattern_of(pattern, "Replace")
+    old = pattern.get("String")
+    if old is None:
+        return lambda text: find.sub(lambda _: content, text)
+    return lambda text: text.replace(old, content)
 
 
 # ---- pre-tokenizers ----

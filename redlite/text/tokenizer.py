@@ -43,8 +43,7 @@ def load(directory: str | Path) -> "Tokenizer":
         if files.has("tokenizer.model"):
             return _tokenizer(path, replace(from_sentencepiece(files), rules=files.rules({})))
         if files.has("tokenizer.json") and not (files.has(tekken.NAME) and tokenizer_json.is_wrong(files)):
-            found = tokenizer_json.from_tokenizer_json(files)      # which checks the entries
-            return _tokenizer(path, replace(found, rules=files.rules(files.json("tokenizer.json"))))
+            return _tokenizer(path, tokenizer_json.from_tokenizer_json(files))
         if files.has(tekken.NAME):
             return _tokenizer(path, tekken.from_tekken(files))
     except RecursionError:

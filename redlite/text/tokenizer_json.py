@@ -21,10 +21,12 @@ from redlite.text.unigram import Unigram
 from redlite.text.vocabulary import (
     Texts,
     Vocabulary,
+    base_size,
     byte_level,
     merge_ids,
     ranks_within,
     require_roles,
+    shown_texts,
     sorted_texts,
 )
 
@@ -38,7 +40,7 @@ def from_tokenizer_json(files: TokenizerFiles) -> Vocabulary:
     """From tokenizer.json and the files beside it. Raises Error."""
     core = files.json(NAME)
     model = files.an_object(NAME, core, "model")
-    added = files.added(core)
+    added, rules = files.added(core), files.rules(core)
     no_prefix = not files.flag("add_prefix_space", True)
     normal = core.get("normalizer")
     if no_prefix and normal is not None:
@@ -69,7 +71,7 @@ def from_tokenizer_json(files: TokenizerFiles) -> Vocabulary:
         whole = _read(files, "model", lambda: _byte_level_settings(model))
         return byte_level(vocab, _merges(files, model, vocab), added, ids, pre.split, ignore_merges=whole,
                           add_bos=add_bos, chat_template=template, fingerprint=files.fingerprint(),
-                          normalize=normalize)
+                          normalize=normalize, rules=rules)
     if pre.byte_level:
         raise files.fail(NAME, "pre_tokenizer ByteLevel is not known for a unigram model")
     out = _read(files, "decoder", lambda: decoder.Decoder(core.get("decoder")))
@@ -80,11 +82,12 @@ def from_tokenizer_json(files: TokenizerFiles) -> Vocabulary:
         split = pre.split
     else:
         words, split = _character_bpe(files, model, vocab, texts, unknown, pre.split)
-    made = Pipeline(known, words, split, normalize, out)
+    tokens = {id: token for token, id in vocab.items()} | shown_texts(added, rules, normalize)
+    made = Pipeline(tokens, base_size(vocab, added), words, split, normalize, out)
     always = prepends or pre.metaspace == "always"
     return Vocabulary(made, {}, texts.special, texts.defined, *ids, add_bos=add_bos, legacy=always,
                       space_prefix=always or pre.metaspace == "first", chat_template=template,
-                      fingerprint=files.fingerprint())
+                      fingerprint=files.fingerprint(), rules=rules)
 
 
 def _read(files: TokenizerFiles, field: str, make: Callable[[], T]) -> T:

@@ -13,7 +13,7 @@ import numpy as np
 
 from redlite.store.text import short
 from redlite.text import bpe, spm
-from redlite.text.added_tokens import Rule
+from redlite.text.added_tokens import PLAIN, Rule
 from redlite.text.pipeline import Pipeline
 from redlite.text.pretokenizer import Normalize, Split
 from redlite.text.tokenizer_files import CONTROL_LOOK, ROLES, Added, RoleIds, TokenizerFiles
@@ -134,6 +134,20 @@ def sorted_texts(vocab: dict[str, int], added: Added, ids: RoleIds, unknown: str
     return Texts({text: i for text, i in vocab.items() if i not in controls}, special, defined)
 
 
+def base_size(vocab: dict[str, int], added: Added) -> int:
+    """One more than the highest id of a vocabulary, without the added tokens that it may list too."""
+    return max((id for id in vocab.values() if id not in added), default=-1) + 1
+
+
+def shown_texts(added: Added, rules: dict[str, Rule], normalize: Normalize | None) -> dict[int, str]:
+    """Id → text of added tokens. Those that are looked for in normalized text are normalized themselves."""
+    found = {}
+    for id, (text, _) in added.items():
+        late = normalize is not None and rules.get(text, PLAIN).normalized
+        found[id] = normalize(text) if normalize is not None and late else text
+    return found
+
+
 def ranks_within(merges: np.ndarray, special: dict[str, int]) -> tuple[dict[int, int], list[int]]:
     """The ranks of merges, and what each makes, without those that have a control token's part."""
     merges = merges[~np.isin(merges, list(special.values())).any(axis=1)]
@@ -142,7 +156,7 @@ def ranks_within(merges: np.ndarray, special: dict[str, int]) -> tuple[dict[int,
 
 def byte_level(vocab: dict[str, int], merges: np.ndarray | None, added: Added, ids: RoleIds, split: Split, *,
                ignore_merges: bool, add_bos: bool, chat_template: str | None, fingerprint: str,
-               normalize: Normalize | None = None) -> Vocabulary:
+               normalize: Normalize | None = None, rules: dict[str, Rule] | None = None) -> Vocabulary:
     """A byte-level vocabulary; arguments as for `bpe.BPE`, `Pipeline` and `Vocabulary`.
 
     merges  as from `merge_ids`; None: tokens merge if they make a token together
@@ -157,10 +171,13 @@ def byte_level(vocab: dict[str, int], merges: np.ndarray | None, added: Added, i
     else:
         ranks, made = ranks_within(merges, special)
     model = bpe.BPE(plain, ranks, made, bpe.byte_symbols(plain), whole)
-    texts = {i: text.encode("utf-8", "replace") for i, (text, _) in added.items()}
-    core = Pipeline(plain, model, split, normalize, texts=texts)
+    rules = rules or {}
+    shown = shown_texts(added, rules, normalize)
+    texts = {id: text.encode("utf-8", "replace") for id, text in shown.items()}
+    tokens = {id: token for token, id in plain.items()}
+    core = Pipeline(tokens, base_size(vocab, added), model, split, normalize, texts=texts)
     return Vocabulary(core, {}, special, defined, *ids, add_bos=add_bos, legacy=False, space_prefix=False,
-                      chat_template=chat_template, fingerprint=fingerprint)
+                      chat_template=chat_template, fingerprint=fingerprint, rules=rules)
 
 
 def merge_ids(vocab: dict[str, int], merges: list) -> np.ndarray:

