@@ -21,7 +21,7 @@ from redlite.kernels.cpu import read_tensor
 from redlite.model.config import Config
 from redlite.model.llama import Embedding, Linear, LLaMA
 from redlite.store.files import read_json, sha256_file
-from redlite.weights import gguf_llama, hf_files
+from redlite.weights import gguf_llama, hf_files, quantised_safetensors
 from redlite.weights.adapter import Adapter
 from redlite.weights.gguf import GGUF
 from redlite.weights.gguf_formats import Place, read_error
@@ -96,6 +96,9 @@ def load_weights(model: LLaMA, weights: str | Path | GGUF, dtype: torch.dtype = 
         stored = gguf_llama.tensors(source, model.config)
     else:
         stored = hf_files.tensors(source)
+        raw = read_json(source / "config.json")
+        stored = quantised_safetensors.decoded(stored, raw, str(source / "config.json"))
+        hf_files.check_plain(stored)
     if adapter:
         stored = adapter.merged(stored, model.config)
     wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
