@@ -46,6 +46,7 @@ def read_config(model: str | Path | GGUF) -> tuple[Config, dict]:
         return gguf_llama.config_of(source)
     raw = read_json(source / "config.json")
     config = Config.from_hf(raw, str(source / "config.json"))
+    quantised_safetensors.method_of(raw, str(source / "config.json"))
     if (source / GENERATION_CONFIG).exists():
         generation = read_json(source / GENERATION_CONFIG)
         ends = generation.get("eos_token_id") if isinstance(generation, dict) else None

@@ -8,7 +8,7 @@ import test_checkpoint as made
 import torch
 
 from redlite.errors import Error
-from redlite.weights import hf_files
+from redlite.weights import checkpoint, hf_files
 from redlite.weights.quantised_safetensors import decoded
 
 ROWS, COLUMNS = 48, 64
@@ -213,6 +213,12 @@ def test_settings_that_are_refused(tmp_path, settings, words_of_it):
     with pytest.raises(Error, match=words_of_it) as caught:
         read(tmp_path, {NAME + ".weight": torch.ones(2, 2)}, settings)
     assert "config.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_method_that_is_not_read_is_refused_with_the_configuration(tmp_path):
+    raw = made.case_weights("grouped")[0] | {"quantization_config": {"bits": 4}}
+    with pytest.raises(Error, match="quantization_config names the method None"):
+        checkpoint.read_config(made.write_directory(tmp_path / "m", raw, {}))
 
 
 GPTQ = {"quant_method": "gptq", "bits": 4}
