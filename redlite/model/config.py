@@ -31,6 +31,7 @@ HARMLESS = {
     "pad_token_id",
     "pretraining_tp",
     "problem_type",
+    "quantization_config",  # weights/quantised_safetensors.py reads it
     "return_dict",
     "temperature",
     "tokenizer_class",

@@ -195,7 +195,9 @@ def read(path: str | Path) -> Adapter:
     groups: dict[str, dict[str, Stored]] = {}
     wholes: dict[str, Stored] = {}
     kept: dict[str, Stored] = {}
-    for name, tensor in hf_files.tensors_of(_weights(path)).items():
+    found = hf_files.tensors_of(_weights(path))
+    hf_files.check_plain(found)
+    for name, tensor in found.items():
         match = TENSOR.fullmatch(name)
         if match is None:
             raise Error(f"{tensor.where} is of no kind that redlite reads (LoRA, DoRA, trained modules)")

@@ -21,7 +21,7 @@ from redlite.kernels.cpu import read_tensor
 from redlite.model.config import Config
 from redlite.model.llama import Embedding, Linear, LLaMA
 from redlite.store.files import read_json, sha256_file
-from redlite.weights import gguf_llama, hf_files
+from redlite.weights import gguf_llama, hf_files, quantised_safetensors
 from redlite.weights.adapter import Adapter
 from redlite.weights.gguf import GGUF
 from redlite.weights.gguf_formats import Place, read_error
@@ -46,6 +46,7 @@ def read_config(model: str | Path | GGUF) -> tuple[Config, dict]:
         return gguf_llama.config_of(source)
     raw = read_json(source / "config.json")
     config = Config.from_hf(raw, str(source / "config.json"))
+    quantised_safetensors.method_of(raw, str(source / "config.json"))
     if (source / GENERATION_CONFIG).exists():
         generation = read_json(source / GENERATION_CONFIG)
         ends = generation.get("eos_token_id") if isinstance(generation, dict) else None
@@ -96,6 +97,9 @@ def load_weights(model: LLaMA, weights: str | Path | GGUF, dtype: torch.dtype = 
         stored = gguf_llama.tensors(source, model.config)
     else:
         stored = hf_files.tensors(source)
+        raw = read_json(source / "config.json")
+        stored = quantised_safetensors.decoded(stored, raw, str(source / "config.json"))
+        hf_files.check_plain(stored)
     if adapter:
         stored = adapter.merged(stored, model.config)
     wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}

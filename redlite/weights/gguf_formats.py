@@ -60,7 +60,7 @@ class Place(NamedTuple):
         form = TYPES[self.kind]
         raw = np.empty((self.shape[0], math.prod(self.shape[1:]) // form.elements * form.size), np.uint8)
         with self.open() as file:
-            _read(file.fileno(), self.offset, raw.reshape(-1), self.where)
+            read_into(file.fileno(), self.offset, raw.reshape(-1), self.where)
         return raw if self.order is None else raw[self.order]
 
 
@@ -122,7 +122,7 @@ def decode_in_numpy(descriptor: int, offset: int, kind: str, out: Tensor, where:
             runs = piece.reshape(-1, width // form.elements * form.size)
             firsts = order[start // width:][:len(runs)] * width
         for run, first in zip(runs, firsts, strict=True):
-            _read(descriptor, offset + int(first) // form.elements * form.size, run, where)
+            read_into(descriptor, offset + int(first) // form.elements * form.size, run, where)
         with np.errstate(invalid="ignore", over="ignore"):  # what comes of damaged scales is refused below
             form.decode(piece.reshape(-1, form.size), values.reshape(-1, form.elements))
         numbers = torch.from_numpy(values)
@@ -144,7 +144,7 @@ def read_error(fault: int, where: str, dtype: torch.dtype, what: str = "values")
     return Error(f"{where}: " + words.format(what=what, dtype=str(dtype).removeprefix("torch.")))
 
 
-def _read(descriptor: int, offset: int, into: np.ndarray, where: str) -> None:
+def read_into(descriptor: int, offset: int, into: np.ndarray, where: str) -> None:
     """Fill contiguous bytes from an offset of the file."""
     view = memoryview(into.data)
     while len(view):

@@ -23,6 +23,7 @@ from redlite.weights.gguf_formats import Place
 COPY_BYTES = 1 << 22        # of a mapped .bin file that are touched at a time
 HEADER_BYTES = 100_000_000  # the most that the safetensors format allows
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # names in safetensors files
+CODES = {"F8_E4M3": 1, "I8": 1, "U8": 1, "I32": 4, "I64": 8}  # bytes of what quantised weights consist of
 INVERSE_FREQUENCIES = "rotary_emb.inv_freq"  # a buffer of old checkpoints; it follows from the configuration
 FETCH = "the file is damaged, fetch it again"
 
@@ -100,6 +101,14 @@ def tensors(folder: Path) -> dict[str, Stored]:
 def tensors_of(path: Path) -> dict[str, Stored]:
     """name → tensor, of one .safetensors or .bin file. Raises Error if it is damaged."""
     return _bin_tensors(path) if path.suffix == ".bin" else _safetensors(path)
+
+
+def check_plain(stored: dict[str, Stored]) -> None:
+    """Raises Error for a tensor that holds codes and no numbers."""
+    for tensor in stored.values():
+        if isinstance(tensor, Place) and tensor.kind in CODES:
+            raise Error(f"{tensor.where} has dtype {tensor.kind}; redlite reads {', '.join(DTYPES.values())} "
+                        "and, where config.json's quantization_config says how, codes")
 
 
 def _weight_files(folder: Path) -> tuple[dict[str, str], list[Path]]:
@@ -185,12 +194,13 @@ def _entry(entry: Any, where: str, data_bytes: int) -> tuple[tuple[int, ...], st
         raise Error(f"{where} has no proper shape and data_offsets; {FETCH}")
     shape: tuple[int, ...] = tuple(sizes)
     start, end = offsets
-    if not isinstance(kind, str) or kind not in DTYPES.values():
-        raise Error(f"{where} has dtype {short(kind)}; redlite reads {', '.join(DTYPES.values())}")
+    plain = {name: dtype.itemsize for dtype, name in DTYPES.items()}
+    if not isinstance(kind, str) or kind not in plain | CODES:
+        raise Error(f"{where} has dtype {short(kind)}; redlite reads {', '.join(plain | CODES)}")
     if not start <= end <= data_bytes:
         raise Error(f"{where} lies at bytes {start} to {end} of {data_bytes}; the file is truncated, "
                     "fetch it again")
-    if len(shape) > 8 or math.prod(shape) * (4 if kind == "F32" else 2) != end - start:
+    if len(shape) > 8 or math.prod(shape) * (plain | CODES)[kind] != end - start:
         raise Error(f"{where} of shape {short(list(shape))} and dtype {kind} does not fill its {end - start} "
                     f"bytes; {FETCH}")
     return shape, kind, start, end

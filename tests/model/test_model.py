@@ -90,7 +90,6 @@ def test_fresh_weights_are_seeded():
     ({"rope_scaling": [1]}, "rope_scaling"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ({"sliding_window": 8}, "sliding_window"),
-    ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
     ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
     ({"tie_word_embeddings": "no"}, "tie_word_embeddings"),

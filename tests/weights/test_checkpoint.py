@@ -343,7 +343,7 @@ def raw_safetensors(path, header, data=b""):
     ({"t": {"dtype": "F32", "shape": [4.0], "data_offsets": [0, 16]}}, "tensor 't' has no proper shape"),
     ({"t": {"dtype": "F32", "shape": [4], "data_offsets": [0]}}, "tensor 't' has no proper shape"),
     ({"t": {"dtype": "F8_E4M3", "shape": [16], "data_offsets": [0, 16]}},
-     "tensor 't' has dtype 'F8_E4M3'; redlite reads F32, F16, BF16"),
+     "tensor 't' has dtype F8_E4M3; redlite reads F32, F16, BF16"),
     ({"t": 3}, "tensor 't' has no proper shape"),
     ([], "is not a JSON object"),
     (b"{", "not valid JSON"), (b"\xff\xfe", "not valid JSON"),
