@@ -25,14 +25,15 @@ from . import reference
 from .cpu import library
 from .cpu.cached_attention import SharedPrefix
 from .cpu.packed import PackedMatrix
+from .cpu.transformer import ACTIVATIONS as PACKED_ACTIVATIONS
 from .cpu.transformer import PackedBlock, PackedTrunk
-from .reference import merge_attention, rms_norm, rotary, swiglu
+from .reference import ACTIVATIONS, merge_attention, rms_norm, rotary, softcap
 
 __all__ = [
-    "FORCED", "MODULES", "PackedBlock", "PackedMatrix", "PackedTrunk", "PackedWeight", "attention",
-    "cached_attention", "embedding", "implementation", "linear", "merge_attention", "notice", "pack",
-    "pack_gguf", "rms_norm", "rotary", "shared_prefix", "swiglu", "token_nll", "unpackable", "unusable",
-    "why"]
+    "ACTIVATIONS", "FORCED", "MODULES", "PACKED_ACTIVATIONS", "PackedBlock", "PackedMatrix", "PackedTrunk",
+    "PackedWeight", "attention", "cached_attention", "embedding", "implementation", "linear",
+    "merge_attention", "notice", "pack", "pack_gguf", "rms_norm", "rotary", "shared_prefix", "softcap",
+    "token_nll", "unpackable", "unusable", "why"]
 FORCED = os.environ.get("REDLITE_KERNELS") or None
 if FORCED not in (None, "reference", "c", "triton"):
     raise ValueError(f"REDLITE_KERNELS={FORCED!r}: use reference, c or triton")
@@ -126,8 +127,8 @@ def notice() -> str:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_offsets: Tensor | None = None, *,
-              causal: bool = True, window: int | None = None,
-              scale: float | None = None) -> tuple[Tensor, Tensor]:
+              causal: bool = True, window: int | None = None, scale: float | None = None,
+              cap: float | None = None) -> tuple[Tensor, Tensor]:
     """Attention over packed sequences, differentiable in q, k and v.
 
     | argument | shape, dtype | meaning |
@@ -139,17 +140,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_offsets: Ten
     | causal | bool | a query sees its own key and those before it; the last query stands at the last key |
     | window | int ≥ 1, or None | it sees only the last `window` of those |
     | scale | float > 0, or None | of the scores; None: 1/√K |
+    | cap | float > 0, or None | scaled scores become `softcap` of them; only the reference does this |
 
     Returns out [T, H, K] in q's dtype, and the log-sum-exp of the scaled scores [T, H], float32. A query that
     sees no key has out 0 and log-sum-exp −∞. Raises ValueError where the arguments do not fit together.
     """
+    if cap is not None:
+        return reference.attention(q, k, v, q_offsets, k_offsets, causal=causal, window=window, scale=scale,
+                                   cap=cap)
     function: Callable[..., tuple[Tensor, Tensor]] = _choose("attention", q.device.type).function
     return function(q, k, v, q_offsets, k_offsets, causal=causal, window=window, scale=scale)
 
 
 def cached_attention(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, places: Tensor,
                      prefix: Prefix | None = None, *, window: int | None = None,
-                     scale: float | None = None) -> Tensor:
+                     scale: float | None = None, cap: float | None = None) -> Tensor:
     """Attention of a generation step: each request's new key and value go into its cache, then its query
     attends.
 
@@ -162,14 +167,16 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tens
     | prefix | what `shared_prefix` made, or None | keys and values that come before every cache |
     | window | int ≥ 1, or None | a query sees only the last `window` keys |
     | scale | float > 0, or None | of the scores; None: 1/√K |
+    | cap | float > 0, or None | as for `attention` |
 
     Returns [B, H, K] in q's dtype. Raises ValueError where the arguments do not fit together.
     """
     choice = _choose("cached_attention", q.device.type)
-    # The C implementation serves float32 queries only.
-    in_c = choice.name == "c" and q.dtype != torch.float32
-    function: Callable[..., Tensor] = reference.cached_attention if in_c else choice.function
-    return function(q, k, v, keys, values, places, prefix, window=window, scale=scale)
+    # The C implementation serves float32 queries only, and Triton's has no cap.
+    served = q.dtype == torch.float32 if choice.name == "c" else cap is None
+    function: Callable[..., Tensor] = choice.function if served else reference.cached_attention
+    more = {} if cap is None else {"cap": cap}
+    return function(q, k, v, keys, values, places, prefix, window=window, scale=scale, **more)
 
 
 def shared_prefix(k: Tensor, v: Tensor) -> Prefix:

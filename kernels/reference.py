@@ -3,6 +3,8 @@
 Shapes: T tokens of all sequences packed end to end, S keys likewise, H query heads, G key/value
 heads (H a multiple of G), K the head size, N rows, D hidden width, V vocabulary size, F the MLP's width.
 """
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,15 +24,29 @@ def rotary(x_THK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
     """Rotary position embedding of the pairs (x[i], x[i + K/2]) of every head (arXiv 2104.09864).
 
     The pairs lie as in Hugging Face checkpoints. cos_TK, sin_TK: of each pair's angle, written twice along K,
-    in x's dtype.
+    in x's dtype. If they are narrower than K, only so many numbers of each head are rotated, the first ones.
     """
+    if cos_TK.shape[-1] < x_THK.shape[-1]:
+        turned, rest = x_THK.tensor_split([cos_TK.shape[-1]], dim=-1)
+        return torch.cat((rotary(turned, cos_TK, sin_TK), rest), dim=-1)
     first, second = x_THK.chunk(2, dim=-1)
     return x_THK * cos_TK[:, None] + torch.cat((-second, first), dim=-1) * sin_TK[:, None]
 
 
-def swiglu(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
-    """silu(gate) · up (arXiv 2002.05202)."""
-    return torch.nn.functional.silu(gate_TF) * up_TF
+def _relu2(x: Tensor) -> Tensor:
+    return torch.nn.functional.relu(x).square()
+
+
+# The activations of MLPs: of the gate, whose result multiplies the other half, or of the only matrix.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": partial(torch.nn.functional.gelu, approximate="tanh"), "relu": torch.nn.functional.relu,
+    "relu2": _relu2}
+
+
+def softcap(x: Tensor, cap: float) -> Tensor:
+    """cap · tanh(x / cap), which keeps x between −cap and cap (Gemma 2, arXiv 2408.00118)."""
+    return cap * torch.tanh(x / cap)
 
 
 def check_attention(q_THK: Tensor, k_SGK: Tensor, v_SGK: Tensor, q_offsets: Tensor, k_offsets: Tensor | None,
@@ -60,8 +76,8 @@ def check_attention(q_THK: Tensor, k_SGK: Tensor, v_SGK: Tensor, q_offsets: Tens
 
 
 def attention(q_THK: Tensor, k_SGK: Tensor, v_SGK: Tensor, q_offsets: Tensor, k_offsets: Tensor | None = None,
-              *, causal: bool = True, window: int | None = None,
-              scale: float | None = None) -> tuple[Tensor, Tensor]:
+              *, causal: bool = True, window: int | None = None, scale: float | None = None,
+              cap: float | None = None) -> tuple[Tensor, Tensor]:
     """Attention over packed sequences: sequence b has queries q[q_offsets[b]:q_offsets[b+1]], and keys
     likewise.
 
@@ -72,6 +88,7 @@ def attention(q_THK: Tensor, k_SGK: Tensor, v_SGK: Tensor, q_offsets: Tensor, k_
     causal  a query sees its own key and those before it
     window  it sees only the last `window` of these, its own included
     scale   positive; 1/sqrt(K) by default
+    cap     scaled scores become `softcap` of them; None: they stay
 
     Returns out [T, H, K] in q's dtype, and the log-sum-exp of the scaled scores [T, H], float32. A query that
     sees no key has out 0 and log-sum-exp -inf. Both are differentiable in q, k and v. Float64 inputs are
@@ -89,6 +106,8 @@ def attention(q_THK: Tensor, k_SGK: Tensor, v_SGK: Tensor, q_offsets: Tensor, k_
         k_HsK, v_HsK = (x[k0:k1].transpose(0, 1).to(wide).repeat_interleave(H // G, 0)
                         for x in (k_SGK, v_SGK))
         scores_Hts = q_HtK @ k_HsK.transpose(1, 2) * scale
+        if cap is not None:
+            scores_Hts = softcap(scores_Hts, cap)
         if causal:
             place_t = torch.arange(q1 - q0, device=q_THK.device)[:, None] + (k1 - k0) - (q1 - q0)
             ahead_ts = place_t - torch.arange(k1 - k0, device=q_THK.device)[None]
@@ -106,7 +125,8 @@ def attention(q_THK: Tensor, k_SGK: Tensor, v_SGK: Tensor, q_offsets: Tensor, k_
 
 def decode_attention(q_BHK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, lengths_B: Tensor,
                      prefix_k_PGK: Tensor | None = None, prefix_v_PGK: Tensor | None = None, *,
-                     window: int | None = None, scale: float | None = None) -> Tensor:
+                     window: int | None = None, scale: float | None = None,
+                     cap: float | None = None) -> Tensor:
     """Attention of one query a request, over a shared prefix and the first lengths[b] keys of its own cache.
 
     The query stands at the last of its keys. window: it sees only keys less than `window` places before it;
@@ -116,6 +136,8 @@ def decode_attention(q_BHK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, lengths_B: T
     G, S = k_BGSK.shape[1:3]
     q_BGRK = (q_BHK.float() * (K ** -0.5 if scale is None else scale)).view(B, G, H // G, K)
     scores_BGRS = q_BGRK @ k_BGSK.float().transpose(-1, -2)
+    if cap is not None:
+        scores_BGRS = softcap(scores_BGRS, cap)
     place_S = torch.arange(S, device=q_BHK.device)
     hidden_BS = place_S[None] >= lengths_B[:, None]
     if window is not None:
@@ -127,6 +149,8 @@ def decode_attention(q_BHK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, lengths_B: T
     q_GbK = q_BGRK.transpose(0, 1).reshape(G, -1,
                                            K)  # all queries of a group, for one product with the prefix
     shared_BGRP = (q_GbK @ prefix_k_PGK.float().permute(1, 2, 0)).view(G, B, H // G, P).transpose(0, 1)
+    if cap is not None:
+        shared_BGRP = softcap(shared_BGRP, cap)
     if window is not None:
         far_BP = P + lengths_B[:, None] - 1 - torch.arange(P, device=q_BHK.device)[None] >= window
         shared_BGRP = shared_BGRP.masked_fill(far_BP[:, None, None], float("-inf"))
@@ -139,7 +163,8 @@ def decode_attention(q_BHK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, lengths_B: T
 
 def cached_attention(q_BHK: Tensor, k_BGK: Tensor, v_BGK: Tensor, keys_NGSK: Tensor, values_NGSK: Tensor,
                      places_B: Tensor, prefix: tuple[Tensor, Tensor] | None = None, *,
-                     window: int | None = None, scale: float | None = None) -> Tensor:
+                     window: int | None = None, scale: float | None = None,
+                     cap: float | None = None) -> Tensor:
     """A generation step: the new key and value of request b go to places[b] of the cache's row b; its query
     attends.
 
@@ -151,7 +176,7 @@ def cached_attention(q_BHK: Tensor, k_BGK: Tensor, v_BGK: Tensor, keys_NGSK: Ten
     keys_NGSK[rows_B, :, places_B], values_NGSK[rows_B, :, places_B] = k_BGK, v_BGK
     longest = int(places_B.max()) + 1 if B else 0
     return decode_attention(q_BHK, keys_NGSK[:B, :, :longest], values_NGSK[:B, :, :longest], places_B + 1,
-                            *(prefix or (None, None)), window=window, scale=scale)
+                            *(prefix or (None, None)), window=window, scale=scale, cap=cap)
 
 
 def merge_attention(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ typedef struct {
     int64_t requests, groups, repeat, size, capacity, prefix; /* B, G, R, K, S, P */
     int64_t window;                                        /* 0: none. With a prefix it must be 0 */
     int32_t half;                                          /* 1: the cache is float16; 0: float32 */
-    float scale;
+    float scale, cap;                                      /* of the scores; cap 0: none */
 } CachedAttention;
 
 /* Returns 0, or −1 if memory runs out. See cached_attention_loops.h. */

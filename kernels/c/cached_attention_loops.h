@@ -81,6 +81,16 @@ static __attribute__((noinline)) float exponentials(float *scores, int64_t count
     return total(sum);
 }
 
+/* Turn scores x into cap · tanh(x / cap), in place; those up to the next whole panel too. */
+static __attribute__((noinline)) void cap_scores(float *scores, int64_t count, float cap)
+{
+    for (int64_t j = 0; j < padded(count); j += LANES) {
+        Floats x = load(scores + j) * all(1.0f / cap), size = choose(x < all(0.0f), -x, x);
+        Floats e = exponential(all(-2.0f) * size), tanh = (all(1.0f) - e) / (all(1.0f) + e);
+        store(scores + j, choose(x < all(0.0f), all(-cap), all(cap)) * tanh);
+    }
+}
+
 INLINE void pad_scores(float *scores, int64_t count)
 {
     for (int64_t end = padded(count); count < end; count++)
@@ -153,6 +163,8 @@ INLINE void attend_prefix(const CachedAttention *d, int64_t g, int64_t first, in
     multiply(s->rows, d->prefix_keys[g], count, d->size, d->prefix, d->size * PANEL, d->scale, s->scores);
     for (int64_t i = 0; i < count; i++) {
         float *scores = s->scores + i * stride;
+        if (d->cap > 0)
+            cap_scores(scores, d->prefix, d->cap);
         pad_scores(scores, d->prefix);
         s->sum[i] = exponentials(scores, stride, s->largest + i);
         s->rows[i] = scores;
@@ -241,6 +253,8 @@ INLINE void attend_own(const CachedAttention *d, int64_t b, int64_t g, int64_t r
     float mine[QUERIES], theirs[QUERIES]; /* factors of the two sums over values: own cache, prefix */
     for (int m = 0; m < queries; m++) {
         float largest, sum, top;
+        if (d->cap > 0)
+            cap_scores(s->own + m * stride, count, d->cap);
         pad_scores(s->own + m * stride, count);
         sum = exponentials(s->own + m * stride, padded(count), &largest);
         mine[m] = 1.0f, theirs[m] = 0.0f;

@@ -1,4 +1,4 @@
-/* What a transformer block does between its products: norms, rotary embedding, SwiGLU, sums. See loops.h. */
+/* What a transformer block does between its products: norms, rotary embedding, activations, sums. */
 #ifndef REDLITE_ELEMENTWISE_LOOPS_H
 #define REDLITE_ELEMENTWISE_LOOPS_H
 #include "loops.h"
@@ -18,6 +18,30 @@ INLINE void norm_row(const float *x, const float *weight, float eps, float *y, i
         store(y + j, load(x + j) * scale * load(weight + j));
     if (j < width)
         store_some(y + j, rest * scale * load_some(weight + j, width - j, 0.0f), width - j);
+}
+
+/* LayerNorm: (x − mean) / √(variance + eps) · weight + bias. */
+INLINE void layer_norm_row(const float *x, const float *weight, const float *bias, float eps, float *y,
+                           int64_t width)
+{
+    Floats sum = {0}, square = {0};
+    int64_t j = 0;
+    for (; j + LANES <= width; j += LANES)
+        sum += load(x + j);
+    sum += load_some(x + j, width - j, 0.0f);
+    const float middle = total(sum) / (float)width;
+    for (j = 0; j + LANES <= width; j += LANES) {
+        Floats d = load(x + j) - all(middle);
+        square += d * d;
+    }
+    Floats rest = load_some(x + j, width - j, middle) - all(middle);
+    square += rest * rest;
+    const Floats scale = all(1.0f / sqrtf(total(square) / (float)width + eps));
+    for (j = 0; j + LANES <= width; j += LANES)
+        store(y + j, (load(x + j) - all(middle)) * scale * load(weight + j) + load(bias + j));
+    if (j < width)
+        store_some(y + j, rest * scale * load_some(weight + j, width - j, 0.0f)
+                       + load_some(bias + j, width - j, 0.0f), width - j);
 }
 
 /* Rotates the pairs (i, i + size / 2). */
@@ -41,25 +65,80 @@ INLINE Floats silu(Floats x) /* x / (1 + e^−x); where e^−x overflows, the li
     return x / (all(1.0f) + exponential(choose(x < all(-88.0f), all(88.0f), -x)));
 }
 
+/* √(2/π) (x + 0.044715 x³) = u; ½ x (1 + tanh u) = x / (1 + e^−2u). */
+INLINE Floats gelu_tanh(Floats x)
+{
+    Floats u2 = all(1.5957691216f) * x * (all(1.0f) + all(0.044715f) * x * x);
+    return x / (all(1.0f) + exponential(choose(u2 < all(-88.0f), all(88.0f), -u2)));
+}
+
+INLINE Floats relu2(Floats x)
+{
+    Floats above = choose(x > all(0.0f), x, all(0.0f));
+    return above * above;
+}
+
+/* p·x² + beta·x above 0; n·(e^min(x, eps) − 1 − x) + beta·x below. */
+INLINE Floats xielu(Floats x, const float *s)
+{
+    Floats least = choose(x < all(s[3]), x, all(s[3]));
+    Floats below = (exponential(least) - all(1.0f) - x) * all(s[1]);
+    return choose(x > all(0.0f), all(s[0]) * x * x, below) + all(s[2]) * x;
+}
+
+INLINE Floats activated(Floats x, const float *parameters, const int act)
+{
+    return act == SILU ? silu(x) : act == GELU_TANH ? gelu_tanh(x) : act == RELU2 ? relu2(x) : xielu(x, parameters);
+}
+
+/* y = act(x) · factor; without a factor act(x). `act` is a constant in each copy of this code. */
+INLINE void activate_row(const Elementwise *s, int64_t row, const int act)
+{
+    int64_t w = s->width, j = 0;
+    const float *x = s->x + row * w, *factor = s->other ? s->other + row * w : NULL;
+    float *y = s->y + row * w;
+    for (; j + LANES <= w; j += LANES) {
+        Floats a = activated(load(x + j), s->xielu, act);
+        store(y + j, factor ? a * load(factor + j) : a);
+    }
+    if (j < w) {
+        Floats a = activated(load_some(x + j, w - j, 0.0f), s->xielu, act);
+        store_some(y + j, factor ? a * load_some(factor + j, w - j, 0.0f) : a, w - j);
+    }
+}
+
+INLINE void add_row(const float *a, const float *b, float factor, float *y, int64_t width)
+{
+    int64_t j = 0;
+    for (; j + LANES <= width; j += LANES)
+        store(y + j, load(a + j) + all(factor) * load(b + j));
+    if (j < width)
+        store_some(y + j, load_some(a + j, width - j, 0.0f) + all(factor) * load_some(b + j, width - j, 0.0f),
+                   width - j);
+}
+
 INLINE void run_elementwise(const Elementwise *s, int64_t first, int64_t end)
 {
     for (int64_t r = first; r < end; r++) {
-        int64_t w = s->width, j = 0;
-        if (s->kind == NORM) {
+        int64_t w = s->width;
+        if (s->kind == NORM && s->bias)
+            layer_norm_row(s->x + r * w, s->other, s->bias, s->eps, s->y + r * w, w);
+        else if (s->kind == NORM)
             norm_row(s->x + r * w, s->other, s->eps, s->y + r * w, w);
-        } else if (s->kind == ROTATE) {
+        else if (s->kind == ROTATE)
             for (int64_t h = 0; h < s->heads; h++)
-                rotate_head(s->y + (r * s->heads + h) * w, s->cos + r * w, s->sin + r * w, w);
-        } else {
-            const float *a = s->x + r * w, *b = s->other + r * w;
-            float *y = s->y + r * w;
-            for (; j + LANES <= w; j += LANES)
-                store(y + j, s->kind == ADD ? load(a + j) + load(b + j) : silu(load(a + j)) * load(b + j));
-            if (j < w) {
-                Floats p = load_some(a + j, w - j, 0.0f), q = load_some(b + j, w - j, 0.0f);
-                store_some(y + j, s->kind == ADD ? p + q : silu(p) * q, w - j);
-            }
-        }
+                rotate_head(s->y + (r * s->heads + h) * w, s->cos + r * s->rotated, s->sin + r * s->rotated,
+                            s->rotated);
+        else if (s->kind == ADD)
+            add_row(s->x + r * w, s->other + r * w, s->factor, s->y + r * w, w);
+        else if (s->act == SILU)
+            activate_row(s, r, SILU);
+        else if (s->act == GELU_TANH)
+            activate_row(s, r, GELU_TANH);
+        else if (s->act == RELU2)
+            activate_row(s, r, RELU2);
+        else
+            activate_row(s, r, XIELU);
     }
 }
 

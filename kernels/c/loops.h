@@ -10,14 +10,20 @@
 #define REDLITE_LOOPS_H
 #include "sequence_attention.h"
 
+/* Activations; XIELU has four parameters. */
+enum Act { SILU, GELU_TANH, RELU2, XIELU };
+
 /* An operation between a transformer block's products, over rows of `width` numbers. ROTATE works in y. */
 typedef struct {
-    enum { NORM, ROTATE, GATE, ADD } kind;
-    const float *x, *other; /* NORM: x and the weight; GATE, ADD: the two inputs */
-    const float *cos, *sin; /* ROTATE: [rows, K] */
+    enum { NORM, ROTATE, ACTIVATE, ADD } kind;
+    const float *x, *other; /* NORM: x and the weight; ADD: two inputs; ACTIVATE: x, and a factor or NULL */
+    const float *bias;      /* NORM: of LayerNorm; NULL: RMSNorm */
+    const float *cos, *sin; /* ROTATE: [rows, R] */
+    const float *xielu;     /* ACTIVATE: p, n, beta, eps */
     float *y;
-    float eps;
-    int64_t width, heads; /* ROTATE: K, and heads of y's rows */
+    float eps, factor; /* ADD: x + factor · other */
+    int act;
+    int64_t width, heads, rotated; /* ROTATE: K, heads of y's rows, R */
 } Elementwise;
 
 /* Rows of logits of vocabulary entries first, first + 1, …; row r's target may lie in another tile. */

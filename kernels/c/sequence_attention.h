@@ -14,7 +14,7 @@ typedef struct {
     float *out;                                            /* [T, G·R, K] */
     int64_t sequences, groups, repeat, size, prefix;       /* B, G, R, K, P */
     int64_t window;                                        /* 0: none. It bounds a sequence's own rows only */
-    float scale;
+    float scale, cap;                                      /* of the scores; cap 0: none */
     int64_t count;                                         /* N; the caller leaves this and `tasks` zero */
     const int64_t *tasks;                                  /* [N, 2] a sequence, and the task's first row */
 } SequenceAttention;

@@ -69,6 +69,8 @@ INLINE void merge_scores(const SequenceAttention *d, const KeyBlock *b, int64_t 
         memset(scores, 0, (size_t)stride * sizeof(float));
         return;
     }
+    if (d->cap > 0)
+        cap_scores(scores, seen, d->cap);
     for (int64_t j = 0; j < from; j++)
         scores[j] = -INFINITY;
     for (int64_t j = until; j < stride; j++)

@@ -48,7 +48,7 @@ static int attention(const Layer *l, const Shape *s, const Rows *r, const float 
     if (r->places) {
         CachedAttention step = {
             q, k, v, l->keys, l->values, r->places, l->prefix_keys, l->prefix_values, out, r->rows, s->groups,
-            repeat, s->size, s->capacity, s->prefix, l->window, (int32_t)s->half, s->scale};
+            repeat, s->size, s->capacity, s->prefix, l->window, (int32_t)s->half, s->scale, s->cap};
         return rl_cached_attention(&step, threads);
     }
     if (r->slot >= 0)
@@ -68,13 +68,14 @@ static int attention(const Layer *l, const Shape *s, const Rows *r, const float 
                                s->prefix,
                                l->window,
                                s->scale,
+                               s->cap,
                                0,
                                NULL};
     return rl_sequence_attention(&whole, threads);
 }
 
 int rl_layers(const Layer *layers, int64_t count, const Shape *shape, const Rows *r, float *x,
-              const float *cos, const float *sin, int threads)
+              const float *const *rotary, int threads)
 {
     const int64_t rows = r->rows, wide = shape->heads * shape->size, narrow = shape->groups * shape->size;
     float *scratch = malloc((size_t)(rows * (2 * wide + 2 * narrow + shape->width)) * sizeof(float));
@@ -84,7 +85,7 @@ int rl_layers(const Layer *layers, int64_t count, const Shape *shape, const Rows
     float *in = x, *out = v + rows * narrow;
     int failed = 0;
     for (const Layer *l = layers; l < layers + count && !failed; l++) {
-        failed = rl_before_attention(&l->block, in, cos, sin, q, k, v, rows, threads)
+        failed = rl_before_attention(&l->block, in, rotary + 4 * l->rope, q, k, v, rows, threads)
             || attention(l, shape, r, q, k, v, attended, threads)
             || rl_after_attention(&l->block, in, attended, out, rows, threads);
         float *other = in;

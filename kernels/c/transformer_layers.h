@@ -9,12 +9,13 @@ typedef struct {
     void *keys, *values;                                   /* [slots, G, S, K], used where rows are kept */
     const void *const *prefix_keys, *const *prefix_values; /* G packed matrices each, used if P > 0 */
     int64_t window;                                        /* 0: none */
+    int64_t rope;                                          /* which of the rotary tables */
 } Layer;
 
 typedef struct {
     int64_t width, heads, groups, size, capacity, prefix; /* D, H, G, K, S, P */
     int64_t half;                                         /* 1: caches are float16; 0: float32 */
-    float scale;                                          /* of the attention's scores */
+    float scale, cap;                                     /* of the attention's scores; cap 0: none */
 } Shape;
 
 /* The rows of a call: either one new token of each request, or whole sequences. */
@@ -26,9 +27,9 @@ typedef struct {
     int64_t slot;                     /* the first sequence's slot of the cache; −1: nothing is kept */
 } Rows;
 
-/* Run `count` layers: x [T, D] becomes the last one's output; cos and sin [T, K]. Returns 0, or −1 if memory
- * runs out. */
+/* Run `count` layers: x [T, D] becomes the last one's output. rotary: for each table cos and sin [T, R] of
+ * queries, then of keys. Returns 0, or −1 if memory runs out. */
 int rl_layers(const Layer *layers, int64_t count, const Shape *shape, const Rows *rows, float *x,
-              const float *cos, const float *sin, int threads);
+              const float *const *rotary, int threads);
 
 #endif

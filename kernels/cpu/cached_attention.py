@@ -24,7 +24,7 @@ class SharedPrefix:
 
 def cached_attention(q_BHK: Tensor, k_BGK: Tensor, v_BGK: Tensor, keys_NGSK: Tensor, values_NGSK: Tensor,
                      places_B: Tensor, prefix: SharedPrefix | None = None, *, window: int | None = None,
-                     scale: float | None = None) -> Tensor:
+                     scale: float | None = None, cap: float | None = None) -> Tensor:
     """As `reference.cached_attention`, for float32 queries and a float32 or float16 cache.
 
     Raises ValueError where a prefix reaches beyond the window, and for a cache of another dtype or that is
@@ -45,7 +45,7 @@ def cached_attention(q_BHK: Tensor, k_BGK: Tensor, v_BGK: Tensor, keys_NGSK: Ten
         *(x.data_ptr() for x in (q_BHK, k_BGK, v_BGK, keys_NGSK, values_NGSK, places_B)),
         prefix.keys if prefix else None, prefix.values if prefix else None, out.data_ptr(), B, G, H // G, K,
         S, prefix.length if prefix else 0, 0 if prefix or window is None else window,
-        keys_NGSK.dtype == torch.float16, K**-0.5 if scale is None else scale)
+        keys_NGSK.dtype == torch.float16, K**-0.5 if scale is None else scale, cap or 0.0)
     if B and library().rl_cached_attention(ctypes.byref(arguments), torch.get_num_threads()):
         raise MemoryError("no memory for the scores of a generation step")
     return out

@@ -25,11 +25,11 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "rl_read_tensor": (c_int, [c_int, c_int64, c_int, c_int64, c_int64, c_void_p, c_int, c_void_p, c_int]),
     "rl_read_packed": (c_int,
                        [c_int, c_int64, c_int, c_int64, c_int64, c_void_p, c_int, c_int, c_void_p,
-                        c_int]), "rl_before_attention": (c_int, [*[c_void_p] * 7, c_int64, c_int]),
+                        c_int]), "rl_before_attention": (c_int, [*[c_void_p] * 6, c_int64, c_int]),
     "rl_after_attention": (c_int, [*[c_void_p] * 4, c_int64,
                                    c_int]), "rl_cached_attention": (c_int, [c_void_p, c_int]),
     "rl_sequence_attention": (c_int, [c_void_p, c_int]), "rl_layers": (c_int, [
-        c_void_p, c_int64, *[c_void_p] * 5,
+        c_void_p, c_int64, *[c_void_p] * 4,
         c_int]), "rl_nll_statistics": (None, _NLL_ARGUMENTS), "rl_nll_gradient": (None, _NLL_ARGUMENTS), }
 
 

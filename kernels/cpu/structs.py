@@ -17,17 +17,19 @@ class Matrix(ctypes.Structure):
 
 
 class Block(ctypes.Structure):
-    _fields_ = [
-        *_fields(c_void_p, "norm_before norm_after before after"), ("size", c_int64), ("eps", c_float)]
+    _fields_ = [("norms", c_void_p * 4), ("biases", c_void_p * 4), ("qk_norms", c_void_p * 2),
+                *_fields(c_void_p, "before after"), *_fields(c_int64, "size rotated qk_norm act gated"),
+                *_fields(c_float, "eps residual"), ("xielu", c_float * 4)]
 
 
 class Layer(ctypes.Structure):
     _fields_ = [("block", Block), *_fields(c_void_p, "keys values prefix_keys prefix_values"),
-                ("window", c_int64)]
+                *_fields(c_int64, "window rope")]
 
 
 class Shape(ctypes.Structure):
-    _fields_ = [*_fields(c_int64, "width heads groups size capacity prefix half"), ("scale", c_float)]
+    _fields_ = [*_fields(c_int64, "width heads groups size capacity prefix half"),
+                *_fields(c_float, "scale cap")]
 
 
 class Rows(ctypes.Structure):
@@ -38,13 +40,13 @@ class Rows(ctypes.Structure):
 class CachedAttention(ctypes.Structure):
     _fields_ = [*_fields(c_void_p, "q k v keys values places prefix_keys prefix_values out"),
                 *_fields(c_int64, "requests groups repeat size capacity prefix window"),
-                ("half", c_int32), ("scale", c_float)]
+                ("half", c_int32), *_fields(c_float, "scale cap")]
 
 
 class SequenceAttention(ctypes.Structure):
     _fields_ = [*_fields(c_void_p, "q k v offsets parents prefix_keys prefix_values out"),
                 *_fields(c_int64, "sequences groups repeat size prefix window"),
-                ("scale", c_float), ("count", c_int64), ("tasks", c_void_p)]
+                *_fields(c_float, "scale cap"), ("count", c_int64), ("tasks", c_void_p)]
 
 
 class Layout(ctypes.Structure):

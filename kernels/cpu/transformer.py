@@ -17,29 +17,52 @@ WORK = 10**11  # weights × rows a call, about a second of two cores: between ca
 Biased = tuple[PackedMatrix, Tensor | None]  # a matrix and its bias
 
 
+QK_NORMS = ("", "head", "width", "late")                # enum QkNorm of transformer_block.h
+ACTIVATIONS = ("silu", "gelu_tanh", "relu2", "xielu")   # enum Act of loops.h
+Rotary = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]  # cos and sin [T, R] for queries, for keys
+NormWeights = tuple[Tensor, Tensor | None] | None       # weight and bias [D]; None: there is no norm
+
+
 class PackedBlock:
     """A block's norms and matrices as the C functions take them."""
 
-    def __init__(self, norms: tuple[Tensor, Tensor], eps: float, head_size: int, qkv: tuple[Biased, ...],
-                 rest: tuple[Biased, ...]):
-        """norms: weights [D] before attention and MLP; qkv: q, k, v; rest: o, gate, up, down."""
+    def __init__(self, norms: tuple[NormWeights, ...], eps: float, head_size: int, qkv: tuple[Biased, ...],
+                 rest: tuple[Biased, ...], *, rotated: int, act: str = "silu", residual: float = 1.0,
+                 qk_norm: str = "", qk_norms: tuple[Tensor, ...] = (), xielu: tuple[float, ...] = ()):
+        """What makes up the block.
+
+        norms     before attention, behind it, before MLP, behind it; with a bias LayerNorm, else RMSNorm
+        qkv       q, k, v
+        rest      o, gate, up, down, or without a gate o, up, down
+        rotated   numbers of a head that are rotated
+        act       one of ACTIVATIONS; xielu: its p, n, beta, eps
+        residual  multiplies what is added to the residual stream
+        qk_norm   one of QK_NORMS; qk_norms: the weights for queries and keys
+        """
         matrices = [
             (structs.Matrix * len(part))(*(m.struct(bias) for m, bias in part)) for part in (qkv, rest)]
-        self._keep = norms, qkv, rest, matrices  # the addresses in `struct` point into these
-        self.struct = structs.Block(*(w.data_ptr() for w in norms), *map(ctypes.addressof, matrices),
-                                    head_size, eps)
+        self._keep = norms, qkv, rest, matrices, qk_norms  # the addresses in `struct` point into these
+        four, two = ctypes.c_void_p * 4, ctypes.c_void_p * 2
+        self.struct = structs.Block(
+            four(*(n and n[0].data_ptr() for n in norms)),
+            four(*(n[1].data_ptr() if n and n[1] is not None else None for n in norms)),
+            two(*(w.data_ptr() for w in qk_norms)), *map(ctypes.addressof, matrices), head_size, rotated,
+            QK_NORMS.index(qk_norm), ACTIVATIONS.index(act), len(rest) == 4, eps, residual,
+            (ctypes.c_float * 4)(*xielu))
         self.head_size, self.width = head_size, qkv[0][0].shape[1]
         self._shapes = [(m.shape[0] // head_size, head_size) for m, _ in qkv]
         self.heads, self.groups = self._shapes[0][0], self._shapes[1][0]
         self.weights = sum(m.shape.numel() for m, _ in (*qkv, *rest))
         self.quantised = any(m.format != "float32" for m, _ in (*qkv, *rest))
 
-    def before_attention(self, x_TD: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """rms_norm, the three products, rotary: q [T, H, K], k and v [T, G, K]."""
+    def before_attention(self, x_TD: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        """Norm, the three products, norms of queries and keys, rotary: q [T, H, K], k and v [T, G, K]."""
         x_TD, rows = x_TD.contiguous(), len(x_TD)
         q, k, v = (torch.empty(rows, *shape) for shape in self._shapes)
-        _check(library().rl_before_attention(ctypes.byref(self.struct), *(
-            t.data_ptr() for t in (x_TD, cos_TK, sin_TK, q, k, v)), rows, torch.get_num_threads()))
+        tables = [t.contiguous() for pair in rotary for t in pair]
+        pointers = (ctypes.c_void_p * 4)(*(t.data_ptr() for t in tables))
+        _check(library().rl_before_attention(ctypes.byref(self.struct), x_TD.data_ptr(), pointers, *(
+            t.data_ptr() for t in (q, k, v)), rows, torch.get_num_threads()))
         return q, k, v
 
     def after_attention(self, x_TD: Tensor, attended_THK: Tensor) -> Tensor:
@@ -55,9 +78,12 @@ class PackedTrunk:
     """All layers of a model over one cache, as the C functions take them. It is void once the cache moves."""
 
     def __init__(self, blocks: list[PackedBlock], windows: tuple[int | None, ...], prefix: list[SharedPrefix],
-                 keys: list[Tensor], values: list[Tensor]):
+                 keys: list[Tensor], values: list[Tensor], ropes: tuple[int, ...], scale: float | None = None,
+                 cap: float | None = None):
         """Each list has one entry a layer.
 
+        ropes         each layer's index into the rotary tables of a call
+        scale, cap    of the attention's scores, as for `kernels.attention`
         prefix        the shared prefix; an empty list: none
         keys, values  the cache [slots, G, S, K], float32 or float16; an empty list: nothing is kept
         """
@@ -69,11 +95,11 @@ class PackedTrunk:
         self._slots, self._capacity = tuple(keys[0].shape[::2]) if keys else (0, 0)
         first, P = blocks[0], prefix[0].length if prefix else 0
         self._shape = structs.Shape(first.width, first.heads, first.groups, first.head_size, self._capacity,
-                                    P, kinds == {torch.float16}, first.head_size**-0.5)
+                                    P, kinds == {torch.float16}, scale or first.head_size**-0.5, cap or 0.0)
         self._weights = max(b.weights for b in blocks)
         self._layers = (structs.Layer * len(blocks))()
         for n, (layer, block, window) in enumerate(zip(self._layers, blocks, windows, strict=True)):
-            layer.block = block.struct
+            layer.block, layer.rope = block.struct, ropes[n]
             if keys:
                 layer.keys, layer.values = keys[n].data_ptr(), values[n].data_ptr()
             if prefix:
@@ -81,7 +107,7 @@ class PackedTrunk:
             elif window is not None:
                 layer.window = window
 
-    def step(self, x_BD: Tensor, cos_BK: Tensor, sin_BK: Tensor, places_B: Tensor) -> Tensor:
+    def step(self, x_BD: Tensor, rotary: list[Rotary | None], places_B: Tensor) -> Tensor:
         """One new token of each of the first B slots, at these places: the last layer's output [B, D].
 
         The result is, to the last bit, that of the blocks one after the other.
@@ -91,9 +117,9 @@ class PackedTrunk:
             raise ValueError(f"{self._cache()} has no room for token {longest} of {len(x_BD)} requests")
         self._check_reach(longest)
         places_B = places_B.contiguous()
-        return self._run(x_BD, cos_BK, sin_BK, structs.Rows(rows=len(x_BD), places=places_B.data_ptr()))
+        return self._run(x_BD, rotary, structs.Rows(rows=len(x_BD), places=places_B.data_ptr()))
 
-    def sequences(self, x_TD: Tensor, cos_TK: Tensor, sin_TK: Tensor, offsets: Tensor,
+    def sequences(self, x_TD: Tensor, rotary: list[Rotary | None], offsets: Tensor,
                   parents: list[int] | None = None, slot: int | None = None) -> Tensor:
         """Sequences packed end to end, each after the prefix: the last layer's output [T, D].
 
@@ -111,7 +137,7 @@ class PackedTrunk:
         rows = structs.Rows(len(x_TD), None, offsets.data_ptr(),
                             None if follows is None else follows.data_ptr(), count,
                             -1 if slot is None else slot)
-        return self._run(x_TD, cos_TK, sin_TK, rows)
+        return self._run(x_TD, rotary, rows)
 
     def _cache(self) -> str:
         return f"a cache of {self._slots} slots of {self._capacity} tokens"
@@ -122,14 +148,19 @@ class PackedTrunk:
                 f"a shared prefix of {self._shape.prefix} tokens does not lie within a window of "
                 f"{self._reach}")
 
-    def _run(self, x: Tensor, cos: Tensor, sin: Tensor, rows: structs.Rows) -> Tensor:
-        x, cos, sin = x.clone(memory_format=torch.contiguous_format), cos.contiguous(), sin.contiguous()
+    def _run(self, x: Tensor, rotary: list[Rotary | None], rows: structs.Rows) -> Tensor:
+        x = x.clone(memory_format=torch.contiguous_format)
+        tables = [[t.contiguous() for pair in table for t in pair] if table else [] for table in rotary]
+        pointers = (ctypes.c_void_p * (4 * len(tables)))()
+        for n, table in enumerate(tables):
+            for m, tensor in enumerate(table):
+                pointers[4 * n + m] = tensor.data_ptr()
         at_once = max(1, WORK // max(1, len(x) * self._weights))
         for first in range(0, len(self._layers), at_once):
             _check(library().rl_layers(
                 ctypes.byref(self._layers, first * ctypes.sizeof(structs.Layer)),
                 min(at_once, len(self._layers) - first), ctypes.byref(self._shape), ctypes.byref(rows),
-                *(t.data_ptr() for t in (x, cos, sin)), torch.get_num_threads()))
+                x.data_ptr(), pointers, torch.get_num_threads()))
         return x
 
 

@@ -26,6 +26,8 @@ class Cache:
 
     def __init__(self, config: Config, slots: int, dtype: torch.dtype, device: torch.device):
         self.config, self.dtype, self.device = config, dtype, device
+        # How scores are made.
+        self.scores: dict[str, Any] = {"scale": config.attention_scale, "cap": config.attention_cap}
         self.prefix: list[tuple[Tensor, Tensor]] = []   # by layer: keys and values [P, G, K]
         self.shared: list[Any] = []                     # by layer: what `kernels.shared_prefix` made of it
         self.lengths = torch.zeros(slots, dtype=torch.int64)    # of each slot's suffix
@@ -78,10 +80,11 @@ class Cache:
         ends = self._ends(int(offsets[-1]))
 
         def attend(layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
-            own = kernels.attention(q_THK, k_TGK, v_TGK, offsets, window=self.config.windows[layer])
+            own = kernels.attention(q_THK, k_TGK, v_TGK, offsets, window=self.config.windows[layer],
+                                    **self.scores)
             if not self.prefix:
                 return own[0]
-            shared = kernels.attention(q_THK, *self.prefix[layer], *ends, causal=False)
+            shared = kernels.attention(q_THK, *self.prefix[layer], *ends, causal=False, **self.scores)
             return kernels.merge_attention(*shared, *own)[0]
         return attend
 
@@ -99,11 +102,12 @@ class Cache:
         def attend(layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
             out_stems = attend_stems(layer, q_THK[:split], k_TGK[:split], v_TGK[:split])
             q_LHK = q_THK[split:]
-            merged = kernels.attention(q_LHK, k_TGK[split:], v_TGK[split:], leaves)
-            stem = kernels.attention(q_LHK, k_TGK[:split], v_TGK[:split], leaf_groups, stems, causal=False)
+            merged = kernels.attention(q_LHK, k_TGK[split:], v_TGK[split:], leaves, **self.scores)
+            stem = kernels.attention(q_LHK, k_TGK[:split], v_TGK[:split], leaf_groups, stems, causal=False,
+                                     **self.scores)
             merged = kernels.merge_attention(*stem, *merged)
             if self.prefix:
-                before = kernels.attention(q_LHK, *self.prefix[layer], *ends, causal=False)
+                before = kernels.attention(q_LHK, *self.prefix[layer], *ends, causal=False, **self.scores)
                 merged = kernels.merge_attention(*before, *merged)
             return torch.cat((out_stems, merged[0]))
         return attend
@@ -143,7 +147,7 @@ class Cache:
         def attend(layer: int, q_BHK: Tensor, k_BGK: Tensor, v_BGK: Tensor) -> Tensor:
             return kernels.cached_attention(
                 q_BHK, k_BGK, v_BGK, self.keys[layer], self.values[layer], places_B,
-                shared[layer] if shared else None, window=self.config.windows[layer])
+                shared[layer] if shared else None, window=self.config.windows[layer], **self.scores)
         return attend
 
     def free(self, slot: int, active: int) -> None:

@@ -68,7 +68,10 @@ class GraphForward(Forward):
         """None where steps cannot be captured: on CPUs, and with a warning on some GPUs."""
         if cache.device.type != "cuda":
             return None
-        if reason := uncapturable(cache.device):
+        reason = uncapturable(cache.device)
+        if not reason and model.config.attention_cap:
+            reason = "the soft cap of its scores runs in the reference kernel"
+        if reason:
             warnings.warn(f"generation on {cache.device} runs without CUDA graphs, which is slower: {reason}",
                           stacklevel=2)
             return None

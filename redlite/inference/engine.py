@@ -184,7 +184,13 @@ class Engine:
     def _next_logits(active: list[_Active], forward: Forward) -> Tensor:
         """Run the newest token of every active request; logits [B, V]."""
         forward.cache.reserve(int(forward.cache.lengths[:len(active)].max()) + 1)
-        return forward.next_logits([a.ids[-1] for a in active])
+        logits_BV = forward.next_logits([a.ids[-1] for a in active])
+        border = prefix.rotation_changes_at(forward.model.config)
+        for slot, a in enumerate(active):
+            if border and len(a.request.ids) + len(a.ids) == border:  # all keys change, not the newest alone
+                whole = PackedSequences.of([a.request.ids + a.ids], forward.cache.device)
+                logits_BV[slot] = forward.prefill(whole, slot)[0]
+        return logits_BV
 
     @staticmethod
     def _choose(active: list[_Active], logits_BV: Tensor) -> None:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from redlite import kernels
 from redlite.inference.cache import Cache
-from redlite.model.llama import Block, LLaMA, rotary_table
+from redlite.model.llama import Block, LLaMA
+from redlite.model.rope import rotary_tables
 from redlite.model.sequences import PackedSequences
 
 
@@ -95,7 +96,8 @@ class CForward(Forward):
         cache = self.cache
         if cache.capacity != self.capacity:  # the cache was reallocated
             self._trunk = kernels.PackedTrunk(
-                self.blocks, cache.config.windows, cache.share_prefix(), cache.keys, cache.values)
+                self.blocks, cache.config.windows, cache.share_prefix(), cache.keys, cache.values,
+                cache.config.rope_kinds, **cache.scores)
             self.capacity = cache.capacity
         return self._trunk
 
@@ -120,16 +122,16 @@ class CForward(Forward):
         """The same to the last bit as `Forward.next_logits` of a packed model."""
         places_B = self.cache.advance(len(ids))
         positions_B = places_B + self.cache.prefix_length
-        x_BD = self.model.model.embed_tokens(torch.tensor(ids))
-        rotary = rotary_table(self.model.config, positions_B, positions_B + 1, x_BD.dtype)
-        return self._logits(self.trunk().step(x_BD, *rotary, places_B))
+        x_BD = self.model.embed(torch.tensor(ids))
+        rotary = rotary_tables(self.model.config, positions_B, positions_B + 1, x_BD.dtype)
+        return self._logits(self.trunk().step(x_BD, rotary, places_B))
 
     def run_tree(self, new: PackedSequences, parents: list[int]) -> Tensor:
         self._check_tree(new, parents)
-        return self.model.model.norm(self._sequences(new, parents))
+        return self.model.final(self._sequences(new, parents))
 
     def _logits(self, out_BD: Tensor) -> Tensor:
-        return self.model.logits(self.model.model.norm(out_BD))
+        return self.model.logits(self.model.final(out_BD))
 
     def _sequences(self, new: PackedSequences, parents: list[int] | None = None,
                    slot: int | None = None) -> Tensor:
@@ -137,6 +139,6 @@ class CForward(Forward):
 
         Returns [T, D] before the final norm.
         """
-        x_TD = self.model.model.embed_tokens(new.ids)
-        rotary = rotary_table(self.model.config, new.positions, new.lengths, x_TD.dtype)
-        return self.trunk().sequences(x_TD, *rotary, new.offsets, parents, slot)
+        x_TD = self.model.embed(new.ids)
+        rotary = rotary_tables(self.model.config, new.positions, new.lengths, x_TD.dtype)
+        return self.trunk().sequences(x_TD, rotary, new.offsets, parents, slot)

@@ -39,7 +39,15 @@ def shareable(config: Config, shared: int, longest: int) -> int:
         return 0
     if (config.rope_scaling or {}).get("rope_type") == "dynamic" and longest > config.max_positions:
         return 0
+    if 0 < rotation_changes_at(config) <= longest:
+        return 0
     return shared
+
+
+def rotation_changes_at(config: Config) -> int:
+    """The length from which on LongRoPE rotates a sequence's keys otherwise; 0 for models without it."""
+    scaling = config.rope_scaling or {}
+    return scaling["original_max_position_embeddings"] + 1 if scaling.get("rope_type") == "longrope" else 0
 
 
 class _Run(NamedTuple):

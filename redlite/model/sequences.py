@@ -46,5 +46,6 @@ class PackedSequences:
 def packed_attention(config: Config, offsets: Tensor) -> Attend:
     """The attention of training and scoring: causal within each sequence, with each layer's window."""
     def attend(layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
-        return kernels.attention(q_THK, k_TGK, v_TGK, offsets, window=config.windows[layer])[0]
+        return kernels.attention(q_THK, k_TGK, v_TGK, offsets, window=config.windows[layer],
+                                 scale=config.attention_scale, cap=config.attention_cap)[0]
     return attend

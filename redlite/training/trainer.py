@@ -80,7 +80,7 @@ class Scorer(nn.Module):
         p = batch.packed
         attend = packed_attention(self.llama.config, p.offsets)
         hidden_TD = self.llama(p.ids, p.positions, attend, p.lengths)
-        return kernels.token_nll(hidden_TD, self.llama.output_weight, batch.targets)[batch.rows]
+        return self.llama.token_nll(hidden_TD, batch.targets)[batch.rows]
 
     def end_evaluation(self) -> None:
         """Give up other processes' weights again. FSDP does so by itself only after a backward."""

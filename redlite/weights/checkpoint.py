@@ -21,7 +21,7 @@ from redlite.kernels.cpu import read_tensor
 from redlite.model.config import Config
 from redlite.model.llama import Embedding, Linear, LLaMA
 from redlite.store.files import read_json, sha256_file
-from redlite.weights import gguf_llama, hf_files, quantised_safetensors
+from redlite.weights import fused, gguf_llama, hf_files, quantised_safetensors
 from redlite.weights.adapter import Adapter
 from redlite.weights.gguf import GGUF
 from redlite.weights.gguf_formats import Place, read_error
@@ -30,6 +30,8 @@ from redlite.weights.hf_files import Stored
 from redlite.weights.source import open_source, path_of
 
 GENERATION_CONFIG = "generation_config.json"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+COMPARED = 1 << 22  # numbers of two matrices that are compared at a time
 
 
 def read_config(model: str | Path | GGUF) -> tuple[Config, dict]:
@@ -92,7 +94,7 @@ def load_weights(model: LLaMA, weights: str | Path | GGUF, dtype: torch.dtype = 
     anything is read, for a tensor that is missing, has another shape or does not belong to the model. Raises
     it while reading for damaged numbers. Errors name file and tensor.
     """
-    source, parameters = open_source(weights), dict(model.named_parameters())
+    source = open_source(weights)
     if isinstance(source, GGUF):
         stored = gguf_llama.tensors(source, model.config)
     else:
@@ -102,8 +104,13 @@ def load_weights(model: LLaMA, weights: str | Path | GGUF, dtype: torch.dtype = 
         hf_files.check_plain(stored)
     if adapter:
         stored = adapter.merged(stored, model.config)
+    if model.config.family.fused:
+        stored = fused.split(stored, model.config)
+    if model.config.tied:
+        _settle_tied(model, stored)
+    parameters = dict(model.named_parameters())
     wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    _check(stored, wanted, path_of(source), model.config.tied)
+    _check(stored, wanted, path_of(source))
     names = [name for name in stored if name in parameters]  # in the files' order
     if packed:  # a large matrix is held twice while it is packed: begin with the largest
         names.sort(key=lambda name: -math.prod(stored[name].shape))
@@ -159,7 +166,37 @@ def _pack(stored: Stored, packed: str, dtype: torch.dtype, device: str | torch.d
     return kernels.pack(filled, format, dtype, device)
 
 
-def _check(stored: dict[str, Stored], wanted: dict[str, tuple[int, ...]], path: Path, tied: bool) -> None:
+def _settle_tied(model: LLaMA, stored: dict[str, Stored]) -> None:
+    """Make model and files agree on a tied output matrix, as transformers 5 does.
+
+    A matrix of which only the output's name is in the files is the embedding too. Where both are there and
+    differ, the configuration is wrong: the model gets an output matrix of its own.
+    """
+    embedding, head = stored.get(EMBEDDING), stored.get(HEAD)
+    if head is None:
+        return
+    if embedding is None:
+        stored[EMBEDDING] = stored.pop(HEAD)
+    elif embedding.shape == head.shape and _same(embedding, head):
+        del stored[HEAD]
+    else:
+        model.untie()
+
+
+def _same(one: Stored, other: Stored) -> bool:
+    """Whether two matrices of one shape hold the same numbers; read in blocks of rows."""
+    rows = max(1, COMPARED // max(1, math.prod(one.shape[1:])))
+    for first in range(0, one.shape[0], rows):
+        count = min(rows, one.shape[0] - first)
+        a, b = (torch.empty(count, *one.shape[1:]) for _ in range(2))
+        fused.rows_of(one, first, count).fill(a)
+        fused.rows_of(other, first, count).fill(b)
+        if not torch.equal(a, b):
+            return False
+    return True
+
+
+def _check(stored: dict[str, Stored], wanted: dict[str, tuple[int, ...]], path: Path) -> None:
     """Raises Error unless the files hold exactly the tensors that the model wants, in its shapes."""
     for name, shape in wanted.items():
         if name not in stored:
@@ -169,6 +206,5 @@ def _check(stored: dict[str, Stored], wanted: dict[str, tuple[int, ...]], path: 
             raise Error(f"{stored[name].where} has shape {list(stored[name].shape)} and the configuration "
                         f"needs {list(shape)}; they do not belong together")
     for name, found in stored.items():
-        copy_of_embedding = tied and name == "lm_head.weight"  # transformers ignores it too
-        if name not in wanted and not copy_of_embedding:
+        if name not in wanted:
             raise Error(f"{found.where} does not belong to a model of this configuration")

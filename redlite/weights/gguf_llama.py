@@ -12,7 +12,7 @@ import torch
 
 from redlite.errors import Error
 from redlite.model.config import Config
-from redlite.model.llama import rotary_table
+from redlite.model.rope import rotary_table
 from redlite.store.text import short
 from redlite.weights.gguf import GGUF
 from redlite.weights.gguf_formats import decoded, place_in

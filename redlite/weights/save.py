@@ -10,6 +10,7 @@ from redlite.errors import Error
 from redlite.model.llama import LLaMA
 from redlite.store.files import replacing, write_json
 from redlite.text import export
+from redlite.weights import fused
 from redlite.weights.gguf import GGUF
 from redlite.weights.hf_files import DTYPES
 from redlite.weights.source import open_source
@@ -29,10 +30,13 @@ def save_pretrained(model: LLaMA, directory: str | Path, source: str | Path | No
     not at all, config.json last. Parameters may be sharded over ranks (DTensor): then every rank calls this,
     and rank 0 writes. Raises Error if the directory already holds other weights, or cannot be written.
     """
-    directory, parameters = Path(directory), dict(model.named_parameters())
+    directory = Path(directory)
+    own: dict[str, Tensor] = dict(model.named_parameters())
+    parameters = fused.joined(own, model.config)
     writes = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-    dtypes = {name: dtype or p.dtype for name, p in parameters.items()}
-    sizes = {name: p.numel() * dtypes[name].itemsize for name, p in parameters.items()}
+    dtypes = {name: dtype or p[0].dtype for name, p in parameters.items()}
+    sizes = {name: sum(p.numel() for p in parts) * dtypes[name].itemsize
+             for name, parts in parameters.items()}
     shards = _shards(sizes)
     if len(shards) == 1:
         names = ["model.safetensors"]
@@ -83,23 +87,30 @@ def _prepare(directory: Path, names: set[str]) -> None:
                             "remove it or choose another directory")
 
 
-def _write_safetensors(path: Path | None, tensors: dict[str, tuple[Tensor, torch.dtype]]) -> None:
-    """One safetensors file, tensor by tensor. path None: only take part in gathering sharded parameters."""
+def _write_safetensors(path: Path | None, tensors: dict[str, tuple[list[Tensor], torch.dtype]]) -> None:
+    """One safetensors file, tensor by tensor; the rows of one tensor are those of a list, in order.
+
+    path  None: only take part in gathering sharded parameters
+    """
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     at = 0
-    for name, (tensor, dtype) in tensors.items():
-        end = at + tensor.numel() * dtype.itemsize
-        header[name] = {"dtype": DTYPES[dtype], "shape": list(tensor.shape), "data_offsets": [at, end]}
+    for name, (parts, dtype) in tensors.items():
+        end = at + sum(part.numel() for part in parts) * dtype.itemsize
+        shape = list(parts[0].shape)
+        if len(parts) > 1:
+            shape[0] = sum(len(part) for part in parts)
+        header[name] = {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": [at, end]}
         at = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the numbers are aligned, as the format asks
 
     def numbers() -> Iterator[memoryview]:
-        for tensor, dtype in tensors.values():
-            whole = tensor.detach()
-            if hasattr(whole, "full_tensor"):
-                whole = whole.full_tensor()
-            yield whole.to("cpu", dtype).contiguous().view(-1).view(torch.uint8).numpy().data
+        for parts, dtype in tensors.values():
+            for tensor in parts:
+                whole = tensor.detach()
+                if hasattr(whole, "full_tensor"):
+                    whole = whole.full_tensor()
+                yield whole.to("cpu", dtype).contiguous().view(-1).view(torch.uint8).numpy().data
 
     if path is None:
         for _ in numbers():

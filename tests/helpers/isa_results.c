@@ -87,8 +87,10 @@ static void block(int format)
     float *x = random_floats(ROWS * WIDTH), *norm = random_floats(WIDTH), *cos = random_floats(ROWS * SIZE),
           *sin = random_floats(ROWS * SIZE);
     static float q[ROWS * HEADS * SIZE], k[ROWS * GROUPS * SIZE], v[ROWS * GROUPS * SIZE], y[ROWS * WIDTH];
-    Block b = {norm, norm, m, m + 3, SIZE, 1e-5f};
-    if (rl_before_attention(&b, x, cos, sin, q, k, v, ROWS, 2) || rl_after_attention(&b, x, q, y, ROWS, 2))
+    Block b = {.norms = {norm, NULL, norm, NULL}, .before = m, .after = m + 3, .size = SIZE, .rotated = SIZE,
+               .gated = 1, .eps = 1e-5f, .residual = 1.0f};
+    const float *rotary[] = {cos, sin, cos, sin};
+    if (rl_before_attention(&b, x, rotary, q, k, v, ROWS, 2) || rl_after_attention(&b, x, q, y, ROWS, 2))
         exit(3);
     put(q, ROWS * HEADS * SIZE), put(k, ROWS * GROUPS * SIZE), put(v, ROWS * GROUPS * SIZE),
         put(y, ROWS * WIDTH);
@@ -128,7 +130,7 @@ static void sequences(int64_t size, int64_t prefix)
     float *out = get((size_t)(ROWS * G * R * size) * sizeof(float)), *q = random_floats(ROWS * G * R * size),
           *k = random_floats(ROWS * G * size), *v = random_floats(ROWS * G * size);
     SequenceAttention a = {q, k, v,    offsets, parents, keys, values, out, 3,
-                           G, R, size, prefix,  0,       0.7f, 0,      NULL};
+                           G, R, size, prefix,  0,       0.7f, 0,    0,      NULL};
     if (rl_sequence_attention(&a, 2))
         exit(3);
     put(out, ROWS * G * R * size);

@@ -78,13 +78,14 @@ def test_rows_do_not_depend_on_the_batch_or_the_threads():
     _, fast = models("even", "int8")
     block, x = fast.model.layers[0].packed, torch.randn(700, 64)
     cos, sin = torch.randn(700, 16), torch.randn(700, 16)
-    q, k, v = block.before_attention(x, cos, sin)
+    q, k, v = block.before_attention(x, ((cos, sin), (cos, sin)))
     y = block.after_attention(x, q)
     before = torch.get_num_threads()
     try:
         for threads, first, last in ((1, 0, 1), (2, 5, 8), (3, 100, 400), (2, 0, 700)):
             torch.set_num_threads(threads)
-            part = block.before_attention(x[first:last], cos[first:last], sin[first:last])
+            some = cos[first:last], sin[first:last]
+            part = block.before_attention(x[first:last], (some, some))
             assert all(torch.equal(a, b[first:last]) for a, b in zip(part, (q, k, v), strict=True))
             assert torch.equal(block.after_attention(x[first:last], part[0]), y[first:last])
     finally:

@@ -83,8 +83,10 @@ def test_fresh_weights_are_seeded():
     ({"num_hidden_layers": 10 ** 12}, "'num_hidden_layers'"),
     ({"num_attention_heads": 3}, "multiple"),
     ({"num_key_value_heads": 3}, "num_key_value_heads"),
-    ({"hidden_act": "gelu"}, "hidden_act"),
-    ({"rope_scaling": {"type": "yarn", "factor": 2}}, "yarn"),
+    ({"hidden_act": "mish"}, "hidden_act"),
+    ({"rope_scaling": {"type": "xpos", "factor": 2}}, "xpos"),
+    ({"rope_scaling": {"type": "yarn"}}, "'factor' is missing"),
+    ({"rope_scaling": {"type": "longrope", "short_factor": [1, 1], "long_factor": [1]}}, "long_factor"),
     ({"rope_scaling": {"type": "linear"}}, "'factor' is missing"),
     ({"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 3}}, "beta_fast"),
     ({"rope_scaling": [1]}, "rope_scaling"),
@@ -94,11 +96,54 @@ def test_fresh_weights_are_seeded():
     ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
     ({"tie_word_embeddings": "no"}, "tie_word_embeddings"),
     ({"head_dim": 5}, "head_dim"),
+    ({"is_causal": False}, "'is_causal' is 'False'"),
+    ({"is_causal": 0}, "is_causal"),
+    ({"use_rope": False}, "use_rope"),
+    ({"use_qk_norm": True}, "use_qk_norm"),
+    ({"scale_embedding": False}, "scale_embedding"),
+    ({"no_rope_layers": [1, 0]}, "no_rope_layers"),
+    ({"model_type": "gemma3"}, "save its text model alone, as gemma3_text"),
+    ({"model_type": "smollm3", "no_rope_layers": [1, 2]}, "no_rope_layers must hold"),
+    ({"model_type": "gemma3_text", "rope_parameters": {"rope_type": "default"}}, "takes full_attention"),
+    ({"model_type": "gemma2", "attn_logit_softcapping": -1}, "attn_logit_softcapping"),
+    ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ({"model_type": "apertus", "hidden_act": "silu"}, "hidden_act"),
+    ({"model_type": "hyperclovax", "use_post_norm": False}, "use_post_norm"),
+    ({"model_type": "phi3", "partial_rotary_factor": 1.5}, "rotary"),
+    ({"model_type": "stablelm", "use_parallel_residual": True}, "use_parallel_residual"),
 ])
 def test_what_would_change_the_result_is_refused_by_name(change, words):
     with pytest.raises(Error, match=words) as caught:
         Config.from_hf(PLAIN | change, "somewhere/config.json")
     assert "somewhere/config.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_long_list_of_unknown_fields_is_cut():
+    with pytest.raises(Error) as caught:
+        Config.from_hf(PLAIN | {f"odd_{i:04}": i + 1 for i in range(3000)}, "c.json")
+    assert "'odd_0000', 'odd_0001', 'odd_0002', 'odd_0003', 'odd_0004' and 2995 more" in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_harmless_fields_load():
+    """Fields of many public files, which change nothing; the code that auto_map names is never run."""
+    more = {"_attn_implementation": "sdpa", "attn_implementation": "flash_attention_2", "finetuning_task":
+            "x", "auto_map": {"AutoModelForCausalLM": "modeling_x.X"}, "dtype": "bfloat16",
+            "torch_dtype": "float16",
+            "is_decoder": False, "add_cross_attention": False, "use_bidirectional_attention": False,
+            "_commit_hash": "a", "gradient_checkpointing": False, "qk_layernorm": False, "is_causal": True,
+            "use_parallel_residual": False, "output_attentions": False, "some_debug_flag": False,
+            "num_labels": 2, "attn_pdrop": None}
+    assert Config.from_hf(PLAIN | more, "x") == Config.from_hf(PLAIN, "x")
+
+
+def test_rope_scaling_beside_rope_parameters_counts():
+    """As in transformers 5.24: `self.rope_parameters = rope_scaling or self.rope_parameters`."""
+    yarn = {"rope_type": "yarn", "factor": 4.0}
+    both = Config.from_hf(PLAIN | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+                                   "rope_scaling": yarn}, "x")
+    assert both == Config.from_hf(PLAIN | {"rope_scaling": yarn}, "x")
+    assert both.rope_scaling["rope_type"] == "yarn" and both.rope_theta == 10000.0
 
 
 def test_old_configs_lack_fields():

@@ -1,0 +1,62 @@
+"""Matrices that files keep as one and the model as several: q, k, v and gate, up of Phi-3."""
+import re
+from collections.abc import Mapping
+from typing import TypeVar
+
+from redlite.errors import Error
+from redlite.model.config import Config
+from redlite.weights.gguf_formats import Place
+from redlite.weights.gguf_types import TYPES
+from redlite.weights.hf_files import Mapped, Stored
+
+PARTS = {"self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+         "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj")}
+T = TypeVar("T")
+
+
+def split(stored: dict[str, Stored], config: Config) -> dict[str, Stored]:
+    """name → tensor with each fused matrix taken apart by rows. Raises Error for one of another size."""
+    heads, groups, size = config.n_heads, config.n_kv_heads, config.head_dim
+    sizes = {"self_attn.qkv_proj": (heads * size, groups * size, groups * size),
+             "mlp.gate_up_proj": (config.ffn_dim, config.ffn_dim)}
+    found: dict[str, Stored] = {}
+    for name, tensor in stored.items():
+        match = re.fullmatch(r"(model\.layers\.[0-9]+\.)(.*)(\.weight|\.bias)", name)
+        if match is None or match[2] not in PARTS:
+            found[name] = tensor
+            continue
+        rows = sizes[match[2]]
+        if not tensor.shape or tensor.shape[0] != sum(rows):
+            raise Error(f"{tensor.where} has shape {list(tensor.shape)} and the configuration needs "
+                        f"{sum(rows)} rows; they do not belong together")
+        first = 0
+        for part, count in zip(PARTS[match[2]], rows, strict=True):
+            found[f"{match[1]}{part}{match[3]}"] = rows_of(tensor, first, count)
+            first += count
+    return found
+
+
+def rows_of(tensor: Stored, first: int, count: int) -> Stored:
+    """Some rows of a stored tensor, as a tensor."""
+    if isinstance(tensor, Mapped):
+        return Mapped(tensor.tensor[first:first + count], tensor.where)
+    if not isinstance(tensor, Place) or tensor.order is not None:
+        raise Error(f"{tensor.where} cannot be taken apart as it is stored; convert it to safetensors")
+    width = 1
+    for n in tensor.shape[1:]:
+        width *= n
+    form = TYPES[tensor.kind]
+    offset = tensor.offset + first * width // form.elements * form.size
+    return tensor._replace(offset=offset, shape=(count, *tensor.shape[1:]))
+
+
+def joined(parameters: Mapping[str, T], config: Config) -> dict[str, list[T]]:
+    """name in files → the parameters whose rows make it up, in order."""
+    whole = {part: name for name, parts in PARTS.items() for part in parts} if config.family.fused else {}
+    found: dict[str, list[T]] = {}
+    for name, parameter in parameters.items():
+        match = re.fullmatch(r"(model\.layers\.[0-9]+\.)(.*)(\.weight|\.bias)", name)
+        if match and match[2] in whole:
+            name = f"{match[1]}{whole[match[2]]}{match[3]}"
+        found.setdefault(name, []).append(parameter)
+    return found
