@@ -11,4 +11,5 @@ def test_the_map_is_up_to_date():
 def test_every_folder_is_on_the_map():
     found = {path.parent for path in (map_of_files.ROOT / "redlite").glob("**/*.py")}
     folders = {str(path.relative_to(map_of_files.ROOT)) for path in found}
-    assert folders - set(map_of_files.FOLDERS) <= {"redlite/kernels", "redlite/data"}
+    own = {folder for folder in folders if not folder.startswith(("redlite/kernels", "redlite/data"))}
+    assert own <= set(map_of_files.FOLDERS)
