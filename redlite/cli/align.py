@@ -209,7 +209,7 @@ def _default_directory(manifest: dict[str, Any], recipe: "Recipe", path: Path) -
 
     Every process needs it, and only the first has the manifest.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
         raise Error("--output-dir is missing: on several processes the run directory must be named")
     compared = {k: v for k, v in manifest.items() if k not in INFORMATION}
     return f"runs/safealign-{path.name}-{sha256_json([compared, recipe.deciding()])[:8]}"

@@ -259,18 +259,17 @@ def test_what_swallows_the_refusal_is_named_all_the_same(tmp_path, attempt, name
 
 @pytest.mark.slow
 @pytest.mark.skipif(not SEALABLE, reason="the kernel's refusal is for Linux on x86-64 and arm64")
-@pytest.mark.parametrize("module, arguments", [
-    ("redeval", ["--dry-run"]), ("redeval", ["scorecard", "--dry-run", "--data", "."]),
-    ("collect", ["--limit", "1", "--conversations", "1", "--max-new-tokens", "30"]),
-    ("safealign", ["--dry-run"]), ("safealign", ["audit", "--dry-run"]), ("serve", ["--port", "0"]),
+@pytest.mark.parametrize("module, arguments, environment", [
+    ("redeval", ["--dry-run"], {}), ("redeval", ["--dry-run"], {"WORLD_SIZE": "2"}),
+    ("collect", ["--limit", "1", "--conversations", "1", "--max-new-tokens", "30"], {}),
+    ("safealign", ["--dry-run"], {}), ("safealign", ["--dry-run"], {"WORLD_SIZE": "2"}),
+    ("safealign", ["audit", "--dry-run"], {"WORLD_SIZE": "2", "RANK": "0"}),
+    ("serve", ["--port", "0", "--template", "nosuch"], {}),
 ])
-@pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": "2"}])
 def test_children_are_named_on_every_command(tmp_path, module, arguments, environment):
     """WORLD_SIZE alone is no torchrun, and opens nothing."""
     if not sealed_here():
         pytest.skip("this container does not allow seccomp filters")
-    attempt = CHILD + "; import os; os.environ.get('SERVING') and os.kill(os.getpid(), 15)"
-    serving = {"SERVING": "yes"} if module == "serve" else {}
-    done = command_of(tmp_path, attempt, module, *arguments, **environment, **serving)
-    assert "tried to open a network socket" in done.stderr
-    assert done.returncode == (130 if serving else 1) or "scorecard" in arguments, done.stderr
+    done = command_of(tmp_path, CHILD, module, *arguments, **environment)
+    assert "-c import socket; socket.socket()', tried to open a network socket" in done.stderr
+    assert done.returncode == (2 if "nosuch" in arguments else 1), done.stderr
