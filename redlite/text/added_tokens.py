@@ -63,11 +63,14 @@ class AddedTokens:
                 continue
             while rule.lstrip and start > done and text[start - 1] in WHITE:
                 start -= 1
+            if rule.lstrip:
+                start = max(start, done)    # what the token before took along is not taken twice
             while rule.rstrip and stop < len(text) and text[stop] in WHITE:
                 stop += 1
             if done < start:
                 found.append((text[done:start], None))
-            found.append((text[start:stop], id))
+            if start < stop:
+                found.append((text[start:stop], id))
             done = stop
         return [*found, (text[done:], None)] if done < len(text) else found
 

@@ -55,9 +55,9 @@ class Ranks(Protocol):
 
 
 def ranks_of(merges: np.ndarray) -> dict[int, int]:
-    """The ranks of int64 [merges, 3]; of a pair that comes twice the lower one."""
-    pairs, ranks = merges[::-1, 0] << 32 | merges[::-1, 1], range(len(merges) - 1, -1, -1)
-    return dict(zip(pairs.tolist(), ranks, strict=True))
+    """The ranks of int64 [merges, 3]; of a pair that comes twice the later one, as in tokenizers."""
+    pairs = merges[:, 0] << 32 | merges[:, 1]
+    return dict(zip(pairs.tolist(), range(len(merges)), strict=True))
 
 
 class Concatenations:

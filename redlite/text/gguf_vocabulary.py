@@ -150,7 +150,8 @@ def _gpt2(table: _Table, tokens: list[str], kinds: list[int], ids: RoleIds) -> V
     if len(vocab) != len(tokens):
         raise table.fail("ggml.tokens", "holds a token twice")
     try:
-        merges = merge_ids(vocab, table.texts("ggml.merges"))
+        # A merge that comes twice has its first rank in llama.cpp.
+        merges = merge_ids(vocab, list(dict.fromkeys(table.texts("ggml.merges"))))
     except ValueError as error:
         raise table.fail("ggml.merges", str(error)) from None
     added = {}

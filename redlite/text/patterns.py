@@ -255,7 +255,10 @@ def translated(expression: str) -> re.Pattern:
     if reader.at < len(expression):
         raise ValueError("a bracket is closed that was not opened")
     try:
-        return re.compile(text)
+        found = re.compile(text)
+        if found.match("") is not None:
+            raise ValueError("it matches an empty text, where the engines differ")
+        return found
     except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(f"Python's re does not take it ({error})") from None
 

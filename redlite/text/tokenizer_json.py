@@ -16,7 +16,7 @@ from redlite.text import bpe, decoder, pretokenizer
 from redlite.text.patterns import LLAMA3
 from redlite.text.pipeline import Pipeline
 from redlite.text.pretokenizer import PREPEND, SPACE, Pretokenizer, Split, Steps, fields
-from redlite.text.tokenizer_files import MAX_IDS, ROLES, TokenizerFiles
+from redlite.text.tokenizer_files import MAX_IDS, ROLES, Added, TokenizerFiles
 from redlite.text.unigram import Unigram
 from redlite.text.vocabulary import (
     Texts,
@@ -57,6 +57,7 @@ def from_tokenizer_json(files: TokenizerFiles) -> Vocabulary:
         vocab = _vocab(files, model)
     else:
         raise files.fail(NAME, f"model.type is {short(kind)}; redlite knows BPE and Unigram")
+    _check_added(files, vocab, added)
     known = vocab | {text: i for i, (text, _) in added.items()}
     roles = [files.token(f"{role}_token") for role in ROLES]
     bos, eos, pad = (known.get(text) if text else None for text in roles)
@@ -101,6 +102,14 @@ def _read(files: TokenizerFiles, field: str, make: Callable[[], T]) -> T:
 
 def _entries(files: TokenizerFiles, normal: Any) -> list[dict[str, Any]]:
     return _read(files, "normalizer", lambda: Steps(normal, "normalizers").found)
+
+
+def _check_added(files: TokenizerFiles, vocab: dict[str, int], added: Added) -> None:
+    """Raises Error for an added token whose text or id the vocabulary gives to another."""
+    tokens = {id: token for token, id in vocab.items() if id in added}
+    for id, (text, _) in added.items():
+        if vocab.get(text, id) != id or tokens.get(id, text) != text:
+            raise files.fail(NAME, f"added token {short(text)} has id {id}, and model.vocab says otherwise")
 
 
 # ---- vocabularies and their models ----
