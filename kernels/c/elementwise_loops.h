@@ -88,7 +88,16 @@ INLINE Floats xielu(Floats x, const float *s)
 
 INLINE Floats activated(Floats x, const float *parameters, const int act)
 {
-    return act == SILU ? silu(x) : act == GELU_TANH ? gelu_tanh(x) : act == RELU2 ? relu2(x) : xielu(x, parameters);
+    switch (act) {
+    case SILU:
+        return silu(x);
+    case GELU_TANH:
+        return gelu_tanh(x);
+    case RELU2:
+        return relu2(x);
+    default:
+        return xielu(x, parameters);
+    }
 }
 
 /* y = act(x) · factor; without a factor act(x). `act` is a constant in each copy of this code. */

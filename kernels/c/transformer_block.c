@@ -57,9 +57,9 @@ static void add(const Block *block, const float *a, const float *b, float *y, in
 /* Normalise queries (which 0) or keys (1) of `heads` heads in place. */
 static void norm_heads(const Block *block, int which, float *x, int64_t heads, int64_t rows, int threads)
 {
-    int64_t width = block->qk_norm == QK_WIDTH ? heads * block->size : block->size;
+    int64_t numbers = heads * block->size, width = block->qk_norm == QK_WIDTH ? numbers : block->size;
     elementwise((Elementwise){.kind = NORM, .x = x, .other = block->qk_norms[which], .y = x,
-                              .eps = block->eps, .width = width}, rows * heads * block->size / width, threads);
+                              .eps = block->eps, .width = width}, rows * numbers / width, threads);
 }
 
 static inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }

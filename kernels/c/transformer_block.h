@@ -5,7 +5,7 @@
 
 /* D width, H heads, G key/value heads, K head size, T rows. */
 typedef struct {
-    const float *norms[4];        /* [D] before the attention, behind it, before the MLP, behind it; or NULL */
+    const float *norms[4];        /* [D] before and behind attention, before and behind MLP; NULL: none */
     const float *biases[4];       /* [D] of LayerNorm; NULL: RMSNorm */
     const float *qk_norms[2];     /* of queries and keys, as qk_norm says */
     const Matrix *before, *after; /* matrices q, k, v; matrices o, gate, up, down, or o, up, down */

@@ -116,7 +116,7 @@ def test_gradients(name, tmp_path):
     gradients = torch.autograd.grad(loss(), trained)
     assert all(g.abs().max() > 0 for g in gradients)
     generator = torch.Generator().manual_seed(0)
-    step = [torch.randn(p.shape, generator=generator, dtype=p.dtype) * 3e-4 for p in trained]
+    step = [torch.randn(p.shape, generator=generator, dtype=p.dtype) * 1e-4 for p in trained]
     with torch.no_grad():
         values = []
         for sign in (1, -2):
