@@ -5,7 +5,6 @@ The files are read in small pieces straight into the parameters, which exist onc
 loading needs little more memory than the weights themselves. Names and shapes are checked before the first
 weight is read.
 """
-import dataclasses
 import hashlib
 import math
 from pathlib import Path
@@ -18,43 +17,21 @@ from torch import nn
 from redlite import kernels
 from redlite.errors import Error
 from redlite.kernels.cpu import read_tensor
-from redlite.model.config import Config
 from redlite.model.llama import Embedding, Linear, LLaMA
 from redlite.store.files import read_json, sha256_file
 from redlite.weights import fused, gguf_llama, hf_files, quantised_safetensors
 from redlite.weights.adapter import Adapter
+from redlite.weights.configuration import GENERATION_CONFIG
+from redlite.weights.configuration import read_config as read_config
 from redlite.weights.gguf import GGUF
 from redlite.weights.gguf_formats import Place, read_error
 from redlite.weights.gguf_types import TYPES
+from redlite.weights.headers import weight_files
 from redlite.weights.hf_files import Stored
 from redlite.weights.source import open_source, path_of
 
-GENERATION_CONFIG = "generation_config.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 COMPARED = 1 << 22  # numbers of two matrices that are compared at a time
-
-
-def read_config(model: str | Path | GGUF) -> tuple[Config, dict]:
-    """(The shape of a model, the raw config that it comes from).
-
-    model  a directory with config.json, a .gguf file, or such a file opened
-
-    End tokens that only generation_config.json names are added. The raw config of a GGUF file is its metadata
-    in config.json's terms. Raises Error for an architecture that redlite does not run, and for any field that
-    would change the result and is not understood.
-    """
-    source = open_source(model)
-    if isinstance(source, GGUF):
-        return gguf_llama.config_of(source)
-    raw = read_json(source / "config.json")
-    config = Config.from_hf(raw, str(source / "config.json"))
-    quantised_safetensors.method_of(raw, str(source / "config.json"))
-    if (source / GENERATION_CONFIG).exists():
-        generation = read_json(source / GENERATION_CONFIG)
-        ends = generation.get("eos_token_id") if isinstance(generation, dict) else None
-        more = [e for e in (ends if isinstance(ends, list) else [ends]) if type(e) is int and e >= 0]
-        config = dataclasses.replace(config, eos_ids=tuple(dict.fromkeys((*config.eos_ids, *more))))
-    return config, raw
 
 
 def fingerprint(model: str | Path | GGUF) -> str:
@@ -76,7 +53,7 @@ def fingerprint(model: str | Path | GGUF) -> str:
 def files(folder: Path) -> dict[str, Path]:
     """name → path of a directory's files of configuration and weights."""
     configs = [folder / name for name in ("config.json", GENERATION_CONFIG) if (folder / name).exists()]
-    return {path.name: path for path in (*configs, *hf_files.weight_files(folder))}
+    return {path.name: path for path in (*configs, *weight_files(folder)[1])}
 
 
 def load_weights(model: LLaMA, weights: str | Path | GGUF, dtype: torch.dtype = torch.float32,

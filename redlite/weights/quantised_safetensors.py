@@ -20,8 +20,10 @@ from torch import Tensor
 from redlite.errors import Error
 from redlite.store.files import loads
 from redlite.store.text import short
+from redlite.weights.configuration import quantisation
 from redlite.weights.gguf_formats import Place, read_into
-from redlite.weights.hf_files import FETCH, Stored
+from redlite.weights.headers import FETCH
+from redlite.weights.hf_files import Stored
 
 PIECE = 1 << 20  # numbers decoded at a time
 Piece = tuple[slice, slice, np.ndarray]  # rows, columns, and the float32 numbers that belong there
@@ -440,21 +442,9 @@ def _nibble_pieces(codes: Place, table: Place, most: Place, nested: tuple[Place,
         yield slice(first, last), slice(None), numbers.reshape(-1, columns)
 
 
-METHODS: dict[str, Callable[[_Directory], None]] = {
+READERS: dict[str, Callable[[_Directory], None]] = {
     "fp8": _fp8, "fbgemm_fp8": _fp8, "compressed-tensors": _compressed, "awq": _awq, "gptq": _gptq,
     "bitsandbytes": _bitsandbytes}
-
-
-def method_of(raw: dict, where: str) -> str | None:
-    """The quantisation that a config.json names; None: its weights are plain. Raises Error for another."""
-    settings = raw.get("quantization_config")
-    if settings is None:
-        return None
-    method = settings.get("quant_method") if isinstance(settings, dict) else None
-    if not isinstance(method, str) or method not in METHODS:
-        raise Error(f"{where}: quantization_config names the method {short(method)}; "
-                    f"redlite reads {', '.join(METHODS)}")
-    return method
 
 
 def decoded(stored: dict[str, Stored], raw: dict, where: str) -> dict[str, Stored]:
@@ -463,11 +453,11 @@ def decoded(stored: dict[str, Stored], raw: dict, where: str) -> dict[str, Store
     raw    the parsed config.json; where: that file, for errors
     Raises Error for a method that is not read, and for tensors that do not fit each other.
     """
-    method = method_of(raw, where)
+    method = quantisation(raw, where)
     if method is None:
         return stored
     d = _Directory(stored, raw["quantization_config"], where)
-    METHODS[method](d)
+    READERS[method](d)
     left = {name: tensor for name, tensor in d.left.items() if name.rpartition(".")[2] not in ACTIVATIONS}
     if twice := left.keys() & d.made.keys():
         raise Error(f"{left[min(twice)].where} is there plain and quantised; {FETCH}")

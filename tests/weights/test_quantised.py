@@ -8,7 +8,7 @@ import test_checkpoint as made
 import torch
 
 from redlite.errors import Error
-from redlite.weights import checkpoint, hf_files
+from redlite.weights import checkpoint, configuration, hf_files, quantised_safetensors
 from redlite.weights.quantised_safetensors import decoded
 
 ROWS, COLUMNS = 48, 64
@@ -270,3 +270,7 @@ def test_a_quantised_directory_loads(tmp_path):
     expected = made.logits(made.load(made.write_directory(tmp_path / "p", raw, plain)))
     assert torch.equal(made.logits(made.load(quantised)), expected)
     assert torch.allclose(made.logits(made.load(quantised, packed="float32")), expected, atol=1e-4)
+
+
+def test_every_method_that_is_named_is_read():
+    assert tuple(quantised_safetensors.READERS) == configuration.METHODS
