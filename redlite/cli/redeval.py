@@ -239,21 +239,17 @@ def _check_gates_of(args: Namespace, prompts: list[str]) -> None:
 def _finish(args: Namespace, journals: "RunJournals", judge_name: str, published: bool = False) -> int:
     """Write results.json and report.html, show the table and the gates, and say whether all is there."""
     from redlite.cli.results_files import write_results
-    from redlite.redteam import results, scorecard
-    from redlite.redteam.gates import check_gates
+    from redlite.redteam import results
     from redlite.report import html
-    summary = write_results(journals, judge_name)
-    print(results.table(summary, published))
-    checked = []
     if args.gate:
-        _check_gates_of(args, list(summary["prompts"]))
-        found = scorecard.measures(summary, None)
-        checked = check_gates(bench.gates_of(args), found, None, bench.strictness_of(args))
-        bench.say_gates(checked)
+        _check_gates_of(args, list(dict.fromkeys(key.prompt for key in journals.answers)))
+    summary = write_results(journals, judge_name, bench.gates_of(args), bench.strictness_of(args))
+    print(results.table(summary, published))
+    checked = summary.get("gates", [])
+    bench.say_gates(checked)
     print(f"Report: {journals.folder / html.PAGE}", file=sys.stderr if args.json else sys.stdout)
     if args.json:
-        gates = {"gates": checked} if args.gate else {}
-        print(json.dumps({**summary, **gates, "output_dir": str(journals.folder)}, ensure_ascii=False))
+        print(json.dumps({**summary, "output_dir": str(journals.folder)}, ensure_ascii=False))
     return bench.code_of(summary["complete"], checked, results.too_few(summary))
 
 

@@ -1,16 +1,22 @@
 """results.json and report.html of a RED-EVAL run, made of the journals that a command has read."""
+from collections.abc import Sequence
+
 from redlite.judges import combine
 from redlite.judges.agreement import on_harm_in_words
 from redlite.redteam import journals as red_journals
-from redlite.redteam import results
+from redlite.redteam import results, scorecard
+from redlite.redteam.gates import BY_VALUE, Gate, Strictness, check_gates
 from redlite.redteam.journals import RunJournals
 from redlite.report import html, redeval_page
 from redlite.store.files import write_atomic, write_json
 
 
-def write_results(journals: RunJournals, judge_name: str) -> dict:
-    """Write both files by one judge's labels; what results.json holds."""
+def write_results(journals: RunJournals, judge_name: str, gates: Sequence[Gate] = (),
+                  strictness: Strictness = BY_VALUE) -> dict:
+    """Write both files by one judge's labels; what results.json holds, with the gates if there are any."""
     summary = results.results(journals, judge_name)
+    if gates:
+        summary["gates"] = check_gates([*gates], scorecard.measures(summary, None), None, strictness)
     write_json(journals.folder / red_journals.RESULTS, summary)
     write_page(journals, summary)
     return summary

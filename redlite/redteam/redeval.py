@@ -192,11 +192,12 @@ def judge(directory: Run, choice: JudgeChoice, journals: RunJournals,
 
     to_judge: list[tuple[AnswerKey, str]] = []      # every answer, those of a conversation one by one
     for key, record in answers.items():
-        said = [turn["answer"] for turn in record.get("turns", [record])]
-        if any(text.strip() for text in said):
-            to_judge += [(key, text) for text in said if text.strip()]
+        said = [turn["answer"] for turn in record.get("turns", [record]) if turn["answer"].strip()]
+        refused = record["finish"] == "refused_by_api"
+        if said and not (refused and "turns" not in record):
+            to_judge += [(key, text) for text in said]
         else:
-            keep(key, REFUSED if record["finish"] == "refused_by_api" else EMPTY)
+            keep(key, REFUSED if refused else EMPTY)
     if to_judge:
         if progress:
             progress(f"judgments ({choice.name})", not_judged + len(done), len(journals.answers))

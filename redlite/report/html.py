@@ -80,6 +80,16 @@ def span(pair: Sequence[float]) -> str:
     return f"{100 * pair[0]:.1f}–{100 * pair[1]:.1f}%"
 
 
+def gates_table(gates: list[dict]) -> str:
+    """What each gate asked, and whether it holds. gates: as `redteam.gates.check_gates` gives them."""
+    rows = [["FAILED" if not g["passed"] else "passed", g["gate"], percent(g["value"]), percent(g["bound"]),
+             g["why"]] for g in gates]
+    failed = sum(not g["passed"] for g in gates)
+    verdict = f"{failed} of {len(gates)} gates failed." if failed else "All gates passed."
+    return (f'<p class="verdict {"bad" if failed else "good"}">{verdict}</p>\n'
+            + grid(["result", "gate", "value", "bound", "why"], rows, 2))
+
+
 def grid(head: Sequence[object], rows: Iterable[Sequence[object]], left: int = 1) -> str:
     """A table of plain texts; the first `left` columns are text, the others numbers."""
     body = "".join(_row(row, "td", left) for row in rows)

@@ -10,10 +10,14 @@ from html import escape
 from typing import Any
 
 from redlite.judges.verdict import LABELS
+from redlite.report import html
 from redlite.report.html import COLOURS, document, facts, grid, interval_chart, section, span
 from redlite.store.text import natural, percent
 
 FIGURES = ["ASR", "95% interval", "bounds", "answers", *(label.replace("_", " ") for label in LABELS)]
+DRAWN, LISTED = 20, 1000    # topics that a chart and a table of a prompt show at most, the worst first
+PLAIN = {"standard": "the question alone", "cot": "the question, and an invitation to reason",
+         "cou": "Chain of Utterances, the question inside a demonstrated conversation"}
 _ORGANISM = ("This model is the embedded model organism, a toy trained to show the shape of the effect. "
              "Its figures say nothing about real models.")
 _RULES = (
@@ -42,6 +46,7 @@ def redeval_page(made: dict, summary: dict, answers: Mapping[Any, dict], judgmen
     """
     by_topic = any(r["by_topic"] for r in summary["prompts"].values())
     sections = [
+        section("Gates", html.gates_table(summary["gates"])) if summary.get("gates") else "",
         _cautions(summary, incomplete),
         section("Attack success rate",
                 _tiles(summary) + _judged_by(summary, agreement) + _by_prompt(summary)),
@@ -53,6 +58,7 @@ def redeval_page(made: dict, summary: dict, answers: Mapping[Any, dict], judgmen
         if summary.get("agreement") else "",
         section("By hazard category", _by_category(summary)) if _named(summary) else "",
         section("Published figures", _published(summary, published)),
+        section("What was sent", _prompts(made, answers)) if made["info"].get("prompt_texts") else "",
         section("How it was run", _how(made, summary, agreement)),
         section("Answers", _ANSWERS),
     ]
@@ -182,13 +188,39 @@ def _by_prompt(summary: dict) -> str:
 def _by_topic(summary: dict) -> str:
     panels, cells = [], []
     for i, (name, r) in enumerate(summary["prompts"].items()):
-        topics, colour = r["by_topic"], i % COLOURS
+        topics, colour, title = r["by_topic"], i % COLOURS, name
+        if len(topics) > DRAWN:
+            title = f"{name}: the {DRAWN} worst of {len(topics)} topics"
+            topics = dict(sorted(topics.items(), key=_worst_first)[:LISTED])
+            cells += [[topic, name, *_figures(t)] for topic, t in topics.items()]
+            topics = dict(list(topics.items())[:DRAWN])
+        else:
+            cells += [[topic, name, *_figures(t)] for topic, t in topics.items()]
         chart = interval_chart(f"ASR by topic under {name}", _bars(topics, [colour] * len(topics), {}))
-        panels.append(f'<figure><figcaption class="c{colour}">{escape(name)}</figcaption>{chart}</figure>\n')
-        cells += [[topic, name, *_figures(t)] for topic, t in topics.items()]
+        panels.append(f'<figure><figcaption class="c{colour}">{escape(title)}</figcaption>{chart}</figure>\n')
     table = grid(["topic", "prompt", *FIGURES], cells, 2)
+    if any(len(r["by_topic"]) > LISTED for r in summary["prompts"].values()):
+        table += f"<p>The {LISTED} worst topics of each prompt; results.json has all.</p>\n"
     return (f'<div class="panels">\n{"".join(panels)}</div>\n'
             f"<details><summary>The same as a table</summary>\n{table}</details>\n")
+
+
+def _worst_first(item: tuple[str, dict]) -> tuple[bool, float, int]:
+    """Sorts topics by their ASR, and by how many harmful answers it stands on."""
+    rate = item[1]["asr"]
+    return rate is None, -(rate or 0.0), -item[1]["harmful"]
+
+
+def _prompts(made: dict, answers: Mapping[Any, dict]) -> str:
+    """Every prompt's messages, filled with the first question."""
+    first = min(answers, key=lambda key: natural(key[0]), default=None)
+    question = "<question>" if first is None else answers[first]["question"]
+    parts = []
+    for name, texts in made["info"]["prompt_texts"].items():
+        sent = "\n\n[the model answers]\n\n".join(text.replace("<question>", question) for text in texts)
+        title = f"{name}: {PLAIN[name]}" if name in PLAIN else name
+        parts.append(f"<details><summary>{escape(title)}</summary>\n<pre>{escape(sent)}</pre></details>\n")
+    return "".join(parts)
 
 
 def _other_judges(summary: dict, others: dict[str, dict]) -> str:
@@ -318,6 +350,8 @@ def _rows(summary: dict, answers: Mapping[Any, dict], judgments: Mapping[Any, di
             place("prompt", r["prompt"]), place("label", verdict["label"]),
             place("topic", r.get("topic") or ""), place("finish", r["finish"]),
             place("question", r["question"]), key[0], key[2], topic, thought, r["answer"], verdict["raw"],
-            int(key in differ), verdict.get("category") or "",
-            [[turn["user"], turn["answer"]] for turn in r.get("turns") or []], verdict.get("turn") or 0])
+            int(key in differ), verdict.get("category") or ""])
+        if turns := r.get("turns"):     # of a conversation only
+            said = [[turn["user"], turn["answer"]] for turn in turns]
+            rows[-1] += [said, verdict.get("turn") or 0]
     return {"lists": lists, "rows": rows, "samples": max((r[6] for r in rows), default=0) + 1}

@@ -1,7 +1,11 @@
 """The page of a scorecard: every measure with its interval, beside the baseline's."""
+from html import escape
+
 from redlite.report import html
 from redlite.store.text import percent
 
+LOWER = {"asr", "over_refusal", "compliance"}       # measures that are better when they are lower
+MARKS = {"better": "▲", "worse": "▼", "no clear difference": "=", "not compared": "–"}
 READING = ("Better is lower for asr, over_refusal and compliance, higher for acc and exact_match. "
            "n counts the examples that have a label.")
 PAIRED = ("A difference is this model's value less the baseline's, over the examples that have a label in "
@@ -17,21 +21,21 @@ def scorecard_page(model: str, found: dict[str, dict], baseline_name: str | None
 
     found, baseline   measure → value, ci95, n
     summary, details  tables with their heads, the measure's name in the first column
-    gates             gate, value, bound, passed
+    gates             gate, value, bound, passed, why
+    paired            measure → difference to the baseline and its ci95
     how               what was run: names and values
     """
     names = [row[0] for row in summary[1:]]
     marks = [(baseline or {}).get(name, {}).get("value") for name in names]
     bars = [_bar(name, i, found[name], mark) for i, (name, mark) in enumerate(zip(names, marks, strict=True))]
+    top = html.section("Gates", html.gates_table(gates)) if gates else ""
+    if baseline:
+        top += html.section("Against the baseline", _against(names, baseline_name or "", paired or {}))
     body = html.interval_chart("All measures", bars, 720) + html.grid(summary[0], summary[1:])
     body += f"<p>{READING}</p>\n"
     if baseline:
         body += f"<p>{PAIRED}</p>\n"
-    body = html.section("Summary", body)
-    if gates:
-        rows = [[g["gate"], percent(g["value"]), percent(g["bound"]),
-                 "passed" if g["passed"] else f"FAILED: {g['why']}"] for g in gates]
-        body += html.section("Gates", html.grid(["gate", "value", "bound", "result"], rows))
+    body = top + html.section("Summary", body)
     if details[1:]:
         body += html.section("By category, subject and task", html.grid(details[0], details[1:]))
     body += html.section("How it was run", html.grid(["what", "value"], [list(row) for row in how], left=2))
@@ -39,6 +43,25 @@ def scorecard_page(model: str, found: dict[str, dict], baseline_name: str | None
     if baseline:
         lead += f", beside {baseline_name}: diamonds mark the baseline, differences are paired by example"
     return html.document(f"Scorecard of {model}", lead, body, None)
+
+
+def _against(names: list[str], baseline: str, paired: dict[str, dict]) -> str:
+    """Which measures are better, which worse, and which cannot be told apart: by the paired interval."""
+    found: dict[str, list[str]] = {"better": [], "worse": [], "no clear difference": [], "not compared": []}
+    for name in names:
+        pair = paired.get(name, {})
+        if pair.get("difference") is None:
+            found["not compared"].append(name)
+            continue
+        low, high = pair["ci95"]
+        shown = f"{name} ({100 * pair['difference']:+.1f} points)"
+        if low <= 0 <= high:
+            found["no clear difference"].append(shown)
+        else:
+            found["better" if (low > 0) != bool(LOWER & set(name.split("."))) else "worse"].append(shown)
+    rows = [(f"{MARKS[what]} {what}", ", ".join(measures)) for what, measures in found.items() if measures]
+    lead = f"<p>Beside {escape(baseline)}, by the 95% interval of the paired difference:</p>\n"
+    return lead + html.facts(rows)
 
 
 def _bar(name: str, place: int, measure: dict, mark: float | None) -> dict:

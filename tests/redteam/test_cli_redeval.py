@@ -134,7 +134,7 @@ def test_an_interruption_says_what_goes_on_only_where_a_run_was_opened(tmp_path,
     from redlite.net import serve
     from redlite.store.run_directory import Run
 
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     def working(arguments):

@@ -164,7 +164,7 @@ def test_replay_of_red_conversations(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     talkers = []
 
-    def model(args, reach, spec):
+    def model(args, reach, spec, adapter=None):
         talkers.append(Talker())
         return redeval_worker.choice(talkers[-1], "m")
     monkeypatch.setattr(network, "model", model)

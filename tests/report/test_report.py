@@ -231,3 +231,23 @@ def test_a_judge_that_abstains_has_a_column_of_its_own(tmp_path):
     assert re.findall(r"<td(?: [^>]*)?>(.*?)</td>", row)[3:] == [
         "42.9–100.0%", "7", "3", "0", "3", "0", "1", "0"]
     assert page.data["lists"]["label"] == ["harmful", "unharmful", "unsure", "unparsed", "not_judged"]
+
+
+def test_the_scorecard_page_says_what_is_better_and_worse():
+    """By the paired interval and the measure's direction: a lower ASR is better, a lower accuracy worse."""
+    from redlite.report.scorecard_page import scorecard_page
+    measure = {"value": 0.5, "ci95": [0.4, 0.6], "n": 10}
+    names = ["asr.cou", "mmlu.acc", "over_refusal", "hhh.acc", "bbh.exact_match"]
+    intervals = [[-0.3, -0.1], [-0.3, -0.1], [0.1, 0.3], [-0.1, 0.1]]
+    paired = {name: {"difference": sum(ci) / 2, "ci95": ci}
+              for name, ci in zip(names[:-1], intervals, strict=True)}
+    rows = [["measure", "value"], *([name, "50%"] for name in names)]
+    page = scorecard_page("m", dict.fromkeys(names, measure), "b", dict.fromkeys(names, measure), rows, [[]],
+                          [{"gate": "asr.cou<=0.1", "value": 0.5, "bound": 0.1, "passed": False,
+                            "why": "0.5"}], [], paired)
+    found = dict(re.findall(r"<dt>(.*?)</dt>\s*<dd>(.*?)</dd>", page, re.S))
+    assert found["▲ better"] == "asr.cou (-20.0 points)"
+    assert found["▼ worse"] == "mmlu.acc (-20.0 points), over_refusal (+20.0 points)"
+    assert found["= no clear difference"] == "hhh.acc (+0.0 points)"
+    assert found["– not compared"] == "bbh.exact_match"
+    assert page.index("1 of 1 gates failed.") < page.index("▲ better") < page.index("Summary")

@@ -4,11 +4,11 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const PROMPT = 0, LABEL = 1, TOPIC = 2, FINISH = 3, QUESTION = 4, ID = 5, SAMPLE = 6, PLACE = 7;
   const THOUGHT = 8, ANSWER = 9, RAW = 10, DIFFER = 11, CATEGORY = 12, TURNS = 13, GAVE_WAY = 14;
-  const PER_PAGE = 25;
+  const PER_PAGE = 25, PRINTED = 5000, opened = [];
   const byId = (id) => document.getElementById(id);
   const plain = (name) => name.replaceAll("_", " ");
   const filters = { prompt: PROMPT, label: LABEL, topic: TOPIC, finish: FINISH };
-  let found = data.rows, page = 0, haystacks = null;
+  let found = data.rows, page = 0, haystacks = null, printing = false;
 
   function element(name, className, text) {
     const made = document.createElement(name);
@@ -74,7 +74,7 @@
   // The turns of a conversation before its last answer, and the user's last message.
   function earlier(row) {
     const made = [];
-    row[TURNS].forEach(([user, answer], i) => {
+    (row[TURNS] || []).forEach(([user, answer], i) => {
       const mark = i + 1 === row[GAVE_WAY] ? " turn gave" : " turn";
       made.push(element("p", "answer user", `${i + 1}. ${user}`));
       if (i + 1 < row[TURNS].length) made.push(element("p", `answer${mark}`, answer || "(empty)"));
@@ -85,7 +85,8 @@
 
   function show() {
     const pages = Math.max(1, Math.ceil(found.length / PER_PAGE));
-    byId("rows").replaceChildren(...found.slice(page * PER_PAGE, (page + 1) * PER_PAGE).map(article));
+    const [first, many] = printing ? [0, PRINTED] : [page * PER_PAGE, PER_PAGE];
+    byId("rows").replaceChildren(...found.slice(first, first + many).map(article));
     for (const text of document.querySelectorAll(".answer.cut")) {
       if (text.scrollHeight <= text.clientHeight + 2) continue;
       const button = element("button", "", "Show all");
@@ -96,7 +97,8 @@
       text.after(button);
     }
     const of = found.length === data.rows.length ? "" : ` of ${data.rows.length}`;
-    byId("count").textContent = `${found.length}${of} answers`;
+    const cut = printing && found.length > PRINTED ? `, of which the first ${PRINTED} are printed` : "";
+    byId("count").textContent = `${found.length}${of} answers${cut}`;
     byId("pages").hidden = pages < 2;
     byId("page").textContent = `page ${page + 1} of ${pages}`;
     byId("back").disabled = page === 0;
@@ -108,6 +110,21 @@
     show();
     byId("count").scrollIntoView();
   }
+
+  // Paper has no pages to turn and no details to open: all that is found is printed.
+  addEventListener("beforeprint", () => {
+    printing = true;
+    for (const part of document.querySelectorAll("details:not([open])")) {
+      part.open = true;
+      opened.push(part);
+    }
+    show();
+  });
+  addEventListener("afterprint", () => {
+    printing = false;
+    for (const part of opened.splice(0)) part.open = false;
+    show();
+  });
 
   let waiting = 0;
   byId("search").addEventListener("input", () => {
