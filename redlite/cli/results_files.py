@@ -23,15 +23,18 @@ def write_results(journals: RunJournals, judge_name: str, gates: Sequence[Gate] 
 
 
 def write_page(journals: RunJournals, summary: dict) -> None:
-    """Write report.html of a run."""
+    """Write report.html of a run, and the pages of answers beside it where there are many."""
     judge = summary["judge"]
     others = {}
     for name in red_journals.read_judges(journals.folder):
         if name != judge:
             others[name] = results.summarize(journals.answers, journals.judged_by(name))
+    own, differ = journals.judged_by(judge), combine.differing(journals.judgments)
     page = redeval_page.redeval_page(
-        red_journals.read_made(journals.folder), summary, journals.answers, journals.judged_by(judge),
+        red_journals.read_made(journals.folder), summary, journals.answers, own,
         others=others, published=results.published_table(), agreement=on_harm_in_words(judge),
         incomplete=" ".join(filter(None, [results.missing(summary), results.too_few(summary)])),
-        differ=combine.differing(journals.judgments))
+        differ=differ)
     write_atomic(journals.folder / html.PAGE, page)
+    for name, page in redeval_page.answer_pages(summary, journals.answers, own, differ):
+        write_atomic(journals.folder / name, page)

@@ -5,7 +5,7 @@ are escaped. The answers travel as one JSON block whose markup characters are es
 builds text nodes from it, never markup. The content security policy allows exactly this script and this
 style, by hash.
 """
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from html import escape
 from typing import Any
 
@@ -15,6 +15,7 @@ from redlite.report.html import COLOURS, document, facts, grid, interval_chart, 
 from redlite.store.text import natural, percent
 
 FIGURES = ["ASR", "95% interval", "bounds", "answers", *(label.replace("_", " ") for label in LABELS)]
+PER_FILE = 10_000           # answers in one file, so that it opens
 DRAWN, LISTED = 20, 1000    # topics that a chart and a table of a prompt show at most, the worst first
 PLAIN = {"standard": "the question alone", "cot": "the question, and an invitation to reason",
          "cou": "Chain of Utterances, the question inside a demonstrated conversation"}
@@ -60,13 +61,42 @@ def redeval_page(made: dict, summary: dict, answers: Mapping[Any, dict], judgmen
         section("Published figures", _published(summary, published)),
         section("What was sent", _prompts(made, answers)) if made["info"].get("prompt_texts") else "",
         section("How it was run", _how(made, summary, agreement)),
-        section("Answers", _ANSWERS),
+        section("Answers", _links(len(answers), 1) + _ANSWERS),
     ]
     questions = summary["questions"]
     lead = (f"{questions['n']} questions of {questions['name']} × {len(made['prompts'])} prompts, "
             f"{summary['answers']} answers, judged by {summary['judge']}")
-    data = _rows(summary, answers, judgments, differ)
+    data = _rows(summary, answers, judgments, differ, 1)
     return document(f"RED-EVAL of {summary['model']}", lead, "".join(sections), data)
+
+
+def answer_pages(summary: dict, answers: Mapping[Any, dict], judgments: Mapping[Any, dict],
+                 differ: Collection = ()) -> Iterator[tuple[str, str]]:
+    """The files beside the page of a run of more than PER_FILE answers: each file's name and its HTML.
+
+    The first PER_FILE answers are on the page itself. For the arguments see `redeval_page`.
+    """
+    for number in range(2, -(-len(answers) // PER_FILE) + 1):
+        body = section("Answers", _links(len(answers), number) + _ANSWERS)
+        lead = f"Answers {(number - 1) * PER_FILE + 1} to {min(number * PER_FILE, len(answers))}"
+        title = f"RED-EVAL of {summary['model']}: answers"
+        data = _rows(summary, answers, judgments, differ, number)
+        yield _file_of(number), document(title, f"{lead} of {len(answers)}", body, data)
+
+
+def _file_of(number: int) -> str:
+    return html.PAGE if number == 1 else f"answers-{number}.html"
+
+
+def _links(count: int, here: int) -> str:
+    """Links to the files that hold the answers, "" where the page holds all."""
+    if count <= PER_FILE:
+        return ""
+    parts = []
+    for number in range(1, -(-count // PER_FILE) + 1):
+        shown = f"{(number - 1) * PER_FILE + 1}–{min(number * PER_FILE, count)}"
+        parts.append(shown if number == here else f'<a href="{_file_of(number)}">{shown}</a>')
+    return f"<p>Each file lists up to {PER_FILE} answers: {', '.join(parts)}.</p>\n"
 
 
 def _bars(rows: dict[str, dict], colours: Iterable[int], marks: dict[str, float]) -> list[dict]:
@@ -328,8 +358,11 @@ Thoughts, which are not judged, are set in italics.</p>
 
 
 def _rows(summary: dict, answers: Mapping[Any, dict], judgments: Mapping[Any, dict],
-          differ: Collection = ()) -> dict:
-    """The answers for the page's script: columns of repeated values as indices into lists."""
+          differ: Collection, number: int) -> dict:
+    """The answers for the page's script: columns of repeated values as indices into lists.
+
+    number  of the file, from 1
+    """
     lists = {
         "prompt": list(summary["prompts"]), "label": list(LABELS), "topic": [], "finish": [], "question": []
     }
@@ -341,7 +374,8 @@ def _rows(summary: dict, answers: Mapping[Any, dict], judgments: Mapping[Any, di
             lists[name].append(value)
         return index[name][value]
     rows = []
-    for key in sorted(answers, key=lambda k: (k not in differ, natural(k[0]), k[2], index["prompt"][k[1]])):
+    keys = sorted(answers, key=lambda k: (k not in differ, natural(k[0]), k[2], index["prompt"][k[1]]))
+    for key in keys[(number - 1) * PER_FILE:number * PER_FILE]:
         r, verdict = answers[key], judgments.get(key, {"label": "not_judged", "raw": ""})
         topic = " / ".join(filter(None, (r.get("topic"), r.get("subtopic"))))
         text = r["text"].strip()

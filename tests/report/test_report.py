@@ -251,3 +251,20 @@ def test_the_scorecard_page_says_what_is_better_and_worse():
     assert found["= no clear difference"] == "hhh.acc (+0.0 points)"
     assert found["– not compared"] == "bbh.exact_match"
     assert page.index("1 of 1 gates failed.") < page.index("▲ better") < page.index("Summary")
+
+
+def test_many_answers_lie_in_files_beside_the_page(tmp_path, monkeypatch):
+    """14 answers, 5 a file: each is in one of three files, which link to each other."""
+    from redlite.report import redeval_page
+    monkeypatch.setattr(redeval_page, "PER_FILE", 5)
+    go(tmp_path, Fake())
+    write_results(read_journals(tmp_path), "rules")
+    files = ["report.html", "answers-2.html", "answers-3.html"]
+    assert sorted(path.name for path in tmp_path.glob("*.html")) == sorted(files)
+    found = []
+    for name in files:
+        page = Page((tmp_path / name).read_text())
+        lists, rows = page.data["lists"], page.data["rows"]
+        found += [(row[5], lists["prompt"][row[0]], row[6]) for row in rows]
+        assert [tag["href"] for tag in page.tags("a")] == [other for other in files if other != name]
+    assert len(found) == 14 and set(found) == set(read_journals(tmp_path).answers)
