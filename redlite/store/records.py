@@ -3,10 +3,11 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from sys import intern
 
 from redlite.errors import Error
-from redlite.store.files import read_bytes
 
+SHORT = 40      # characters of a text that records are likely to share: labels, topics, names
 # Types; or the texts that a field may be; or [kind], a list of it; or {str: kind}, an object of such values.
 Kind = type | tuple[type, ...] | tuple[str, ...] | list["Kind"] | dict[type, "Kind"]
 NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object",
@@ -19,7 +20,16 @@ def _parse(line: bytes) -> dict | None:
         record = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) else None
+    return _shared(record) if isinstance(record, dict) else None
+
+
+def _shared(record: dict) -> dict:
+    """The record, whose names and short texts are one object with those of all others: journals are long."""
+    made = {}
+    for name, value in record.items():
+        short = type(value) is str and len(value) <= SHORT
+        made[intern(name)] = intern(value) if short else value
+    return made
 
 
 def read_lines(path: str | Path) -> tuple[list[dict], int]:
@@ -32,21 +42,22 @@ def read_lines(path: str | Path) -> tuple[list[dict], int]:
     path = Path(path)
     if not path.exists():
         return [], 0
-    data = read_bytes(path)
-    lines = data.split(b"\n")
-    if lines[-1] == b"":
-        lines.pop()
     records: list[dict] = []
-    sound = 0
-    for number, line in enumerate(lines, 1):
-        record = _parse(line)
-        if record is None:
-            if number == len(lines):
-                break
-            raise Error(f"{path}, line {number}: is not a JSON object; restore the line from a copy, "
-                        "or delete it to have it done again")
-        records.append(record)
-        sound = min(sound + len(line) + 1, len(data))
+    sound, bad = 0, 0
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if bad:
+                    raise Error(f"{path}, line {bad}: is not a JSON object; restore the line from a copy, "
+                                "or delete it to have it done again")
+                record = _parse(line)
+                if record is None:
+                    bad = number    # torn, if no line follows
+                    continue
+                records.append(record)
+                sound += len(line)
+    except OSError as error:
+        raise Error(f"{path}: cannot be read ({error.strerror})") from None
     return records, sound
 
 
