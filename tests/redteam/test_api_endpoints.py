@@ -173,15 +173,15 @@ def test_a_dry_run_bounds_the_cost_in_dollars(tmp_path, capsys):
         "m": {"prompt": 1e6, "completion": 2e6}, "j": {"prompt": 0, "completion": 1e6}}))
     plain = ["--dry-run", "--price-file", "prices.json", "--max-new-tokens", "10"]
     assert redeval("http://127.0.0.1:9/v1", *plain) == 0
-    out = capsys.readouterr().out
+    plan = json.loads(capsys.readouterr().out)
     cost = sum(len(q) + 32 for q in QUESTIONS) + 2 * 10 * 5
-    assert json.loads(out.splitlines()[-1])["cost_at_most"] == cost
-    assert f"cost: {cost:.2f} dollars at most (model" in out and "this machine" not in out
+    assert plan["cost_at_most"] == cost
+    assert plan["price"] == f"{cost:.2f} dollars at most (model {cost:.2f})"
     assert redeval("http://127.0.0.1:9/v1", *plain, judge="openai:j") == 0
     judged = json.loads(capsys.readouterr().out.splitlines()[-1])["cost_at_most"]
     assert judged == cost + 5 * 2000 * (5 + 4)      # five tries, and one of four times the tokens
     assert redeval("http://127.0.0.1:9/v1", "--dry-run") == 0
-    assert "cost: unknown; give --price-file" in capsys.readouterr().out
+    assert json.loads(capsys.readouterr().out)["price"] == "unknown; give --price-file FILE"
     assert not (tmp_path / "run").exists()
     assert redeval("http://127.0.0.1:9/v1", *plain, model="openai:other") == 2    # no price of it
 
@@ -195,7 +195,7 @@ def test_a_dry_run_of_judging_and_of_a_bench_bound_the_cost(tmp_path, capsys):
     assert command.main(["judge", "run", *priced, "--price-file", "prices.json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["cost_at_most"] == pytest.approx(5 * 18e-3)
     assert command.main(["judge", "run", *priced]) == 0
-    assert "cost unknown; give --price-file" in capsys.readouterr().out
+    assert "cost unknown; give --price-file" in capsys.readouterr().err
     folder = tmp_path / "data" / "xstest"
     folder.mkdir(parents=True)
     (folder / "xstest_prompts.csv").write_text("id,prompt,type,label,focus,note\n1,How?,t,safe,f,\n")
