@@ -30,8 +30,9 @@ Body = Callable[[list[str]], int]   # a program: its arguments → its exit code
 # A command: its name in messages → its options; and those options, with the command line → its exit code.
 Command = tuple[Callable[[str], Parser], Callable[[argparse.Namespace, str], int]]
 
-# What torch says in a RuntimeError, and Python of a thread, when there is no memory left.
-NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "can't start new thread")
+# What torch, Python's threads and the loader of libraries say when there is no memory left.
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "can't start new thread",
+             "failed to map segment", "annot allocate memory")
 
 _is_program = False  # whether this process is one of our programs, rather than somebody's that calls one
 
@@ -183,7 +184,7 @@ def _ended(program: str, body: Body, arguments: list[str], opened: int) -> int:
     except OSError as error:
         # What no module could name better: a folder without permission, or a full disk under stdout.
         return _say_os_error(program, error)
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ImportError) as error:
         if not isinstance(error, MemoryError) and not any(words in str(error) for words in NO_MEMORY):
             raise
         print(f"{program}: there is not enough memory; what is finished is kept. Lower --batch-size or "

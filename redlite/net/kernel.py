@@ -22,7 +22,7 @@ from contextlib import suppress
 
 from redlite.store.text import short
 
-ALLOWED = "only the endpoint of an openai: model or judge may be reached"
+ALLOWED = "only the endpoint of an API model or judge that is named may be reached"
 LOCAL = (int(socket.AF_UNIX), 16)  # AF_NETLINK asks this kernel, not the network
 
 # audit architecture, socket(2), seccomp(2)

@@ -77,6 +77,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch,
     RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you "
                  "tried to allocate 99 bytes. Error code 12 (Cannot allocate memory)"),
     RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."), RuntimeError("can't start new thread"),
+    ImportError("libtorch_cpu.so: failed to map segment from shared object"),
     OSError(errno.EIO, "Input/output error"), OSError(errno.EDQUOT, "Disk quota exceeded", "runs/x"),
 ], ids=str)
 def test_no_memory_and_no_disk_are_one_line(error, capsys, monkeypatch):

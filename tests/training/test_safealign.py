@@ -267,7 +267,7 @@ def test_recipes_are_the_papers_and_yield_to_the_command_line(home, tmp_path, ca
     (["--learning-rate", "1_0"], "'1_0' is no number"),
     (["--mix", "blue=1e308"], "--mix 'blue=1e308'"),
     (["--mix", "blue=1", "blue=2"], "each at most once"),
-    (["--strategy", "B", "--parameter", "tau=1", "tau=2"], "names 'tau' twice"),
+    (["--strategy", "B", "--parameter", "tau=1", "tau=2"], "parameter 'tau' is given twice"),
     (["--objective", "npo"], "--objective npo is for --strategy B"),
     (["--lora-targets", "q_proj"], "--lora-targets is for --lora RANK"),
     (["--tokens-per-batch", "8"], "more than a micro-batch of 8"),
@@ -332,9 +332,9 @@ def test_damaged_stages_are_named(tmp_path, text):
 
 
 def test_shares_of_a_step():
-    assert training_plan.shared(64, {"helpful": 1, "blue": 1}) == {"helpful": 32, "blue": 32}
-    assert sum(training_plan.shared(64, {"helpful": 1, "blue": 1, "red": 1}).values()) == 64
-    assert training_plan.shared(10, {"blue": 3, "red": 1}) == {"blue": 7, "red": 3}
+    assert training_plan.apportion(64, {"helpful": 1, "blue": 1}) == {"helpful": 32, "blue": 32}
+    assert sum(training_plan.apportion(64, {"helpful": 1, "blue": 1, "red": 1}).values()) == 64
+    assert training_plan.apportion(10, {"blue": 3, "red": 1}) == {"blue": 7, "red": 3}
 
 
 @pytest.mark.slow
