@@ -4,8 +4,8 @@ Tokenizer files are written for Oniguruma (github.com/kkos/oniguruma) and for ti
 \p{L} and Unicode's white space. `re` knows neither, so classes are written out here. What is not known, or
 could take exponential time, is refused by name.
 
-Character classes follow the Unicode version of the running Python (`unicodedata.unidata_version`); a letter
-that Unicode gained later is treated as a symbol.
+Character classes are those of Unicode 16, as in tokenizers 0.23.3, also where the running Python has an older
+version (3.10 has 13). A letter that Unicode gained later is treated as a symbol.
 """
 import re
 import unicodedata
@@ -27,6 +27,52 @@ CATEGORIES = frozenset(("L", "Lu", "Ll", "Lt", "Lm", "Lo", "M", "Mn", "Mc", "Me"
                         "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "S", "Sm", "Sc", "Sk", "So", "Z", "Zs",
                         "Zl", "Zp"))
 CONTROL_ESCAPES = {"r": "\r", "n": "\n", "t": "\t", "f": "\f", "v": "\v"}
+
+# Characters that Unicode 14 to 16 added, by category: code points and ranges of them, in hexadecimal.
+NEWER = {
+    "Ll": (
+        "1C8A 2C5F A7C1 A7CD A7D1 A7D3 A7D5 A7D7 A7D9 A7DB 10597-105A1 105A3-105B1 105B3-105B9 "
+        "105BB-105BC 10D70-10D85 1DF00-1DF09 1DF0B-1DF1E 1DF25-1DF2A"),
+    "Lm": (
+        "8C9 A7F2-A7F4 10780-10785 10787-107B0 107B2-107BA 10D4E 10D6F 16D40-16D42 16D6B-16D6C "
+        "1AFF0-1AFF3 1AFF5-1AFFB 1AFFD-1AFFE 1E030-1E06D 1E4EB"),
+    "Lo": (
+        "870-887 889-88E 8B5 8C8 C5D CDD 170D 171F 1B4C 9FFD-9FFF 105C0-105F3 10D4A-10D4D 10D4F "
+        "10EC2-10EC4 10F70-10F81 11071-11072 11075 1123F-11240 11380-11389 1138B 1138E 11390-113B5 113B7 "
+        "113D1 113D3 11740-11746 11AB0-11ABF 11BC0-11BE0 11F02 11F04-11F10 11F12-11F33 12F90-12FF0 1342F "
+        "13441-13446 13460-143FA 16100-1611D 16A70-16ABE 16D43-16D6A 18CFF 1B11F-1B122 1B132 1B155 1DF0A "
+        "1E290-1E2AD 1E4D0-1E4EA 1E5D0-1E5ED 1E5F0 1E7E0-1E7E6 1E7E8-1E7EB 1E7ED-1E7EE 1E7F0-1E7FE "
+        "2A6DE-2A6DF 2B735-2B739 2EBF0-2EE5D 31350-323AF"),
+    "Lu": (
+        "1C89 2C2F A7C0 A7CB-A7CC A7D0 A7D6 A7D8 A7DA A7DC 10570-1057A 1057C-1058A 1058C-10592 "
+        "10594-10595 10D50-10D65"),
+    "Mc": (
+        "CF3 1715 113B8-113BA 113C2 113C5 113C7-113CA 113CC-113CD 113CF 11F03 11F34-11F35 11F3E-11F3F "
+        "11F41 1612A-1612C"),
+    "Mn": (
+        "897-89F 8CA-8D2 C3C ECE 180F 1AC1-1ACE 1DFA 10D69-10D6D 10EFC-10EFF 10F82-10F85 11070 "
+        "11073-11074 110C2 11241 113BB-113C0 113CE 113D0 113D2 113E1-113E2 11F00-11F01 11F36-11F3A 11F40 "
+        "11F42 11F5A 13440 13447-13455 1611E-16129 1612D-1612F 1CF00-1CF2D 1CF30-1CF46 1E08F 1E2AE "
+        "1E4EC-1E4EF 1E5EE-1E5EF"),
+    "Nd": (
+        "10D40-10D49 116D0-116E3 11BF0-11BF9 11F50-11F59 16130-16139 16AC0-16AC9 16D70-16D79 1CCF0-1CCF9 "
+        "1E4F0-1E4F9 1E5F1-1E5FA"),
+    "No": "1D2C0-1D2D3",
+    "Pd": "2E5D 10D6E",
+    "Pe": "2E56 2E58 2E5A 2E5C",
+    "Po": (
+        "61D 1B4E-1B4F 1B7D-1B7F 2E53-2E54 10F86-10F89 113D4-113D5 113D7-113D8 116B9 11B00-11B09 11BE1 "
+        "11F43-11F4F 12FF1-12FF2 16D6D-16D6F 1E5FF"),
+    "Ps": "2E55 2E57 2E59 2E5B",
+    "Sc": "20C0",
+    "Sk": "888 FBC2",
+    "Sm": "10D8E-10D8F",
+    "So": (
+        "2427-2429 2FFC-2FFF 31E4-31E5 31EF FD40-FD4F FDCF FDFE-FDFF 1CC00-1CCEF 1CD00-1CEB3 1CF50-1CFC3 "
+        "1D1E9-1D1EA 1F6DC-1F6DF 1F774-1F776 1F77B-1F77F 1F7D9 1F7F0 1F8B2-1F8BB 1F8C0-1F8C1 1F979 1F9CC "
+        "1FA75-1FA77 1FA7B-1FA7C 1FA87-1FA89 1FA8F 1FAA9-1FAAF 1FAB7-1FABF 1FAC3-1FAC6 1FACE-1FACF "
+        "1FAD7-1FADC 1FADF-1FAE9 1FAF0-1FAF8 1FBCB-1FBEF"),
+}
 
 # The splitting patterns, by the name of llama.cpp's `tokenizer.ggml.pre` for each. Where a model splits twice
 # (single digits first, then GPT-2's pattern), smollm does both at once.
@@ -56,6 +102,15 @@ PATTERNS: dict[str, tuple[str, ...]] = {
 
 # ---- character classes ----
 
+def ranges_of(runs: str) -> Ranges:
+    """Ranges from their text: code points and ranges of them, in hexadecimal."""
+    found = []
+    for run in runs.split():
+        first, _, last = run.partition("-")
+        found.append((int(first, 16), int(last or first, 16)))
+    return found
+
+
 @cache
 def category(name: str) -> Ranges:
     r"""The code points of \p{name}, name being a general category or the first letter of some."""
@@ -74,10 +129,11 @@ def _categories(letters: int) -> str:
 
     Above are unassigned and private characters, formats, and the selectors that `category` adds.
     """
-    every = "".join(map(unicodedata.category, map(chr, range(0x40000))))
-    if letters == 1:
-        return every[::2]
-    return every
+    every = list(map(unicodedata.category, map(chr, range(0x40000))))
+    for name, runs in NEWER.items():
+        for first, last in ranges_of(runs):
+            every[first:last + 1] = [name] * (last + 1 - first)
+    return "".join(every if letters == 2 else (name[0] for name in every))
 
 
 def word_characters() -> Ranges:

@@ -8,7 +8,17 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any
 
-from redlite.text.patterns import GPT2, WHITE, Cut, category, compiled, inside, isolated, translated
+from redlite.text.patterns import (
+    GPT2,
+    WHITE,
+    Cut,
+    category,
+    compiled,
+    inside,
+    isolated,
+    ranges_of,
+    translated,
+)
 
 Normalize = Callable[[str], str]
 # (text, whether it stands at the very start) → words
@@ -17,10 +27,13 @@ SPACE = "▁"
 PREPEND = {"type": "Prepend", "prepend": SPACE}     # a normalizer of the older sentencepiece conversions
 MAX_STEPS = 50
 BEHAVIORS = ("Isolated", "Removed", "Contiguous", "MergedWithPrevious", "MergedWithNext")
-# Punctuation to Unicode today that the library's older table lacks, and two marks that it has.
-NEWER_PUNCTUATION = (
-    "\u061d\u070e\u0bff\u0c77\u0c84\u1b7d-\u1b7e\u2e43-\u2e4f\u2e52-\u2e5d\U00010ead\U00010f55-\U00010f59"
-    "\U00010f86-\U00010f89")
+# Punctuation that the library's older table lacks, and characters that it has beside; in hexadecimal.
+NO_PUNCTUATION = (
+    "61D 9FD A76 C77 C84 1B4E-1B4F 1B7D-1B7F 2E43-2E4F 2E52-2E5D 10D6E 10EAD 10F55-10F59 10F86-10F89 "
+    "113D4-113D5 113D7-113D8 1144B-1144F 1145A-1145B 1145D 11660-1166C 116B9 1183B 11944-11946 119E2 "
+    "11A3F-11A46 11A9A-11A9C 11A9E-11AA2 11B00-11B09 11BE1 11C41-11C45 11C70-11C71 11EF7-11EF8 "
+    "11F43-11F4F 11FFF 12FF1-12FF2 16D6D-16D6F 16E97-16E9A 16FE2 1E5FF 1E95E-1E95F")
+MORE_PUNCTUATION = "24 2B 3C-3E 5E 60 7C 7E 166D 111C9"
 
 
 class Steps:
@@ -161,8 +174,9 @@ class Pretokenizer:
             return [_same(_by(digits, "Isolated" if individual else "Contiguous"))]
         if kind == "Punctuation":
             (behavior,) = fields(step, behavior="Isolated")
-            marks = f"(?![{NEWER_PUNCTUATION}])[{inside(category('P'))}$+<=>^`|~]"
-            return [_same(_by(re.compile(marks), behavior))]
+            marks = inside(category("P") + ranges_of(MORE_PUNCTUATION))
+            found = re.compile(f"(?![{inside(ranges_of(NO_PUNCTUATION))}])[{marks}]")
+            return [_same(_by(found, behavior))]
         if kind == "WhitespaceSplit":
             fields(step)
             return [_same(_by(translated(r"\s"), "Removed"))]

@@ -19,25 +19,29 @@ from redlite.errors import Error
 from redlite.text import chat_choice, tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pipelines.json"
-PROBES = ("Hello, 12 worlds.\n\n <s> [INST] <L>  <R> <B>é日本\U0001f600\ud800", " ▁a▁▁b ", "aAb" * 40, " \n" * 300, "")
+PROBES = ("Hello, 12 worlds.\n\n <s> [INST] <L>  <R> <B>é日本\U0001f600\ud800", " ▁a▁▁b ", "aAb" * 40,
+          " \n" * 300, "")
 LONGEST, SECONDS = 300, 2.0
-VALUES = (None, True, False, -1, 0, 1, 3, 300, 1 << 40, 0.5, 1e308, float("nan"), "", " ", "▁", "a", "<s>", "é",
-          "\ud800", "x" * 5000, [], [[]], {}, ["a"], [["a", 1.0]], {"a": 0}, {"type": "Sequence"},
+VALUES = (None, True, False, -1, 0, 1, 3, 300, 1 << 40, 0.5, 1e308, float("nan"), "", " ", "▁", "a", "<s>",
+          "é", "\ud800", "x" * 5000, [], [[]], {}, ["a"], [["a", 1.0]], {"a": 0}, {"type": "Sequence"},
           {"type": "NFC"}, {"type": "ByteLevel"}, {"type": "Metaspace", "replacement": "▁"}, {"String": " "},
-          {"Regex": r"\s*[\r\n]+|(\p{L}+)?|\p{N}{1,3}"}, {"Regex": "(a|b)*c"}, {"Regex": "a**"}, {"Regex": "["},
-          {"Regex": r"[^\P{L}a-"}, {"Regex": "(?=a)|$"}, {"Regex": "(" * 300}, r"\p{L}+", "(?i:a)", "first", "always",
-          "Removed", "MergedWithNext", "Unigram", "BPE", "Split", "Strip", "Replace", "Prepend")
+          {"Regex": r"\s*[\r\n]+|(\p{L}+)?|\p{N}{1,3}"}, {"Regex": "(a|b)*c"}, {"Regex": "a**"},
+          {"Regex": "["}, {"Regex": r"[^\P{L}a-"}, {"Regex": "(?=a)|$"}, {"Regex": "(" * 300},
+          r"\p{L}+", "(?i:a)", "first", "always", "Removed", "MergedWithNext", "Unigram", "BPE", "Split",
+          "Strip", "Replace", "Prepend")
 CONFIG = {"bos_token": "<s>", "eos_token": {"content": "</s>", "special": True}, "pad_token": None,
-          "add_bos_token": True, "legacy": True, "add_prefix_space": True, "tokenizer_class": "LlamaTokenizer",
+          "add_bos_token": True, "legacy": True, "add_prefix_space": True,
           "additional_special_tokens": ["[INST]"], "chat_template": [{"name": "default", "template": "x"}],
           "added_tokens_decoder": {"900": {"content": "<z>", "special": False, "lstrip": True}}}
-MAP = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "additional_special_tokens": ["[INST]", {"content": "<z>"}]}
+MAP = {"bos_token": "<s>", "eos_token": {"content": "</s>"},
+       "additional_special_tokens": ["[INST]", {"content": "<z>"}]}
 
 
 def sources() -> list[dict[str, Any]]:
     """File name → its JSON value, for each directory that is damaged."""
     golden = json.loads(GOLDEN.read_text())
-    beside = {"tokenizer_config.json": CONFIG, "added_tokens.json": {"<pad>": 901}, "special_tokens_map.json": MAP}
+    beside = {"tokenizer_config.json": CONFIG, "added_tokens.json": {"<pad>": 901},
+              "special_tokens_map.json": MAP}
     found = [{"tokenizer.json": kind["core"], **beside} for kind in golden["small"].values()]
     tekken = golden["tekken"]["core"] | {"special_tokens": golden["tekken"]["special_tokens"]}
     return [*found, {"tekken.json": tekken, **beside}, {"tekken.json": tekken, **beside}]
@@ -46,7 +50,9 @@ def sources() -> list[dict[str, Any]]:
 def places(value: Any, path: tuple = ()) -> list[tuple]:
     """The places of a JSON value; of long lists and objects the first few."""
     found = [path]
-    inner = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    inner: list[tuple] = list(value.items()) if isinstance(value, dict) else []
+    if isinstance(value, list):
+        inner = list(enumerate(value))
     for key, part in inner[:12]:
         found += places(part, (*path, key))
     return found
@@ -66,11 +72,13 @@ def damaged(value: Any, rng: random.Random) -> Any:
         elif kind == 1 and isinstance(holder, list) and holder is not made:
             holder.append(copy.deepcopy(holder[path[-1]]))
         elif kind == 2 and isinstance(holder, dict):
-            holder[rng.choice(("type", "pattern", "content", "a", "vocab", "prepend_scheme"))] = holder.pop(path[-1])
+            name = rng.choice(("type", "pattern", "content", "a", "vocab", "prepend_scheme"))
+            holder[name] = holder.pop(path[-1])
         elif kind == 3 and isinstance(holder[path[-1]], str):
             text = holder[path[-1]]
             at = rng.randrange(len(text) + 1)
-            holder[path[-1]] = text[:at] + rng.choice(("", "*", "+", "(", "]", "\\", "{", "|", "▁", "\0")) + text[at + 1:]
+            mark = rng.choice(("", "*", "+", "(", "]", "\\", "{", "|", "▁", "\0"))
+            holder[path[-1]] = text[:at] + mark + text[at + 1:]
         else:
             holder[path[-1]] = copy.deepcopy(rng.choice(VALUES))
     return made[0]

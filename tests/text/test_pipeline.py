@@ -6,14 +6,19 @@ import json
 import warnings
 from pathlib import Path
 
+import fuzz_tokenizers
 import make_pipeline_goldens as maker
 import make_tokenizer_goldens
 import mistral_conversations
 import pytest
 
+import redlite
 from redlite.errors import Error
+from redlite.model.config import Config
+from redlite.model.llama import LLaMA
 from redlite.text import chat_choice, patterns, tokenizer, tokenizer_json
 from redlite.text.pretokenizer import Pretokenizer
+from redlite.weights import save
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "pipelines.json").read_text())
 TEXTS = maker.texts()
@@ -157,3 +162,35 @@ def test_a_control_token_hides_the_added_tokens_within_it(tmp_path):
 def test_what_a_pattern_may_not_hold_is_refused_by_name(expression, word):
     with pytest.raises(ValueError, match=word):
         patterns.translated(expression)
+
+
+def test_an_added_token_without_a_row_is_refused_when_it_is_used(tmp_path):
+    """A <pad> behind the last row, as in the first conversions of Llama 2."""
+    core = copy.deepcopy(GOLDEN["small"]["first"]["core"])
+    rows = len(core["model"]["vocab"])
+    core["added_tokens"] = [entry for entry in core["added_tokens"] if entry["id"] < rows]
+    saved(tmp_path, core, bos_token="<s>", eos_token="</s>")
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<pad>": rows}))
+    config = Config("llama", rows, 32, 1, 4, 2, 8, 48, max_positions=64)
+    save.save_pretrained(LLaMA(config).initialize(0), tmp_path, None)
+    lm = redlite.load(tmp_path)
+    assert lm.tokenizer.special["<pad>"] == rows and lm.logits(lm.tokenizer.encode("ab")).shape[1] == rows
+    with pytest.raises(Error, match="outside the vocabulary"):
+        lm.logits([rows])
+    save.save_pretrained(LLaMA(Config("llama", rows - 1, 32, 1, 4, 2, 8, 48)).initialize(0), tmp_path, None)
+    with pytest.raises(Error, match="do not belong together"):
+        redlite.load(tmp_path)
+
+
+def test_damaged_tokenizer_files_end_in_one_short_line(capsys):
+    found = fuzz_tokenizers.main(120, 9)
+    assert found["refused"] > 20 and found["loaded"] > 10
+
+
+def test_classes_are_those_of_unicode_16_whatever_python_has():
+    """Code points that Unicode 14, 15, 15.1 and 16 added (UnicodeData.txt), and one that 17 added."""
+    for name, code, there in (("Lo", 0x31350, True), ("Lo", 0x2EBF0, True), ("Lu", 0xA7DC, True),
+                              ("Nd", 0x1CCF5, True), ("Sc", 0x20C0, True), ("So", 0x1CD00, True),
+                              ("M", 0xE0100, True), ("L", 0x323B0, False), ("L", 0xAA, True)):
+        found = any(first <= code <= last for first, last in patterns.category(name))
+        assert found == there, (name, hex(code))
