@@ -60,7 +60,7 @@ def outcome(raw: dict) -> str:
         LLaMA(config)
     if config.rotated <= 4096:
         tables = rotary_tables(config, torch.arange(3), None, torch.float32)
-        assert all(t.shape == (3, config.rotated) for pairs in tables if pairs for pair in pairs for t in pair)
+        assert all(pair[0].shape == (3, config.rotated) for pairs in tables if pairs for pair in pairs)
     return "loads"
 
 
