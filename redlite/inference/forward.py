@@ -9,7 +9,7 @@ from torch import Tensor
 from redlite import kernels
 from redlite.inference.cache import Cache
 from redlite.model.llama import Block, LLaMA
-from redlite.model.rope import rotary_tables
+from redlite.model.rotary import rotary_tables
 from redlite.model.sequences import PackedSequences
 
 

@@ -201,7 +201,9 @@ def _unsupported(kind: str) -> str:
     if kind in WRAPPED:
         return (f"model_type {kind!r} holds more than a text model, which redlite does not run; "
                 f"save its text model alone, as {WRAPPED[kind]}")
-    return f"model_type {kind[:40]!r} is not supported; redlite runs {', '.join(FAMILIES)}"
+    known = ", ".join(list(FAMILIES)[:8])
+    return (f"model_type {kind[:40]!r} is not supported; redlite runs {known} and {len(FAMILIES) - 8} more "
+            "families, which redlite/model/families.py lists")
 
 
 def _check_expected(read: Reader, family: Family) -> None:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from redlite import kernels
 from redlite.model.config import Config
-from redlite.model.rope import rotary_tables
+from redlite.model.rotary import rotary_tables
 from redlite.model.sequences import Attend
 
 Rotary = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]  # cos and sin [T, R] for queries, for keys

@@ -1,7 +1,11 @@
 """Matrices that files keep as one and the model as several: q, k, v and gate, up of Phi-3."""
+import math
 import re
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
 
 from redlite.errors import Error
 from redlite.model.config import Config
@@ -12,6 +16,26 @@ from redlite.weights.hf_files import Mapped, Stored
 PARTS = {"self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
          "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj")}
 T = TypeVar("T")
+
+
+class Rows(NamedTuple):
+    """Rows of a stored tensor whose bytes are not simply in their order."""
+    whole: Stored
+    first: int
+    rows: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.rows, *self.whole.shape[1:])
+
+    @property
+    def where(self) -> str:
+        return self.whole.where
+
+    def fill(self, out: Tensor) -> None:
+        filled = torch.empty(self.whole.shape, dtype=out.dtype)
+        self.whole.fill(filled)
+        out.copy_(filled[self.first:self.first + self.rows])
 
 
 def split(stored: dict[str, Stored], config: Config) -> dict[str, Stored]:
@@ -41,11 +65,8 @@ def rows_of(tensor: Stored, first: int, count: int) -> Stored:
     if isinstance(tensor, Mapped):
         return Mapped(tensor.tensor[first:first + count], tensor.where)
     if not isinstance(tensor, Place) or tensor.order is not None:
-        raise Error(f"{tensor.where} cannot be taken apart as it is stored; convert it to safetensors")
-    width = 1
-    for n in tensor.shape[1:]:
-        width *= n
-    form = TYPES[tensor.kind]
+        return Rows(tensor, first, count)
+    form, width = TYPES[tensor.kind], math.prod(tensor.shape[1:])
     offset = tensor.offset + first * width // form.elements * form.size
     return tensor._replace(offset=offset, shape=(count, *tensor.shape[1:]))
 

@@ -34,6 +34,8 @@ class Mapped(NamedTuple):
 
     def fill(self, out: Tensor) -> None:
         """Copy the tensor into `out`, in blocks of rows, and let go of each block's pages."""
+        if not self.tensor.dim():
+            out.copy_(self.tensor)
         if not self.tensor.dim() or not len(self.tensor):
             return
         rows = max(1, COPY_BYTES // max(1, self.tensor[0].nbytes))
