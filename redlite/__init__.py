@@ -12,9 +12,10 @@ from redlite.errors import Error
 
 if TYPE_CHECKING:
     from redlite.inference.lm import LM
+    from redlite.inspection import Inspection
 
 __version__ = "0.1.0"
-__all__ = ["Error", "load", "__version__"]
+__all__ = ["Error", "inspect", "load", "__version__"]
 
 
 def load(path: str | Path, dtype: str = "float32", device: str = "cpu", quantize: str | None = None,
@@ -46,6 +47,18 @@ def load(path: str | Path, dtype: str = "float32", device: str = "cpu", quantize
 
     return LM.load(path, dtype=dtype, device=device, quantize=quantize, template=template,
                    adapter=adapter)
+
+
+def inspect(path: str | Path, template: str | None = None) -> "Inspection":
+    """What a model is and would do, from its files' headers alone, within a moment and without torch.
+
+    path, template  as for `load`
+    Returns a dict; see `redlite.inspection.Inspection` for its fields. Raises `redlite.Error` for a path that
+    is no model and for damaged headers; what else `load` would refuse stands in its field `refused`.
+    """
+    from redlite import inspection
+
+    return inspection.inspect(path, template)
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -17,8 +17,8 @@ LONGEST_LINE = 110
 # A package may import those of lower ranks. Those of one rank do not import each other.
 RANKS = {
     "errors": 0, "answer": 0, "stats": 0, "data": 0, "kernels": 0, "loss": 1, "store": 1, "text": 2,
-    "model": 2, "weights": 3, "inference": 4, "net": 5, "judges": 6, "bench": 7, "redteam": 8, "training": 8,
-    "report": 7, "organism": 9, "perf": 9, "cli": 10
+    "model": 2, "weights": 3, "inference": 4, "inspection": 4, "net": 5, "judges": 6, "bench": 7,
+    "redteam": 8, "training": 8, "report": 7, "organism": 9, "perf": 9, "cli": 10
 }
 NETWORK = {"socket", "ssl", "asyncio", "requests", "http", "urllib3", "socketserver", "smtplib", "ftplib"}
 # perf/client.py has an echo server on loopback to measure the client against.

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from redlite.cli import bench, compare, label, network, scorecard, train_judge
+from redlite.cli import bench, compare, inspect, label, network, scorecard, train_judge
 from redlite.cli.options import (
     Add,
     Parser,
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 # run
 
 def _describe_run(prog: str) -> Parser:
-    commands = "run (may be left out), judge, report, label, agreement, bench, compare, scorecard, "
+    commands = "run (may be left out), judge, report, label, agreement, bench, compare, scorecard, inspect, "
     commands += "table, export, import"
     epilog = f"Commands: {commands}; each has --help.\n\n{_judge_help()}"
     parser = Parser(prog=prog, epilog=epilog, description=(
@@ -463,6 +463,7 @@ COMMANDS = {
     "agreement": (_describe_agreement, _agreement),
     "bench": (bench.describe, bench.run),
     "compare": (compare.describe, compare.run),
+    "inspect": (inspect.describe, inspect.run),
     "scorecard": (scorecard.describe, scorecard.run),
     "train-judge": (train_judge.describe, train_judge.run),
     "table": _later("table"),

@@ -331,29 +331,31 @@ class TensorType(NamedTuple):
     size      bytes in a block
     decode    fills out [n, elements] float32 from blocks [n, size] uint8
     kept      the packed format ("int8", "int4") that takes these blocks as they are; None: they are decoded
+    in_c      whether the C library decodes it too
     """
     code: int
     elements: int
     size: int
     decode: Decoder
     kept: str | None = None
+    in_c: bool = False
 
 
 TYPES = {
-    "F32": TensorType(0, 1, 4, _f32),
-    "F16": TensorType(1, 1, 2, _f16),
-    "BF16": TensorType(30, 1, 2, _bf16),
+    "F32": TensorType(0, 1, 4, _f32, in_c=True),
+    "F16": TensorType(1, 1, 2, _f16, in_c=True),
+    "BF16": TensorType(30, 1, 2, _bf16, in_c=True),
     "F64": TensorType(28, 1, 8, _f64),
-    "Q8_0": TensorType(8, 32, 34, _q8_0, "int8"),
-    "Q4_0": TensorType(2, 32, 18, _q4_0, "int4"),
-    "Q4_1": TensorType(3, 32, 20, _q4_1, "int4"),
-    "Q5_0": TensorType(6, 32, 22, _q5_0),
+    "Q8_0": TensorType(8, 32, 34, _q8_0, "int8", in_c=True),
+    "Q4_0": TensorType(2, 32, 18, _q4_0, "int4", in_c=True),
+    "Q4_1": TensorType(3, 32, 20, _q4_1, "int4", in_c=True),
+    "Q5_0": TensorType(6, 32, 22, _q5_0, in_c=True),
     "Q5_1": TensorType(7, 32, 24, _q5_1),
     "Q2_K": TensorType(10, 256, 84, _q2_k),
     "Q3_K": TensorType(11, 256, 110, _q3_k),
-    "Q4_K": TensorType(12, 256, 144, _q4_k),
+    "Q4_K": TensorType(12, 256, 144, _q4_k, in_c=True),
     "Q5_K": TensorType(13, 256, 176, _q5_k),
-    "Q6_K": TensorType(14, 256, 210, _q6_k),
+    "Q6_K": TensorType(14, 256, 210, _q6_k, in_c=True),
     "TQ1_0": TensorType(34, 256, 54, _tq1_0),
     "TQ2_0": TensorType(35, 256, 66, _tq2_0),
     "IQ4_NL": TensorType(20, 32, 18, _iq4_nl),

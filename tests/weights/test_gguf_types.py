@@ -23,6 +23,7 @@ def test_the_table_is_that_of_the_gguf_package():
     assert {name: (t.code, t.elements, t.size) for name, t in TYPES.items()} == {
         name: (g["code"], g["elements"], g["size"]) for name, g in GOLDEN.items()}
     assert {name: TYPES[name].code for name in read_tensor.KINDS} == read_tensor.KINDS
+    assert {name for name, t in TYPES.items() if t.in_c} == set(read_tensor.KINDS)
     assert not NAMES.keys() & OTHERS.keys() and sorted(NAMES | OTHERS)[:4] == [0, 1, 2, 3]
 
 

@@ -1,0 +1,119 @@
+"""What `redlite.inspect` tells of a model, against its header read apart and against the loaded model."""
+import json
+import struct
+import time
+
+import gguf_file
+import numpy as np
+import pytest
+import test_checkpoint as made
+from test_source import TOKENIZER
+
+import redlite
+from redlite import kernels
+from redlite.cli import redeval
+from redlite.errors import Error
+from redlite.weights.source import resolve
+
+
+def test_the_organism():
+    raw = (resolve("organism") / "model.safetensors").read_bytes()
+    header = json.loads(raw[8:8 + int.from_bytes(raw[:8], "little")])
+    count = sum(int(np.prod(t["shape"])) for name, t in header.items() if name != "__metadata__")
+    found, lm = redlite.inspect("organism"), redlite.load("organism")
+    assert found["family"] == "llama" and found["parameters"] == count and found["bytes"] == len(raw)
+    assert list(found["types"]) == ["F16"] and found["types"]["F16"]["bytes"] == 2 * count
+    assert found["config"]["context"] == lm.config.max_positions and found["refused"] == []
+    assert found["stop_ids"] == sorted(lm.stop_ids) and found["special_tokens"] == lm.tokenizer.special
+    assert found["tokenizer"]["tokens"] == lm.tokenizer.vocab_size and found["tokenizer"]["eos"] == "</s>"
+    ids = lm.template.encode([{"role": "user", "content": "Hello"}], True).ids
+    assert lm.tokenizer.decode(ids[1:]).split("USER:")[1] in found["chat"]["sample"] + " ASSISTANT:"
+
+
+@pytest.mark.skipif(bool(kernels.unpackable("cpu")), reason="no C library")
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+def test_memory_is_what_the_loaded_matrices_take(quantize):
+    model = redlite.load("organism", quantize=quantize).model
+    held = sum(p.numel() * 4 for p in model.parameters())
+    for module in model.modules():
+        matrix = getattr(module, "weight", None)
+        if isinstance(matrix, kernels.PackedMatrix):
+            held += len(matrix.buffer)
+    assert redlite.inspect("organism")["memory"][quantize or "float32"] == held
+
+
+def test_a_gguf_with_types_and_without_a_format(tmp_path):
+    path = made.write_gguf(tmp_path / "m.gguf", "grouped", kind="F16", **TOKENIZER)
+    found = redlite.inspect(path)
+    assert found["family"] == "llama" and set(found["types"]) == {"F32", "F16"} and found["chat"] is None
+    assert "has no chat_template" in found["chat_refused"] and found["refused"] == []
+    assert redlite.inspect(path, "vicuna_v1.1")["chat"]["name"] == "vicuna_v1.1"
+
+
+def test_what_would_be_refused_is_told(tmp_path):
+    path = made.write_gguf(tmp_path / "m.gguf", "grouped", **TOKENIZER | {"llama.expert_count": 8})
+    found = redlite.inspect(path)
+    assert len(found["refused"]) == 1 and "llama.expert_count" in found["refused"][0]
+    assert found["config"] == {} and found["parameters"] and found["tokenizer"]["tokens"] == 8
+    raw, tensors = made.case_weights("grouped")
+    settings = {"quantization_config": {"quant_method": "hqq"}}
+    folder = made.write_directory(tmp_path / "d", raw | settings, tensors)
+    reasons = redlite.inspect(folder)["refused"]
+    assert "names the method 'hqq'" in reasons[0] and "copy the model's tokenizer there" in reasons[1]
+    with pytest.raises(Error, match="there is no such file or directory"):
+        redlite.inspect("nowhere")
+
+
+def test_the_command(tmp_path, capsys):
+    assert redeval.main(["inspect", "organism", "--json"]) == 0
+    out, err = capsys.readouterr()
+    shown = err.splitlines()  # with --json the table goes there
+    assert json.loads(out) == redlite.inspect("organism") and len(shown) <= 24
+    assert any("1.05 million parameters" in line for line in shown)
+    assert [line for line in shown if "Hi⟦</s>⟧" in line]
+    bad = made.write_gguf(tmp_path / "m.gguf", "grouped", **TOKENIZER | {"llama.expert_count": 8})
+    assert redeval.main(["inspect", str(bad)]) == 1
+    assert "would be refused: " in capsys.readouterr().out
+    assert redeval.main(["inspect", "nowhere"]) == 2
+
+
+def seven_billion(path):
+    """A sparse file with the header of a 7B model: 32,000 tokens, 291 tensors, no numbers."""
+    vocabulary = [f"▁t{i}" for i in range(32000 - 3)]
+    fields = {"general.architecture": "llama", "llama.block_count": 32, "llama.context_length": 4096,
+              "llama.embedding_length": 4096, "llama.feed_forward_length": 11008,
+              "llama.attention.head_count": 32, "llama.attention.head_count_kv": 32,
+              "llama.attention.layer_norm_rms_epsilon": 1e-5, "tokenizer.ggml.model": "llama",
+              "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2,
+              "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *vocabulary],
+              "tokenizer.ggml.scores": -np.arange(32000, dtype="<f4"),
+              "tokenizer.ggml.token_type": np.array([2, 3, 3] + [1] * 31997, "<i4")}
+    matrices = {"attn_q": (4096, 4096), "attn_k": (4096, 4096), "attn_v": (4096, 4096),
+                "attn_output": (4096, 4096), "ffn_gate": (11008, 4096), "ffn_up": (11008, 4096),
+                "ffn_down": (4096, 11008), "attn_norm": (4096,), "ffn_norm": (4096,)}
+    tensors = {"token_embd.weight": (32000, 4096), "output_norm.weight": (4096,),
+               "output.weight": (32000, 4096)}
+    tensors |= {f"blk.{i}.{name}.weight": shape for i in range(32) for name, shape in matrices.items()}
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields))
+    head += b"".join(gguf_file.text(k) + gguf_file.value(v) for k, v in fields.items())
+    at, count = 0, 0
+    for name, shape in tensors.items():
+        kind, size = ("Q4_0", 18 / 32) if len(shape) == 2 else ("F32", 4)
+        head += gguf_file.text(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
+        head += struct.pack("<IQ", gguf_file.TYPES[kind], at)
+        count += int(np.prod(shape))
+        at += int(np.prod(shape) * size)
+    path.write_bytes(head)
+    with open(path, "r+b") as file:
+        file.truncate(len(head) + 32 + at)
+    return count
+
+
+def test_a_7b_file_within_a_moment(tmp_path):
+    count = seven_billion(tmp_path / "m.gguf")
+    redlite.inspect("organism")  # what is imported at the first use
+    start = time.thread_time()
+    found = redlite.inspect(tmp_path / "m.gguf")
+    assert time.thread_time() - start < 2  # a fraction of a second on a machine that is not busy
+    assert found["parameters"] == count == 6738415616 and found["refused"] == []
+    assert found["memory"]["int4"] < 0.17 * found["memory"]["float32"]
