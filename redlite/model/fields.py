@@ -62,7 +62,7 @@ class Reader:
                    if not name.startswith("_") and self._counts(name)]
         if not unknown:
             return
-        listed = ", ".join(f"{name[:20]!r}" for name in unknown[:NAMED])
+        listed = ", ".join(f"{name[:26]!r}" for name in unknown[:NAMED])
         if len(unknown) > NAMED:
             listed += f" and {len(unknown) - NAMED} more"
         kind = str(self.raw.get("model_type"))[:40]

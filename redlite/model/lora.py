@@ -44,8 +44,16 @@ def attach(model: LLaMA, rank: int, alpha: float | None = None, targets: tuple[s
     """Put an adapter on every matrix whose name ends in one of `targets`, and freeze everything else.
 
     It changes the model in place and returns it. alpha: the update is scaled by alpha / rank; None: 2 · rank.
-    Raises Error for a target that the model does not have.
+    TARGETS, all of them, mean every matrix of the layers, whatever the family calls it. Raises Error for a
+    target that the model does not have, and for a family whose files keep several matrices as one.
     """
+    if model.config.family.fused:
+        raise Error(f"the files of {model.config.model_type} models keep q, k and v as one matrix, for which "
+                    "redlite has no adapter; train all weights", "lora")
+    if targets == TARGETS:
+        matrices = (name for name, m in model.model.layers.named_modules() if isinstance(m, Linear))
+        own = {name.rpartition(".")[2] for name in matrices}
+        targets = tuple(sorted(own))
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     scale = (2 * rank if alpha is None else alpha) / rank

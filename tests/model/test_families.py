@@ -9,10 +9,12 @@ from family_models import GOLDEN, PATHS, SMALL_IDS, directory, load, run
 from make_model_goldens import NEW, SHOWN_SMALL
 from safetensors.numpy import load_file
 
+from redlite.errors import Error
 from redlite.inference.cache import Cache
 from redlite.inference.engine import Engine, Request
 from redlite.inference.forward import CForward
 from redlite.inference.score import score
+from redlite.model import lora
 from redlite.model.families import FAMILIES
 from redlite.model.sequences import PackedSequences, packed_attention
 from redlite.weights import checkpoint
@@ -107,3 +109,14 @@ def test_capped_logits_have_the_losses_of_the_logits(tmp_path):
     assert (got.double() - wanted).abs().max() < 1e-5 and bool((got[::7] == 0).all())
     ours, theirs = (torch.autograd.grad(x.sum(), hidden)[0] for x in (got, wanted))
     assert (ours - theirs).abs().max() < 1e-5
+
+
+def test_lora_takes_every_matrix_of_a_family(tmp_path):
+    """StarCoder2 has no gate and other names; Phi-3's files have one matrix where the model has three."""
+    for name in ("starcoder2", "phi3"):
+        (tmp_path / name).mkdir()
+    model = lora.attach(load(directory("starcoder2", tmp_path / "starcoder2")), 2)
+    assert {n.rpartition(".")[2] for n in lora.adapters(model)} == {"q_proj", "k_proj", "v_proj", "o_proj",
+                                                                    "c_fc", "c_proj"}
+    with pytest.raises(Error, match="phi3 models keep q, k and v as one matrix"):
+        lora.attach(load(directory("phi3", tmp_path / "phi3")), 2)
