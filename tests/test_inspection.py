@@ -1,13 +1,15 @@
 """What `redlite.inspect` tells of a model, against its header read apart and against the loaded model."""
 import json
 import struct
+import subprocess
+import sys
 import time
 
 import gguf_file
 import numpy as np
 import pytest
 import test_checkpoint as made
-from test_source import TOKENIZER
+from test_source import ROOT, TOKENIZER
 
 import redlite
 from redlite import kernels
@@ -117,3 +119,15 @@ def test_a_7b_file_within_a_moment(tmp_path):
     assert time.thread_time() - start < 2  # a fraction of a second on a machine that is not busy
     assert found["parameters"] == count == 6738415616 and found["refused"] == []
     assert found["memory"]["int4"] < 0.17 * found["memory"]["float32"]
+
+
+@pytest.mark.parametrize("kind", ["directory", "gguf", "llama3"])
+def test_no_torch_is_imported(tmp_path, kind):
+    model = "organism"
+    if kind == "gguf":
+        model = made.write_gguf(tmp_path / "m.gguf", "grouped", **TOKENIZER)
+    elif kind == "llama3":
+        made.with_divisors(tmp_path, [1.0] * 5 + [8.0] * 5)  # a tensor that is read, and refused
+        model = tmp_path / "m.gguf"
+    code = f"import sys, redlite; redlite.inspect({str(model)!r}); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

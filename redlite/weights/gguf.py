@@ -182,6 +182,29 @@ class GGUF:
             raise Error(f"{self.path}: there is no tensor {short(name)}")
         return self.tensors[name]
 
+    def numbers(self, name: str) -> np.ndarray:
+        """A small tensor as float32, flat, without torch. Raises Error if it is damaged."""
+        info = self.tensor(name)
+        form, out = TYPES[info.type], np.empty(math.prod(info.shape), np.float32)
+        raw = np.frombuffer(_read(self.parts[info.part], info), np.uint8)
+        with np.errstate(invalid="ignore", over="ignore"):
+            form.decode(raw.reshape(-1, form.size), out.reshape(-1, form.elements))
+        if not np.isfinite(out).all():
+            raise Error(f"{self.path}: tensor {short(name)}: NaN or infinite values; "
+                        "the file is damaged, fetch it again")
+        return out
+
+
+def _read(part: Part, info: TensorInfo) -> bytes:
+    """A tensor's bytes. Raises Error if the file became shorter, or cannot be read."""
+    try:
+        raw = os.pread(part.fileno(), info.nbytes, info.offset)
+    except OSError as error:
+        raise Error(f"{part.path}: cannot be read ({error.strerror})") from None
+    if len(raw) < info.nbytes:
+        raise Error(f"{part.path}: tensor {short(info.name)}: the file became shorter while it was read")
+    return raw
+
 
 def _split_count(part: Part) -> int:
     """Over how many files a model is split; 0 for one that is whole."""

@@ -1,24 +1,27 @@
 """A GGUF file of llama.cpp as a LLaMA: its metadata as a `Config`, its tensors' names and row orders.
 
 Source: github.com/ggml-org/llama.cpp, src/llama-arch.cpp (names and keys) and convert_hf_to_gguf.py (what it
-did to the weights).
+did to the weights). Only what reads the weights themselves imports torch.
 """
-import dataclasses
+from __future__ import annotations
+
+import math
 import re
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 
 from redlite.errors import Error
 from redlite.model.config import Config
 from redlite.model.families import FAMILIES
 from redlite.model.rope import TRAINED
-from redlite.model.rotary import rotary_table
 from redlite.store.text import short
 from redlite.weights.gguf import GGUF
-from redlite.weights.gguf_formats import decoded, place_in
-from redlite.weights.hf_files import Stored
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from redlite.weights.hf_files import Stored
 
 # llama.cpp's names of the families that are read, with ours; Mistral's models are "llama".
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "granite": "granite",
@@ -72,7 +75,8 @@ class LessOne(NamedTuple):
     def where(self) -> str:
         return self.stored.where
 
-    def fill(self, out: torch.Tensor) -> None:
+    def fill(self, out: Tensor) -> None:
+        import torch
         exact = torch.empty(self.shape)
         self.stored.fill(exact)
         out.copy_(exact - 1.0)  # rounded once, behind the subtraction
@@ -80,6 +84,7 @@ class LessOne(NamedTuple):
 
 def tensors(source: GGUF, config: Config) -> dict[str, Stored]:
     """name → tensor, under the names of our parameters; a tensor that is none of them keeps its own name."""
+    from redlite.weights.gguf_formats import place_in
     stored: dict[str, Stored] = {}
     architecture = source.metadata["general.architecture"]
     for info in source.tensors.values():
@@ -243,7 +248,7 @@ def _scaling(source: GGUF, metadata: _Metadata) -> dict | None:
     factor = metadata.get("rope.scaling.factor", float, metadata.get("rope.scale_linear", float, 1.0))
     trained = metadata.get("rope.scaling.original_context_length", int, 0)
     if LONG in source.tensors and SHORT in source.tensors:
-        factors = {name: [_shortest(f) for f in decoded(source, tensor).tolist()]
+        factors = {name: [_shortest(f) for f in source.numbers(tensor).tolist()]
                    for name, tensor in (("long_factor", LONG), ("short_factor", SHORT))}
         return {"rope_type": "longrope", **factors,
                 "attention_factor": _shortest(metadata.get("rope.scaling.attn_factor", float, 1.0))}
@@ -255,7 +260,7 @@ def _scaling(source: GGUF, metadata: _Metadata) -> dict | None:
     if ROPE in source.tensors:
         if factor != 1.0:
             raise Error(f"{source.path}: has both {ROPE} and a linear rope factor; {DAMAGED}")
-        largest = float(decoded(source, ROPE).max())
+        largest = float(source.numbers(ROPE).max())
         # The file holds the divisors and not their rule. These are the rule's parameters in every published
         # model; _check_llama3 compares what they give with the divisors.
         return {"rope_type": "llama3", "factor": round(largest, 4), "low_freq_factor": 1.0,
@@ -265,14 +270,14 @@ def _scaling(source: GGUF, metadata: _Metadata) -> dict | None:
 
 def _check_llama3(source: GGUF, config: Config) -> None:
     """Raises Error unless the file's divisors are those that the configuration gives."""
-    plain, scaled = (_frequencies(c) for c in (dataclasses.replace(config, rope_scaling=None), config))
-    stored = decoded(source, ROPE).double()
-    if stored.shape != plain.shape or not torch.allclose(plain / scaled, stored, rtol=1e-3):
+    # The rule of rotary.py: pairs that turn often over the trained context keep their frequency.
+    scaling = config.rope_scaling
+    assert scaling is not None
+    frequency = config.rope_theta ** -(np.arange(0, config.rotated, 2) / config.rotated)
+    turns = scaling[TRAINED] * frequency / (2 * math.pi)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    keep = np.clip((turns - low) / (high - low), 0, 1)
+    stored, divisors = source.numbers(ROPE), 1 / (keep + (1 - keep) / scaling["factor"])
+    if stored.shape != divisors.shape or not np.allclose(divisors, stored, rtol=1e-3):
         raise Error(f"{source.path}: tensor {ROPE} does not hold the divisors of Llama 3's rope scaling; "
                     "redlite does not run such models")
-
-
-def _frequencies(config: Config) -> torch.Tensor:
-    """The rotary frequencies [K/2], float64: at position 1 the angle is the frequency, at most 1 radian."""
-    cos, sin = rotary_table(config, torch.ones(1, dtype=torch.int64), None, torch.float32)
-    return torch.atan2(sin, cos)[0, :config.head_dim // 2].double()
