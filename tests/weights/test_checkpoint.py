@@ -396,7 +396,7 @@ def test_a_truncated_bin(tmp_path):
 
 
 @pytest.mark.parametrize("metadata, words", [
-    ({"general.architecture": "gemma2"}, "general.architecture is 'gemma2'"),
+    ({"general.architecture": "rwkv6"}, "general.architecture is 'rwkv6'"),
     ({"general.architecture": 3}, "general.architecture is 3"),
     ({"general.architecture": np.arange(3, dtype="<i4")}, "general.architecture is array"),
     ({"llama.expert_count": 8}, "'llama.expert_count' is not known"),
