@@ -152,7 +152,7 @@ def test_what_does_not_fit_is_refused():
         new = PackedSequences.of([list(range(7)), [3, 4, 5]])
         new.positions[7:] += 7
         with pytest.raises(ValueError,
-                           match="up to 10 tokens that follow others do not lie within a window of 9"):
+                           match="up to 10 tokens, more than the window of 9"):
             forward.run_tree(new, [-1, 0])
 
 

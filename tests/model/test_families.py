@@ -71,6 +71,9 @@ def test_saved_and_loaded_again(name, tmp_path):
 def test_gradients(name, tmp_path):
     """The gradient of the loss along a random direction is the difference quotient."""
     model = load(directory(name, tmp_path))
+    for parameter_name, p in model.named_parameters():
+        if parameter_name.endswith("act_fn.eps"):  # the golden's own makes the activation jump at 0
+            p.data.fill_(-1e-6)
     targets = torch.tensor([*SMALL_IDS[1:12], -100])
     packed = PackedSequences.of([SMALL_IDS[:5], SMALL_IDS[5:12]])
 
