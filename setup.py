@@ -10,6 +10,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import FileError
 
 ROOT = Path(__file__).parent
 KERNELS = Path("redlite/kernels")  # through the link, so that a source distribution holds each file once
@@ -34,7 +35,7 @@ class BuildKernels(build_ext):
     def copy_extensions_to_source(self):
         try:
             super().copy_extensions_to_source()
-        except FileNotFoundError as error:
+        except (FileNotFoundError, FileError) as error:  # which of them depends on the kind of installation
             self.warn(f"redlite: no C kernels to copy ({error})")
 
 

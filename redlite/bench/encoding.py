@@ -87,6 +87,9 @@ class Encoder:
         raise Error("an empty context needs a BOS or EOS token, and the model has neither")
 
     def _fit(self, before: list[int], after: list[int]) -> tuple[list[int], list[int], int]:
+        if not after:  # lm_eval 0.4.13 would give it log-probability 0, so that it would win
+            raise Error("an answer merges wholly into the last token of its question, so that nothing of it "
+                        "can be scored; leave the example out")
         if len(after) > self.window:
             raise Error(f"an answer of {len(after)} tokens does not fit the model's window of {self.window}; "
                         "leave the example out")

@@ -38,6 +38,7 @@ def describe(prog: str) -> Parser:
         "Utility and over-refusal of a model by the rules of lm-evaluation-harness 0.4.13 (lm_eval) or of "
         "the paper's own evaluation code (paper).\nThe same command again goes on where it stopped. "
         "Under torchrun (python -m redlite.cli.redeval bench …) the ranks share the examples."))
+    parser.many_processes = True
     add_model_options(parser, needed=True)
     what = parser.add_argument_group("what is asked")
     what.add_argument("--tasks", default=",".join(SUITES), metavar="T,…",

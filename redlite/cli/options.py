@@ -30,7 +30,11 @@ def options_of(setting: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Options in full only; one that takes a list may be repeated and adds up; and an error is one line."""
+    """Options in full only; one that takes a list may be repeated and adds up; and an error is one line.
+
+    many_processes  whether the command can be one of several that torchrun starts, which talk to each other
+    """
+    many_processes = False
 
     def __init__(self, **settings: Any):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)

@@ -37,11 +37,11 @@ NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "can
 _is_program = False  # whether this process is one of our programs, rather than somebody's that calls one
 
 
-def parse(parser: Parser, arguments: list[str], talks: bool = False) -> argparse.Namespace:
+def parse(parser: Parser, arguments: list[str], seals_later: bool = False) -> argparse.Namespace:
     """The options of a command. The command line wins over the file of --config.
 
-    A program has its kernel close the network as well, unless the options name an endpoint or the command
-    talks to other processes (it may `seal` later).
+    A program has its kernel close the network as well, unless the options name an endpoint or torchrun
+    started the command, whose processes talk to each other. seals_later: the command calls `seal` itself.
     """
     arguments = respelled(parser, arguments)
     first = Parser(prog=parser.prog, add_help=False)
@@ -59,7 +59,8 @@ def parse(parser: Parser, arguments: list[str], talks: bool = False) -> argparse
     for name in ("config", "model", "output_dir"):
         if getattr(args, name, None) == "":     # as "$UNSET" gives it
             raise Error(f"--{name.replace('_', '-')} is empty; name one, or leave the option out")
-    if not talks and not endpoints(args):
+    together = parser.many_processes and {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+    if not (seals_later or together or endpoints(args)):
         seal(args.quiet)
     return args
 

@@ -1,7 +1,6 @@
 """bin/safealign: train a model to be safer (arXiv 2308.09662), see what the loss does, prove it."""
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -35,9 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse_options(parser: Parser, arguments: list[str]) -> argparse.Namespace:
     """Options: the recipe's, then those of --config, then the command line, the later winning."""
-    # torchrun's processes talk to each other
-    together = parser.get_default("demo") is False and {"RANK", "WORLD_SIZE"} <= os.environ.keys()
-    args = parse(parser, arguments, together)
+    args = parse(parser, arguments)
     recipe = getattr(args, "recipe", None)
     trains = getattr(args, "demo", None) is False       # audit has no demo among its defaults
     if trains and recipe is None and args.model == EMBEDDED and not any(getattr(args, c) for c in COLOURS):
@@ -70,6 +67,7 @@ def describe_train(prog: str) -> Parser:
         epilog="Commands: train (may be left out), audit (what the loss does, token by token), "
                "prove (the gradients, on this machine); each has --help.")
     parser.set_defaults(demo=False)
+    parser.many_processes = True
     parser.add_argument("--recipe", metavar="NAME",
                         help="settings to begin with: starling-blue or starling-blue-red (the paper's), "
                              "organism")

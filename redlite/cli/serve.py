@@ -63,7 +63,7 @@ def _parser() -> Parser:
 
 
 def _serve(arguments: list[str]) -> int:
-    args = parse(_parser(), arguments, talks=True)
+    args = parse(_parser(), arguments, seals_later=True)
     try:
         fine = ipaddress.ip_address(args.address).is_loopback and args.port <= 65535
     except ValueError:

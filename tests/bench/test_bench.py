@@ -109,6 +109,8 @@ def test_encoding(lm):
     assert encoder.scored(Scored("", " c")) == ([256], [32, 99], 0)
     before, after, cut = encoder.scored(Scored("x" * 1000, " yes"))
     assert len(before) + len(after) - 1 == 640 and cut == 1 + 1000 + 4 - 1 - 640 and before == [120] * 637
+    with pytest.raises(Error, match="an answer merges wholly into"):
+        encoder.scored(Scored("a", ""))
     with pytest.raises(Error, match="641 tokens does not fit the model's window of 640"):
         encoder.scored(Scored("a", " " + "y" * 640))
     ids, cut, dropped = encoder.continued(

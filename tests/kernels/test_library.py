@@ -108,3 +108,21 @@ def test_unknown_modules_of_the_repository_are_no_part_of_the_package():
     for name in ("setup", "tests", "runs"):
         with pytest.raises(ModuleNotFoundError):
             __import__(f"redlite.{name}")
+
+
+@pytest.mark.slow
+def test_without_a_compiler_an_editable_installation_goes_on(tmp_path):
+    """setuptools raises another error there than elsewhere for a library that was not built."""
+    root = Path(__file__).parents[2]
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, tmp_path)
+    nothing = shutil.ignore_patterns("*.so", "__pycache__", "organism")
+    for name in ("redlite", "kernels", "data"):
+        shutil.copytree(root / name, tmp_path / name, symlinks=True, ignore=nothing)
+    done = subprocess.run([sys.executable, "setup.py", "-q", "editable_wheel", "--dist-dir", "made"],
+                          cwd=tmp_path, env={**os.environ, "CC": "/nonexistent"}, capture_output=True,
+                          text=True)
+    if "No module named 'wheel'" in done.stderr or "invalid command" in done.stderr:
+        pytest.skip("setuptools is too old, or the package wheel is not installed")
+    assert done.returncode == 0, done.stderr
+    assert "the C kernels were not built" in done.stderr and list((tmp_path / "made").glob("redlite-*.whl"))
