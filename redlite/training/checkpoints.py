@@ -46,7 +46,8 @@ class Keeper:
         """Open the run directory. Raises Error when another process or another manifest has it."""
         self.root, self.optimizer = None if directory is None else Path(directory), optimizer
         self.first = processes.rank() == 0
-        self.made = sha256_json({k: v for k, v in manifest.items() if k not in INFORMATION})
+        decides = {k: v for k, v in manifest.items() if k not in INFORMATION}
+        self.made = "" if self.root is None else sha256_json(decides)  # what checkpoints say they are of
         self.run = Run(self.root, manifest) if self.root is not None and self.first else None
 
     def checkpoints(self) -> list[tuple[int, Path]]:
