@@ -113,7 +113,7 @@ static void decode(int64_t size, int64_t prefix)
                 ((uint16_t *)own[i])[j] = (uint16_t)(0x3800 | (j * 0x9e37 & 0x83ff));
         }
         CachedAttention a = {q, k, v, own[0], own[1],   places, keys, values, out,
-                             B, G, R, size,   CAPACITY, prefix, 0,    half,   0.7f};
+                             B, G, R, size,   CAPACITY, prefix, 0,    half,   0.7f, 0};
         if (rl_cached_attention(&a, 2))
             exit(3);
         put(out, B * G * R * size);

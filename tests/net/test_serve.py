@@ -314,7 +314,9 @@ def test_a_signal_in_the_middle_of_a_request_ends_the_server(tmp_path, address, 
         pytest.skip("there is no IPv6 here")
     program = subprocess.Popen(
         [sys.executable, "-m", "redlite.cli.serve", "--port", "0", "--address", address],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # a shell's background job, as which tests may run, ignores SIGINT
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL))
     line = program.stdout.readline()
     if address == "::1" and "cannot listen" in (error := program.stderr.readline() if not line else ""):
         pytest.skip(error)
