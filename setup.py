@@ -33,6 +33,7 @@ class BuildKernels(build_ext):
                       "Install gcc or clang and install redlite again to get them.")
 
     def copy_extensions_to_source(self):
+        self.force = True  # a stale library there may be newer than the one that was built
         try:
             super().copy_extensions_to_source()
         except (FileNotFoundError, FileError) as error:  # which of them depends on the kind of installation
@@ -50,6 +51,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["redlite", "redlite.*"]),
+    exclude_package_data={"": ["*.pyc", "__pycache__/*"]},
     package_data={"redlite": ["py.typed"], "redlite.report": ["assets/*"],
                   "redlite.kernels": ["c/*.[ch]", "README.md"], "redlite.data": ["**/*"]},
     entry_points={"console_scripts": [f"{name} = redlite.cli.{name}:main" for name in COMMANDS]},

@@ -6,7 +6,7 @@ from ctypes import c_char_p, c_int, c_int64, c_size_t, c_void_p
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from . import structs
 from .sources import digest
@@ -16,21 +16,24 @@ MEND = "run 'pip install .' again (in a checkout: 'python setup.py build_ext --i
 _NLL_ARGUMENTS = [c_void_p, c_int64, c_int64, c_int64, *[c_void_p] * 4, c_int]
 # function → result, arguments; each is declared in kernels/c
 FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
-    "rl_isa": (c_char_p, []), "rl_isas": (c_char_p, []), "rl_use": (c_int, [c_char_p]),
+    "rl_isa": (c_char_p, []),
+    "rl_isas": (c_char_p, []),
+    "rl_use": (c_int, [c_char_p]),
     "rl_packed_bytes": (c_size_t, [c_int, c_int64, c_int64]),
     "rl_pack_float": (None, [c_int, c_void_p, c_void_p, c_int64, c_int64, c_int64]),
-    "rl_unpack_rows": (None, [c_int, c_void_p, c_void_p, c_int64, c_int64,
-                              c_void_p]), "rl_linear": (c_int, [c_void_p, c_void_p, c_void_p, c_int64,
-                                                                c_int]),
+    "rl_unpack_rows": (None, [c_int, c_void_p, c_void_p, c_int64, c_int64, c_void_p]),
+    "rl_linear": (c_int, [c_void_p, c_void_p, c_void_p, c_int64, c_int]),
     "rl_read_tensor": (c_int, [c_int, c_int64, c_int, c_int64, c_int64, c_void_p, c_int, c_void_p, c_int]),
-    "rl_read_packed": (c_int,
-                       [c_int, c_int64, c_int, c_int64, c_int64, c_void_p, c_int, c_int, c_void_p,
-                        c_int]), "rl_before_attention": (c_int, [*[c_void_p] * 6, c_int64, c_int]),
-    "rl_after_attention": (c_int, [*[c_void_p] * 4, c_int64,
-                                   c_int]), "rl_cached_attention": (c_int, [c_void_p, c_int]),
-    "rl_sequence_attention": (c_int, [c_void_p, c_int]), "rl_layers": (c_int, [
-        c_void_p, c_int64, *[c_void_p] * 4,
-        c_int]), "rl_nll_statistics": (None, _NLL_ARGUMENTS), "rl_nll_gradient": (None, _NLL_ARGUMENTS), }
+    "rl_read_packed": (c_int, [c_int, c_int64, c_int, c_int64, c_int64, c_void_p, c_int, c_int, c_void_p,
+                               c_int]),
+    "rl_before_attention": (c_int, [*[c_void_p] * 6, c_int64, c_int]),
+    "rl_after_attention": (c_int, [*[c_void_p] * 4, c_int64, c_int]),
+    "rl_cached_attention": (c_int, [c_void_p, c_int]),
+    "rl_sequence_attention": (c_int, [c_void_p, c_int]),
+    "rl_layers": (c_int, [c_void_p, c_int64, *[c_void_p] * 4, c_int]),
+    "rl_nll_statistics": (None, _NLL_ARGUMENTS),
+    "rl_nll_gradient": (None, _NLL_ARGUMENTS),
+}
 
 
 def load(folder: Path) -> tuple[ctypes.CDLL | None, str]:
@@ -43,6 +46,8 @@ def load(folder: Path) -> tuple[ctypes.CDLL | None, str]:
     found = [path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_c{suffix}").exists()]
     if not found:
         return None, f"the C kernels were not built for this Python; install gcc or clang, then {MEND}"
+    if not _is_whole(found[0]):
+        return None, f"{found[0]} is cut off; {MEND}"
     try:
         library = ctypes.CDLL(str(found[0]))
     except OSError as error:
@@ -56,6 +61,24 @@ def load(folder: Path) -> tuple[ctypes.CDLL | None, str]:
         return None, (f"the structs in {found[0]} differ from those of {structs.__file__}; "
                       f"make them equal, then {MEND}")
     return library, ""
+
+
+def _is_whole(path: Path) -> bool:
+    """False for an ELF file that is shorter than its header says: mapping it would end the process.
+
+    The table of sections lies at the end: 64-bit e_shoff at byte 40, e_shentsize and e_shnum at 58.
+    """
+    try:
+        with path.open("rb") as file:
+            header = file.read(64)
+            size = file.seek(0, 2)
+    except OSError:
+        return True  # loading says why it cannot be read
+    if header[:5] != b"\x7fELF\x02":
+        return True
+    order: Literal["little", "big"] = "little" if header[5:6] == b"\x01" else "big"
+    place, width, count = (int.from_bytes(header[a:b], order) for a, b in ((40, 48), (58, 60), (60, 62)))
+    return len(header) == 64 and place + width * count <= size
 
 
 def _built_from(library: ctypes.CDLL) -> str:

@@ -94,6 +94,8 @@ def take(directory: "Run", files: list[str]) -> None:
 
     Raises Error naming the file and the label that do not fit; then none is kept.
     """
+    if not files:
+        return
     from redlite.redteam import journals, labelling
     answers = journals.read_journals(directory).answers
     drawn = labelling.read_draw(directory.directory)

@@ -1,6 +1,5 @@
 """Two runs on the same questions: tests, intervals, families of tests, and the size of what they can see."""
 from collections.abc import Sequence
-from itertools import repeat
 from math import comb, fsum, sqrt
 from statistics import NormalDist
 from typing import NamedTuple
@@ -90,7 +89,7 @@ def bootstrap_difference(pairs: list[tuple[str, float, float]], seed: int = 0, r
     """
     import numpy as np
     units: dict[str, list[float]] = {}
-    for (unit, a, b), weight in zip(pairs, weights or repeat(1.0)):  # noqa: B905
+    for (unit, a, b), weight in zip(pairs, weights or [1.0] * len(pairs), strict=True):
         total = units.setdefault(unit, [0.0, 0.0])
         total[0] += weight * (b - a)
         total[1] += weight

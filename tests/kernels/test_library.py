@@ -40,6 +40,15 @@ def test_no_library(tmp_path):
     assert found is None and reason.startswith("the C kernels do not load (") and reason.endswith(MEND)
 
 
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.99])
+def test_a_library_that_is_cut_off(tmp_path, share):
+    """Loading one would end the process by SIGBUS."""
+    whole = build(tmp_path, "int rl_isa(void) { return 0; } const char padding[400000] = {1};").read_bytes()
+    path = tmp_path / f"_c{EXTENSION_SUFFIXES[0]}"
+    path.write_bytes(whole[:int(len(whole) * share)])
+    assert library.load(tmp_path) == (None, f"{path} is cut off; {MEND}")
+
+
 @pytest.mark.parametrize(
     "source, digest_in_it",
     [
