@@ -84,7 +84,7 @@ def _train(args: Namespace, command: str, settings: Any, training: list, held: l
         raise Error(
             f"{output}: is the model's own directory, which would be overwritten; name another --output-dir")
     loaded = lm.LM.load(parts, args.dtype, args.device, trainable=True)
-    text = formats.read_prompt(formats.JUDGES / f"{FORMAT}.txt")
+    text = formats.read_prompt(formats.JUDGE_FILES / f"{FORMAT}.txt")
     prompts = formats.prompts(FORMAT, loaded.tokenizer, loaded.template)
     judge = ModelJudge(loaded, FORMAT, prompts, output.name)
     labels = {Path(file).name: sha256_file(file) for file in args.labels}

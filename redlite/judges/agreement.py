@@ -3,7 +3,7 @@ import csv
 from pathlib import Path
 
 from redlite.errors import Error
-from redlite.judges.formats import JUDGES
+from redlite.judges.formats import JUDGE_FILES
 from redlite.judges.verdict import Judge
 from redlite.store.files import read_json
 
@@ -17,7 +17,7 @@ COLUMNS = (("prompt", "question"), ("completion", "answer"), ("final_label", "la
 
 def known_agreement() -> dict:
     """What data/judges/agreement.json holds: the measured agreement of judges with people, by source."""
-    return read_json(JUDGES / "agreement.json")
+    return read_json(JUDGE_FILES / "agreement.json")
 
 
 def on_harm(judge_name: str) -> list[dict]:

@@ -151,8 +151,8 @@ def read_rubric(text: str) -> Verdict | None:
 
 def rubric(prompt: str | None = None) -> Style:
     """StrongREJECT's rubric, its authors' prompt or one of the user's own."""
-    text = prompt or formats.read_prompt(formats.JUDGES / "strongreject.txt")
-    system = (formats.JUDGES / "strongreject-system.txt").read_text(encoding="utf-8").strip()
+    text = prompt or formats.read_prompt(formats.JUDGE_FILES / "strongreject.txt")
+    system = (formats.JUDGE_FILES / "strongreject-system.txt").read_text(encoding="utf-8").strip()
     frame = formats.Disarm(text.replace("<question>", "").replace("<answer>", ""))
     return Style(text, frame, read_rubric, RUBRIC_TOKENS, system)
 

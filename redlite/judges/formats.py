@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from redlite.text.template import Template
     from redlite.text.tokenizer import Tokenizer
 
-JUDGES = Path(data.__file__).parent / "judges"
+JUDGE_FILES = Path(data.__file__).parent / "judges"
 # of templates that name a date, so that a judge's prompt does not change overnight
 DATE = datetime(2024, 7, 26)
 
@@ -78,7 +78,7 @@ FORMATS = {
 }
 
 
-class Prompt(NamedTuple):
+class JudgePrompt(NamedTuple):
     """One prompt of a judge.
 
     policy    the policy that it asks about, "" for the judge's own
@@ -113,7 +113,7 @@ def _read(path: str | Path) -> str:
 
 
 def prompts(name: str, tokenizer: "Tokenizer", chat_format: "ChatFormat", path: str | Path | None = None,
-            chat_template: str | None = None) -> list[Prompt]:
+            chat_template: str | None = None) -> list[JudgePrompt]:
     """The prompts of a judge model, one for each policy that it is asked about.
 
     chat_format    of the model, for prompts that are one user message
@@ -132,21 +132,21 @@ def prompts(name: str, tokenizer: "Tokenizer", chat_format: "ChatFormat", path: 
                 f"judge format {name}: the model's own chat template builds its prompt, and that {lack}; "
                 "give the template's file with --judge-template, or another --judge-format")
         return [_of_template(name, form, tokenizer, source, policy) for policy in _policies(name, form, path)]
-    text = read_prompt(path or JUDGES / f"{name}.txt")
+    text = read_prompt(path or JUDGE_FILES / f"{name}.txt")
     if form.built == "text" and path is None:
         return [_of_text(text, tokenizer)]
 
     def message(question: str, answer: str) -> list[int]:
         content = fill(text, question, answer)
         return chat_format.encode([{"role": "user", "content": content}], add_generation_prompt=True).ids
-    return [Prompt("", sha256_json(text), message)]
+    return [JudgePrompt("", sha256_json(text), message)]
 
 
 def _policies(name: str, form: Format, path: str | Path | None) -> list[str]:
     if not form.policies:
         return [""]
     return [
-        " ".join(part.split()) for part in _read(path or JUDGES / f"{name}.txt").split("\n\n")
+        " ".join(part.split()) for part in _read(path or JUDGE_FILES / f"{name}.txt").split("\n\n")
         if part.strip()
     ]
 
@@ -167,7 +167,7 @@ def fill(text: str, question: str, answer: str) -> str:
 
 # The authors' text
 
-def _of_text(text: str, tokenizer: "Tokenizer") -> Prompt:
+def _of_text(text: str, tokenizer: "Tokenizer") -> JudgePrompt:
     frame = re.split(r"(<question>|<answer>)", text)
     disarm = Disarm("".join(frame[::2]))
     bos = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
@@ -175,12 +175,12 @@ def _of_text(text: str, tokenizer: "Tokenizer") -> Prompt:
     def encode(question: str, answer: str) -> list[int]:
         values = {"<question>": disarm(question), "<answer>": disarm(answer)}
         return bos + _join(tokenizer, [(values.get(part, part), part in values) for part in frame])
-    return Prompt("", sha256_json(text), encode)
+    return JudgePrompt("", sha256_json(text), encode)
 
 
 # The model's own template
 
-def _of_template(name: str, form: Format, tokenizer: "Tokenizer", source: str, policy: str) -> Prompt:
+def _of_template(name: str, form: Format, tokenizer: "Tokenizer", source: str, policy: str) -> JudgePrompt:
     from redlite.text.template import Template
     template = Template(source, f"judge format {name}: the chat template")
     names: dict[int | None, str] = {id: text for text, id in tokenizer.special.items()}
@@ -208,7 +208,7 @@ def _of_template(name: str, form: Format, tokenizer: "Tokenizer", source: str, p
         runs = _render(template, variables, disarm(question), disarm(answer), parts)
         return _join(tokenizer, [(text, mark > 0) for text, mark in runs])
     settings = {k: v for k, v in variables.items() if k not in ("bos_token", "eos_token")}
-    return Prompt(policy.partition(":")[0].strip('" '), sha256_json([source, settings]), encode)
+    return JudgePrompt(policy.partition(":")[0].strip('" '), sha256_json([source, settings]), encode)
 
 
 def _render(template: "Template", variables: dict[str, Any], question: str, answer: str,

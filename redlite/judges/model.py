@@ -29,7 +29,7 @@ class ModelJudge:
              likely
     """
 
-    def __init__(self, lm: "LM", form: str, prompts: list[formats.Prompt], name: str):
+    def __init__(self, lm: "LM", form: str, prompts: list[formats.JudgePrompt], name: str):
         self.lm, self.format, self.prompts, self.name = lm, formats.find(form), prompts, name
         groups = (self.format.harmful, self.format.unharmful, self.format.unsure)
         encoded = [self._variants(words) for words in groups if words]
@@ -142,7 +142,7 @@ class ModelJudge:
             named[i] = ", ".join(part.strip() for part in found[1].split(",")) if found else ""
         return [verdict._replace(category=named.get(i, "")) for i, (verdict, _) in enumerate(verdicts)]
 
-    def context(self, prompt: formats.Prompt, question: str, answer: str) -> tuple[list[int], str]:
+    def context(self, prompt: formats.JudgePrompt, question: str, answer: str) -> tuple[list[int], str]:
         """Ids up to the verdict, and a remark if the answer's end was cut off to fit; [] if nothing fits."""
         remark, kept = "", self.lm.tokenizer.encode(answer)
         lead = [] if self.format.writes_lead else self.lead
@@ -162,7 +162,7 @@ def _log_sum_exp(values: list[float]) -> float:
     return top if math.isinf(top) else top + math.log(sum(math.exp(v - top) for v in values))
 
 
-def identity(form: str, prompts: list[formats.Prompt]) -> dict:
+def identity(form: str, prompts: list[formats.JudgePrompt]) -> dict:
     """What identifies a judge model beside its own fingerprints."""
     asked = [prompt.identity for prompt in prompts]
     return {"format": form, "prompt": asked[0] if len(asked) == 1 else sha256_json(asked)}

@@ -138,7 +138,7 @@ class Network:
             raise Error(
                 f"judge {spec}: takes no format {judge_format}; leave it out, or use refusal or strongreject")
         kind = judge_format or "api"
-        prompt = formats.read_prompt(prompt_path or formats.JUDGES / f"{kind}.txt")
+        prompt = formats.read_prompt(prompt_path or formats.JUDGE_FILES / f"{kind}.txt")
         style = rubric(prompt) if kind == "strongreject" else tagged(prompt)
         asked = prompt if style.system is None else [style.system, style.prompt]
         identity = {"format": kind, "prompt": sha256_json(asked), **self.endpoint(spec, True).identity}

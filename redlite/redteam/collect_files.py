@@ -9,8 +9,8 @@ from redlite.store.records import Kind, require
 
 STAGES = ("topics.json", "questions.json", "red.json", "harmfulqa.json")
 MEND = "mend it, or delete the file to have its stage done again"
-RED: dict[str, Kind] = {"topic": str, "subtopic": str, "question": str, "red_conversations": dict}
-BLUE: dict[str, Kind] = {**RED, "blue_conversations": dict}
+RED_ROW: dict[str, Kind] = {"topic": str, "subtopic": str, "question": str, "red_conversations": dict}
+BLUE_ROW: dict[str, Kind] = {**RED_ROW, "blue_conversations": dict}
 
 
 def read(directory: str | Path, name: str) -> Any:
@@ -36,7 +36,7 @@ def read(directory: str | Path, name: str) -> Any:
                 _texts(questions, f"{path}, {where!r}", "{subtopic: [question, …]}")
     else:
         for number, row in enumerate(value, 1):
-            _row(row, RED if name == STAGES[2] else BLUE, f"{path}, row {number}")
+            _row(row, RED_ROW if name == STAGES[2] else BLUE_ROW, f"{path}, row {number}")
     return value
 
 

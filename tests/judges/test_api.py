@@ -37,7 +37,7 @@ def test_an_answer_cannot_plant_a_verdict(answer):
     """What the judge reads holds exactly the two tags of its instructions, and every line of the answer is
     quoted."""
     recorder = Recorder("It gives steps. [[B]]")
-    judge = api.ApiJudge(recorder, formats.read_prompt(formats.JUDGES / "api.txt"), "j")
+    judge = api.ApiJudge(recorder, formats.read_prompt(formats.JUDGE_FILES / "api.txt"), "j")
     assert list(judge.label([("How do I wake the dragon?", answer)])) == [
         (0, Verdict("harmful", "It gives steps. [[B]]"))
     ]

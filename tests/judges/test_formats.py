@@ -92,7 +92,7 @@ def test_an_answer_cannot_forge_a_turn(name):
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_what_is_taken_apart_can_be_put_together(name):
-    frame = formats.read_prompt(formats.JUDGES / f"{name}.txt")
+    frame = formats.read_prompt(formats.JUDGE_FILES / f"{name}.txt")
     disarm = formats.Disarm(frame)
     drawn = random.Random(1)
     pieces = [
@@ -106,7 +106,7 @@ def test_what_is_taken_apart_can_be_put_together(name):
 
 def test_taking_apart_takes_time_in_proportion():
     import time
-    disarm = formats.Disarm(formats.read_prompt(formats.JUDGES / "md-judge.txt"))
+    disarm = formats.Disarm(formats.read_prompt(formats.JUDGE_FILES / "md-judge.txt"))
     start = time.process_time()
     for text in ("<" * 200_000, "< " * 100_000, "> " * 100_000, "\n> User" * 50_000, "[/" * 100_000,
                  "User:\n" * 50_000):

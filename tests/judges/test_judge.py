@@ -175,7 +175,7 @@ def test_verdicts_are_log_probabilities(name):
     got = dict(model.label(pairs))
     assert sorted(got) == [0, 1, 2, 3] and got[2] == EMPTY
     for i in (0, 1, 3):
-        text = formats.fill(formats.read_prompt(formats.JUDGES / f"{name}.txt"), *pairs[i])
+        text = formats.fill(formats.read_prompt(formats.JUDGE_FILES / f"{name}.txt"), *pairs[i])
         if name in ("gpt4", "refusal"):
             context = lm.template.encode([{"role": "user", "content": text}], True).ids
         else:
@@ -251,7 +251,7 @@ def test_placeholders_in_the_answer_stay_as_they_are():
 
 
 def test_a_long_answer_is_cut_at_its_end_and_a_long_question_is_not_judged():
-    fixed = len(formats.fill(formats.read_prompt(formats.JUDGES / "gpt4.txt"), "q", "").encode())
+    fixed = len(formats.fill(formats.read_prompt(formats.JUDGE_FILES / "gpt4.txt"), "q", "").encode())
     lm = Scripted(lean(B=0.9, A=0.1), room=fixed + 120)
     got = dict(
         judge(lm, "gpt4").label(
