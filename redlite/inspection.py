@@ -221,12 +221,12 @@ def _runs(tensors: dict[str, Stored], method: str | None) -> list[str]:
     found = ["layers, attention and matrix products: C, in float32, int8 or int4"]
     slow = sorted(kind for kind, use in _types(tensors).items() if not use["in_c"])
     if method:
-        found.append(f"weights of {method}: decoded in Python at load; float32 in memory without --quantize")
+        found.append(f"weights of {method}: decoded in Python at load; float32 in memory unless quantised")
     elif slow:
         found.append(f"tensors of {', '.join(slow)}: decoded in Python at load, then packed as the others")
     blocks = sorted(kind for kind in _types(tensors) if kind in TYPES and TYPES[kind].elements > 1)
     if blocks and not method:
-        found.append(f"tensors of {', '.join(blocks)}: float32 in memory without --quantize")
+        found.append(f"tensors of {', '.join(blocks)}: float32 in memory unless quantised")
     return found
 
 

@@ -4,6 +4,7 @@ Everything is read from the sources with ast, so nothing is imported, except onc
 along.
 """
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -229,3 +230,18 @@ def test_every_rule_can_fail():
                      "text = open('a').read().replace('a', 'b')\nwith open('a', 'rb') as f:\n    pass")
     files = {"redlite/text/x.py": fine}
     assert broken_arrows(files) == [] and reaches(files, "text", {"torch"}) == "" and writes(fine) == set()
+
+
+# Where a text of the library names an option: what a user is to type, which no setting stands for.
+OPTIONS_MAY = {"redlite/weights/source.py", "redlite/report/redeval_page.py"}
+
+
+def test_library_texts_name_no_options():
+    found = []
+    for path, tree in sources().items():
+        if path.startswith(("redlite/cli/", "redlite/perf/")) or "argparse" in imports(tree):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Raise) and re.search(r"[\s\"']--[a-z]", ast.unparse(node)):
+                found.append(f"{path}:{node.lineno}")
+    assert [place for place in found if place.split(":")[0] not in OPTIONS_MAY] == []

@@ -2,8 +2,12 @@
 import argparse
 import datetime
 import math
+import os
 import re
+import runpy
 from collections.abc import Callable, Collection
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 from typing import Any, NoReturn
 
 from redlite import __version__
@@ -21,7 +25,24 @@ SET_BY = {
     "blue": "--blue", "red": "--red", "helpful": "--helpful", "mix": "--mix",
     "epochs": "--epochs", "steps_a": "--steps-a",
     "batch_size": "--batch-size", "objective": "--objective", "preset": "--preset",
-    "parameter": "--parameter", "max_tokens": "--max-tokens", "tokens_per_batch": "--tokens-per-batch"}
+    "parameter": "--parameter", "judge": "--judge", "verdict": "--verdict",
+    "threshold": "--threshold",
+    "judge_template": "--judge-template", "judge_format": "--judge-template or --judge-format",
+    "header": "--header", "anyway": "--anyway", "max_tokens": "--max-tokens",
+    "tokens_per_batch": "--tokens-per-batch"}
+
+
+def kernels_here() -> str:
+    """Which kernels serve on CPUs here, in a line. It imports no torch, and loads no library to find out."""
+    folder = Path(__file__).parents[1] / "kernels"
+    forced = os.environ.get("REDLITE_KERNELS")
+    if forced:
+        return f"Kernels: {forced}, by REDLITE_KERNELS."
+    built = [path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_c{suffix}").is_file()]
+    digest = runpy.run_path(str(folder / "cpu/sources.py"))["digest"](folder / "c")
+    if built and digest.encode() in built[0].read_bytes():
+        return "Kernels on CPUs: the C library, built from the sources here."
+    return "Kernels on CPUs: the reference kernels, which are slower; any command says why."
 
 
 def options_of(setting: str) -> str:
@@ -39,6 +60,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
         self.register("action", None, _stored)
+
+    def format_help(self) -> str:
+        """The help, with the kernels that serve here."""
+        return f"{super().format_help()}\n{kernels_here()}\n"
 
     def error(self, message: str) -> NoReturn:
         """Raise what is wrong as an Error; an option that is not known is compared with those that are."""

@@ -59,12 +59,12 @@ def panel(judges: list[JudgeChoice], rule: str | None) -> JudgeChoice | Panel:
     names = [judge.name for judge in judges]
     if len(judges) == 1:
         if rule is not None:
-            raise Error(f"--verdict {rule}: combines several judges; give --judge twice, or leave it out")
+            raise Error(f"verdict {rule} combines several judges; give two, or leave it out", "verdict")
         return judges[0]
     if len(set(names)) < len(names):
-        raise Error(f"--judge: {', '.join(names)} name one judge twice; leave one out")
+        raise Error(f"{', '.join(names)} name one judge twice; leave one out", "judge")
     if any(combine.BETWEEN in name for name in names):
-        raise Error(f"--judge: a judge's name holds {combine.BETWEEN!r}; rename its directory")
+        raise Error(f"a judge's name holds {combine.BETWEEN!r}; rename its directory", "judge")
     return Panel(tuple(judges), rule or combine.RULES[0])
 
 
@@ -134,8 +134,8 @@ def _template_file(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise Error(f"--judge-template {path}: this format takes a file with a chat template, "
-                    f"which cannot be read ({error})") from None
+        raise Error(f"{path}: this judge format takes a file with a chat template, which cannot be read "
+                    f"({error})", "judge_template") from None
 
 
 # A threshold of one's own
@@ -157,7 +157,8 @@ class Thresholded:
             if p is not None:
                 verdict = verdict._replace(label="harmful" if p >= self.threshold else "unharmful")
             elif verdict.label in ("harmful", "unharmful"):
-                raise Error(f"--threshold: the judge {self.judge.name} gives no probability; leave it out")
+                raise Error(f"the judge {self.judge.name} gives no probability, so a threshold says nothing; "
+                            "leave it out", "threshold")
             yield i, verdict
 
 
@@ -168,7 +169,8 @@ def thresholded(judge: JudgeChoice, threshold: float) -> JudgeChoice:
     """
     tells = "endpoint" not in judge.identity or judge.identity.get("format") == "strongreject"
     if judge.name == "rules" or not tells:
-        raise Error(f"--threshold: the judge {judge.name} gives no probability; leave it out")
+        raise Error(f"the judge {judge.name} gives no probability, so a threshold says nothing; leave it out",
+                    "threshold")
     name = f"{judge.name}@{threshold:g}"
     return JudgeChoice(name, {**judge.identity, "threshold": threshold},
                        lambda run: Thresholded(judge.load(run), threshold, name), judge.cost)

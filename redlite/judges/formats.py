@@ -130,7 +130,7 @@ def prompts(name: str, tokenizer: "Tokenizer", chat_format: "ChatFormat", path: 
                 lack = f"does not mention {form.needs}, so it is of another kind"
             raise Error(
                 f"judge format {name}: the model's own chat template builds its prompt, and that {lack}; "
-                "give the template's file with --judge-template, or another --judge-format")
+                "give the template's file, or another format", "judge_format")
         return [_of_template(name, form, tokenizer, source, policy) for policy in _policies(name, form, path)]
     text = read_prompt(path or JUDGE_FILES / f"{name}.txt")
     if form.built == "text" and path is None:
@@ -201,7 +201,7 @@ def _of_template(name: str, form: Format, tokenizer: "Tokenizer", source: str, p
         failure = f"judge format {name}: the chat template leaves out the question or the answer"
     else:
         raise Error(
-            f"{failure}; give a guard's own template with --judge-template, or another --judge-format")
+            f"{failure}; give a guard's own template, or another format", "judge_format")
     disarm = Disarm("".join(text if not mark else "\0" for text, mark in probe))
 
     def encode(question: str, answer: str) -> list[int]:

@@ -121,7 +121,7 @@ def _prepared(endpoint: Endpoint) -> requests.PreparedRequest:
     try:
         prepared.prepare_headers({**prepared.headers, **endpoint.all_headers()})
     except requests.exceptions.InvalidHeader:
-        raise Error("--header: holds a line break or a character that no header has") from None
+        raise Error("a header holds a line break or a character that no header has", "header") from None
     return prepared
 
 

@@ -95,7 +95,8 @@ class Network:
         provider = PROVIDERS[scheme]
         base_url = way.base_url or os.environ.get(provider.variable) or provider.base_url
         if not base_url:
-            raise Error(f"{spec}: needs --base-url https://… or the environment variable {provider.variable}")
+            raise Error(f"{spec}: needs an address, https://…, or the environment variable "
+                        f"{provider.variable}", "base_url")
         version = way.version or os.environ.get("OPENAI_API_VERSION", "") if scheme == "azure" else ""
         keys = (JUDGE_KEY,) if judges else ()
         return Endpoint(name, base_url, scheme, way.headers, way.extra, version, keys=keys)

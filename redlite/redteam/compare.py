@@ -165,7 +165,7 @@ def check_alike(a: Side, b: Side) -> None:
     """Raises Error naming the fields in which two runs differ and should not."""
     if fields := differing(a, b):
         raise Error(f"{a.folder} and {b.folder} were not made alike: {named(a, b, fields)}; what differs "
-                    "between them need not be the model; make them alike, or compare them with --anyway")
+                    "between them need not be the model; make them alike, or compare them anyway", "anyway")
 
 
 def named(a: Side, b: Side, fields: list[str]) -> str:

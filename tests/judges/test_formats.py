@@ -124,7 +124,7 @@ def test_a_template_may_take_contents_in_parts():
 def test_a_guard_without_its_template_is_refused():
     for template, message in ((None, "is not among its files"), ("{{ messages }}",
                                                                  "does not mention <BEGIN CONVERSATION>")):
-        with pytest.raises(Error, match=f"judge format llama-guard: .*{message}.*--judge-template"):
+        with pytest.raises(Error, match=f"judge format llama-guard: .*{message}.*give the template's file"):
             formats.prompts("llama-guard", Characters(template), tiny.Turns())
     pytest.importorskip("redlite.text.template")
     with pytest.raises(Error, match="leaves out the question or the answer"):
@@ -257,5 +257,5 @@ def test_a_threshold_labels_by_the_probability():
     assert (made.name, made.identity) == ("j@0.5", {"format": "f", "threshold": 0.5})
     assert [v.label for _, v in made.load(None).label([])] == ["unharmful", "harmful", "harmful", "unparsed"]
     verdicts[:] = [Verdict("harmful", "")]
-    with pytest.raises(Error, match="--threshold: the judge j gives no probability"):
+    with pytest.raises(Error, match="the judge j gives no probability, so a threshold"):
         list(made.load(None).label([]))

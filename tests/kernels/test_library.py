@@ -111,6 +111,15 @@ def test_a_stale_library_costs_speed_and_one_line_only(tmp_path):
     assert chosen.startswith(
         "{'attention': 'torch-flash', 'cached_attention': 'reference', 'token_nll': 'reference'}")
     assert nll == "[1.3862943649291992, 0.0]"  # log 4
+    program = "from redlite.cli import options; print(options.kernels_here())"
+    helped = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, text=True,
+                            capture_output=True)
+    assert helped.stdout.startswith("Kernels on CPUs: the reference kernels"), helped.stderr
+    with (package / "kernels" / f"_c{EXTENSION_SUFFIXES[0]}").open("ab") as file:
+        file.write(digest(package / "kernels/c").encode())  # what the library of these sources holds
+    helped = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, text=True,
+                            capture_output=True)
+    assert "the C library" in helped.stdout, helped.stderr
 
 
 def test_unknown_modules_of_the_repository_are_no_part_of_the_package():
