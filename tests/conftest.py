@@ -3,6 +3,7 @@
 Their models are too small for more threads, and threads that spin would fight for the cores. That holds for
 the programs that they start as well.
 """
+import gc
 import os
 from collections import Counter
 from pathlib import Path
@@ -30,3 +31,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         first = item.get_closest_marker("first")
         if "triton" in item.name.partition("[")[2] or first and seen[whole_name] > first.args[0]:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what has been imported and collected out of every later search for garbage."""
+    gc.collect()
+    gc.freeze()

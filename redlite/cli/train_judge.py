@@ -95,19 +95,20 @@ def _train(args: Namespace, command: str, settings: Any, training: list, held: l
                       "held_out": args.held_out, "max_tokens": args.max_tokens, "limit": args.limit
                   }, "info": {}
     }
+    made = train_judge.examples(judge, training, settings.tokens)   # before anything that takes long
     if not args.quiet:
         note("measuring the model as it is")
     before = train_judge.measured(judge, held)
     loaded.model.requires_grad_(True)
     lora.attach(loaded.model, args.lora, seed=args.seed)
-    steps = train_judge.mixture(train_judge.examples(judge, training, settings.tokens), settings).steps
-    result = train_judge.train(judge, training, settings, output, manifest, StepProgress(steps, args.quiet))
+    steps = train_judge.mixture(made, settings).steps
+    result = train_judge.train(judge, made, settings, output, manifest, StepProgress(steps, args.quiet))
     if result.step is None:
         note(f"stopped: {result.stopped}; no judge was written: lower --learning-rate")
         return FAILED
     save_pretrained(lora.merged(loaded.model), output, parts.path)
-    made = lm.LM.load(output, args.dtype, args.device, template=args.template)
-    after = train_judge.measured(ModelJudge(made, FORMAT, prompts, output.name), held)
+    trained = lm.LM.load(output, args.dtype, args.device, template=args.template)
+    after = train_judge.measured(ModelJudge(trained, FORMAT, prompts, output.name), held)
     result_of = {"format": FORMAT, "template": args.template, "base": parts.path.name, "labels": labels,
                  "answers": counts, "agreement": {"before": before, "after": after}}
     write_atomic(output / PROMPT, text + "\n")

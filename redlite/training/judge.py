@@ -7,6 +7,7 @@ better than it is.
 """
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -55,13 +56,14 @@ def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list
 
 
 def examples(judge: ModelJudge, rows: Sequence[Row], tokens: int) -> list[TokenizedConversation]:
-    """The judge's prompts with people's verdicts behind them. Only the verdict is trained. Empty answers
-    are left out.
+    """The judge's prompts, of at most `tokens` tokens, with people's verdicts behind them. Only the verdict
+    is trained. Empty answers are left out. Raises Error where no answer fits.
     """
-    judge.room = min(judge.room, tokens)
     found = []
+    short = copy(judge)
+    short.room = min(judge.room, tokens)
     for i, (question, answer, label) in enumerate(rows):
-        context, _ = judge.context(judge.prompts[0], question, answer)
+        context, _ = short.context(judge.prompts[0], question, answer)
         if not answer.strip() or not context:
             continue
         verdict = judge.verdicts[0 if label == "harmful" else 1][0]
@@ -70,7 +72,8 @@ def examples(judge: ModelJudge, rows: Sequence[Row], tokens: int) -> list[Tokeni
         trained[len(context):] = True
         found.append(TokenizedConversation(str(i), question_key(question), "helpful", ids, trained))
     if not found:
-        raise Error("no labelled answer fits the judge's context; raise the tokens of an example")
+        raise Error(f"no labelled answer fits into {short.room} tokens beside the judge's own instructions; "
+                    "raise the tokens of an example")
     return found
 
 
@@ -82,12 +85,11 @@ def mixture(made: list[TokenizedConversation], settings: Settings) -> Mixture:
                    settings.seed)
 
 
-def train(judge: ModelJudge, rows: Sequence[Row], settings: Settings, directory: Path,
+def train(judge: ModelJudge, made: list[TokenizedConversation], settings: Settings, directory: Path,
           manifest: dict[str, Any], on_step: Callable[[dict], None]) -> TrainingResult:
-    """Train the judge's model in place (its adapters; see model/lora.py). Goes on where an earlier
-    process stopped.
+    """Train the judge's model in place (its adapters; see model/lora.py) on `examples`. Goes on where an
+    earlier process stopped.
     """
-    made = examples(judge, rows, settings.tokens)
     drawn = mixture(made, settings)
     recipe = Recipe(settings.learning_rate, warmup_steps=math.ceil(0.05 * drawn.steps), seed=settings.seed,
                     tokens_per_batch=max(2048, settings.tokens + 16))

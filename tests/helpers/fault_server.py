@@ -19,8 +19,12 @@ refuses  parameters that are refused with 400, by their names in the body
 by_key   count what is made by Idempotency-Key, so that samples of one call are told apart
 """
 import asyncio
+import atexit
+import functools
 import json
+import os
 import random
+import signal
 import socket
 import ssl
 import subprocess
@@ -267,33 +271,56 @@ class Server:
             return json.load(response)
 
 
+@functools.cache
+def parent() -> subprocess.Popen:
+    """The process that forks every server of this test run: a fork is ready much sooner than a new Python."""
+    process = subprocess.Popen([sys.executable, __file__],
+                               stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE,
+                               text=True)
+    atexit.register(process.stdin.close)    # ends it
+    return process
+
+
 @contextmanager
 def running(**options):
     """A server process with these options; a `Server`."""
-    process = subprocess.Popen([sys.executable, __file__, json.dumps(options)],
-                               stdout=subprocess.PIPE,
-                               text=True)
+    process = parent()
+    print(json.dumps(options), file=process.stdin, flush=True)
+    pid, port = map(int, process.stdout.readline().split())
     try:
-        yield Server(int(process.stdout.readline()))
+        yield Server(port)
     finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+        os.kill(pid, signal.SIGKILL)
 
 
-async def main(options: dict) -> None:
+async def serve(listener: socket.socket, options: dict) -> None:
     context = None
     if certificate := options.pop("certificate", None):  # a PEM file with the key: the server speaks TLS
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(certificate)
     faults = Faults(**options)
-    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
     server = await asyncio.get_running_loop().create_server(lambda: Connection(faults),
                                                             sock=listener,
                                                             ssl=context)
-    print(listener.getsockname()[1], flush=True)
     await server.serve_forever()
 
 
+def main() -> None:
+    """Fork a server for each line of options on stdin; print its process and port. End with stdin."""
+    servers = []    # never waited for, so that their numbers stay theirs
+    for line in sys.stdin:
+        with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
+            servers.append(os.fork())
+            if not servers[-1]:
+                try:
+                    asyncio.run(serve(listener, json.loads(line)))
+                finally:
+                    os._exit(1)
+            print(servers[-1], listener.getsockname()[1], flush=True)
+    for process in servers:
+        os.kill(process, signal.SIGKILL)
+
+
 if __name__ == "__main__":
-    asyncio.run(main(json.loads(sys.argv[1])))
+    main()

@@ -36,11 +36,20 @@ def test_only_the_verdict_is_trained():
         assert example.trained.tolist() == [False] * len(context) + [True] * len(verdict)
 
 
+def test_a_frame_that_leaves_no_room_is_refused_and_the_judge_keeps_its_room():
+    judge = made()
+    room = judge.room
+    with pytest.raises(Error, match="no labelled answer fits into 64 tokens"):
+        judge_training.examples(judge, ROWS[:2], 64)
+    assert judge.room == room
+
+
 def test_training_lowers_the_nll_of_the_verdicts(tmp_path):
     judge, log = made(), []
     judge.lm.model.requires_grad_(True)
     lora.attach(judge.lm.model, 4)
     settings = judge_training.Settings(epochs=4, batch_size=2, learning_rate=1e-2, tokens=2000)
-    result = judge_training.train(judge, ROWS[:4], settings, tmp_path / "run", {}, log.append)
+    examples = judge_training.examples(judge, ROWS[:4], settings.tokens)
+    result = judge_training.train(judge, examples, settings, tmp_path / "run", {}, log.append)
     assert result.step == len(log) == 8
     assert log[-1]["helpful"] < log[0]["helpful"] - 0.5
