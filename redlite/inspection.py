@@ -213,10 +213,15 @@ def _cache(config: Any) -> dict[str, int]:
     return {"float32": 4 * numbers, "int8": 2 * numbers, "int4": 2 * numbers}
 
 
+def library_is_built() -> bool:
+    """Whether the C library lies beside the kernels; loading it may still fail."""
+    folder = Path(__file__).parent / "kernels"
+    return any((folder / f"_c{suffix}").exists() for suffix in EXTENSION_SUFFIXES)
+
+
 def _runs(tensors: dict[str, Stored], method: str | None) -> list[str]:
     """What runs in C on this machine's processor, in words."""
-    folder = Path(__file__).parent / "kernels"
-    if not any((folder / f"_c{suffix}").exists() for suffix in EXTENSION_SUFFIXES):
+    if not library_is_built():
         return ["the C library is not built: everything runs in PyTorch, which is slower"]
     found = ["layers, attention and matrix products: C, in float32, int8 or int4"]
     slow = sorted(kind for kind, use in _types(tensors).items() if not use["in_c"])

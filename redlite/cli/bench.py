@@ -270,7 +270,9 @@ def _costs(model: "ModelChoice", battery: "Battery") -> dict[str, float | None]:
 
 
 def information(args: Namespace) -> dict:
-    """What ran: for the manifest's reader, never compared."""
+    """What ran: for the manifest's reader, never compared. A dry run runs nothing, and does without torch."""
+    if args.dry_run:
+        return {}
     import torch
 
     from redlite import kernels

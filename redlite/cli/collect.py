@@ -231,8 +231,8 @@ def _counting(args: argparse.Namespace, model: "ModelChoice") -> tuple[Callable[
     """(how to count the tokens of a text, what is counted)."""
     if not model.seconds:   # an API model has no tokenizer here
         return (lambda text: len(text.split())), "words"
-    from redlite.inference import lm
-    tokenizer = lm.parts(args.model, args.template).tokenizer
+    from redlite.inference.parts import parts
+    tokenizer = parts(args.model, args.template).tokenizer
     return (lambda text: len(tokenizer.encode(text))), "tokens of the model's tokenizer"
 
 

@@ -187,8 +187,10 @@ def model(args: argparse.Namespace, reach: "Network | None", spec: str,
             raise Error("--adapter goes with a model on this machine; leave it out")
         return reach.model(spec)
     found = answerers.local_model(
-        spec, args.dtype, args.device, args.quantize, args.template, args.batch_size, args.date, adapter)
-    note_kernels()  # before the work begins
+        spec, args.dtype, args.device, args.quantize, args.template, args.batch_size, args.date, adapter,
+        plan=args.dry_run)
+    if not args.dry_run:
+        note_kernels()  # before the work begins
     return found
 
 

@@ -1,8 +1,7 @@
 """`LM`: a model with its tokenizer and chat format; what `redlite.load` returns."""
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,16 @@ from redlite.answer import Answer
 from redlite.errors import Error
 from redlite.inference import sampling
 from redlite.inference.engine import Arrivals, Engine, Request
+from redlite.inference.parts import Parts, fingerprints, parts
 from redlite.inference.score import Score, score
 from redlite.model.llama import LLaMA
 from redlite.model.sequences import PackedSequences, packed_attention
 from redlite.text import tokenizer as text_tokenizer
-from redlite.text.chat_choice import Format, NoFormat, choose, given
+from redlite.text.chat_choice import Format, NoFormat, given
 from redlite.weights import checkpoint
 from redlite.weights.adapter import Adapter
-from redlite.weights.adapter import read as read_adapter
 from redlite.weights.gguf import GGUF
-from redlite.weights.source import Source, open_source, path_of
+from redlite.weights.source import open_source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -234,50 +233,3 @@ def packing(dtype: str, device: str, quantize: str | None) -> str | None:
     if quantize and reason:
         raise Error(f"quantize {quantize!r} cannot be had: {reason}", "quantize")
     return quantize or ("float32" if kind == "cpu" and not reason else None)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A model without its weights: what a manifest or a count of tokens needs, had in a moment.
-
-    chat     the chat format, or `NoFormat`; `template` is the format, and raises Error where there is none
-    source   the model's directory, or its GGUF file, opened once for all that is read from it
-    adapter  what is merged into the weights, or None
-    """
-    path: Path
-    tokenizer: text_tokenizer.Tokenizer
-    chat: Format | NoFormat
-    source: Source
-    adapter: Adapter | None = None
-
-    @property
-    def template(self) -> Format:
-        """The chat format. Raises Error where the model has none, saying what to give."""
-        return given(self.chat)
-
-
-def parts(model: str | Path | GGUF, template: str | None = None, date: datetime | None = None,
-          adapter: str | Path | None = None) -> Parts:
-    """The parts of a model; arguments as for `redlite.load`, or its GGUF file opened.
-
-    date  what a chat template is told that asks for today's; None: `chat_template.FIXED_DATE`
-    """
-    source = open_source(model)
-    path = path_of(source)
-    if isinstance(source, GGUF):
-        words = text_tokenizer.from_gguf(path, source.metadata)
-    else:
-        words = text_tokenizer.load(path)
-    found = None if adapter is None else read_adapter(adapter)
-    return Parts(path, words, choose(words, path, template, date), source, found)
-
-
-def fingerprints(model: LM | Parts) -> dict[str, str]:
-    """SHA-256 of what decides results: weights (every file, with the config), tokenizer, template, adapter.
-
-    An adapter is there only where one is merged into the weights.
-    """
-    source = model.source if isinstance(model, Parts) else model.path
-    found = {"weights": checkpoint.fingerprint(source), "tokenizer": model.tokenizer.fingerprint(),
-             "template": model.chat.fingerprint()}
-    return found | ({"adapter": model.adapter.sha256()} if model.adapter else {})

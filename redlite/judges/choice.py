@@ -114,16 +114,18 @@ def local_judge(spec: str, judge_format: str | None, prompt_path: str | Path | N
                     "unless it is linear, rules, none or made by train-judge")
     form = formats.find(judge_format)
     from redlite.inference import lm
+    from redlite.inference.parts import fingerprints
+    from redlite.inference.parts import parts as parts_of
     lm.check_device(device)
     own = None
     if template is not None and form.built == "template" and (prompt_path is None or form.policies):
         own = _template_file(template)
     # A prompt that is no chat message needs no chat format.
     chats = form.built == "message" or (prompt_path is not None and not form.policies)
-    parts = lm.parts(spec, template if chats else "plain")
+    parts = parts_of(spec, template if chats else "plain")
     prompts = formats.prompts(judge_format, parts.tokenizer, parts.template, prompt_path, own)
     name = f"{judge_format}:{parts.path.name}"
-    identity = {**judge_model.identity(judge_format, prompts), **lm.fingerprints(parts), "dtype": dtype}
+    identity = {**judge_model.identity(judge_format, prompts), **fingerprints(parts), "dtype": dtype}
 
     def load(run: Run | None) -> Judge:
         return judge_model.ModelJudge(lm.LM.load(parts, dtype, device), judge_format, prompts, name)

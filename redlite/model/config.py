@@ -80,6 +80,14 @@ class Config:
         """What the model's family has in common."""
         return FAMILIES[self.model_type]
 
+    @property
+    def weights(self) -> int:
+        """How many numbers the model's matrices hold; norms and biases are left out."""
+        attention = 2 * self.dim * self.head_dim * (self.n_heads + self.n_kv_heads)
+        mlp = self.dim * self.ffn_dim * sum(map(bool, self.family.mlp))
+        ends = self.vocab_size * self.dim * (1 if self.tied else 2)
+        return self.n_layers * (attention + mlp) + ends
+
     @cached_property
     def rope_kinds(self) -> tuple[int, ...]:
         """For each layer the kind of its rotation, an index into `rope.Tables`."""

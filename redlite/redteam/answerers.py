@@ -1,4 +1,5 @@
 """Who answers: a model that is named and identified before it is loaded."""
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -13,8 +14,6 @@ from redlite.text.reasoning import prompt_opens_thought
 
 if TYPE_CHECKING:
     from datetime import datetime
-
-    from torch import Tensor
 
     from redlite.inference.lm import LM, Completion
     from redlite.weights.source import Source
@@ -62,7 +61,7 @@ class ModelChoice:
     identity  what goes into the manifest: SHA-256 of everything that decides its answers
     load      gives the answerer; one behind an API keeps its answers in the journal of the run it is given
     count     tokens of a prompt
-    seconds   rough upper bound of the time for (prompt tokens, new tokens); None if it is not known
+    seconds   rough upper bound of the time for (prompt tokens, new tokens); None, or gives None, if unknown
     cost      dollars at most for (prompt tokens, new tokens): 0 on this machine; None if no price is known
     chat      the chat format in words and a sample (`chat_choice.describe`); None where there is none
     """
@@ -70,7 +69,7 @@ class ModelChoice:
     identity: dict
     load: Callable[[Run | None], Answerer]
     count: Callable[[Messages], int]
-    seconds: Callable[[int, int], float] | None = None
+    seconds: Callable[[int, int], float | None] | None = None
     cost: Callable[[int, int], float | None] = lambda prompt, new: 0.0
     chat: dict | None = None
 
@@ -124,53 +123,68 @@ def local_lm(model: ModelChoice, run: Run) -> "LM":
 
 def local_model(path: str | Path, dtype: str, device: str, quantize: str | None = None,
                 template: str | None = None, batch_size: int | None = None,
-                date: "datetime | None" = None, adapter: str | Path | None = None) -> ModelChoice:
+                date: "datetime | None" = None, adapter: str | Path | None = None,
+                plan: bool = False) -> ModelChoice:
     """A model on this machine, identified by its files without loading the weights.
 
-    template, date, adapter  as for `lm.parts`
+    template, date, adapter  as for `parts`
+    plan  nothing will be loaded: torch, which takes a second to import, is left out where nothing asks for it
     """
-    from redlite.weights.gguf import GGUF  # they need numpy, which nothing before this does
+    from redlite.inference.parts import fingerprints  # they need numpy, which nothing before this does
+    from redlite.inference.parts import parts as parts_of
+    from redlite.text.chat_choice import NoFormat, describe
+    from redlite.weights.gguf import GGUF
     from redlite.weights.source import open_source
     source = open_source(path)
     if isinstance(source, GGUF):
         source.start_hashing()  # in a thread, while torch is imported
-    from redlite.inference import lm
-    lm.check_device(device)
-    lm.packing(dtype, device, quantize)  # what loading would refuse is refused before a run directory is made
-    from redlite.text.chat_choice import NoFormat, describe
-    parts = lm.parts(source, template, date, adapter)
+    if not (plan and _surely_runs(dtype, device, quantize)):
+        from redlite.inference import lm
+        lm.check_device(device)
+        lm.packing(dtype, device, quantize)  # what loading would refuse, before a run directory is made
+    parts = parts_of(source, template, date, adapter)
     name = parts.path.name
     if parts.adapter:
         name += f" + {parts.adapter.path.name}"
-    identity = {"name": name, **lm.fingerprints(parts), "dtype": dtype,
+    identity = {"name": name, **fingerprints(parts), "dtype": dtype,
                 "device": device.partition(":")[0], "quantize": quantize}
+
+    def load(run: Run | None) -> Answerer:
+        from redlite.inference.lm import LM
+        return LocalAnswerer(LM.load(parts, dtype, device, quantize), batch_size)
     return ModelChoice(
-        name, identity,
-        load=lambda run: LocalAnswerer(lm.LM.load(parts, dtype, device, quantize), batch_size),
+        name, identity, load,
         count=lambda messages: len(parts.template.encode(messages, add_generation_prompt=True).ids),
-        seconds=partial(_seconds_at_most, source, dtype, device),
+        seconds=partial(_seconds_at_most, source, device),
         chat=None if isinstance(parts.chat, NoFormat) else describe(parts.chat))
 
 
-def _seconds_at_most(source: "Source", dtype: str, device: str, prompt_tokens: int, new_tokens: int) -> float:
-    """Twice the measured time of the prompts' arithmetic and of reading all weights once a new token."""
-    import torch
+def _surely_runs(dtype: str, device: str, quantize: str | None) -> bool:
+    """Whether the settings are plain enough to be granted without asking torch and the kernels."""
+    from redlite import inspection
+    if device != "cpu" or dtype != "float32" or os.environ.get("REDLITE_KERNELS"):
+        return False
+    return not quantize or inspection.library_is_built()
 
-    from redlite.inference.lm import DTYPES
-    from redlite.model.llama import LLaMA
-    from redlite.weights import checkpoint
-    with torch.device("meta"):
-        weights = sum(p.numel() for p in LLaMA(checkpoint.read_config(source)[0]).parameters())
 
-    def ones(rows: int) -> "Tensor":
-        return torch.ones(rows, 1024, dtype=DTYPES[dtype], device=device)
+def _seconds_at_most(source: "Source", device: str, prompt_tokens: int, new_tokens: int) -> float | None:
+    """Twice the measured time of the prompts' arithmetic and of reading all weights once a new token.
 
-    def timed(work: Callable[[], "Tensor"]) -> float:
-        float(work().sum())
+    It is measured in float32, which takes the longest. None where the device is no CPU.
+    """
+    if device != "cpu":
+        return None
+    import numpy as np
+
+    from redlite.weights.configuration import read_config
+    weights = read_config(source)[0].weights
+
+    def timed(work: "Callable[[], np.ndarray]") -> float:
+        work()
         start = time.perf_counter()
-        float(work().sum())
+        work()
         return time.perf_counter() - start
-    square, row, matrix = ones(1024), ones(1), ones(32 * 1024)      # the matrix is larger than caches
+    square, row, matrix = (np.ones((rows, 1024), np.float32) for rows in (1024, 1, 32 * 1024))
     arithmetic = timed(lambda: square @ square) / (2 * 1024 ** 3)   # seconds an operation
-    reading = timed(lambda: row @ matrix.T) / matrix.numel()        # seconds a weight
+    reading = timed(lambda: row @ matrix.T) / matrix.size           # a weight; the matrix exceeds the caches
     return 2 * (2 * weights * prompt_tokens * arithmetic + weights * new_tokens * reading)

@@ -5,7 +5,6 @@ The files are read in small pieces straight into the parameters, which exist onc
 loading needs little more memory than the weights themselves. Names and shapes are checked before the first
 weight is read.
 """
-import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -18,42 +17,18 @@ from redlite import kernels
 from redlite.errors import Error
 from redlite.kernels.cpu import read_tensor
 from redlite.model.llama import Embedding, Linear, LLaMA
-from redlite.store.files import read_json, sha256_file
+from redlite.store.files import read_json
 from redlite.weights import fused, gguf_llama, hf_files, quantised_safetensors
 from redlite.weights.adapter import Adapter
-from redlite.weights.configuration import GENERATION_CONFIG
 from redlite.weights.configuration import read_config as read_config
 from redlite.weights.gguf import GGUF
 from redlite.weights.gguf_formats import Place, read_error
 from redlite.weights.gguf_types import TYPES
-from redlite.weights.headers import weight_files
 from redlite.weights.hf_files import Stored
 from redlite.weights.source import open_source, path_of
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 COMPARED = 1 << 22  # numbers of two matrices that are compared at a time
-
-
-def fingerprint(model: str | Path | GGUF) -> str:
-    """SHA-256 over the names and hashes of the files that decide what the model computes.
-
-    They are those of the configuration and the weights, not the tokenizer's. Raises Error for a file that
-    cannot be read.
-    """
-    source, whole = open_source(model), hashlib.sha256()
-    if isinstance(source, GGUF):
-        hashes = source.hashes()
-    else:
-        hashes = {name: sha256_file(file) for name, file in files(source).items()}
-    for name, digest in sorted(hashes.items()):
-        whole.update(f"{name} {digest}\n".encode())
-    return whole.hexdigest()
-
-
-def files(folder: Path) -> dict[str, Path]:
-    """name → path of a directory's files of configuration and weights."""
-    configs = [folder / name for name in ("config.json", GENERATION_CONFIG) if (folder / name).exists()]
-    return {path.name: path for path in (*configs, *weight_files(folder)[1])}
 
 
 def load_weights(model: LLaMA, weights: str | Path | GGUF, dtype: torch.dtype = torch.float32,

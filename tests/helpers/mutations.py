@@ -38,6 +38,7 @@ from redlite.model.llama import LLaMA
 from redlite.model.sequences import PackedSequences, packed_attention
 from redlite.text import chat_choice, export
 from redlite.weights import checkpoint
+from redlite.weights.fingerprint import fingerprint
 from redlite.weights.gguf import GGUF
 
 KINDS = ("gguf", "safetensors", "config.json", "tokenizer.model", "gguf llama", "tokenizer.json",
@@ -213,7 +214,7 @@ def load(kind: str, path: Path) -> None:
     if kind.startswith("tokenizer"):
         return
     config, _ = checkpoint.read_config(where)
-    checkpoint.fingerprint(where)
+    fingerprint(where)
     for format in (*(("float32", "int8", "int4") if not kernels.unpackable("cpu") else ()),
                    None):  # packed, and last as plain tensors
         with torch.device("meta"):

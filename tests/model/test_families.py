@@ -57,6 +57,12 @@ def test_packing_and_scores(name, packed, tmp_path):
 
 
 @pytest.mark.parametrize("name", GOLDEN)
+def test_weights_are_counted_without_the_model(name, tmp_path):
+    model = load(directory(name, tmp_path))
+    assert model.config.weights == sum(p.numel() for p in model.parameters() if p.dim() == 2)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
 def test_saved_and_loaded_again(name, tmp_path):
     """The directory that redlite writes has the configuration, and tensors under transformers' names."""
     (tmp_path / "a").mkdir()

@@ -673,3 +673,13 @@ def test_what_was_edited_in_a_run_is_noticed(fake, capsys, name, change, message
     path.write_text(json.dumps(value))
     code, _, err = call(capsys, "report", "run")
     assert code == 2 and message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("options", [
+    ["run"], ["run", "--quantize", "int8", "--judge", "linear"], ["scorecard"],
+], ids=" ".join)
+def test_a_dry_run_imports_no_torch(options, tmp_path):
+    code = ("import sys; from redlite.cli.redeval import main; code = main(sys.argv[1:]); "
+            "sys.exit(code or 99 * ('torch' in sys.modules))")
+    arguments = [options[0], "--model", "organism", "--dry-run", *options[1:]]
+    assert subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path).returncode == 0

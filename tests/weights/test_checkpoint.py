@@ -21,6 +21,7 @@ from redlite.model.config import Config
 from redlite.model.llama import LLaMA
 from redlite.model.sequences import PackedSequences, packed_attention
 from redlite.weights import checkpoint, gguf_llama, hf_files, save
+from redlite.weights.fingerprint import files, fingerprint
 from redlite.weights.gguf import GGUF
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "logits.json").read_text())["cases"]
@@ -201,9 +202,8 @@ def sharded(tmp_path, suffix="safetensors"):
 def test_sharded(tmp_path, suffix):
     folder, tensors = sharded(tmp_path, suffix)
     same(load(folder), tensors)
-    files = checkpoint.files(folder)
-    assert set(files) == {p.name for p in folder.iterdir()} - {"none"} and all(files[n] == folder / n
-                                                                               for n in files)
+    found = files(folder)
+    assert found == {p.name: p for p in folder.iterdir() if p.name != "none"}
     next(folder.glob("*.index.json")).unlink()       # shards alone are read as well
     same(load(folder), tensors)
 
@@ -229,13 +229,13 @@ def test_end_tokens_of_generation_config_and_hashed_files(tmp_path):
     (folder / "tokenizer.json").write_text("{}")
     assert checkpoint.read_config(folder)[0].eos_ids == (2,
                                                          )
-    assert set(checkpoint.files(folder)) == {"config.json", "model.safetensors"}
+    assert set(files(folder)) == {"config.json", "model.safetensors"}
     (folder / "generation_config.json").write_text('{"eos_token_id": [9, 2, -1, "x"]}')
     assert checkpoint.read_config(folder)[0].eos_ids == (2, 9)
-    assert set(checkpoint.files(folder)) == {"config.json", "generation_config.json", "model.safetensors"}
+    assert set(files(folder)) == {"config.json", "generation_config.json", "model.safetensors"}
     path = write_gguf(tmp_path / "m.gguf", "grouped")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert checkpoint.fingerprint(path) == hashlib.sha256(f"m.gguf {digest}\n".encode()).hexdigest()
+    assert fingerprint(path) == hashlib.sha256(f"m.gguf {digest}\n".encode()).hexdigest()
 
 
 def test_quantised_blocks_come_in_the_parameters_order(tmp_path):
@@ -299,7 +299,7 @@ def test_an_index_that_points_elsewhere_is_refused(tmp_path, where):
     index.write_text(json.dumps({"weight_map": listed}))
     refused(folder, "tensor 'model.norm.weight' into .* refused")
     with pytest.raises(Error, match="refused"):
-        checkpoint.files(folder)
+        files(folder)
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"weight_map": {}}', '{"weight_map": 3}', "{", "\xff"])
