@@ -125,21 +125,7 @@ def run(model: LLaMA | Scorer, mixture: Mixture, recipe: Recipe, output_dir: str
                                "torch": torch.__version__})
         for step in range(start, mixture.steps):
             entered, done = time.perf_counter(), step + 1
-            before = evaluate(scorer, validation, recipe) if validation and step == 0 else {}
-            record: Record = {"step": step, "objective": mixture.phase(step).objective}
-            record |= accumulate(scorer, mixture, recipe, step)
-            record |= {"gradient_norm": optimizer.norm(), "learning_rate": _rate(recipe, mixture, step)}
-            if before:
-                record["validation_before"] = before
-            result.stopped = diverged(result.history, record, recipe.helpful_rise)
-            if not result.stopped:
-                optimizer.step(done, record["learning_rate"], _clipping(recipe.clip, record["gradient_norm"]))
-                if validation and _is_evaluated(recipe, mixture, done):
-                    record["validation"] = evaluate(scorer, validation, recipe)
-                if done == mixture.steps:   # no step follows that would measure these weights
-                    began_with = (result.history or [record])[0]
-                    record["kept_after"] = _kept_after(scorer, mixture, recipe, began_with)
-                    result.stopped = forgot(began_with, record["kept_after"], recipe.helpful_rise)
+            record = _step(scorer, optimizer, mixture, recipe, validation, result, step)
             tokens, now = dataset.tokens(mixture.step(step)), time.perf_counter()
             record |= {"tokens": tokens, "tokens_per_second": tokens / (now - entered),
                        "memory_mb": memory_mb(device),
@@ -157,6 +143,30 @@ def run(model: LLaMA | Scorer, mixture: Mixture, recipe: Recipe, output_dir: str
         optimizer.close()
         keeper.close()
     return result
+
+
+def _step(scorer: Scorer, optimizer: AdamW, mixture: Mixture, recipe: Recipe,
+          validation: Sequence[TokenizedConversation], result: TrainingResult, step: int) -> Record:
+    """Do a step, unless it diverges; its record. Says in `result.stopped` why training must end, if it must.
+    """
+    done = step + 1
+    before = evaluate(scorer, validation, recipe) if validation and step == 0 else {}
+    record: Record = {"step": step, "objective": mixture.phase(step).objective}
+    record |= accumulate(scorer, mixture, recipe, step)
+    record |= {"gradient_norm": optimizer.norm(), "learning_rate": _rate(recipe, mixture, step)}
+    if before:
+        record["validation_before"] = before
+    result.stopped = diverged(result.history, record, recipe.helpful_rise)
+    if result.stopped:
+        return record
+    optimizer.step(done, record["learning_rate"], _clipping(recipe.clip, record["gradient_norm"]))
+    if validation and _is_evaluated(recipe, mixture, done):
+        record["validation"] = evaluate(scorer, validation, recipe)
+    if done == mixture.steps:   # no step follows that would measure these weights
+        began_with = (result.history or [record])[0]
+        record["kept_after"] = _kept_after(scorer, mixture, recipe, began_with)
+        result.stopped = forgot(began_with, record["kept_after"], recipe.helpful_rise)
+    return record
 
 
 def _kept_after(scorer: Scorer, mixture: Mixture, recipe: Recipe, began_with: Record) -> float:
