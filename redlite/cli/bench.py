@@ -10,6 +10,7 @@ from redlite.cli import network
 from redlite.cli.options import (
     Parser,
     add_adapter_option,
+    add_batch_options,
     add_common_options,
     add_machine_options,
     add_template_options,
@@ -59,10 +60,8 @@ def add_model_options(parser: Parser, needed: bool) -> None:
                         help="a Hugging Face directory, a .gguf file, or organism, the embedded model")
     add_template_options(parser)
     add_adapter_option(parser)
-    parser.add_argument("--quantize", choices=("int8", "int4"), help="quantise the weights of a local model")
+    add_batch_options(parser)
     add_machine_options(parser)
-    parser.add_argument("--batch-size", type=whole(1), metavar="N",
-                        help="answers made together; the results do not depend on it")
 
 
 def add_gate_options(parser: Parser, help: str) -> None:

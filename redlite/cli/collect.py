@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redlite.cli import network
-from redlite.cli.options import Parser, add_common_options, add_machine_options, add_template_options, whole
+from redlite.cli.options import (
+    Parser,
+    add_batch_options,
+    add_common_options,
+    add_machine_options,
+    add_template_options,
+    whole,
+)
 from redlite.cli.program import DONE, FAILED, command_line, guarded, json_alone, parse
 from redlite.cli.progress import Progress, note
 from redlite.errors import Error
@@ -51,11 +58,7 @@ def _parser() -> Parser:
                         help="openai:NAME, a Hugging Face directory, a .gguf file, or "
                         "organism, the embedded model (default)")
     add_template_options(parser)
-    parser.add_argument("--quantize", choices=("int8", "int4"), help="weights of a local model")
-    parser.add_argument("--batch-size",
-                        type=whole(1),
-                        metavar="N",
-                        help="answers of a local model made together")
+    add_batch_options(parser)
     add_machine_options(parser)
     what = parser.add_argument_group("how much")
     what.add_argument("--topics", metavar="FILE", help="JSON: a list of topics, or {topic: [subtopic, …]} "

@@ -188,7 +188,7 @@ def model(args: argparse.Namespace, reach: "Network | None", spec: str,
         return reach.model(spec)
     found = answerers.local_model(
         spec, args.dtype, args.device, args.quantize, args.template, args.batch_size, args.date, adapter,
-        plan=args.dry_run)
+        args.cache_memory, plan=args.dry_run)
     if not args.dry_run:
         note_kernels()  # before the work begins
     return found

@@ -185,6 +185,17 @@ def add_machine_options(parser: Options) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, … (default: %(default)s)")
 
 
+def add_batch_options(parser: Options) -> None:
+    """--quantize, --batch-size, --cache-memory: what a local model's answers take. None changes with the last
+    two."""
+    parser.add_argument("--quantize", choices=("int8", "int4"), help="quantise the weights of a local model")
+    parser.add_argument("--batch-size", type=whole(1), metavar="N",
+                        help="answers made together; the results do not depend on it")
+    parser.add_argument("--cache-memory", type=number(0.001, 1e6), metavar="GB",
+                        help="memory for a local model's keys and values; fewer answers are made together where "
+                             "they might need more (default: half of what is free)")
+
+
 def add_common_options(parser: Options) -> None:
     """The options that every command has."""
     parser.add_argument("--config", metavar="FILE",

@@ -16,6 +16,7 @@ from redlite.cli.options import (
     Add,
     Parser,
     add_adapter_option,
+    add_batch_options,
     add_common_options,
     add_machine_options,
     add_template_options,
@@ -90,9 +91,7 @@ def _describe_run(prog: str) -> Parser:
     draw.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     draw.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default: 1, off)")
     draw.add_argument("--seed", type=whole(0), default=0, help="of sampling (default: 0)")
-    draw.add_argument("--quantize", choices=("int8", "int4"), help="quantise the weights of a local model")
-    draw.add_argument("--batch-size", type=whole(1), metavar="N",
-                      help="answers made together; the results do not depend on it")
+    add_batch_options(draw)
     add_machine_options(draw)
     _add_judge_options(parser, default=None)
     network.add_api_options(parser)

@@ -3,7 +3,9 @@
 Shape letters as in model/llama.py, and B requests in the batch, P tokens of the shared prefix, S room for a
 suffix. The methods named `attend_…` return the closures that `LLaMA.forward` calls for each layer.
 """
+import os
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,18 @@ from redlite.model.llama import LLaMA
 from redlite.model.sequences import Attend, PackedSequences, packed_attention
 
 GROWTH = 64  # tokens by which the room for suffixes grows at least, or by a half
+
+
+def free_bytes(device_type: str) -> int:
+    """Memory that a device could still give; on CPUs without Linux's /proc/meminfo, all that there is."""
+    if device_type == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except FileNotFoundError:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    fields = dict(line.split(":", 1) for line in lines)
+    return int(fields["MemAvailable"].split()[0]) * 1024
 
 
 class Cache:
@@ -34,6 +48,12 @@ class Cache:
         self.capacity = 0                                       # S
         self.keys: list[Tensor] = []                            # by layer: [slots, G, S, K]
         self.values: list[Tensor] = []
+
+    @staticmethod
+    def bytes_per_token(model: LLaMA) -> int:
+        """What a token's keys and values take in a slot."""
+        c = model.config
+        return 2 * c.n_layers * c.n_kv_heads * c.head_dim * model.cache_dtype.itemsize
 
     @property
     def prefix_length(self) -> int:

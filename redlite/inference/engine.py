@@ -14,7 +14,7 @@ from torch import Tensor
 
 from redlite.answer import Answer
 from redlite.inference import prefix, sampling
-from redlite.inference.cache import Cache
+from redlite.inference.cache import Cache, free_bytes
 from redlite.inference.cuda_graphs import GraphForward
 from redlite.inference.forward import CForward, Forward
 from redlite.model.llama import LLaMA
@@ -90,10 +90,14 @@ class Engine:
 
     max_batch       requests that generate together
     prefill_tokens  prompt tokens run in one pass (one longer prompt is still run whole)
+    cache_bytes     that the keys and values of `run` may take; fewer requests generate together where they
+                    might take more (one longer request is still run). None: half of the memory that is free
     """
 
-    def __init__(self, model: LLaMA, max_batch: int = 32, prefill_tokens: int = 2048):
+    def __init__(self, model: LLaMA, max_batch: int = 32, prefill_tokens: int = 2048,
+                 cache_bytes: int | None = None):
         self.model, self.max_batch, self.prefill_tokens = model, max_batch, prefill_tokens
+        self.cache_bytes = cache_bytes
 
     def run(self, requests: list[Request]) -> Iterator[tuple[int, Answer]]:
         """Yield (index of the request, its answer without text) as each finishes, in no particular order.
@@ -112,9 +116,26 @@ class Engine:
         yield from self._steps(self._forward(self.max_batch, []), self.max_batch, deque(), arrivals)
 
     def _run_group(self, requests: dict[int, Request]) -> Iterator[tuple[int, Answer]]:
-        slots = min(self.max_batch, len(requests))
-        forward = self._forward(slots, list(requests.values()))
+        stem = self._stem(list(requests.values()))
+        slots = self._slots(list(requests.values()), len(stem))
+        forward = self._forward(slots, stem)
         yield from self._steps(forward, slots, deque(requests.items()), lambda free: [])
+
+    def _slots(self, requests: list[Request], shared: int) -> int:
+        """How many of these requests may generate together. Each has room for the longest of them."""
+        slots = min(self.max_batch, len(requests))
+        budget = self.cache_bytes or free_bytes(self.model.output_weight.device.type) // 2
+        longest = min(max(len(r.ids) + r.max_new_tokens for r in requests), self.context_limit())
+        return max(1, min(slots, budget // ((longest - shared) * Cache.bytes_per_token(self.model))))
+
+    def _stem(self, requests: list[Request]) -> list[int]:
+        """What these requests share at their start and is worth computing once; [] for nothing."""
+        if len(requests) < 2:
+            return []
+        longest = max(len(r.ids) + r.max_new_tokens for r in requests)
+        common = prefix.common_prefix([r.ids for r in requests])
+        shared = prefix.shareable(self.model.config, common, longest)
+        return requests[0].ids[:shared] if shared >= prefix.SHARED_AT_LEAST else []
 
     def _steps(self, forward: Forward, slots: int, waiting: deque[tuple[int, Request]],
                arrivals: Arrivals) -> Iterator[tuple[int, Answer]]:
@@ -133,17 +154,13 @@ class Engine:
                 self._choose(active, self._next_logits(active, forward))
                 yield from self._retire(active, forward.cache)
 
-    def _forward(self, slots: int, requests: list[Request]) -> Forward:
-        """The fastest way to run the model here, with a new cache that is filled with the shared prefix."""
+    def _forward(self, slots: int, stem: list[int]) -> Forward:
+        """The fastest way to run the model here, with a new cache that holds the shared prefix `stem`."""
         cache = Cache(self.model.config, slots, self.model.cache_dtype, self.model.output_weight.device)
         faster = GraphForward.of(self.model, cache) or CForward.of(self.model, cache)
         forward = faster or Forward(self.model, cache)
-        if len(requests) > 1:
-            longest = max(len(r.ids) + r.max_new_tokens for r in requests)
-            common = prefix.common_prefix([r.ids for r in requests])
-            shared = prefix.shareable(self.model.config, common, longest)
-            if shared >= prefix.SHARED_AT_LEAST:
-                forward.compute_prefix(requests[0].ids[:shared])
+        if stem:
+            forward.compute_prefix(stem)
         return forward
 
     def _admit(self, waiting: deque[tuple[int, Request]], room: int, shared: int) -> list[_Active]:

@@ -84,10 +84,12 @@ def once_loaded(model: ModelChoice, run: Run) -> ModelChoice:
 class LocalAnswerer:
     """Answers from a model on this machine."""
 
-    def __init__(self, lm: "LM", batch_size: int | None = None):
+    def __init__(self, lm: "LM", batch_size: int | None = None, cache_gb: float | None = None):
         self.lm = lm
         if batch_size:
             lm.engine.max_batch = batch_size
+        if cache_gb:
+            lm.engine.cache_bytes = int(cache_gb * 1e9)
 
     def answer(self, conversations: list[Messages], decoding: Decoding, seeds: list[int],
                stop: tuple[str, ...]) -> Iterator[tuple[int, Answer]]:
@@ -124,10 +126,11 @@ def local_lm(model: ModelChoice, run: Run) -> "LM":
 def local_model(path: str | Path, dtype: str, device: str, quantize: str | None = None,
                 template: str | None = None, batch_size: int | None = None,
                 date: "datetime | None" = None, adapter: str | Path | None = None,
-                plan: bool = False) -> ModelChoice:
+                cache_gb: float | None = None, plan: bool = False) -> ModelChoice:
     """A model on this machine, identified by its files without loading the weights.
 
     template, date, adapter  as for `parts`
+    batch_size, cache_gb     answers made together, and what their keys and values may take; see `Engine`
     plan  nothing will be loaded: torch, which takes a second to import, is left out where nothing asks for it
     """
     from redlite.inference.parts import fingerprints  # they need numpy, which nothing before this does
@@ -151,7 +154,7 @@ def local_model(path: str | Path, dtype: str, device: str, quantize: str | None 
 
     def load(run: Run | None) -> Answerer:
         from redlite.inference.lm import LM
-        return LocalAnswerer(LM.load(parts, dtype, device, quantize), batch_size)
+        return LocalAnswerer(LM.load(parts, dtype, device, quantize), batch_size, cache_gb)
     return ModelChoice(
         name, identity, load,
         count=lambda messages: len(parts.template.encode(messages, add_generation_prompt=True).ids),

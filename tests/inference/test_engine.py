@@ -68,6 +68,27 @@ def test_dynamic_scaling_does_not_depend_on_the_batch():
     assert [together[i].ids for i in range(len(wanted))] == alone
 
 
+def test_keys_and_values_stay_within_their_memory(monkeypatch):
+    model, wanted = make(VARIANTS["llama"]), prompts()      # which share 30 tokens, but for two
+    requests = [Request(p, 9) for p in wanted]
+    longest = max(map(len, wanted)) - 30 + 9
+    token = 2 * 3 * 2 * 8 * 4   # keys and values, layers, heads, numbers of a head, bytes of a number
+    most = []
+    step = Engine._next_logits
+
+    def counted(active, forward):
+        most.append(len(active))
+        return step(active, forward)
+    monkeypatch.setattr(Engine, "_next_logits", staticmethod(counted))
+    free = dict(Engine(model, 5).run(requests))
+    assert max(most) == 5
+    for room, slots in ((3 * longest * token, 3), (1, 1)):      # at least one is run, whatever it needs
+        most.clear()
+        bound = dict(Engine(model, 5, cache_bytes=room).run(requests))
+        assert max(most) == slots
+        assert [bound[i].ids for i in range(len(wanted))] == [free[i].ids for i in range(len(wanted))]
+
+
 @pytest.mark.slow
 def test_sampled_answers_depend_on_the_request_alone():
     model, wanted = make(VARIANTS["llama"]), prompts()
