@@ -192,8 +192,8 @@ def add_batch_options(parser: Options) -> None:
     parser.add_argument("--batch-size", type=whole(1), metavar="N",
                         help="answers made together; the results do not depend on it")
     parser.add_argument("--cache-memory", type=number(0.001, 1e6), metavar="GB",
-                        help="memory for a local model's keys and values; fewer answers are made together where "
-                             "they might need more (default: half of what is free)")
+                        help="memory for a local model's keys and values; fewer answers are made together "
+                             "where they might need more (default: half of what is free)")
 
 
 def add_common_options(parser: Options) -> None:
