@@ -25,7 +25,7 @@ from redlite.weights.gguf import GGUF
 from redlite.weights.gguf_formats import Place, read_error
 from redlite.weights.gguf_types import TYPES
 from redlite.weights.hf_files import Stored
-from redlite.weights.source import open_source, path_of
+from redlite.weights.source import Source, open_source, path_of
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 COMPARED = 1 << 22  # numbers of two matrices that are compared at a time
@@ -47,22 +47,8 @@ def load_weights(model: LLaMA, weights: str | Path | GGUF, dtype: torch.dtype = 
     it while reading for damaged numbers. Errors name file and tensor.
     """
     source = open_source(weights)
-    if isinstance(source, GGUF):
-        stored = gguf_llama.tensors(source, model.config)
-    else:
-        stored = hf_files.tensors(source)
-        raw = read_json(source / "config.json")
-        stored = quantised_safetensors.decoded(stored, raw, str(source / "config.json"))
-        hf_files.check_plain(stored)
-    if adapter:
-        stored = adapter.merged(stored, model.config)
-    if model.config.family.fused:
-        stored = fused.split(stored, model.config)
-    if model.config.tied:
-        _settle_tied(model, stored)
+    stored = tensors(source, model, adapter)
     parameters = dict(model.named_parameters())
-    wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    _check(stored, wanted, path_of(source))
     names = [name for name in stored if name in parameters]  # in the files' order
     if packed:  # a large matrix is held twice while it is packed: begin with the largest
         names.sort(key=lambda name: -math.prod(stored[name].shape))
@@ -79,6 +65,31 @@ def load_weights(model: LLaMA, weights: str | Path | GGUF, dtype: torch.dtype = 
     if packed and torch.device(device).type == "cpu":
         for block in model.blocks:
             block.pack()
+
+
+def tensors(source: Source, model: LLaMA, adapter: Adapter | None = None) -> dict[str, Stored]:
+    """The tensors of a model's files under the names of our parameters, with the adapter in them; none is
+    read.
+
+    model  built, perhaps on the meta device, from the files' configuration and what `adapter.config` gave
+    Raises Error for a tensor that is missing, has another shape or does not belong to the model.
+    """
+    if isinstance(source, GGUF):
+        stored = gguf_llama.tensors(source, model.config)
+    else:
+        stored = hf_files.tensors(source)
+        raw = read_json(source / "config.json")
+        stored = quantised_safetensors.decoded(stored, raw, str(source / "config.json"))
+        hf_files.check_plain(stored)
+    if adapter:
+        stored = adapter.merged(stored, model.config)
+    if model.config.family.fused:
+        stored = fused.split(stored, model.config)
+    if model.config.tied:
+        _settle_tied(model, stored)
+    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    _check(stored, wanted, path_of(source))
+    return stored
 
 
 def _pack(stored: Stored, packed: str, dtype: torch.dtype, device: str | torch.device) -> Any:
