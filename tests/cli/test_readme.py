@@ -9,8 +9,8 @@ import pytest
 from redlite.cli import redeval, safealign
 
 ROOT = Path(__file__).parents[2]
-# Of commands.
-NAMES = "|".join(sorted({**redeval.COMMANDS, **safealign.COMMANDS}, reverse=True))    # train-judge before train
+# Of commands; train-judge comes before train.
+NAMES = "|".join(sorted({**redeval.COMMANDS, **safealign.COMMANDS}, reverse=True))
 README = (ROOT / "README.md").read_text()
 # A command of the README that needs nothing but the checkout, and what makes it short here.
 COMMANDS = {"bin/redeval": "--limit 3 --max-new-tokens 40", "bin/safealign": "--dry-run",
