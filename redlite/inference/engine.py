@@ -5,7 +5,7 @@ their start is computed once (prefix.py). No sequence is padded.
 """
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,7 +29,7 @@ class Request:
     stop_ids  tokens at which an answer ends
     stopped   sees the ids generated so far after each token; True ends the answer
     """
-    ids: list[int]
+    ids: Sequence[int]
     max_new_tokens: int
     rule: sampling.Rule = sampling.Rule()
     seed: int = 0
@@ -70,7 +70,7 @@ class _Active:
 
     def seen(self) -> list[int]:
         """The ids that the repetition penalty applies to; [] without a penalty."""
-        return self.request.ids + self.ids if self.request.rule.repetition_penalty != 1 else []
+        return [*self.request.ids, *self.ids] if self.request.rule.repetition_penalty != 1 else []
 
     def take(self, token: int) -> None:
         """Append a token, and note whether the answer has come to its end."""
@@ -135,7 +135,7 @@ class Engine:
         longest = max(len(r.ids) + r.max_new_tokens for r in requests)
         common = prefix.common_prefix([r.ids for r in requests])
         shared = prefix.shareable(self.model.config, common, longest)
-        return requests[0].ids[:shared] if shared >= prefix.SHARED_AT_LEAST else []
+        return list(requests[0].ids[:shared]) if shared >= prefix.SHARED_AT_LEAST else []
 
     def _steps(self, forward: Forward, slots: int, waiting: deque[tuple[int, Request]],
                arrivals: Arrivals) -> Iterator[tuple[int, Answer]]:
@@ -205,7 +205,7 @@ class Engine:
         border = prefix.rotation_changes_at(forward.model.config)
         for slot, a in enumerate(active):
             if border and len(a.request.ids) + len(a.ids) == border:  # all keys change, not the newest alone
-                whole = PackedSequences.of([a.request.ids + a.ids], forward.cache.device)
+                whole = PackedSequences.of([[*a.request.ids, *a.ids]], forward.cache.device)
                 logits_BV[slot] = forward.prefill(whole, slot)[0]
         return logits_BV
 

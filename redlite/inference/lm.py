@@ -93,7 +93,7 @@ class LM:
         answers = dict(self.stream(prompts, max_new_tokens, temperature, top_p, seed, stop, **rule))
         return [answers[i] for i in range(len(prompts))]
 
-    def stream(self, prompts: list[list[int]], max_new_tokens: int, temperature: float = 0.0,
+    def stream(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float = 0.0,
                top_p: float = 1.0, seed: int | list[int] = 0, stop: str | tuple[str, ...] = (),
                top_k: int = 0, min_p: float = 0.0,
                repetition_penalty: float = 1.0) -> Iterator[tuple[int, Answer]]:
@@ -120,9 +120,12 @@ class LM:
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         seen, requests = Counter[tuple[int, ...]](), list[Request]()
         for i, ids in enumerate(prompts):
-            own = seed[i] if isinstance(seed, list) else sampling.request_seed(seed, ids, seen[tuple(ids)])
-            seen[tuple(ids)] += 1
-            requests.append(Request(list(ids), max_new_tokens, rule, own, stops))
+            if isinstance(seed, list):
+                own = seed[i]
+            else:
+                own = sampling.request_seed(seed, ids, seen[tuple(ids)])
+                seen[tuple(ids)] += 1
+            requests.append(Request(ids, max_new_tokens, rule, own, stops))
         yield from self.run(requests)
 
     def run(self, requests: list[Request]) -> Iterator[tuple[int, Answer]]:
@@ -177,7 +180,7 @@ class LM:
         """SHA-256 of what decides the results; see the function."""
         return fingerprints(self)
 
-    def _check(self, ids: list[int], what: str = "the sequence") -> list[int]:
+    def _check(self, ids: Sequence[int], what: str = "the sequence") -> Sequence[int]:
         if not ids:
             raise Error(f"{what} is empty; at least one token is needed")
         if min(ids) < 0 or max(ids) >= self.config.vocab_size:

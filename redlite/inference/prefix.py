@@ -3,8 +3,9 @@
 Everything here works on token ids: how long a common prefix is, whether it may be computed separately,
 and which prompts to group so that sharing saves the most.
 """
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from redlite.model.config import Config
 
@@ -17,10 +18,10 @@ from redlite.model.config import Config
 SHARED_AT_LEAST = 8
 # An extra group must save this many tokens, to pay for its prefix pass and its half-empty last batches.
 GROUP_COST = 256
-Ids = TypeVar("Ids", list[int], tuple[int, ...])
+Ids = Any   # a list, tuple or array of ids: of one kind throughout, so that they compare
 
 
-def common_prefix(sequences: list[Ids]) -> int:
+def common_prefix(sequences: Sequence[Ids]) -> int:
     """Length of the longest prefix shared by all, at least one token of each left over."""
     first, last = min(sequences), max(sequences)  # in lexical order, all others lie between these two
     longest = min(map(len, sequences)) - 1
@@ -62,7 +63,7 @@ class _Run(NamedTuple):
     parts: tuple["_Run", "_Run"] | None = None
 
 
-def prefix_groups(prompts: list[list[int]]) -> list[list[int]]:
+def prefix_groups(prompts: Sequence[Ids]) -> list[list[int]]:
     """Indices of the prompts in groups, chosen so that computing each group's prefix once saves the most.
 
     Prompts that share a prefix are neighbours in lexical order, so groups are runs of that order. Runs are

@@ -1,7 +1,7 @@
 """Logits to token ids, pure: no state but the uniform numbers that are handed in."""
 import hashlib
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,7 +123,7 @@ def uniforms(seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=seed))
 
 
-def request_seed(seed: int, ids: list[int], repeat: int) -> int:
+def request_seed(seed: int, ids: Sequence[int], repeat: int) -> int:
     """The seed of the repeat-th request for a prompt: its place in a batch does not matter."""
     digest = hashlib.sha256(f"{seed}:{repeat}:{','.join(map(str, ids))}".encode()).digest()
     return int.from_bytes(digest[:16], "little")

@@ -1,5 +1,5 @@
 """Packed sequences and the attention over them: no padding, anywhere."""
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -27,7 +27,7 @@ class PackedSequences:
     offsets: Tensor
 
     @staticmethod
-    def of(sequences: list[list[int]], device: str | torch.device = "cpu",
+    def of(sequences: Sequence[Sequence[int]], device: str | torch.device = "cpu",
            start: int = 0) -> "PackedSequences":
         """Pack lists of token ids.
 

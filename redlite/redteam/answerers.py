@@ -1,6 +1,7 @@
 """Who answers: a model that is named and identified before it is loaded."""
 import os
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -96,7 +97,9 @@ class LocalAnswerer:
         """See `Answerer`. Raises Error at once, before any answer, if a conversation does not fit the
         model."""
         template = self.lm.template
-        prompts = [template.encode(messages, add_generation_prompt=True).ids for messages in conversations]
+        # 4 bytes a token, where a list takes 36: there may be 100,000 conversations.
+        prompts = [array("i", template.encode(messages, add_generation_prompt=True).ids)
+                   for messages in conversations]
         limit = self.lm.engine.context_limit()
         for messages, ids in zip(conversations, prompts, strict=True):
             if len(ids) >= limit:
