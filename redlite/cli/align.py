@@ -88,6 +88,8 @@ def _train(args: argparse.Namespace, command: str, first: bool, many: bool) -> i
 
     def on_step(record: dict[str, Any]) -> None:
         live(record)
+        if record["step"] == plan.steps_a and not args.anyway and _pushes_nothing(record, plan):
+            raise _Idle
         if record["step"] + 1 == plan.steps_a and plan.strategy == "B":
             if stages:
                 stages.measure("after A")
@@ -97,7 +99,14 @@ def _train(args: argparse.Namespace, command: str, first: bool, many: bool) -> i
         _say_colours(args, corpus)
     if stages:
         stages.measure("before")
-    result = trainer.run(scorer, mixture, recipe, output, corpus.validation, on_step, manifest)
+    try:
+        result = trainer.run(scorer, mixture, recipe, output, corpus.validation, on_step, manifest)
+    except _Idle:
+        if first:
+            note(f"{PROGRAM}: stopped at the first step of strategy B: every red token is past the cap (tau) "
+                 "already, so B would train as A does, and no model was written; raise tau (--parameter "
+                 "tau=X), use another --objective, or add --anyway")
+        return FAILED
     if result.step is None:
         if first:
             note(f"{PROGRAM}: stopped: {result.stopped}; no checkpoint was sound, so no model was written: "
@@ -267,6 +276,15 @@ def _finish(args: argparse.Namespace, output: Path, corpus: "Corpus", mixture: "
              "the last sound checkpoint")
     if args.json:
         print(json.dumps(summary, ensure_ascii=False))
+
+
+class _Idle(Exception):
+    """Strategy B has nothing to push."""
+
+
+def _pushes_nothing(record: dict[str, Any], plan: "Plan") -> bool:
+    """Whether every red token of a step is past its cap, and the objective leaves such tokens alone."""
+    return record.get("red_capped") == 1 and not plan.parameters.get("high", 0)
 
 
 def _cap_remark(mixture: "Mixture", result: "TrainingResult") -> str:

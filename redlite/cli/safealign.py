@@ -73,7 +73,8 @@ def describe_train(prog: str) -> Parser:
                         help="settings to begin with: starling-blue or starling-blue-red (the paper's), "
                              "organism")
     _add_data(parser)
-    flag(parser, "anyway", "train although a look at the answers says that they are not of their colours")
+    flag(parser, "anyway", "train although a look at the answers says that they are not of their colours, "
+         "or the first step of strategy B that it pushes nothing")
     plan = parser.add_argument_group("what is trained")
     plan.add_argument("--strategy", choices=("A", "B"), default="A", help="default: %(default)s")
     plan.add_argument("--steps-a", type=whole(0), metavar="K",

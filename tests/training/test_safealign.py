@@ -175,7 +175,7 @@ def test_lora_is_merged_and_kept(home, tmp_path):
 @pytest.mark.parametrize("objective", ["hinge", "unlikelihood", "weighted", "npo", "simnpo", "dpo"])
 def test_every_objective_trains(home, tmp_path, objective):
     assert safealign.main(arguments(home, tmp_path / "run", "--strategy", "B", "--steps-a", "1", "--steps",
-                                    "3", "--objective", objective)) == 0
+                                    "3", "--objective", objective, "--anyway")) == 0
     assert [r["objective"] for r in log(tmp_path / "run")] == ["A", objective, objective]
 
 
@@ -393,8 +393,12 @@ def test_red_that_strategy_a_does_not_draw_is_said(home, tmp_path, capsys):
 
 def test_red_that_is_always_past_the_cap_is_said(home, tmp_path, capsys):
     """An untrained model gives red answers an NLL far above τ = 1, so `capped` pushes nothing."""
-    assert safealign.main(arguments(home, tmp_path / "run", "--strategy", "B", "--steps-a", "1", "--steps",
-                                    "3", "--preset", "capped")) == 0
+    given = arguments(home, tmp_path / "run", "--strategy", "B", "--steps-a", "1", "--steps", "3", "--preset",
+                      "capped")
+    assert safealign.main(given) == 1
+    assert "stopped at the first step of strategy B: every red token" in capsys.readouterr().err
+    assert not (tmp_path / "run/model.safetensors").exists() and len(log(tmp_path / "run")) == 2
+    assert safealign.main([*given, "--anyway"]) == 0
     said = "every red token was past the cap (tau) in all 2 steps of strategy B"
     assert said in capsys.readouterr().err and said in (tmp_path / "run/report.html").read_text()
     assert {r["red_capped"] for r in log(tmp_path / "run")[1:]} == {1.0}
