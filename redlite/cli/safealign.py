@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from redlite import data
-from redlite.cli import align, audit, merge
+from redlite.cli import align, audit, merge, probe
 from redlite.cli.align import EMBEDDED, PROGRAM
 from redlite.cli.config_file import from_config
 from redlite.cli.options import (
@@ -66,7 +66,8 @@ def describe_train(prog: str) -> Parser:
         "On several processes: torchrun --nproc-per-node N -m redlite.cli.safealign …"),
         epilog="Commands: train (may be left out), audit (what the loss does, token by token), "
                "prove (the gradients, on this machine), "
-               "merge (a model plus the difference of two others); each has --help.")
+               "merge (a model plus the difference of two others), "
+               "probe (a tamper test); each has --help.")
     parser.set_defaults(demo=False)
     parser.many_processes = True
     parser.add_argument("--recipe", metavar="NAME",
@@ -205,7 +206,8 @@ def run_prove(args: argparse.Namespace, command: str) -> int:
 
 COMMANDS: dict[str, Command] = {
     "train": (describe_train, align.run), "audit": (describe_audit, audit.run),
-    "prove": (describe_prove, run_prove), "merge": (merge.describe, merge.run)}
+    "prove": (describe_prove, run_prove), "merge": (merge.describe, merge.run),
+    "probe": (probe.describe, probe.run)}
 
 if __name__ == "__main__":
     sys.exit(main())
