@@ -32,17 +32,24 @@ def attend(q_THK, k_TGK, v_TGK, offsets, parents=None, prefix=None, window=0, sc
 
 
 def expected(q, k, v, offsets, parents, prefix, window, scale):
-    """Row by row in float64: one softmax over all keys that it sees."""
+    """In float64: for each row one softmax over all keys that it sees."""
     out, R = torch.empty_like(q, dtype=torch.float64), q.shape[1] // k.shape[1]
     for b, (start, end) in enumerate(zip(offsets, offsets[1:], strict=False)):
-        for row in range(start, end):
-            seen = list(range(max(start, row + 1 - window) if window else start, row + 1))
-            if parents and parents[b] >= 0:
-                seen = list(range(offsets[parents[b]], offsets[parents[b] + 1])) + seen
-            keys, values = (torch.cat((p, x[seen]) if p is not None else (x[seen], )).double()
-                            for p, x in zip(prefix or (None, None), (k, v), strict=True))
-            scores = torch.einsum("hk,shk->hs", q[row].double(), keys.repeat_interleave(R, 1)) * scale
-            out[row] = torch.einsum("hs,shk->hk", scores.softmax(-1), values.repeat_interleave(R, 1))
+        row, key = torch.arange(start, end)[:, None], torch.arange(start, end)
+        seen = key <= row
+        if window:
+            seen &= key > row - window
+        parts = [(k[start:end], v[start:end])]
+        if parents and parents[b] >= 0:
+            stem = slice(offsets[parents[b]], offsets[parents[b] + 1])
+            parts.insert(0, (k[stem], v[stem]))
+        if prefix:
+            parts.insert(0, prefix)
+        keys, values = (torch.cat(x).double().repeat_interleave(R, 1) for x in zip(*parts, strict=True))
+        all_before = torch.ones(end - start, len(keys) - (end - start), dtype=torch.bool)
+        scores = torch.einsum("thk,shk->hts", q[start:end].double(), keys) * scale
+        scores = scores.masked_fill(~torch.cat((all_before, seen), 1), -torch.inf)
+        out[start:end] = torch.einsum("hts,shk->thk", scores.softmax(-1), values)
     return out
 
 
