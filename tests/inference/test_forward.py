@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 from packed_models import VARIANTS, make
+from test_engine import is_greedy
 
 from redlite import kernels
 from redlite.inference.cache import Cache
@@ -13,7 +14,7 @@ from redlite.inference.engine import Engine, Request
 from redlite.inference.forward import CForward
 from redlite.kernels.cpu import library, packed
 from redlite.model.llama import LLaMA
-from redlite.model.sequences import PackedSequences, packed_attention
+from redlite.model.sequences import PackedSequences
 
 pytestmark = pytest.mark.skipif(bool(library.missing()) or kernels.implementation("cached_attention") != "c",
                                 reason=library.missing() or "REDLITE_KERNELS forces another attention")
@@ -72,15 +73,7 @@ def test_the_engine_takes_it_and_gives_the_tokens_of_recomputation(name, monkeyp
                         lambda self, ids: calls.append(len(ids)) or logits(self, ids))
     prompts = [[n % 97 for n in range(12)] + [90 - i] * (1 + i % 4) for i in range(7)]
     for i, result in Engine(model, max_batch=4).run([Request(p, 10 + i) for i, p in enumerate(prompts)]):
-        ids = list(prompts[i])
-        for _ in range(10 + i):
-            whole = PackedSequences.of([ids])
-            ids.append(
-                int(
-                    model.logits(
-                        model(whole.ids, whole.positions, packed_attention(model.config, whole.offsets),
-                              whole.lengths))[-1].argmax()))
-        assert result.ids == ids[len(prompts[i]):], i
+        assert is_greedy(model, prompts[i], result.ids, 10 + i), i
     assert max(calls) == 4
 
 
