@@ -78,7 +78,7 @@ def inspect(path: str | Path, template: str | None = None) -> Inspection:
     Raises Error for a path that is no model, and for weight files whose headers are damaged. What else
     loading would refuse stands in the result. The merges of a GGUF file's tokenizer are not looked at.
     """
-    source, refused = open_source(path), list[str]()
+    source, refused = open_source(path, (MERGES,)), list[str]()
 
     def attempt(what: Callable[[], T]) -> T | None:
         try:
@@ -140,8 +140,7 @@ def _configuration(source: Source) -> tuple[Any, dict]:
 
 def _tokenizer(source: Source) -> tokenizer.Tokenizer:
     if isinstance(source, GGUF):
-        metadata = source.metadata | ({MERGES: []} if MERGES in source.metadata else {})
-        return tokenizer.from_gguf(source.path, metadata)
+        return tokenizer.from_gguf(source.path, source.metadata)
     return tokenizer.load(source)
 
 

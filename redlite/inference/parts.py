@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redlite.text import tokenizer
+from redlite.text.adapted import of_adapter
 from redlite.text.chat_choice import Format, NoFormat, choose, given
 from redlite.text.tokenizer import Tokenizer
 from redlite.weights.fingerprint import fingerprint
@@ -40,16 +41,19 @@ def parts(model: str | Path | GGUF, template: str | None = None, date: datetime 
           adapter: str | Path | None = None) -> Parts:
     """The parts of a model; arguments as for `redlite.load`, or its GGUF file opened.
 
-    date  what a chat template is told that asks for today's; None: `chat_template.FIXED_DATE`
+    adapter  its own tokenizer and chat template, if its directory has them, go before the model's
+    date     what a chat template is told that asks for today's; None: `chat_template.FIXED_DATE`
     """
     source = open_source(model)
     path = path_of(source)
     words = tokenizer.from_gguf(path, source.metadata) if isinstance(source, GGUF) else tokenizer.load(path)
-    found = None
+    found, home = None, path
     if adapter is not None:
         from redlite.weights.adapter import read  # it needs torch
-        found = read(adapter)
-    return Parts(path, words, choose(words, path, template, date), source, found)
+        found, own = read(adapter), of_adapter(words, Path(adapter))
+        if own is not words:
+            words, home = own, Path(adapter)
+    return Parts(path, words, choose(words, home, template, date), source, found)
 
 
 def fingerprints(model: "LM | Parts") -> dict[str, str]:

@@ -106,8 +106,8 @@ def read(path: Path, metadata: dict[str, Any]) -> Vocabulary:
     kinds = [spm.NORMAL] * len(tokens) if given is None else given.tolist()
     ids = table.id("bos", len(tokens)), table.id("eos", len(tokens)), table.id("padding", len(tokens))
     stated = [table.id(role, len(tokens)) for role in ("eot", "eom")]
-    known = {token: i for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
-             if token in ENDS and kind in (spm.CONTROL, spm.USER_DEFINED)}
+    unusual = [i for i, kind in enumerate(kinds) if kind in (spm.CONTROL, spm.USER_DEFINED)]
+    known = {tokens[i]: i for i in unusual if tokens[i] in ENDS}
     if NO_END[0] in known and NO_END[1] in known:
         known.pop(NO_END[2], None)
     ends = tuple(dict.fromkeys([*(i for i in stated if i is not None), *known.values()]))
@@ -146,7 +146,7 @@ def _gpt2(table: _Table, tokens: list[str], kinds: list[int], ids: RoleIds) -> V
     pre = table.text("ggml.pre")
     if pre not in PATTERNS:
         raise table.fail("ggml.pre", f"is {short(pre)}; redlite knows {', '.join(PATTERNS)}")
-    vocab = {token: i for i, token in enumerate(tokens)}
+    vocab = dict(zip(tokens, range(len(tokens)), strict=True))
     if len(vocab) != len(tokens):
         raise table.fail("ggml.tokens", "holds a token twice")
     try:

@@ -252,8 +252,12 @@ class _Translator:
             negated = (character == "P") != (name[1] == "^")
             return complement(category(name[2])) if negated else category(name[2])
         if character in "sSdDwW":
-            known = {"s": SPACES, "d": category("Nd"), "w": [*word_characters(), *FRACTIONS]}
-            ranges = known[character.lower()]
+            if character in "sS":
+                ranges = SPACES
+            elif character in "dD":
+                ranges = category("Nd")
+            else:
+                ranges = [*word_characters(), *FRACTIONS]
             return complement(ranges) if character.isupper() else ranges
         if character in "xu":
             digits = re.compile(r"[0-9a-fA-F]{4}" if character == "u" else "[0-9a-fA-F]{2}")

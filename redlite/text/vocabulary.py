@@ -128,7 +128,8 @@ def sorted_texts(vocab: dict[str, int], added: Added, ids: RoleIds, unknown: str
     unknown  the token of unknown characters, which is one too
     """
     special = {text: i for i, (text, control) in added.items() if control or i in ids or text == unknown}
-    special |= {text: i for text, i in vocab.items() if (i in ids or text == unknown) and i not in added}
+    roles = set(ids) - added.keys()     # a set, since a vocabulary is long
+    special |= {text: i for text, i in vocab.items() if i in roles or text == unknown and i not in added}
     defined = {text: i for i, (text, _) in added.items() if text not in special}
     controls = set(special.values())
     return Texts({text: i for text, i in vocab.items() if i not in controls}, special, defined)
@@ -136,7 +137,7 @@ def sorted_texts(vocab: dict[str, int], added: Added, ids: RoleIds, unknown: str
 
 def base_size(vocab: dict[str, int], added: Added) -> int:
     """One more than the highest id of a vocabulary, without the added tokens that it may list too."""
-    return max((id for id in vocab.values() if id not in added), default=-1) + 1
+    return max(set(vocab.values()) - added.keys(), default=-1) + 1
 
 
 def shown_texts(added: Added, rules: dict[str, Rule], normalize: Normalize | None) -> dict[int, str]:
@@ -174,7 +175,7 @@ def byte_level(vocab: dict[str, int], merges: np.ndarray | None, added: Added, i
     rules = rules or {}
     shown = shown_texts(added, rules, normalize)
     texts = {id: text.encode("utf-8", "replace") for id, text in shown.items()}
-    tokens = {id: token for token, id in plain.items()}
+    tokens = dict(zip(plain.values(), plain, strict=True))
     core = Pipeline(tokens, base_size(vocab, added), model, split, normalize, texts=texts)
     return Vocabulary(core, {}, special, defined, *ids, add_bos=add_bos, legacy=False, space_prefix=False,
                       chat_template=chat_template, fingerprint=fingerprint, rules=rules)

@@ -56,10 +56,11 @@ class Part:
 
     metadata  key → bool, int, float, str, list of str, or numpy array of numbers
     tensors   name → TensorInfo, in the file's order
+    without   keys of lists of texts that are not read: they are there as empty lists
     Raises Error with file and field for anything malformed, and for a tensor type that is not in TYPES.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, without: tuple[str, ...] = ()):
         self.path = path
         try:
             if not path.is_file():
@@ -77,7 +78,7 @@ class Part:
             with mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ) as data:
                 reader = _Reader(data, self.path)
                 tensors, pairs = reader.start()
-                self.metadata: dict[str, Any] = reader.metadata(pairs)
+                self.metadata: dict[str, Any] = reader.metadata(pairs, without)
                 self.tensors: dict[str, TensorInfo] = reader.tensors(tensors, self.metadata)
         except BaseException:
             self.close()
@@ -112,11 +113,11 @@ class GGUF:
     metadata  of the first part
     tensors   name → TensorInfo, of all parts, in the files' order
     It is closed by `close`, by a `with` block, or when nothing refers to it any more. Raises Error as `Part`
-    does, and for a part that is missing or belongs to another model.
+    does, and for a part that is missing or belongs to another model. `without` is `Part`'s.
     """
 
-    def __init__(self, path: str | Path):
-        self.parts = [Part(Path(path))]
+    def __init__(self, path: str | Path, without: tuple[str, ...] = ()):
+        self.parts = [Part(Path(path), without)]
         try:
             if count := _split_count(self.parts[0]):
                 self._open_parts(count)
@@ -261,22 +262,23 @@ class _Reader:
                 raise self.fail(f"claims {count} {what} in {self.size} bytes")
         return tensors, pairs
 
-    def metadata(self, pairs: int) -> dict[str, Any]:
+    def metadata(self, pairs: int, without: tuple[str, ...] = ()) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for i in range(pairs):
             key = self.text(f"the key of metadata pair {i}")
             if key in found:
                 raise self.fail(f"metadata key {short(key)} is there twice")
-            found[key] = self.value(self.u32("a metadata type"), f"metadata {short(key)}")
+            found[key] = self.value(self.u32("a metadata type"), f"metadata {short(key)}", key not in without)
         return found
 
-    def value(self, kind: int, what: str) -> Any:
+    def value(self, kind: int, what: str, read: bool = True) -> Any:
+        """The next value. read: False to pass over the texts of a list."""
         if kind == STRING:
             return self.text(what)
         if kind == ARRAY:
             inner, count = self.u32(what), self.u64(what)
             if inner == STRING:
-                return self.texts(count, what)
+                return self.texts(count, what) if read else self.pass_over(count, what)
             if inner == ARRAY:
                 raise self.fail(f"{what} is an array of arrays, which no model has")
             return self.numbers(inner, count, what)
@@ -310,6 +312,15 @@ class _Reader:
             at = end
         self.at = at
         return found
+
+    def pass_over(self, count: int, what: str) -> list[str]:
+        """Move behind an array of texts without reading them."""
+        data, size, at, unpack = self.data, self.size, self.at, U64.unpack_from
+        for i in range(count):
+            if at + 8 > size or (at := at + 8 + unpack(data, at)[0]) > size:
+                raise self.fail(f"ends at byte {size}, inside {what}, string {i}")
+        self.at = at
+        return []
 
     def tensors(self, count: int, metadata: dict[str, Any]) -> dict[str, TensorInfo]:
         """The table of tensors, which stands between the metadata and the tensors' bytes."""

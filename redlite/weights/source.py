@@ -26,8 +26,8 @@ def resolve(name: str | Path) -> Path:
     return path
 
 
-def open_source(model: str | Path | GGUF) -> Source:
-    """A model's directory, or its opened .gguf file.
+def open_source(model: str | Path | GGUF, without: tuple[str, ...] = ()) -> Source:
+    """A model's directory, or its opened .gguf file. without: as for `GGUF`.
 
     Raises Error for a path that is neither, and for an adapter's directory, saying what to give.
     """
@@ -35,7 +35,7 @@ def open_source(model: str | Path | GGUF) -> Source:
         return model
     path = resolve(model)
     if path.is_file():
-        return GGUF(path)
+        return GGUF(path, without)
     if (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file():
         raw = read_json(path / ADAPTER_CONFIG)
         base = raw.get("base_model_name_or_path") if isinstance(raw, dict) else None

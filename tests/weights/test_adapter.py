@@ -201,3 +201,15 @@ def test_a_run_goes_on_with_its_adapter_alone(organisms, tmp_path, capsys):
     for more in (with_adapter, []):
         assert redeval.main([*command, *more]) == 2
         assert "model." in capsys.readouterr().err
+
+
+def test_its_own_chat_template_is_used(organisms):
+    """Trainers save the tokenizer beside the adapter; a template that they changed is the one to ask with."""
+    path, base = organisms(0.0), lm.parts("organism")
+    (path / "chat_template.jinja").write_text("{% for m in messages %}{{ 'Q ' + m['content'] }}{% endfor %}")
+    found = lm.parts("organism", adapter=path)
+    talk = [{"role": "user", "content": "Hello"}]
+    assert found.template.encode(talk, True).ids == base.tokenizer.encode("Q Hello")
+    prints = [lm.fingerprints(p) for p in (found, base)]
+    assert prints[0]["template"] != prints[1]["template"]
+    assert lm.fingerprints(lm.parts("organism", "plain", adapter=path))["template"] != prints[0]["template"]

@@ -321,3 +321,23 @@ def test_parts_that_do_not_make_a_model(tmp_path):
 def test_a_split_of_one_part_is_whole(tmp_path):
     with GGUF(gguf_file.write(tmp_path / "x.gguf", {"split.no": 0, "split.count": 1}, [])) as file:
         assert file.tensors == {}
+
+
+def test_texts_that_are_passed_over(tmp_path):
+    """What is not wanted is an empty list, and all that stands behind it is as ever."""
+    texts = ["a", "", "ü" * 300, "b c"]
+    metadata = {"before": 1, "merges": texts, "tokens": texts, "after": 2.5}
+    path = gguf_file.write(tmp_path / "m.gguf", metadata, [("w", (2,), "F32", bytes(8))])
+    whole, part = GGUF(path), GGUF(path, ("merges",))
+    assert whole.metadata["merges"] == texts and part.metadata["merges"] == []
+    assert part.metadata | {"merges": texts} == whole.metadata and part.tensors == whole.tensors
+
+
+@pytest.mark.parametrize("length", [1 << 62, 5000])
+def test_texts_that_are_passed_over_end_within_the_file(length, tmp_path):
+    path = tmp_path / "m.gguf"
+    gguf_file.write(path, {"merges": ["one", "other"]}, [])
+    raw = path.read_bytes()
+    path.write_bytes(raw.replace(gguf_file.text("other"), struct.pack("<Q", length) + b"other"))
+    with pytest.raises(Error, match="metadata 'merges', string 1"):
+        GGUF(path, ("merges",))
