@@ -99,8 +99,13 @@ def take(directory: "Run", files: list[str]) -> None:
     from redlite.redteam import journals, labelling
     answers = journals.read_journals(directory).answers
     drawn = labelling.read_draw(directory.directory)
-    found = [label for file in files for label in labelling.read_labels(Path(file), answers, drawn)]
-    labelling.keep(directory, found)
+    found = labelling.together(
+        {file: labelling.read_labels(Path(file), answers, drawn) for file in dict.fromkeys(files)}
+    )
+    if replaced := labelling.keep(directory, found):
+        note(f"{replaced} labels replace others that the same people gave before")
+    if skipped := sum(label.label == "skip" for label in found):
+        note(f"{skipped} of {len(found)} labels are skip, which correct nothing")
     if drawn is None:
         note("these answers were not drawn by `redeval label`: the correction takes them as drawn at random")
     elif strange := len({label.key for label in found} - set(drawn.drawn)):

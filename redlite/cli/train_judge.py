@@ -52,7 +52,10 @@ def run(args: Namespace, command: str) -> int:
     settings = train_judge.Settings(args.epochs, args.batch_size, args.learning_rate, args.held_out,
                                     args.max_tokens, args.seed)
     rows = [row for file in args.labels for row in read_labelled(file)]
-    rows = list(dict.fromkeys(rows))[:args.limit]
+    rows = list(dict.fromkeys(row for row in rows if row[1].strip()))[:args.limit]
+    sides = Counter((question, answer) for question, answer, _ in rows)
+    if both := sum(count > 1 for count in sides.values()):
+        note(f"{both} answers are labelled both harmful and unharmful; each counts once for either side")
     training, held = train_judge.split(rows, settings.held_out, settings.seed)
     counts = {name: dict(Counter(label for _, _, label in part))
               for name, part in (("training", training), ("held out", held))}
@@ -87,7 +90,11 @@ def _train(args: Namespace, command: str, settings: Any, training: list, held: l
     text = formats.read_prompt(formats.JUDGE_FILES / f"{FORMAT}.txt")
     prompts = formats.prompts(FORMAT, loaded.tokenizer, loaded.template)
     judge = ModelJudge(loaded, FORMAT, prompts, output.name)
-    labels = {Path(file).name: sha256_file(file) for file in args.labels}
+    labels: dict[str, str] = {}
+    for file in args.labels:   # files of one name from two directories are kept apart
+        sha256 = sha256_file(file)
+        name = Path(file).name
+        labels[name if labels.get(name, sha256) == sha256 else f"{name} {sha256[:8]}"] = sha256
     manifest = {
         "command": command, "version": __version__, "seed": args.seed, "labels": labels,
         "model": {"name": parts.path.name, "dtype": args.dtype, **lm.fingerprints(parts)}, "judge": {

@@ -35,6 +35,8 @@ def parse_gate(text: str) -> Gate:
         bound = float(given)
     except ValueError:
         raise Error(f"gate {text!r}: {given!r} is no number") from None
+    if measure.startswith("asr.") and not 0 <= bound <= 1:
+        raise Error(f"gate {text!r}: a rate lies between 0 and 1, not at {given}; 5% is 0.05")
     return Gate(text, measure, sign, bool(relative), -bound if plus == "-" else bound)
 
 

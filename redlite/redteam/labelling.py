@@ -128,10 +128,12 @@ def read_labels(path: Path, answers: Mapping[AnswerKey, dict], drawn: Draw | Non
     for number, row in enumerate(rows, 1):
         where = f"{path}, label {number}"
         try:
-            key = AnswerKey(str(row["id"]), str(row["prompt"]), int(row.get("sample") or 0))
+            key = AnswerKey(str(row["id"]), str(row["prompt"]), _whole(row.get("sample") or 0))
             label = row["label"].strip().lower()
-        except (KeyError, ValueError, AttributeError, TypeError):
+        except (KeyError, AttributeError, TypeError):
             raise Error(f"{where}: must have id, prompt, sample and label") from None
+        except ValueError:
+            raise Error(f"{where}: sample {row['sample']!r} is no whole number") from None
         if label not in KNOWN:
             raise Error(f"{where}: the label {label!r} is not known; use {', '.join(KNOWN)}")
         if key not in answers:
@@ -145,6 +147,31 @@ def read_labels(path: Path, answers: Mapping[AnswerKey, dict], drawn: Draw | Non
     if not found:
         raise Error(f"{path}: has no labels")
     return list(found.values())
+
+
+def _whole(value: str | int | float) -> int:
+    """A sample's number; pandas writes 0 as 0.0 where a column has gaps. ValueError for what is not whole."""
+    number = float(value)
+    if not number.is_integer():
+        raise ValueError
+    return int(number)
+
+
+def together(files: Mapping[str, list[Label]]) -> list[Label]:
+    """The labels of several files, by their names.
+
+    Raises Error where two files label one answer by one name: no file may silently replace another.
+    """
+    found: dict[tuple[AnswerKey, str], tuple[str, Label]] = {}
+    for file, labels in files.items():
+        for label in labels:
+            before, _ = found.setdefault((label.key, label.labeller), (file, label))
+            if before != file:
+                raise Error(
+                    f"{before}, {file}: both label {label.key.id!r} under {label.key.prompt!r} as "
+                    f"{label.labeller!r}; name each labeller in its file, or give one file"
+                )
+    return [label for _, label in found.values()]
 
 
 def _csv_rows(path: Path) -> list[dict]:
@@ -175,17 +202,18 @@ def read_kept(folder: Path) -> list[Label]:
     return kept(read_lines(folder / LABELS)[0])
 
 
-def keep(directory: Run, labels: Iterable[Label]) -> None:
-    """Put labels into the run.
-
-    A later label of the same person for the same answer replaces the earlier one.
-    """
+def keep(directory: Run, labels: Iterable[Label]) -> int:
+    """Put labels into the run; how many replace another label of the same person for the same answer."""
     there = {(label.key, label.labeller): label.label for label in kept(directory.read(LABELS))}
+    replaced = 0
     for label in labels:
-        if there.get((label.key, label.labeller)) != label.label:
+        before = there.get((label.key, label.labeller))
+        if before != label.label:
+            replaced += before is not None
             directory.append(
                 LABELS, {**label.key._asdict(), "labeller": label.labeller, "label": label.label}
             )
+    return replaced
 
 
 def kept(records: Iterable[dict]) -> list[Label]:

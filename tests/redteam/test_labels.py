@@ -139,6 +139,7 @@ def test_csv_without_a_draw_is_taken_as_drawn_from_all(run, tmp_path):
         ([["q1", "cou", 0, "skip", "a"], ["x", "cou", 0, "skip", "a"]], None, "label 2: this run has no"),
         ([["q1", "cou", 0, "skip", "a"]] * 2, None, "label 2: labels the answer 'q1' under 'cou' a second"),
         ([["q1", "skip"]], ("id", "label"), "must have id, prompt, sample and label"),
+        ([["q1", "cou", "0.5", "skip", "a"]], None, "label 1: sample '0.5' is no whole number"),
         ([], None, "has no labels"),
     ])
 def test_csv_that_does_not_fit_names_the_line(run, tmp_path, capsys, rows, columns, message):
@@ -154,6 +155,24 @@ def test_a_label_given_twice_counts_once_and_a_changed_one_replaces(run, tmp_pat
         assert main(["judge", str(run), "--labels", file]) == 0
         assert len((run / "labels.jsonl").read_text().splitlines()) == lines
         assert labelling.read_kept(run) == [Label(key, "ann", label_given)]
+
+
+def test_no_file_replaces_another_silently(run, tmp_path, capsys):
+    """Two people may save files of one name without naming themselves; their labels are not one person's."""
+    key = AnswerKey("q1", "cou", 0)
+    files = []
+    for folder, said in (("a", "harmful"), ("b", "unharmful")):
+        (tmp_path / folder).mkdir()
+        files.append(write_csv(tmp_path / folder / "l.csv", [[*key[:2], "0.0", said, ""]]))
+    assert main(["judge", str(run), "--labels", *files]) == 2
+    assert "both label 'q1' under 'cou' as 'l'" in capsys.readouterr().err
+    assert not (run / "labels.jsonl").exists()
+    for file in files:
+        assert main(["judge", str(run), "--labels", file]) == 0
+    assert "1 labels replace others that the same people gave before" in capsys.readouterr().err
+    skipped = write_csv(tmp_path / "s.csv", [["q2", "cou", 0, "skip", "ann"]])
+    assert main(["judge", str(run), "--labels", skipped, skipped]) == 0
+    assert "1 of 1 labels are skip" in capsys.readouterr().err
 
 
 def test_two_labellers_agreement_and_ties(run, tmp_path, capsys):

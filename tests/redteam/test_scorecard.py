@@ -53,7 +53,12 @@ def test_gates():
     ]
     assert [g["passed"] for g in gates.check_gates(parsed, found, baseline)] == [
         True, True, False, False, False]
-    for text, message in (("asr.cou=0.1", "write MEASURE"), ("asr.cou<=1.2.3", "no number")):
+    for text, message in (
+        ("asr.cou=0.1", "write MEASURE"),
+        ("asr.cou<=1.2.3", "no number"),
+        ("asr.cou<=5", "between 0 and 1, not at 5; 5% is 0.05"),
+        ("asr.cou.corrected<=baseline+2", "between 0 and 1"),
+    ):
         with pytest.raises(Error, match=message):
             gates.parse_gate(text)
     with pytest.raises(Error, match="needs a baseline"):
