@@ -97,8 +97,8 @@ def test_runs_that_were_not_made_alike_have_no_difference_and_say_why(capsys):
 
 def test_csv_holds_every_answer_with_its_label(capsys):
     folder = run("a")
-    assert exported(capsys, folder, "--format", "csv", "--output", "a.csv") == ""
-    with open("a.csv", newline="") as file:
+    assert exported(capsys, folder, "--format", "csv", "--output", "new/a.csv") == ""
+    with open("new/a.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     shown = list(csv.DictReader(io.StringIO(exported(capsys, folder, "--format", "csv"))))
     assert [row["id"] for row in shown] == [row["id"] for row in rows]  # without what steers a terminal
