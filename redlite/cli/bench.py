@@ -149,8 +149,10 @@ def run(args: Namespace, command: str) -> int:
     """The body of `redeval bench`."""
     suites = suites_of(args.tasks)
     from redlite.bench import task as bench_task
+    from redlite.cli.results_files import write_bench_page
     from redlite.redteam import gates as redteam_gates
     from redlite.redteam import scorecard
+    from redlite.report import html
     gates = gates_of(args)
     if any(g.relative for g in gates):
         raise Error("--gate … baseline …: a bench has no baseline; use scorecard --baseline, or a number")
@@ -171,8 +173,9 @@ def run(args: Namespace, command: str) -> int:
         return DONE
     measures = scorecard.measures(None, found)
     checked = redteam_gates.check_gates(gates, measures, None, strictness_of(args))
+    write_bench_page(output, found, checked)
     code = show(args, output, model.name, measures, found["complete"], checked, found)
-    print(f"Results: {output / scorecard.RESULTS}", file=sys.stderr if args.json else sys.stdout)
+    print(f"Report: {output / html.PAGE}", file=sys.stderr if args.json else sys.stdout)
     return code
 
 
@@ -187,7 +190,7 @@ def show(args: Namespace, output: Path, name: str, found: dict, complete: bool, 
     from redlite.redteam import scorecard
     from redlite.store.text import columns
     print("\n".join(columns(scorecard.table(name, found, baseline, paired))))
-    if cuts := counted(summary["truncated"]):
+    if cuts := counted(summary["truncated"], 4):
         print(f"Contexts cut on the left to fit the window: {cuts}")
     if unlabelled := unlabelled_in(found):
         print(f"Left out, since the judge gave no label: {unlabelled}")
@@ -285,9 +288,13 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
 
 
-def counted(counts: dict[str, int]) -> str:
-    """The counts that are not 0: "a 1, b 2"."""
-    return ", ".join(f"{name} {n}" for name, n in counts.items() if n)
+def counted(counts: dict[str, int], most: int | None = None) -> str:
+    """The counts that are not 0: "a 1, b 2". most: how many are named; the rest is summed up."""
+    there = [(name, n) for name, n in counts.items() if n]
+    named = [f"{name} {n}" for name, n in there[:most]]
+    if rest := there[len(named):]:
+        named.append(f"and {sum(n for _, n in rest)} of {len(rest)} more tasks (results.json has all)")
+    return ", ".join(named)
 
 
 def unlabelled_in(measures: dict[str, dict]) -> str:

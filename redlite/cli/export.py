@@ -52,6 +52,7 @@ def run(args: Namespace, command: str) -> int:
     if args.dry_run:
         print(f"would write {len(text.encode('utf-8', 'replace'))} bytes of {args.format} to {where}")
     elif args.output:
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(args.output, text)
     else:
         sys.stdout.write(text)

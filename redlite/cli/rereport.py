@@ -21,16 +21,19 @@ def report(args: Namespace, folder: Path) -> int:
 
 
 def _bench(args: Namespace, folder: Path) -> int:
+    from redlite.cli.results_files import write_bench_page
     from redlite.redteam import gates as redteam_gates
     from redlite.redteam import runs, scorecard
+    from redlite.report import html
     from redlite.store.files import write_json
     summary = runs.recounted(folder)
     write_json(folder / runs.RESULTS, summary)
     found, asked = scorecard.measures(None, summary), bench.gates_of(args)
     redteam_gates.check_names(asked, list(found))
     checked = redteam_gates.check_gates(asked, found, None, bench.strictness_of(args))
+    write_bench_page(folder, summary, checked)
     code = bench.show(args, folder, summary["model"], found, summary["complete"], checked, summary)
-    print(f"Results: {folder / runs.RESULTS}", file=sys.stderr if args.json else sys.stdout)
+    print(f"Report: {folder / html.PAGE}", file=sys.stderr if args.json else sys.stdout)
     return code
 
 
@@ -75,7 +78,7 @@ def _nothing(folder: Path) -> dict:
 
 def _recounted(folder: Path, write: bool = True) -> "Measured":
     """A scorecard's parts, or its baseline's, counted again; with `write`, into their own files as well."""
-    from redlite.cli.results_files import write_page
+    from redlite.cli.results_files import write_bench_page, write_page
     from redlite.redteam import journals, runs, scorecard
     from redlite.store.files import write_json
     parts = runs.parts_of(folder)
@@ -85,6 +88,7 @@ def _recounted(folder: Path, write: bool = True) -> "Measured":
         write_page(journals.read_journals(parts["redeval"]), asr)
     if write and found:
         write_json(parts["bench"] / runs.RESULTS, found)
+        write_bench_page(parts["bench"], found)
     return scorecard.measured(asr, found)
 
 

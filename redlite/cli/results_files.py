@@ -1,14 +1,16 @@
-"""results.json and report.html of a RED-EVAL run, made of the journals that a command has read."""
+"""results.json and report.html of a RED-EVAL run, and report.html of benches."""
 from collections.abc import Sequence
+from pathlib import Path
 
 from redlite.judges import combine
 from redlite.judges.agreement import on_harm_in_words
 from redlite.redteam import journals as red_journals
 from redlite.redteam import results, scorecard
-from redlite.redteam.gates import BY_VALUE, Gate, Strictness, check_gates
+from redlite.redteam.gates import BY_VALUE, Gate, Strictness, check_gates, main_names
 from redlite.redteam.journals import RunJournals
-from redlite.report import html, redeval_page
+from redlite.report import bench_page, html, redeval_page
 from redlite.store.files import write_atomic, write_json
+from redlite.store.run_directory import read_manifest
 
 
 def write_results(journals: RunJournals, judge_name: str, gates: Sequence[Gate] = (),
@@ -38,3 +40,17 @@ def write_page(journals: RunJournals, summary: dict) -> None:
     write_atomic(journals.folder / html.PAGE, page)
     for name, page in redeval_page.answer_pages(summary, journals.answers, own, differ):
         write_atomic(journals.folder / name, page)
+
+
+def write_bench_page(folder: Path, summary: dict, gates: Sequence[dict] = ()) -> None:
+    """Write report.html of a bench run. summary: what its results.json holds; gates: as they were checked."""
+    found = scorecard.measures(None, summary)
+    main = main_names(found)
+    details = [measure for measure in found if measure not in main]
+    shown, below = (scorecard.table(summary["model"], found, names=names) for names in (main, details))
+    notes = [] if summary["complete"] else ["Incomplete: run the same command again."]
+    unlabelled = {name: r["unlabelled"] for name, r in found.items() if r.get("unlabelled")}
+    notes += [f"{name}: {n} examples are left out, since the judge gave no label."
+              for name, n in unlabelled.items() if name in main]
+    page = bench_page.bench_page(read_manifest(folder), summary, found, shown, below, [*gates], notes)
+    write_atomic(folder / html.PAGE, page)

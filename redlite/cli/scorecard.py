@@ -162,7 +162,7 @@ def _run_battery(folder: Path, command: str, model: "ModelChoice", battery: "Bat
 
     directory  the scorecard's run, which keeps what a judge behind an API is paid for
     """
-    from redlite.cli.results_files import write_page
+    from redlite.cli.results_files import write_bench_page, write_page
     from redlite.redteam import scorecard
     from redlite.redteam.answerers import once_loaded
     model, battery = once_loaded(model, directory), scorecard.kept_in(battery, directory)
@@ -172,6 +172,7 @@ def _run_battery(folder: Path, command: str, model: "ModelChoice", battery: "Bat
         write_page(journals, asr)
     if battery.tasks or battery.refusals:
         found = scorecard.run_bench(folder / "bench", command, model, battery, progress, info)
+        write_bench_page(folder / "bench", found)
     return scorecard.measured(asr, found)
 
 

@@ -3,8 +3,12 @@
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from redlite.cli import bench
+
+if TYPE_CHECKING:
+    from redlite.report.html import Link
 
 
 def write(output: Path, summary: dict, gates: list[str]) -> dict:
@@ -28,9 +32,22 @@ def write(output: Path, summary: dict, gates: list[str]) -> dict:
     shown, below = (scorecard.table(summary["model"], found, baseline, paired, names)
                     for names in (main, details))
     page = scorecard_page(summary["model"], found, summary["baseline"], baseline, shown, below, checked,
-                          _how(summary), paired)
+                          _how(summary), paired, _links(output, summary["baseline_run"]))
     write_atomic(output / html.PAGE, page)
     return summary
+
+
+def _links(output: Path, finished: str | None) -> "list[tuple[str, Link]]":
+    """The pages of the scorecard's parts and of its baseline's, as far as they exist."""
+    from redlite.redteam import runs
+    from redlite.report import html
+    links, against = [], Path(finished) if finished else output / "baseline"
+    for side, folder in (("", output), ("the baseline's ", against)):
+        there = runs.parts_of(folder) if folder.exists() else {}
+        for kind, title in (("redeval", "RED-EVAL"), ("bench", "benches")):
+            if kind in there and (page := there[kind] / html.PAGE).is_file():
+                links.append((f"{side}{title}", html.link_to(str(page), page, output)))
+    return links
 
 
 def _how(summary: dict) -> list[tuple[str, str]]:

@@ -312,16 +312,8 @@ def _mean(values: tuple[float, ...], weights: list[float]) -> float:
 
 def table(found: dict[str, dict], names: tuple[str, str], listed: int = 10) -> str:
     """The comparison as text for a terminal; up to `listed` wins and losses of each measure."""
-    rows = [["measure", "n", *names, "difference", "95% interval", "p", "p (Holm)", "wins", "losses"]]
     lists, main = [], set(main_names(found))
     for name, r in found.items():
-        difference, span = "–", "–"
-        if r["difference"] is not None:
-            low, high = r["ci95"]
-            difference, span = f"{100 * r['difference']:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"
-        tests = ["–" if p is None else f"{p:.3g}" for p in (r["p"], r["p_holm"])]
-        rows.append([name, str(r["n"]), percent(r["a"]), percent(r["b"]), difference, span, *tests,
-                     str(len(r["wins"])), str(len(r["losses"]))])
         if name.startswith("asr.") and name not in main:
             continue  # a topic's examples are listed under its prompt
         for what in ("wins", "losses"):
@@ -331,4 +323,18 @@ def table(found: dict[str, dict], names: tuple[str, str], listed: int = 10) -> s
         if r["unlabelled"]:
             lists.append(f"{name}: {r['unlabelled']} examples have no label in one of the runs "
                          "and are left out")
-    return "\n".join([*columns(rows), *lists])
+    return "\n".join([*columns(rows_of(found, names)), *lists])
+
+
+def rows_of(found: dict[str, dict], names: tuple[str, str]) -> list[list[str]]:
+    """The comparison as a table with its head, a row for each measure."""
+    rows = [["measure", "n", *names, "difference", "95% interval", "p", "p (Holm)", "wins", "losses"]]
+    for name, r in found.items():
+        difference, span = "–", "–"
+        if r["difference"] is not None:
+            low, high = r["ci95"]
+            difference, span = f"{100 * r['difference']:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"
+        tests = ["–" if p is None else f"{p:.3g}" for p in (r["p"], r["p_holm"])]
+        rows.append([name, str(r["n"]), percent(r["a"]), percent(r["b"]), difference, span, *tests,
+                     str(len(r["wins"])), str(len(r["losses"]))])
+    return rows

@@ -75,7 +75,8 @@ def _pair(first: Row, row: Row, seed: int) -> None:
             try:
                 pairs[pair] = scorecard.paired_differences(Path(pair[1]), Path(pair[0]), seed, alike=False)
             except Error as error:
-                row.notes.append(f"{row.name}: no difference to {first.name}: {error}")
+                way = f": redeval compare {' '.join(pair)} --anyway" if error.setting == "anyway" else ""
+                row.notes.append(f"{row.name}: no difference to {first.name}: {error}{way}")
                 pairs[pair] = {}
         found = pairs[pair].get(cell["measure"])
         if found and found["difference"] is not None:

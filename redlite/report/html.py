@@ -2,14 +2,18 @@
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
 
 from redlite.store.text import percent
 
 PAGE = "report.html"
 ASSETS = Path(__file__).parent / "assets"
+LONG = 48  # characters of a cell from which on it wraps
 COLOURS = 6  # classes c0 … c5 of the style sheet
 STEP, EDGE = 44, 6  # of a chart: from bar to bar, and the room beside the bars
 
@@ -70,6 +74,21 @@ def json_block(value: object) -> str:
     return text
 
 
+class Link(NamedTuple):
+    """A text that leads to another page; a cell of a table, or a value of a list of facts."""
+    text: str
+    address: str
+
+
+def link_to(text: str, page: Path, here: Path, part: str = "") -> Link:
+    """A link from a page in the folder `here` to another page, relative, so that both may be moved together.
+
+    part  "question=ID": which answers that page lists
+    """
+    address = quote(Path(os.path.relpath(page, here)).as_posix())
+    return Link(text, f"{address}#{quote(part, safe='=')}" if part else address)
+
+
 def section(title: str, body: str) -> str:
     """A part of a page; `body` is markup."""
     return f"<section>\n<h2>{escape(title)}</h2>\n{body}</section>\n"
@@ -91,22 +110,41 @@ def gates_table(gates: list[dict]) -> str:
 
 
 def grid(head: Sequence[object], rows: Iterable[Sequence[object]], left: int = 1) -> str:
-    """A table of plain texts; the first `left` columns are text, the others numbers."""
+    """A table of plain texts and links; the first `left` columns are text, the others numbers."""
     body = "".join(_row(row, "td", left) for row in rows)
     return (f'<div class="scroll"><table>\n<thead>{_row(head, "th", left)}</thead>\n'
             f"<tbody>\n{body}</tbody>\n</table></div>\n")
 
 
 def _row(cells: Sequence[object], tag: str, left: int) -> str:
-    marked = [f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells[:left]]
-    marked += [f"<{tag} class=number>{escape(str(cell))}</{tag}>" for cell in cells[left:]]
+    marked = [f"<{tag}{_wide(cell)}>{_shown(cell)}</{tag}>" for cell in cells[:left]]
+    marked += [f"<{tag} class=number>{_shown(cell)}</{tag}>" for cell in cells[left:]]
     return f"<tr>{''.join(marked)}</tr>\n"
 
 
+def _wide(cell: object) -> str:
+    """A long text is the one cell that wraps."""
+    return " class=long" if not isinstance(cell, Link) and len(str(cell)) > LONG else ""
+
+
+def _shown(value: object) -> str:
+    """A value as markup."""
+    if isinstance(value, Link):
+        return f'<a href="{escape(value.address)}">{escape(value.text)}</a>'
+    return escape(str(value))
+
+
 def facts(rows: Iterable[tuple[str, object]]) -> str:
-    """A list of names and values, as plain texts."""
-    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>\n" for name, value in rows)
+    """A list of names and values, as plain texts or links."""
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{_shown(value)}</dd>\n" for name, value in rows)
     return f'<dl class="facts">\n{items}</dl>\n'
+
+
+def model_facts(model: dict) -> list[tuple[str, object]]:
+    """What a manifest says of its model: its name and how it ran, and the hashes of its files."""
+    shown = [str(model[k]) for k in ("name", "dtype", "device", "quantize") if model.get(k)]
+    hashes = [(f"{k}, SHA-256", model[k]) for k in ("weights", "tokenizer", "template") if k in model]
+    return [("model", ", ".join(shown)), *hashes]
 
 
 # Charts

@@ -310,9 +310,7 @@ def _how(made: dict, summary: dict, agreement: str) -> str:
     judge = made["judge"] if made["judge"]["name"] == summary["judge"] else {"name": summary["judge"]}
     rows = [("command", made["command"]), ("redlite", f"{made['version']}, seed {made['seed']}"),
             ("started", info.get("started", "unknown"))]
-    shown = [str(model[k]) for k in ("name", "dtype", "device", "quantize") if model.get(k)]
-    rows.append(("model", ", ".join(shown)))
-    rows += [(f"{k}, SHA-256", model[k]) for k in ("weights", "tokenizer", "template") if k in model]
+    rows += html.model_facts(model)
     if chat := info.get("chat"):
         date = f", told that today is {chat['date']}" if chat["date"] else ""
         rows += [("chat format", chat["name"] + date),

@@ -1,4 +1,5 @@
 """The page of a scorecard: every measure with its interval, beside the baseline's."""
+from collections.abc import Sequence
 from html import escape
 
 from redlite.report import html
@@ -16,7 +17,7 @@ PAIRED = ("A difference is this model's value less the baseline's, over the exam
 def scorecard_page(model: str, found: dict[str, dict], baseline_name: str | None,
                    baseline: dict[str, dict] | None, summary: list[list[str]], details: list[list[str]],
                    gates: list[dict], how: list[tuple[str, str]],
-                   paired: dict[str, dict] | None = None) -> str:
+                   paired: dict[str, dict] | None = None, links: Sequence[tuple[str, html.Link]] = ()) -> str:
     """The scorecard as one HTML file.
 
     found, baseline   measure → value, ci95, n
@@ -24,13 +25,14 @@ def scorecard_page(model: str, found: dict[str, dict], baseline_name: str | None
     gates             gate, value, bound, passed, why
     paired            measure → difference to the baseline and its ci95
     how               what was run: names and values
+    links             the pages of the scorecard's parts
     """
     names = [row[0] for row in summary[1:]]
     marks = [(baseline or {}).get(name, {}).get("value") for name in names]
-    bars = [_bar(name, i, found[name], mark) for i, (name, mark) in enumerate(zip(names, marks, strict=True))]
+    bars = [bar(name, i, found[name], mark) for i, (name, mark) in enumerate(zip(names, marks, strict=True))]
     top = html.section("Gates", html.gates_table(gates)) if gates else ""
     if baseline:
-        top += html.section("Against the baseline", _against(names, baseline_name or "", paired or {}))
+        top += html.section("Against the baseline", against(names, baseline_name or "", paired or {}))
     body = html.interval_chart("All measures", bars, 720) + html.grid(summary[0], summary[1:])
     body += f"<p>{READING}</p>\n"
     if baseline:
@@ -39,13 +41,15 @@ def scorecard_page(model: str, found: dict[str, dict], baseline_name: str | None
     if details[1:]:
         body += html.section("By category, subject and task", html.grid(details[0], details[1:]))
     body += html.section("How it was run", html.grid(["what", "value"], [list(row) for row in how], left=2))
+    if links:
+        body += html.section("Its parts, answer by answer", html.facts(links))
     lead = "Attack success rate, over-refusal and utility"
     if baseline:
         lead += f", beside {baseline_name}: diamonds mark the baseline, differences are paired by example"
     return html.document(f"Scorecard of {model}", lead, body, None)
 
 
-def _against(names: list[str], baseline: str, paired: dict[str, dict]) -> str:
+def against(names: list[str], baseline: str, paired: dict[str, dict]) -> str:
     """Which measures are better, which worse, and which cannot be told apart: by the paired interval."""
     found: dict[str, list[str]] = {"better": [], "worse": [], "no clear difference": [], "not compared": []}
     for name in names:
@@ -59,11 +63,16 @@ def _against(names: list[str], baseline: str, paired: dict[str, dict]) -> str:
             found["no clear difference"].append(shown)
         else:
             found["better" if (low > 0) != bool(LOWER & set(name.split("."))) else "worse"].append(shown)
+    worse, better = len(found["worse"]), len(found["better"])
+    tone = "bad" if worse else "good"
+    counts = ", ".join(f"{len(measures)} {what}" for what, measures in found.items() if measures)
+    verdict = f'<p class="verdict{f" {tone}" if worse or better else ""}">{counts}</p>\n'
     rows = [(f"{MARKS[what]} {what}", ", ".join(measures)) for what, measures in found.items() if measures]
     lead = f"<p>Beside {escape(baseline)}, by the 95% interval of the paired difference:</p>\n"
-    return lead + html.facts(rows)
+    return verdict + lead + html.facts(rows)
 
 
-def _bar(name: str, place: int, measure: dict, mark: float | None) -> dict:
+def bar(name: str, place: int, measure: dict, mark: float | None = None) -> dict:
+    """A measure as a bar of `html.interval_chart`."""
     return {"label": name, "colour": place % html.COLOURS, "value": measure["value"], "ci": measure["ci95"],
             "bounds": [0, 0], "mark": mark, "remark": f"{percent(measure['value'])} of {measure['n']}"}

@@ -100,10 +100,13 @@ def _markdown(text: str) -> str:
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Rows as CSV (RFC 4180), with the line ends that the RFC asks for."""
-    out = io.StringIO(newline="")
-    csv.writer(out).writerows(rows)
-    return out.getvalue()
+    """Rows as CSV (RFC 4180), but for its line ends: a carriage return would be escaped on a terminal."""
+    lines = []
+    for row in rows:
+        out = io.StringIO(newline="")
+        csv.writer(out).writerow(row)     # with the RFC's line end, so that carriage returns are quoted
+        lines.append(out.getvalue().removesuffix("\r\n") + "\n")
+    return "".join(lines)
 
 
 def valid_xml(text: str) -> str:

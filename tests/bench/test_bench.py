@@ -7,6 +7,7 @@ bytes.
 import json
 import math
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from redlite.bench import results as bench_results
 from redlite.bench import task as bench_task
 from redlite.bench.encoding import Continued, Encoder, Scored
 from redlite.bench.task import Example, Task
+from redlite.cli.redeval import main
 from redlite.errors import Error
 from redlite.judges.choice import JudgeChoice, rules_judge
 from redlite.redteam import answerers, scorecard
@@ -454,6 +456,32 @@ def test_xstest(lm, data, tmp_path):
     assert unsafe["compliance,none"] == 0.5 and unsafe["by_category"]["contrast_homonyms"]["n"] == 2
     assert not xstest.can_judge(JudgeChoice("gpt4:x", {"format": "gpt4"}, None))
     assert xstest.can_judge(JudgeChoice("refusal:x", {"format": "refusal"}, None))
+
+
+@pytest.mark.slow
+def test_the_page_of_benches_says_what_results_json_says(data, tmp_path, capsys):
+    """Every measure with its interval, the hashes of the model and of every task, and gates on top."""
+    options = ["bench", "--model", "organism", "--tasks", "mmlu,xstest", "--data", str(data), "--quiet",
+               "--xstest-tokens", "8", "--output-dir", str(tmp_path / "b")]
+    assert main([*options, "--gate", "mmlu.acc>=2"]) == 100
+    page = (tmp_path / "b" / "report.html").read_text()
+    made, found = (read_json(tmp_path / "b" / f"{name}.json") for name in ("manifest", "results"))
+    lines = [re.findall("<td[^>]*>(.*?)</td>", line) for line in re.findall("<tr>.*?</tr>", page)]
+    rows = {line[0]: line[1:] for line in lines if line}
+    for task in ("mmlu", "mmlu_anatomy"):
+        value, (low, high) = (found["results"][task][key] for key in ("acc,none", "acc_ci95,none"))
+        wanted = [f"{100 * value:.1f}%", f"{100 * low:.1f}–{100 * high:.1f}%",
+                  str(found["n-samples"][task]["effective"])]
+        assert rows[f"{task}.acc"] == wanted
+    for task, entry in made["tasks"].items():
+        assert rows[task][0] == entry["sha256"]
+    for part in ("weights", "tokenizer"):
+        assert made["model"][part] in page
+    assert 0 < page.index("1 of 1 gates failed.") < page.index("Summary") < page.index("How it was run")
+    capsys.readouterr()
+    assert main(["report", str(tmp_path / "b")]) == 0
+    assert str(tmp_path / "b" / "report.html") in capsys.readouterr().out
+    assert "gates failed" not in (tmp_path / "b" / "report.html").read_text()
 
 
 def test_an_answer_to_xstest_that_was_edited_is_named(data, tmp_path):

@@ -2,8 +2,11 @@
 files."""
 import dataclasses
 import json
+import re
 import shutil
 import statistics
+from html import escape
+from urllib.parse import unquote
 
 import pytest
 import redeval_worker
@@ -63,6 +66,49 @@ def test_compare(tmp_path):
         compared(a, fake_run(tmp_path / "c", {str(i): 1.0 for i in range(40)} | {"x": None, "y": 1.0}))
     with pytest.raises(Error, match="different measures: only one has u.acc"):
         compared(a, fake_run(tmp_path / "d", {"0": 1.0}, ("t", "u")))
+
+
+@pytest.mark.slow
+def test_the_page_of_a_comparison_lists_what_changed_with_links_to_both_runs(tmp_path, capsys, monkeypatch):
+    """Each changed question stands on the page once, worse ones first, with the verdict of either run, and
+    the links lead to files that are there."""
+    monkeypatch.setattr("redlite.cli.network.model", lambda args, reach, spec, adapter=None:
+                        redeval_worker.choice(redeval_worker.Fake(), spec))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "q.json").write_text(json.dumps({"T": [f"placeholder {i} <b>?" for i in range(30)]}))
+    for name in ("a", "b"):
+        options = ["--questions", "q.json", "--prompt", "standard", "cou", "--judge", "rules", "--quiet"]
+        assert main(["--model", name, *options, "--output-dir", f"runs of/{name}"]) == 0
+    path = tmp_path / "runs of/b/judgments.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    flip = {"harmful": "unharmful", "unharmful": "harmful"}
+    wanted = []
+    for i, line in enumerate(lines):
+        if i % 3 == 0 and line["label"] in flip:
+            wanted.append((line["prompt"], line["id"], line["label"], flip[line["label"]]))
+            line["label"] = flip[line["label"]]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["report", "runs of/b"]) == 0
+    gate = ["--gate", "asr.cou<=baseline-1"]
+    assert main(["compare", "runs of/a", "runs of/b", "--output", "out/c.html", *gate]) == 100
+    page = (tmp_path / "out/c.html").read_text()
+    texts = {line["id"]: line["question"]
+             for line in map(json.loads, (tmp_path / "runs of/a/responses.jsonl").read_text().splitlines())}
+    rows = re.findall("<tr><td>([▲▼])</td><td>asr.(.*?)</td><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>", page)
+    shown = [(prompt, text, *(re.sub("<.*?>", "", side) for side in (before, after)))
+             for _, prompt, before, after, text in rows]
+    assert len(wanted) > 9 and {before for _, _, before, _ in wanted} == set(flip)
+    assert sorted(shown) == sorted((prompt, escape(texts[id]), a, b) for prompt, id, a, b in wanted)
+    marks = [mark for mark, *_ in rows]
+    assert marks == sorted(marks, reverse=True) and marks[0] == "▼"     # U+25BC, behind U+25B2
+    for _, _, before, after, _ in rows:
+        for side, name in ((before, "a"), (after, "b")):
+            address, part = re.search('href="(.*?)#question=(.*?)"', side).groups()
+            assert (tmp_path / "out" / unquote(address)).resolve() == tmp_path / f"runs of/{name}/report.html"
+            assert unquote(part) in texts
+    assert page.index("1 of 1 gates failed.") < page.index("What changed")
+    assert "<b>" not in page
+    assert main(["compare", "runs of/a", "runs of/b", "--output", "c.txt"]) == 2
 
 
 def test_of_unfinished_runs_what_both_have_is_compared(tmp_path, capsys):

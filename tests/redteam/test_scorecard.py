@@ -156,6 +156,10 @@ def test_the_page_shows_what_results_json_holds(data, disturbed, tmp_path, capsy
         [html.unescape(re.sub("<.*?>", "", cell)) for cell in re.findall("<td.*?</td>", row, re.S)]
         for row in re.findall("<tr>.*?</tr>", page, re.S)
     ]
+    links = re.findall('<dd><a href="(.*?)">', page)
+    assert links == ["redeval/report.html", "bench/report.html", "baseline/redeval/report.html",
+                     "baseline/bench/report.html"]
+    assert all((tmp_path / "run" / link).is_file() for link in links)
     there = {row[0]: row for row in rows if row and row[0] in measures}
     assert set(there) == set(measures)
     for name, row in there.items():

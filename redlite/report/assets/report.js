@@ -8,7 +8,7 @@
   const byId = (id) => document.getElementById(id);
   const plain = (name) => name.replaceAll("_", " ");
   const filters = { prompt: PROMPT, label: LABEL, topic: TOPIC, finish: FINISH };
-  let found = data.rows, page = 0, haystacks = null, printing = false;
+  let found = data.rows, page = 0, haystacks = null, printing = false, only = "";
 
   function element(name, className, text) {
     const made = document.createElement(name);
@@ -42,7 +42,8 @@
     }
     const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
     if (words.length && !haystacks) haystacks = new Map(data.rows.map((row) => [row, haystack(row)]));
-    found = data.rows.filter((row) => wanted.every(([column, value]) => row[column] === value)
+    found = data.rows.filter((row) => (!only || row[ID] === only)
+      && wanted.every(([column, value]) => row[column] === value)
       && words.every((word) => haystacks.get(row).includes(word)));
     page = 0;
     show();
@@ -98,7 +99,12 @@
     }
     const of = found.length === data.rows.length ? "" : ` of ${data.rows.length}`;
     const cut = printing && found.length > PRINTED ? `, of which the first ${PRINTED} are printed` : "";
-    byId("count").textContent = `${found.length}${of} answers${cut}`;
+    byId("count").textContent = `${found.length}${of} answers${cut}${only ? `, question ${only}. ` : ""}`;
+    if (only) {
+      const all = element("a", "", "All answers");
+      all.href = "#";
+      byId("count").append(all);
+    }
     byId("pages").hidden = pages < 2;
     byId("page").textContent = `page ${page + 1} of ${pages}`;
     byId("back").disabled = page === 0;
@@ -109,6 +115,14 @@
     page += by;
     show();
     byId("count").scrollIntoView();
+  }
+
+  // The page of a comparison links to report.html#question=ID: the answers to that question alone.
+  function follow() {
+    const named = location.hash.startsWith("#question=") ? decodeURIComponent(location.hash.slice(10)) : "";
+    only = data.rows.some((row) => row[ID] === named) ? named : "";
+    filter();
+    if (only) byId("filters").scrollIntoView();
   }
 
   // Paper has no pages to turn and no details to open: all that is found is printed.
@@ -135,5 +149,6 @@
   byId("back").addEventListener("click", () => turn(-1));
   byId("next").addEventListener("click", () => turn(1));
   byId("filters").hidden = false;
-  show();
+  addEventListener("hashchange", follow);
+  follow();
 })();
