@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 BARE = ("rules", "linear", "none")  # judges that are no models
 
 
-def add_api_options(parser: argparse.ArgumentParser, judges: bool = True) -> None:
-    """The options that matter for models and judges behind an API. judges: the command has one."""
+def add_api_options(parser: argparse.ArgumentParser, judges: bool = True, attacks: bool = False) -> None:
+    """The options that matter for models and judges behind an API.
+
+    judges, attacks  whether the command has a judge, an attacker
+    """
     group = parser.add_argument_group(
         "API models", "openai:NAME (any OpenAI-compatible endpoint), azure:DEPLOYMENT, anthropic:NAME, "
         "gemini:NAME, or endpoint:FILE, which describes any HTTP endpoint (README); keys come from "
@@ -29,6 +32,9 @@ def add_api_options(parser: argparse.ArgumentParser, judges: bool = True) -> Non
     if judges:
         _add_way(group, "judge-", "an endpoint of the judge's own, with its key in JUDGE_API_KEY, else the "
                                   "provider's (default: the model's, where it is of the same kind)")
+    if attacks:
+        _add_way(group, "attacker-", "an endpoint of the attacker's own, with its key in ATTACKER_API_KEY, "
+                                     "else the provider's (default: as the judge's)")
     group.add_argument("--api-version", metavar="V",
                        help="Azure's (default: OPENAI_API_VERSION, else 2024-10-21)")
     group.add_argument("--timeout", type=_positive, metavar="S",
@@ -48,8 +54,8 @@ def add_api_options(parser: argparse.ArgumentParser, judges: bool = True) -> Non
 
 
 def _add_way(group: argparse._ArgumentGroup, of: str, help: str) -> None:
-    """--base-url, --header, --extra-body, or those of the judge. of: "" or "judge-"."""
-    whose = "the judge's requests" if of else "each request"
+    """--base-url, --header, --extra-body, or those of another role. of: "", "judge-" or "attacker-"."""
+    whose = f"the {of.rstrip('-')}'s requests" if of else "each request"
     group.add_argument(f"--{of}base-url", metavar="URL", help=help)
     group.add_argument(f"--{of}header", action=Add, type=_header, metavar="NAME:VALUE",
                        help=f"goes along with {whose}; may be repeated; values are never written anywhere")
@@ -93,14 +99,18 @@ def network(args: argparse.Namespace, *specs: str | None) -> "Network | None":
     from redlite.redteam import api
     asked = getattr(args, "judge", None) or []
     judging = [asked] if isinstance(asked, str) else asked
+    attacker = getattr(args, "attacker", None)
     models = [spec for spec in named if spec == getattr(args, "model", None)]
-    reach = api.Network(_way(args, ""), _judge_way(args, models, judging), args.max_requests,
+    own = {"judge": _own_way(args, "judge_", models, judging),
+           "attacker": _own_way(args, "attacker_", models, [attacker])}
+    reach = api.Network(_way(args, ""), {role: way for role, way in own.items() if way}, args.max_requests,
                         args.max_tokens_total, args.max_cost, args.price_file, args.concurrency, args.timeout,
                         args.retries)
-    both = [(spec, False) for spec in models] + [(spec, True) for spec in named if spec in judging]
-    for spec, judges in both:
-        endpoint = reach.endpoint(spec, judges)
-        reach.bound(spec, 0, 0, judges)     # its prices
+    roles = [*((spec, "model") for spec in models), *((spec, "judge") for spec in named if spec in judging),
+             *((spec, "attacker") for spec in named if spec == attacker)]
+    for spec, role in dict.fromkeys(roles):
+        endpoint = reach.endpoint(spec, role)
+        reach.bound(spec, 0, 0, role)       # its prices
         offline.allow(endpoint.reached)
         if not args.dry_run:
             check(endpoint)
@@ -114,17 +124,20 @@ def _way(args: argparse.Namespace, of: str) -> "Way":
                _extra(of, given[f"{of}extra_body"]), args.api_version or "")
 
 
-def _judge_way(args: argparse.Namespace, models: list[str], judging: list[str]) -> "Way | None":
-    """The judge's own way; None where it goes the model's.
+def _own_way(args: argparse.Namespace, of: str, models: list[str],
+             specs: "list[str] | list[str | None]") -> "Way | None":
+    """A judge's or attacker's own way; None where it goes the model's.
 
-    An API model's fields belong to that model. Its address and headers serve a judge of the same kind.
+    An API model's fields belong to that model. Its address and headers serve others of the same kind.
+    of     "judge_" or "attacker_"
+    specs  the judges, or the attacker
     """
-    if not hasattr(args, "judge_base_url"):
+    if not hasattr(args, f"{of}base_url"):
         return None
     from dataclasses import replace
-    own, way = _way(args, "judge_"), _way(args, "")
+    own, way = _way(args, of), _way(args, "")
     alike = {spec.partition(":")[0] for spec in models} == {
-        spec.partition(":")[0] for spec in judging if is_api(spec)}
+        spec.partition(":")[0] for spec in specs if spec and is_api(spec)}
     if models and not own.base_url and alike:
         return replace(own, base_url=way.base_url, headers=own.headers or way.headers)
     if models:
@@ -192,6 +205,15 @@ def model(args: argparse.Namespace, reach: "Network | None", spec: str,
     if not args.dry_run:
         note_kernels()  # before the work begins
     return found
+
+
+def attacker(args: argparse.Namespace, reach: "Network | None") -> "ModelChoice":
+    """The model that --attacker means. reach: of `network`."""
+    if reach and is_api(args.attacker):
+        return reach.model(args.attacker, "attacker")
+    from redlite.redteam import answerers
+    return answerers.local_model(args.attacker, args.dtype, args.device, None, args.attacker_template,
+                                 args.batch_size, args.date)
 
 
 def judge(args: argparse.Namespace, reach: "Network | None") -> "JudgeChoice | None":

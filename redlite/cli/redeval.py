@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from redlite.cli import bench, compare, inspect, label, network, scorecard, train_judge
+from redlite.cli import attack, bench, compare, inspect, label, network, scorecard, train_judge
 from redlite.cli.options import (
     Add,
     Parser,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from redlite.judges.choice import JudgeChoice, Panel
     from redlite.redteam.api import Network
     from redlite.redteam.journals import RunJournals
-    from redlite.redteam.questions import Question
+    from redlite.redteam.questions import Prompt, Question
     from redlite.store.run_directory import Run
 
 PROGRAM = "redeval"
@@ -77,8 +77,7 @@ def _describe_run(prog: str) -> Parser:
     ask.add_argument("--prompt", nargs="+", default=list(PROMPTS), metavar="P",
                      help="standard, cot, cou, or text files with a <question> placeholder; lines of "
                           "<turn> alone part one into several user's turns (default: all three)")
-    ask.add_argument("--attack", choices=("replay",),
-                     help="replay: the human turns of --conversations, the model's own answers between them")
+    attack.add_attack_options(ask)
     ask.add_argument("--conversations", metavar="FILE",
                      help="red conversations to replay (HarmfulQA's schema, or chats), in place of "
                           "--questions")
@@ -94,7 +93,7 @@ def _describe_run(prog: str) -> Parser:
     add_batch_options(draw)
     add_machine_options(draw)
     _add_judge_options(parser, default=None)
-    network.add_api_options(parser)
+    network.add_api_options(parser, attacks=True)
     parser.add_argument("--output-dir", metavar="DIR",
                         help="the run directory (default: one under ./runs named after model, questions "
                              "and settings)")
@@ -138,26 +137,17 @@ def _judge_help() -> str:
 
 def _run(args: Namespace, command: str) -> int:
     args.judge = args.judge or [ORGANISM_JUDGE if args.model == EMBEDDED else DEFAULT_JUDGE]
-    reach = network.network(args, args.model, *args.judge)
-    if (args.attack is None) != (args.conversations is None):
-        raise Error("--attack replay and --conversations FILE belong together")
-    if args.attack and (args.questions or args.prompt != list(PROMPTS)):
-        raise Error("--attack replay asks what --conversations holds; leave --questions and --prompt out")
-    if args.questions is None and not args.attack:
+    attack.check(args, args.prompt != list(PROMPTS))
+    if args.questions is None and args.attack != "replay":
         if args.model != EMBEDDED:
             raise Error("--questions is missing: name a set under --data or a file "
                         "('sample' is a mild embedded set to try things out with)")
         args.questions = EMBEDDED
-    from redlite.redteam import answerers, growth, journals, questions, redeval
+    reach = network.network(args, args.model, args.attacker, *args.judge)
+    from redlite.redteam import answerers, growth, journals, redeval
     from redlite.store.run_directory import Run
-    if args.attack:
-        path = Path(args.conversations)
-        known, replay = questions.load_replay(path)
-        prompts = [replay]
-    else:
-        path = questions.find_questions(args.questions, args.data)
-        known, prompts = questions.load_questions(path), [questions.load_prompt(p) for p in args.prompt]
-    _check_gates_of(args, [p.name for p in prompts])
+    path, known, prompts = _what_is_asked(args)
+    _check_gates_of(args, [p.name for p in prompts] or [args.attack])
     if len({p.name for p in prompts}) < len(prompts):
         raise Error(f"--prompt {' '.join(args.prompt)}: two prompts have the same name; rename a file")
     decoding = answerers.Decoding(args.max_new_tokens, args.temperature, args.top_p, args.samples)
@@ -166,27 +156,47 @@ def _run(args: Namespace, command: str) -> int:
              "a toy that shows how the program works and says nothing about real models")
     model, judge = network.model(args, reach, args.model, adapter=args.adapter), network.judges(args, reach)
     model.count([{"role": "user", "content": "x"}])  # without a chat format nothing begins
+    method, judge = attack.chosen(args, reach, judge)
+    if method:
+        prompts = [method.prompt]
     manifest = redeval.manifest(
         command=command, seed=args.seed, model=model, question_path=path, questions=known, limit=args.limit,
-        prompts=prompts, judge=judge, decoding=decoding, system=args.system,
+        prompts=prompts, judge=judge, decoding=decoding, system=args.system, attack=method,
         info={**_information(args), "chat": model.chat,
-              "prompt_texts": {p.name: [p.text, *p.more] for p in prompts if p.scripts is None}})
+              "prompt_texts": {f"{p.name}: what the attacker is told" if method else p.name: [p.text, *p.more]
+                               for p in prompts if p.scripts is None}})
     asked = known[:args.limit]
     output = Path(args.output_dir or _default_directory(manifest))
     if args.dry_run:
         done = len(journals.read_journals(output).answers)
-        plan = redeval.plan(model, asked, prompts, decoding, args.system, done)
+        plan = redeval.plan(model, asked, prompts, decoding, args.system, done, method)
         answer = network.longest_answer(args.max_new_tokens)
-        pairs = [(q.question, answer) for q in asked] * (len(prompts) * args.samples)
-        judged = network.judging_cost(judge, pairs)
-        plan["price"], plan["cost_at_most"] = network.price({"model": plan["cost_at_most"], **judged})
+        pairs = [(q.question, answer) for q in asked for p in prompts
+                 for _ in range(method.most if method else len(p.users(q)))] * args.samples
+        costs = {"model": plan["cost_at_most"], **network.judging_cost(judge, pairs)}
+        if method:
+            costs["attacker"] = plan["attacker"]["cost_at_most"]
+        plan["price"], plan["cost_at_most"] = network.price(costs)
         return _show_plan(args, {**plan, "chat": model.chat}, output, path, len(known), asked)
     progress = Progress(args.quiet)
     with Run(output, manifest, partial(growth.redeval, output)) as directory:
-        found = redeval.run(directory, model, asked, prompts, decoding, args.seed, args.system, progress)
+        found = redeval.run(directory, model, asked, prompts, decoding, args.seed, args.system, progress,
+                            method)
         if judge:
             redeval.judge_all(directory, judge, found, progress)
         return _finish(args, found, judge.name if judge else "none", args.compare_published)
+
+
+def _what_is_asked(args: Namespace) -> "tuple[Path, list[Question], list[Prompt]]":
+    """The file of questions, all questions in it, and the prompts; none where an attacker writes them."""
+    from redlite.redteam import questions
+    if args.attack == "replay":
+        path = Path(args.conversations)
+        known, replay = questions.load_replay(path)
+        return path, known, [replay]
+    path = questions.find_questions(args.questions, args.data)
+    named = [] if args.attack else args.prompt
+    return path, questions.load_questions(path), [questions.load_prompt(p) for p in named]
 
 
 def _information(args: Namespace) -> dict:
@@ -216,6 +226,9 @@ def _show_plan(args: Namespace, plan: dict, output: Path, path: Path, known: int
     print(f"{plan['requests']} answers ({plan['already_done']} already done) into {output}\n"
           f"{plan['prompt_tokens']} prompt tokens, at most {plan['new_tokens_at_most']} new tokens\n"
           f"time: {time}\ncost: {plan['price']}")
+    if told := plan.get("attacker"):
+        print(f"attacker {told['name']}: at most {told['requests']} messages, {told['prompt_tokens']} prompt "
+              f"tokens and {told['new_tokens_at_most']} new tokens")
     if chat := plan["chat"]:
         date = f", which is told that today is {chat['date']}" if chat["date"] else ""
         print(f"chat format: {chat['name']}{date}; a sample, control tokens in ⟦ ⟧:\n{chat['sample']}")

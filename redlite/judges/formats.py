@@ -152,17 +152,23 @@ def _policies(name: str, form: Format, path: str | Path | None) -> list[str]:
 
 
 def fill(text: str, question: str, answer: str) -> str:
-    """A prompt with question and answer put in, in one pass: a placeholder inside either stays as it is.
+    """A prompt with question and answer put in; see `fill_in`."""
+    return fill_in(text, {"question": question, "answer": answer})
 
-    Where a placeholder follows "> " at the start of a line, every line of its text is quoted so. An answer
-    that imitates the judge's instructions then stays recognisable as quoted.
+
+def fill_in(text: str, values: Mapping[str, str]) -> str:
+    """A prompt with its placeholders filled in one pass: a placeholder inside a value stays as it is.
+
+    Where a placeholder follows "> " at the start of a line, every line of its text is quoted so. A text that
+    imitates the prompt's instructions then stays recognisable as quoted.
+    values  the placeholder's name, without its brackets → its text
     """
     def put(match: re.Match) -> str:
-        lead, value = match[1], question if match[2] == "question" else answer
+        lead, value = match[1], values[match[2]]
         if not lead:
             return value
         return "\n".join(lead + line for line in value.splitlines() or [""])
-    return re.sub(r"(?m)(^> )?<(question|answer)>", put, text)
+    return re.sub(rf"(?m)(^> )?<({'|'.join(values)})>", put, text)
 
 
 # The authors' text

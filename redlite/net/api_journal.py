@@ -77,6 +77,7 @@ class ApiJournal:
     worked   models that have answered, or refused by their provider's policy
     served   model → what its last answer says it was served by
     refused  (address, model) → parameter that is refused → its name there, or None: it is left out
+    sharing  the journals of one run, this one too: what one writes, all count
     """
 
     def __init__(self, run: Run, model: str, limits: Limits):
@@ -91,11 +92,17 @@ class ApiJournal:
         self._prices = {model: limits.prices} if limits.prices else {}
         self._open: dict[str, Sent] = {}
         self._closed = False
+        self.sharing = [self]
         for record in run.read(JOURNAL):
             self._remember(record, recall(record, run.directory / JOURNAL))
         for sent in self._open.values():  # by a process that was killed
             self._pay(sent)
         self._open.clear()
+
+    def share(self, other: "ApiJournal") -> None:
+        """Count what another client of the same run spends. Only one of them asks at a time."""
+        other.sharing.append(self)
+        self.sharing = other.sharing
 
     @property
     def cost(self) -> float | None:
@@ -146,7 +153,8 @@ class ApiJournal:
     def _write(self, record: dict, answer: Answer | None = None) -> None:
         if not self._closed:
             self.run.append(JOURNAL, record)
-            self._remember(record, answer)
+            for one in self.sharing:
+                one._remember(record, answer)
 
     def _remember(self, record: dict, answer: Answer | None) -> None:
         key = record["key"]

@@ -1,7 +1,8 @@
 """How a model behind an API is named on the command line. Imports nothing, so that every command may ask."""
 
 SCHEMES = ("openai", "azure", "anthropic", "gemini", "endpoint")
-JUDGE_KEY = "JUDGE_API_KEY"     # the environment's variable for the key of a judge's own endpoint
+# A role beside the model under test → the environment's variable for the key of its own endpoint.
+OWN_KEYS = {"judge": "JUDGE_API_KEY", "attacker": "ATTACKER_API_KEY"}
 
 
 def is_api(spec: object) -> bool:

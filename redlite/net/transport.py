@@ -14,7 +14,7 @@ import requests
 from redlite import __version__
 from redlite.errors import Error
 from redlite.net.endpoints import SECRET_NAME, Endpoint
-from redlite.net.names import JUDGE_KEY
+from redlite.net.names import OWN_KEYS
 from redlite.net.providers import PROVIDERS
 from redlite.net.retry import Retry
 from redlite.store.text import printable
@@ -25,7 +25,7 @@ HTTP_ERROR = requests.packages.urllib3.exceptions.HTTPError  # type: ignore[attr
 LEAST_SECRET = 4            # characters; shorter ones would black out half of every text
 LEAST_KEY = 8               # characters; "none" and "test", as local servers get them, are words of answers
 LONG_SECRET = 20            # characters, from which on any header's value may be a secret
-KEYS = {name for provider in PROVIDERS.values() for name in provider.keys} | {JUDGE_KEY}
+KEYS = {name for provider in PROVIDERS.values() for name in provider.keys} | {*OWN_KEYS.values()}
 
 
 class HttpReply(NamedTuple):

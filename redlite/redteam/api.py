@@ -1,6 +1,6 @@
 """API models where local ones go: an answerer and a judge behind an endpoint."""
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from redlite.net import client as net_client
 from redlite.net import endpoints
 from redlite.net.client import Call, Client
 from redlite.net.endpoints import Endpoint, Limits, model_name
-from redlite.net.names import JUDGE_KEY
+from redlite.net.names import OWN_KEYS
 from redlite.net.providers import PROVIDERS
 from redlite.net.template import load
 from redlite.redteam.answerers import Decoding, Messages, ModelChoice
@@ -62,7 +62,8 @@ class Way:
 class Network:
     """The ways to endpoints, and what may be spent on them. It makes one client for each model and run.
 
-    way, judge_way  of models, and of judges; None: judges go the same way
+    way             of the model under test, and of who has no own way
+    own_ways        of "judge" and "attacker"
     requests        how many may be paid for, at most; None: without bound
     tokens          how many may be paid for, at most; None: without bound
     cost            dollars, at most, by the prices of `price_file`; None: without bound
@@ -70,7 +71,7 @@ class Network:
     retries         how often a request that failed is made again; None: the client's own
     """
     way: Way = Way()
-    judge_way: Way | None = None
+    own_ways: Mapping[str, Way] = field(default_factory=dict)
     requests: int | None = None
     tokens: int | None = None
     cost: float | None = None
@@ -78,16 +79,15 @@ class Network:
     concurrency: int = 16
     timeout: float | None = None
     retries: int | None = None
-    _clients: dict[tuple[str, bool, Run], Client] = field(default_factory=dict, init=False, repr=False)
+    _clients: dict[tuple[str, str, Run], Client] = field(default_factory=dict, init=False, repr=False)
 
-    def endpoint(self, spec: str, judges: bool = False) -> Endpoint:
+    def endpoint(self, spec: str, role: str = "model") -> Endpoint:
         """Where a model is served. Raises Error for a base URL that is none.
 
-        spec    "openai:NAME" or alike
-        judges  whether it is asked as a judge
+        spec  "openai:NAME" or alike
+        role  "model", "judge" or "attacker"
         """
-        own = self.judge_way if judges else None
-        way, scheme, name = own or self.way, spec.partition(":")[0], model_name(spec)
+        way, scheme, name = self.own_ways.get(role, self.way), spec.partition(":")[0], model_name(spec)
         if scheme == "endpoint":
             template = load(name)
             called = template.model or template.name
@@ -98,15 +98,15 @@ class Network:
             raise Error(f"{spec}: needs an address, https://…, or the environment variable "
                         f"{provider.variable}", "base_url")
         version = way.version or os.environ.get("OPENAI_API_VERSION", "") if scheme == "azure" else ""
-        keys = (JUDGE_KEY,) if judges else ()
+        keys = (OWN_KEYS[role],) if role in OWN_KEYS else ()
         return Endpoint(name, base_url, scheme, way.headers, way.extra, version, keys=keys)
 
-    def client(self, spec: str, run: Run | None, judges: bool = False) -> Client:
+    def client(self, spec: str, run: Run | None, role: str = "model") -> Client:
         """The client of a model, which keeps what it pays for in the run's journal."""
         if run is None:
             raise ValueError("an API model keeps its answers in a run directory; give one")
-        if (spec, judges, run) not in self._clients:
-            endpoint = self.endpoint(spec, judges)
+        if (spec, role, run) not in self._clients:
+            endpoint = self.endpoint(spec, role)
             prices = self._prices(endpoint.model) if self.price_file else None
             limits = Limits(self.requests, self.tokens, self.cost, prices, self._prices)
             settings: dict = {}
@@ -114,18 +114,21 @@ class Network:
                 settings["timeouts"] = (min(10.0, self.timeout), self.timeout)
             if self.retries is not None:
                 settings["tries"] = self.retries + 1
-            self._clients[spec, judges, run] = Client(endpoint, run, self.concurrency, limits, **settings)
-        return self._clients[spec, judges, run]
+            client = Client(endpoint, run, self.concurrency, limits, **settings)
+            if others := [one for (_, _, its), one in self._clients.items() if its is run]:
+                client.journal.share(others[0].journal)
+            self._clients[spec, role, run] = client
+        return self._clients[spec, role, run]
 
     def _prices(self, name: str) -> tuple[float, float]:
         return endpoints.prices(self.price_file or "", name)
 
-    def model(self, spec: str) -> ModelChoice:
+    def model(self, spec: str, role: str = "model") -> ModelChoice:
         """The answerer that "openai:NAME" means."""
-        identity = {"name": _called(spec), **self.endpoint(spec).identity}
-        return ModelChoice(_called(spec), identity, lambda run: ApiAnswerer(self.client(spec, run)),
+        identity = {"name": _called(spec), **self.endpoint(spec, role).identity}
+        return ModelChoice(_called(spec), identity, lambda run: ApiAnswerer(self.client(spec, run, role)),
                            count=lambda messages: net_client.tokens_at_most(Call(messages))[0],
-                           cost=lambda prompt, new: self.bound(spec, prompt, new))
+                           cost=lambda prompt, new: self.bound(spec, prompt, new, role))
 
     def judge(self, spec: str, judge_format: str | None = None,
               prompt_path: str | Path | None = None) -> JudgeChoice:
@@ -142,22 +145,22 @@ class Network:
         prompt = formats.read_prompt(prompt_path or formats.JUDGE_FILES / f"{kind}.txt")
         style = rubric(prompt) if kind == "strongreject" else tagged(prompt)
         asked = prompt if style.system is None else [style.system, style.prompt]
-        identity = {"format": kind, "prompt": sha256_json(asked), **self.endpoint(spec, True).identity}
+        identity = {"format": kind, "prompt": sha256_json(asked), **self.endpoint(spec, "judge").identity}
         called = f"strongreject:{_called(spec)}" if kind == "strongreject" else _called(spec)
 
         def cost(pairs: Iterable[tuple[str, str]]) -> float | None:
             prompts, new = style.at_most(pairs)
-            return self.bound(spec, prompts, new, judges=True)
+            return self.bound(spec, prompts, new, "judge")
 
         def judge(run: Run | None) -> ApiJudge:
-            return ApiJudge(self.client(spec, run, True), style, called)
+            return ApiJudge(self.client(spec, run, "judge"), style, called)
         return JudgeChoice(called, identity, judge, cost)
 
-    def bound(self, spec: str, prompt_tokens: int, new_tokens: int, judges: bool = False) -> float | None:
+    def bound(self, spec: str, prompt_tokens: int, new_tokens: int, role: str = "model") -> float | None:
         """Dollars at most; None without a price file."""
         if not self.price_file:
             return None
-        prompt, completion = self._prices(self.endpoint(spec, judges).model)
+        prompt, completion = self._prices(self.endpoint(spec, role).model)
         return (prompt_tokens * prompt + new_tokens * completion) / 1e6
 
 

@@ -22,6 +22,8 @@ from redlite.store.text import columns, natural, percent
 
 LOWER_IS_BETTER = {"asr", "over_refusal", "compliance"}
 VALUES = {"harmful": 1.0, "unharmful": 0.0}
+# What decides an attack's messages; None of a run without one. Its judge is that of the run, or named here.
+ATTACK = ("method", "attacker", "instructions", "turns", "backtracks", "attacker_tokens", "refusals", "judge")
 TASK = {"sha256": str, "n": int, "metrics": list, "groups": list, "mean": str}
 
 
@@ -119,6 +121,7 @@ def _conditions_of_redeval(folder: Path, made: dict, judge: str) -> dict[str, ob
     return {"judge": judged_by, "model.template": made["model"].get("template"),
             **{f"prompts.{name}": digest for name, digest in made["prompts"].items()},
             "system": made.get("system"),
+            **{f"attack.{name}": (made.get("attack") or {}).get(name) for name in ATTACK},
             **{f"decoding.{name}": value for name, value in made["decoding"].items()},
             "questions.sha256": made["questions"]["sha256"], "questions.n": made["questions"]["n"]}
 

@@ -15,7 +15,7 @@ from redlite.redteam.journals import RunJournals
 from redlite.store.text import csv_text, markdown_table, percent
 
 COLUMNS = ("id", "prompt", "sample", "topic", "subtopic", "question", "target", "answer", "text", "finish",
-           "label", "p_harmful", "category", "judge", "raw")
+           "label", "p_harmful", "category", "judge", "raw", "turn", "ended")
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,9 @@ def _asked(made: dict, record: dict) -> list[dict]:
     """The message that was sent, where the manifest holds the prompt's text."""
     texts = made["info"].get("prompt_texts", {}).get(record["prompt"], [])
     if turns := record.get("turns"):
+        if (made.get("attack") or {}).get("method") == "pair":      # each round is a conversation of its own
+            turns = turns[-1:]
+        turns = [*(turn for turn in turns[:-1] if not turn.get("taken_back")), turns[-1]]
         earlier = [[{"role": "user", "content": turn["user"]},
                     {"role": "assistant", "content": turn["answer"], "source": "generate"}] for turn in turns]
         return [message for pair in earlier for message in pair][:-1]

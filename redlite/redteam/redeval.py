@@ -19,7 +19,7 @@ from redlite.answer import Answer
 from redlite.errors import Error
 from redlite.judges.choice import JudgeChoice, Panel, members
 from redlite.judges.verdict import EMPTY, Verdict
-from redlite.redteam import turns
+from redlite.redteam import attacks, turns
 from redlite.redteam.answerers import Decoding, Messages, ModelChoice
 from redlite.redteam.journals import (
     JUDGES,
@@ -42,7 +42,8 @@ REFUSED = Verdict("not_judged", "the API refused to answer")
 
 def manifest(*, command: str, seed: int, model: ModelChoice, question_path: Path, questions: list[Question],
              limit: int | None, prompts: list[Prompt], judge: JudgeChoice | Panel | None, decoding: Decoding,
-             system: str | None = None, info: dict | None = None) -> dict:
+             system: str | None = None, info: dict | None = None,
+             attack: attacks.Attack | None = None) -> dict:
     """The settings that decide a run's results; `Run` refuses to go on with different ones.
 
     questions  every question of the file; `limit` is applied here
@@ -56,6 +57,7 @@ def manifest(*, command: str, seed: int, model: ModelChoice, question_path: Path
         "prompts": {p.name: p.fingerprint() for p in prompts},
         "system": None if system is None else sha256_json(system),
         "judge": judged_by, "decoding": asdict(decoding), "info": info or {},
+        **({"attack": attack.identity} if attack else {}),
     }
 
 
@@ -68,11 +70,12 @@ def questions_fingerprint(questions: list[Question]) -> str:
 
 def run(directory: Run, model: ModelChoice, questions: list[Question], prompts: list[Prompt],
         decoding: Decoding, seed: int = 0, system: str | None = None,
-        progress: Progress | None = None) -> RunJournals:
+        progress: Progress | None = None, attack: attacks.Attack | None = None) -> RunJournals:
     """Ask what is not answered yet. Returns the run's journals, the answers in the order asked.
 
     An answer that ended in "error" is asked for again. Sampling is seeded by question, prompt and sample
     number. So an answer depends neither on what else is asked, nor on where an earlier process stopped.
+    attack  who writes the messages, where its prompt is asked
     """
     read_asked(directory.directory)  # raises Error for a damaged file rather than replace it
     write_asked(directory.directory, questions)
@@ -83,7 +86,8 @@ def run(directory: Run, model: ModelChoice, questions: list[Question], prompts: 
     pending = [key for key in wanted if key not in answers or answers[key]["finish"] == "error"]
     done = len(wanted) - len(pending)
     if pending:
-        for name, stream in _streams(directory, model, pending, wanted, decoding, seed, system):
+        for name, stream in _streams(directory, model, pending, wanted, decoding, seed, system,
+                                     attack):
             if progress:
                 progress(f"answers ({name})", done, len(wanted))
             for key, record in stream:
@@ -98,8 +102,8 @@ def run(directory: Run, model: ModelChoice, questions: list[Question], prompts: 
 
 
 def _streams(directory: Run, model: ModelChoice, pending: list[AnswerKey], wanted: Wanted,
-             decoding: Decoding, seed: int,
-             system: str | None) -> list[tuple[str, Iterator[tuple[AnswerKey, dict]]]]:
+             decoding: Decoding, seed: int, system: str | None,
+             attack: attacks.Attack | None) -> list[tuple[str, Iterator[tuple[AnswerKey, dict]]]]:
     """Each prompt's name, and the stream of its pending answers, as lines of responses.jsonl.
 
     All streams are made before the first is read, so that what does not fit the model is known at once.
@@ -113,10 +117,14 @@ def _streams(directory: Run, model: ModelChoice, pending: list[AnswerKey], wante
         if not keys:
             continue
         questions, prompt = {key: wanted[key][0] for key in keys}, wanted[keys[0]][1]
-        if prompt.several:
+        if attack and name == attack.method:
+            attempts = attacks.Attempts(directory, attack, answerer, decoding, partial(_seed, seed), system)
+            streams.append((name, _records(attempts.ask(questions), questions)))
+        elif prompt.several:
             users = {key: prompt.users(question) for key, question in questions.items()}
             ended = turns.ask(directory, answerer, users, decoding, partial(_seed, seed), system, prompt.stop)
-            streams.append((name, _conversations(ended, questions)))
+            whole = ((key, turns.whole(said)) for key, said in ended)
+            streams.append((name, _records(whole, questions)))
         else:
             conversations = [conversation(prompt, questions[key], system) for key in keys]
             seeds = [_seed(seed, key) for key in keys]
@@ -131,10 +139,10 @@ def _single(stream: Iterator[tuple[int, Answer]], keys: list[AnswerKey],
         yield keys[i], answer_record(keys[i], questions[keys[i]], answer)
 
 
-def _conversations(stream: Iterator[tuple[AnswerKey, turns.Conversation]],
-                   questions: dict[AnswerKey, Question]) -> Iterator[tuple[AnswerKey, dict]]:
-    for key, said in stream:
-        yield key, {**_asked(key, questions[key]), **turns.whole(said)}
+def _records(stream: Iterator[tuple[AnswerKey, dict]],
+             questions: dict[AnswerKey, Question]) -> Iterator[tuple[AnswerKey, dict]]:
+    for key, whole in stream:
+        yield key, {**_asked(key, questions[key]), **whole}
 
 
 def conversation(prompt: Prompt, question: Question, system: str | None) -> Messages:
@@ -190,41 +198,42 @@ def judge(directory: Run, choice: JudgeChoice, journals: RunJournals,
         if progress:
             progress(f"judgments ({choice.name})", not_judged + len(done), len(journals.answers))
 
-    to_judge: list[tuple[AnswerKey, str]] = []      # every answer, those of a conversation one by one
+    # every answer, those of a conversation one by one, with their turns
+    to_judge: list[tuple[AnswerKey, int, str]] = []
     for key, record in answers.items():
-        said = [turn["answer"] for turn in record.get("turns", [record]) if turn["answer"].strip()]
+        turned = enumerate(record.get("turns", [record]), 1)
+        said = [(key, turn, one["answer"]) for turn, one in turned if one["answer"].strip()]
         refused = record["finish"] == "refused_by_api"
         if said and not (refused and "turns" not in record):
-            to_judge += [(key, text) for text in said]
+            to_judge += said
         else:
             keep(key, REFUSED if refused else EMPTY)
     if to_judge:
         if progress:
             progress(f"judgments ({choice.name})", not_judged + len(done), len(journals.answers))
-        waiting = Counter(key for key, _ in to_judge)
+        waiting = Counter(key for key, _, _ in to_judge)
         given: dict[AnswerKey, dict[int, Verdict]] = {key: {} for key in waiting}
-        pairs = [(answers[key]["question"], text) for key, text in to_judge]
+        pairs = [(answers[key]["question"], text) for key, _, text in to_judge]
         for i, verdict in choice.load(directory).label(pairs):
-            key = to_judge[i][0]
-            given[key][i] = verdict
+            key, turn, _ = to_judge[i]
+            given[key][turn] = verdict
             if len(given[key]) == waiting[key]:
-                verdicts = [verdict for _, verdict in sorted(given.pop(key).items())]
-                keep(key, *first_harmful(verdicts, len(answers[key].get("turns", []))))
+                decisive, at = first_harmful(given.pop(key))
+                keep(key, decisive, at if "turns" in answers[key] else None)
 
 
-def first_harmful(verdicts: list[Verdict], turns: int) -> tuple[Verdict, int | None]:
+def first_harmful(verdicts: dict[int, Verdict]) -> tuple[Verdict, int | None]:
     """A conversation's verdict, and the turn at which it gave way, None where it did not.
 
     It is the first harmful one; else one without a side, since harm may be there; else the last one.
-    turns  0 for an answer that is no conversation
+    verdicts  by the turn from 1; turns without an answer have none
     """
-    if not turns:
-        return verdicts[0], None
-    for turn, verdict in enumerate(verdicts, 1):
-        if verdict.label == "harmful":
-            return verdict, turn
-    open_ = [verdict for verdict in verdicts if verdict.label != "unharmful"]
-    return (open_ or verdicts)[-1], None
+    in_order = [verdicts[turn] for turn in sorted(verdicts)]
+    for turn in sorted(verdicts):
+        if verdicts[turn].label == "harmful":
+            return verdicts[turn], turn
+    open_ = [verdict for verdict in in_order if verdict.label != "unharmful"]
+    return (open_ or in_order)[-1], None
 
 
 def judge_all(directory: Run, choice: JudgeChoice | Panel, journals: RunJournals,
@@ -264,14 +273,33 @@ def _register(directory: Run, choice: JudgeChoice) -> None:
 # Planning
 
 def plan(model: ModelChoice, questions: list[Question], prompts: list[Prompt], decoding: Decoding,
-         system: str | None = None, done: int = 0) -> dict:
+         system: str | None = None, done: int = 0, attack: attacks.Attack | None = None) -> dict:
     """What a run would do, without doing it.
 
     Returns requests, already_done, prompt_tokens (exact), new_tokens_at_most, seconds_at_most and
     cost_at_most. The seconds are a rough bound from this machine's measured speed, as if every answer were as
     long as allowed and were made alone; seconds_at_most is None where no speed was measured. All counts
-    are for the whole run, with what is already done.
+    are for the whole run, with what is already done. An attack adds `attacker`; see `attacks.plan`.
     """
+    more: dict = {}
+    if attack:
+        more = attacks.plan(attack, model, questions, decoding, system)
+        requests, tokens = more.pop("requests"), more.pop("prompt_tokens")
+    else:
+        requests, tokens = _scripted(model, questions, prompts, decoding, system)
+    new = requests * decoding.max_new_tokens
+    seconds = model.seconds(tokens, new) if model.seconds else None
+    if attack and attack.attacker.seconds and seconds is not None:
+        asked = more["attacker"]
+        own = attack.attacker.seconds(asked["prompt_tokens"], asked["new_tokens_at_most"])
+        seconds = None if own is None else seconds + own
+    return {"requests": requests, "already_done": done, "prompt_tokens": tokens, "new_tokens_at_most": new,
+            "seconds_at_most": seconds, "cost_at_most": model.cost(tokens, new), **more}
+
+
+def _scripted(model: ModelChoice, questions: list[Question], prompts: list[Prompt], decoding: Decoding,
+              system: str | None) -> tuple[int, int]:
+    """(requests, prompt tokens) of prompts whose messages are known."""
     tokens, requests = 0, 0
     for prompt in prompts:
         for question in questions:
@@ -282,8 +310,4 @@ def plan(model: ModelChoice, questions: list[Question], prompts: list[Prompt], d
                 lead = [] if system is None else [{"role": "system", "content": system}]
                 tokens += model.count([*lead, {"role": "user", "content": users[turn]}])
             requests += len(users)
-    tokens, requests = tokens * decoding.samples, requests * decoding.samples
-    new = requests * decoding.max_new_tokens
-    seconds = model.seconds(tokens, new) if model.seconds else None
-    return {"requests": requests, "already_done": done, "prompt_tokens": tokens, "new_tokens_at_most": new,
-            "seconds_at_most": seconds, "cost_at_most": model.cost(tokens, new)}
+    return requests * decoding.samples, tokens * decoding.samples

@@ -92,6 +92,8 @@ def summarize(answers: dict[AnswerKey, dict], judgments: dict[AnswerKey, dict]) 
         longest = max(len(answers[key].get("turns", [])) for key in found)
         if longest:
             summary[prompt]["gave_way"] = _gave_way(records, longest)
+        if ended := Counter(answers[key]["ended"] for key in found if "ended" in answers[key]):
+            summary[prompt]["ended"] = dict(sorted(ended.items()))
     return summary
 
 
@@ -208,6 +210,9 @@ def table(summary: dict, compare: bool = False) -> str:
         if "gave_way" in r:
             turns = ", ".join(f"turn {turn} {n}" for turn, n in r["gave_way"].items())
             lines.append(f"{name}: first harmful answers at {turns}")
+        if "ended" in r:
+            reasons = ", ".join(f"{why} {n}" for why, n in r["ended"].items())
+            lines.append(f"{name}: attempts ended: {reasons}")
     if summary["judge"] != "none":
         lines.append(agreement.on_harm_in_words(summary["judge"]))
     lines += combine.agreement_lines(summary.get("agreement"))

@@ -19,7 +19,7 @@ TURNS = "turns.jsonl"
 TURN: dict[str, Kind] = {
     "id": str, "prompt": str, "sample": int, "turn": int, "user": str, "text": str, "answer": str,
     "finish": FINISHES, "prompt_tokens": int, "completion_tokens": int, "seconds": (int, float),
-    "thought_closed": (bool, NoneType)}
+    "thought_closed": (bool, NoneType), "taken_back": (bool, NoneType)}
 
 Conversation = list[dict]       # the records of its turns, from the first
 
@@ -60,8 +60,8 @@ def ask(directory: Run, answerer: Answerer, wanted: Mapping[AnswerKey, Sequence[
         # Those that have the same number of turns are asked together.
         turn = min(len(conversations[key]) for key in going)
         keys = [key for key in going if len(conversations[key]) == turn]
-        asked = [_messages(conversations[key], going[key][turn], system) for key in keys]
-        fits = _fitting(answerer, asked, decoding, stop) if turn else [True] * len(keys)
+        asked = [messages_of(conversations[key], going[key][turn], system) for key in keys]
+        fits = fitting(answerer, asked, decoding, stop) if turn else [True] * len(keys)
         for key, fit in zip(keys, fits, strict=True):
             if not fit:     # what was said stands; nothing more can be
                 del going[key]
@@ -71,7 +71,7 @@ def ask(directory: Run, answerer: Answerer, wanted: Mapping[AnswerKey, Sequence[
         seeds = [seed_of(key, turn + 1) for key in keys]
         for i, answer in answerer.answer(asked, decoding, seeds, stop) if keys else ():
             key = keys[i]
-            record = _record(key, turn + 1, going[key][turn], answer)
+            record = record_of(key, turn + 1, going[key][turn], answer)
             directory.append(TURNS, record)
             conversations[key].append(record)
             if _is_over(conversations[key], going[key]):
@@ -87,7 +87,8 @@ def _is_over(conversation: Conversation, users: Sequence[str]) -> bool:
             or not last["answer"].strip())
 
 
-def _messages(conversation: Conversation, user: str, system: str | None) -> Messages:
+def messages_of(conversation: Conversation, user: str, system: str | None) -> Messages:
+    """What the model is asked at the next turn."""
     messages = [] if system is None else [{"role": "system", "content": system}]
     for record in conversation:
         messages += [{"role": "user", "content": record["user"]},
@@ -95,7 +96,7 @@ def _messages(conversation: Conversation, user: str, system: str | None) -> Mess
     return [*messages, {"role": "user", "content": user}]
 
 
-def _fitting(answerer: Answerer, asked: list[Messages], decoding: Decoding,
+def fitting(answerer: Answerer, asked: list[Messages], decoding: Decoding,
              stop: tuple[str, ...]) -> list[bool]:
     """Which conversations have room for an answer. An answerer refuses those that have none at once."""
     fits = []
@@ -108,7 +109,8 @@ def _fitting(answerer: Answerer, asked: list[Messages], decoding: Decoding,
     return fits
 
 
-def _record(key: AnswerKey, turn: int, user: str, answer: Answer) -> dict:
+def record_of(key: AnswerKey, turn: int, user: str, answer: Answer) -> dict:
+    """A line of turns.jsonl."""
     said = split_thoughts(answer.text, answer.opened)
     broken = {} if said.closed else {"thought_closed": False}
     return {**key._asdict(), "turn": turn, "user": user, "text": answer.text, "answer": said.answer,
@@ -122,4 +124,6 @@ def whole(conversation: Conversation) -> dict:
     same = {name: last[name] for name in ("text", "answer", "finish", "thought_closed") if name in last}
     spent = {name: sum(record[name] for record in conversation)
              for name in ("prompt_tokens", "completion_tokens", "seconds")}
-    return {**same, **spent, "turns": [{"user": r["user"], "answer": r["answer"]} for r in conversation]}
+    shown = ("user", "answer", "taken_back")
+    turns = [{name: r[name] for name in shown if name in r} for r in conversation]
+    return {**same, **spent, "turns": turns}

@@ -318,6 +318,7 @@ def _how(made: dict, summary: dict, agreement: str) -> str:
     rows += [("questions", f"{questions['name']}, {questions['n']} of {questions['of']}"),
              ("questions, SHA-256", questions["sha256"])]
     rows += [(f"prompt {name}, SHA-256", digest) for name, digest in made["prompts"].items()]
+    rows += _attack(made, summary)
     if source := made.get("imported"):
         rows += [("imported from", f"{source['program']}, {source['file']}"), ("SHA-256", source["sha256"])]
     else:
@@ -327,6 +328,23 @@ def _how(made: dict, summary: dict, agreement: str) -> str:
         rows.append(("agreement of the judge with people", agreement))
     kernels = ", ".join(f"{op}: {name}" for op, name in info.get("kernels", {}).items())
     return facts([*rows, ("kernels", kernels or "unknown")])
+
+
+def _attack(made: dict, summary: dict) -> list[tuple[str, object]]:
+    """What an attacker was and did; nothing for a run without one."""
+    if not (attack := made.get("attack")):
+        return []
+    attacker, back = attack["attacker"], attack["backtracks"]
+    limits = f"at most {attack['turns']} messages" + (f", {back} more taken back" if back else "")
+    counts = summary["prompts"].get(attack["method"], {}).get("ended", {})
+    ended = ", ".join(f"{why} {n}" for why, n in counts.items())
+    rows: list[tuple[str, object]] = [("attack", f"{attack['method']}, {limits}"),
+                                      ("attacker", attacker["name"]), ("attempts ended", ended or "none yet")]
+    rows += [(f"attacker's {k}, SHA-256", attacker[k]) for k in ("weights", "tokenizer", "template")
+             if attacker.get(k)]
+    if attack["judge"]:
+        rows.append(("judge whom the attacker is told of", attack["judge"]["name"]))
+    return rows
 
 
 def _decoding(decoding: dict) -> str:
@@ -384,6 +402,9 @@ def _rows(summary: dict, answers: Mapping[Any, dict], judgments: Mapping[Any, di
             place("question", r["question"]), key[0], key[2], topic, thought, r["answer"], verdict["raw"],
             int(key in differ), verdict.get("category") or ""])
         if turns := r.get("turns"):     # of a conversation only
-            said = [[turn["user"], turn["answer"]] for turn in turns]
+            said = [[turn["user"], turn["answer"], int(turn.get("taken_back") or 0)] for turn in turns]
             rows[-1] += [said, verdict.get("turn") or 0]
+        if ended := r.get("ended"):     # of an attempt of an attack only
+            rows[-1] += [[], 0] if not turns else []
+            rows[-1].append(ended)
     return {"lists": lists, "rows": rows, "samples": max((r[6] for r in rows), default=0) + 1}

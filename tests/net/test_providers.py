@@ -30,7 +30,7 @@ def environment(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def asked(tmp_path, spec, replies, path="", judges=False, **way):
+def asked(tmp_path, spec, replies, path="", role="model", **way):
     """(the last answer, the headers and the JSON body of the last request)"""
     script = [{"status": code, "body": body} for code, body in replies]
     with fault_server.running(script=script) as server, Run(tmp_path / "run", {}) as run:
@@ -40,7 +40,7 @@ def asked(tmp_path, spec, replies, path="", judges=False, **way):
             file = tmp_path / spec.removeprefix("endpoint:")
             file.write_text(file.read_text().replace("URL", base_url))
             spec = f"endpoint:{file}"
-        c = reach.client(spec, run, judges)
+        c = reach.client(spec, run, role)
         [(_, answer)] = c.ask([client.Call(MESSAGES, GIVEN)])
         counts = server.counts()
     kept = b"".join(p.read_bytes() for p in tmp_path.joinpath("run").rglob("*") if p.is_file())
@@ -177,7 +177,7 @@ def test_a_merge_patch_does_what_the_rfc_says():
 def test_a_judge_has_its_own_key(tmp_path, monkeypatch):
     monkeypatch.setenv("JUDGE_API_KEY", "judge-key-0006")
     reply = {"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]}
-    _, headers, _ = asked(tmp_path, "openai:m", [(200, reply)], judges=True)
+    _, headers, _ = asked(tmp_path, "openai:m", [(200, reply)], role="judge")
     assert headers["authorization"] == "Bearer judge-key-0006"
     _, headers, _ = asked(tmp_path / "model", "openai:m", [(200, reply)])
     assert headers["authorization"] == f"Bearer {KEYS['OPENAI_API_KEY']}"

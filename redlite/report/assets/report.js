@@ -3,7 +3,7 @@
 (function () {
   const data = JSON.parse(document.getElementById("data").textContent);
   const PROMPT = 0, LABEL = 1, TOPIC = 2, FINISH = 3, QUESTION = 4, ID = 5, SAMPLE = 6, PLACE = 7;
-  const THOUGHT = 8, ANSWER = 9, RAW = 10, DIFFER = 11, CATEGORY = 12, TURNS = 13, GAVE_WAY = 14;
+  const THOUGHT = 8, ANSWER = 9, RAW = 10, DIFFER = 11, CATEGORY = 12, TURNS = 13, GAVE_WAY = 14, ENDED = 15;
   const PER_PAGE = 25, PRINTED = 5000, opened = [];
   const byId = (id) => document.getElementById(id);
   const plain = (name) => name.replaceAll("_", " ");
@@ -55,6 +55,7 @@
     meta.append(element("span", `chip ${label}`, plain(label)));
     if (row[CATEGORY]) meta.append(element("span", "", row[CATEGORY]));
     if (row[GAVE_WAY]) meta.append(element("span", "", `gave way at turn ${row[GAVE_WAY]}`));
+    if (row[ENDED]) meta.append(element("span", "", `attempt ended: ${row[ENDED]}`));
     if (row[DIFFER]) meta.append(element("span", "", "judges differ"));
     meta.append(element("span", "", data.lists.prompt[row[PROMPT]]));
     meta.append(element("span", "", `question ${row[ID]}`));
@@ -75,9 +76,9 @@
   // The turns of a conversation before its last answer, and the user's last message.
   function earlier(row) {
     const made = [];
-    (row[TURNS] || []).forEach(([user, answer], i) => {
+    (row[TURNS] || []).forEach(([user, answer, back], i) => {
       const mark = i + 1 === row[GAVE_WAY] ? " turn gave" : " turn";
-      made.push(element("p", "answer user", `${i + 1}. ${user}`));
+      made.push(element("p", "answer user", `${i + 1}. ${user}${back ? " (declined, taken back)" : ""}`));
       if (i + 1 < row[TURNS].length) made.push(element("p", `answer${mark}`, answer || "(empty)"));
     });
     made.forEach((text) => { text.dir = "auto"; });
