@@ -23,6 +23,8 @@ def add_attack_options(ask: argparse._ArgumentGroup) -> None:
     ask.add_argument("--attacker", metavar="MODEL", help="named as --model is")
     ask.add_argument("--attacker-template", metavar="T",
                      help="a local attacker's chat format, where its own files do not say it")
+    ask.add_argument("--attacker-tokens", type=whole(1), metavar="N",
+                     help="longest message of the attacker, with what it thinks first (default: 1000)")
     ask.add_argument("--turns", type=whole(1), metavar="N",
                      help="crescendo: messages in the conversation; pair: messages tried (default: 5)")
     ask.add_argument("--backtracks", type=whole(0), metavar="N",
@@ -41,7 +43,8 @@ def check(args: Namespace, prompts: bool) -> None:
         raise Error("--attack crescendo or pair and --attacker MODEL belong together")
     if writes and prompts:
         raise Error(f"--attack {args.attack}: the attacker writes the messages; leave --prompt out")
-    own = [name for name in ("turns", "backtracks", "attacker_template") if vars(args)[name] is not None]
+    names = ("turns", "backtracks", "attacker_template", "attacker_tokens")
+    own = [name for name in names if vars(args)[name] is not None]
     if own and not writes or args.attack == "pair" and args.backtracks is not None:
         which = "backtracks" if writes else own[0].replace("_", "-")
         raise Error(f"--{which}: this attack has none; leave it out")
@@ -62,4 +65,5 @@ def chosen(args: Namespace, reach: "Network | None",
     attacker.count([{"role": "user", "content": "x"}])
     backtracks = attacks.BACKTRACKS if args.backtracks is None else args.backtracks
     return attacks.Attack(args.attack, attacker, attacks.instructions(args.attack),
-                          args.turns or attacks.TURNS, backtracks, tells), judge
+                          args.turns or attacks.TURNS, backtracks, tells,
+                          args.attacker_tokens or attacks.ATTACKER_TOKENS), judge

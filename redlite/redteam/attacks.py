@@ -32,8 +32,8 @@ from redlite.text.reasoning import split_thoughts
 
 METHODS = ("crescendo", "pair")
 INSTRUCTIONS = DATA / "prompts" / "attack"
-ATTACKER_TOKENS = 1000      # a message is short; the rest is for what an attacker thinks
-TURNS, BACKTRACKS = 5, 3    # the defaults
+# The defaults. A message is short; most of its tokens are for what an attacker thinks.
+TURNS, BACKTRACKS, ATTACKER_TOKENS = 5, 3, 1000
 ATTACKER, VERDICTS = "attacker.jsonl", "verdicts.jsonl"
 REFUSED, SILENT, ERROR, NO_ROOM = "attacker refused", "attacker said nothing", "error", "no room"
 GAVE_WAY, DECLINED, EMPTY, ALL = "gave way", "declined too often", "empty answer", "all turns asked"
@@ -61,6 +61,7 @@ class Attack:
     turns         crescendo: messages that stay in the conversation, at most; pair: messages, at most
     backtracks    crescendo: messages that may be taken back, at most
     judge         pair: whose verdicts the attacker is told; of `remembering`
+    tokens        of an attacker's message with its thoughts, at most
     """
     method: str
     attacker: ModelChoice
@@ -68,6 +69,7 @@ class Attack:
     turns: int = TURNS
     backtracks: int = BACKTRACKS
     judge: JudgeChoice | None = None
+    tokens: int = ATTACKER_TOKENS
 
     @property
     def prompt(self) -> Prompt:
@@ -85,7 +87,7 @@ class Attack:
         judge = None if self.judge is None else {"name": self.judge.name, **self.judge.identity}
         return {"method": self.method, "attacker": self.attacker.identity,
                 "instructions": sha256_json(self.instructions), "turns": self.turns,
-                "backtracks": self.most - self.turns, "attacker_tokens": ATTACKER_TOKENS,
+                "backtracks": self.most - self.turns, "attacker_tokens": self.tokens,
                 "refusals": rules_fingerprint()["sha256"], "judge": judge}
 
     def instruct(self, question: str, said: Conversation, verdict: Verdict | None) -> Messages:
@@ -216,7 +218,7 @@ class Attempts:
         """Have the attacker write where a message is due."""
         due = {key: self.attack.instruct(a.question, a.said, a.verdict) for key, a in self._going.items()
                if len(a.written) == len(a.said)}
-        decoding = replace(self.decoding, max_new_tokens=ATTACKER_TOKENS)
+        decoding = replace(self.decoding, max_new_tokens=self.attack.tokens)
         for key, answer in self._asked(attacker, due, decoding, -1):
             message, gave = read_message(answer)
             record = {**key._asdict(), "turn": len(self._going[key].written) + 1, "text": answer.text,
@@ -335,15 +337,15 @@ def plan(attack: Attack, model: ModelChoice, questions: list[Question], decoding
     lead = [] if system is None else [{"role": "system", "content": system}]
     frame = model.count([*lead, {"role": "user", "content": "x"}])
     crescendo, asked, seen = attack.method == "crescendo", 0, 0
-    pair = ATTACKER_TOKENS + decoding.max_new_tokens
+    pair = attack.tokens + decoding.max_new_tokens
     for n in range(attack.most):
         kept = min(n, attack.turns - 1) if crescendo else 0
-        asked += (kept + 1) * frame + kept * pair + ATTACKER_TOKENS
+        asked += (kept + 1) * frame + kept * pair + attack.tokens
         seen += (kept + attack.backtracks if crescendo else min(n, 1)) * pair
     own = sum(attack.attacker.count(attack.instruct(q.question, [], None)) for q in questions)
     attempts = len(questions) * decoding.samples
     requests, prompt = attempts * attack.most, attempts * seen + own * decoding.samples * attack.most
-    new = requests * ATTACKER_TOKENS
+    new = requests * attack.tokens
     return {"requests": requests, "prompt_tokens": attempts * asked,
             "attacker": {"name": attack.attacker.name, "requests": requests, "prompt_tokens": prompt,
                          "new_tokens_at_most": new, "cost_at_most": attack.attacker.cost(prompt, new)}}

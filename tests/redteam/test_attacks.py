@@ -302,19 +302,21 @@ def paid(tmp_path, monkeypatch):
 def test_the_command_with_an_attacker_of_its_own_endpoint(paid, capsys):
     model, attacker = [reply(text) for text in SAID[1::2]], [reply(text) for text in SAID[::2]]
     with fault_server.running(script=model) as one, fault_server.running(script=attacker) as two:
-        given = [*GIVEN, "--base-url", one.url, "--attacker-base-url", two.url, "--output-dir", "run"]
+        given = [*GIVEN, "--base-url", one.url, "--attacker-base-url", two.url, "--output-dir", "run",
+                 "--attacker-tokens", "1234"]
         assert main(given) == 0
         counts = one.counts(), two.counts()
         assert [c["kinds"].get("200") for c in counts] == [3, 3]
         assert set(counts[0]["authorizations"]) == {"Bearer model-key-0001"}
         assert set(counts[1]["authorizations"]) == {"Bearer attacker-key-0002"}
+        assert {json.loads(body)["max_tokens"] for body in counts[1]["bodies"]} == {1234}
         assert main(given) == 0 and two.counts()["requests"] == counts[1]["requests"]
     out = capsys.readouterr().out
     assert "crescendo: first harmful answers at turn 1 " in out and "attempts ended: all turns asked 1" in out
     made = json.loads(Path("run/manifest.json").read_text())["attack"]
     assert made["attacker"]["name"] == "openai:att" and made["attacker"]["endpoint"] == two.url
     assert (made["method"], made["turns"], made["backtracks"], made["attacker_tokens"]) == (
-        "crescendo", 2, 3, 1000)
+        "crescendo", 2, 3, 1234)
     assert "attacker-key-0002" not in "".join(p.read_text() for p in Path("run").glob("*.json*"))
     [record] = lines("run/responses.jsonl")
     assert [(t["user"], t.get("taken_back")) for t in record["turns"]] == [
