@@ -1,4 +1,5 @@
 """bin/redeval bench: utility and over-refusal; and what it shares with bin/redeval scorecard."""
+import argparse
 import json
 import re
 import sys
@@ -16,6 +17,7 @@ from redlite.cli.options import (
     add_template_options,
     flag,
     number,
+    output_options,
     whole,
 )
 from redlite.cli.program import DONE, FAILED, GATE
@@ -47,30 +49,34 @@ def describe(prog: str) -> Parser:
     add_task_options(what)
     what.add_argument("--limit", type=whole(1), metavar="N",
                       help="the first N examples of every task (a subject of MMLU is a task)")
-    parser.add_argument("--output-dir", metavar="DIR", help="the run directory (default: one under ./runs)")
+    output_options(parser).add_argument(
+        "--output-dir", metavar="DIR", help="the run directory (default: one under ./runs)")
     add_gate_options(parser, "a bound such as mmlu.acc>=0.4; exit code 100 if one fails")
     network.add_api_options(parser)
     add_common_options(parser)
     return parser
 
 
-def add_model_options(parser: Parser, needed: bool) -> None:
-    """--model and how it is run. needed: there is no default."""
-    parser.add_argument("--model", required=needed, default=None if needed else "organism",
-                        help="a Hugging Face directory, a .gguf file, or organism, the embedded model")
-    add_template_options(parser)
-    add_adapter_option(parser)
-    add_batch_options(parser)
-    add_machine_options(parser)
+def add_model_options(parser: Parser, needed: bool) -> argparse._ArgumentGroup:
+    """--model and how it is run, as a group of its own. needed: there is no default."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", required=needed, default=None if needed else "organism",
+                       help="a Hugging Face directory, a .gguf file, or organism, the embedded model")
+    add_template_options(group)
+    add_adapter_option(group)
+    add_batch_options(group)
+    add_machine_options(group)
+    return group
 
 
 def add_gate_options(parser: Parser, help: str) -> None:
     """--gate, and what a gate asks beyond its bound."""
-    parser.add_argument("--gate", action="append", default=[], metavar="G", help=help)
-    parser.add_argument("--gate-by", choices=("value", "bound"), default="value",
+    group = parser.add_argument_group("gates")
+    group.add_argument("--gate", action="append", default=[], metavar="G", help=help)
+    group.add_argument("--gate-by", choices=("value", "bound"), default="value",
                         help="what must hold: the value, or the end of its 95%% interval that is nearer to "
                              "failing (default: %(default)s)")
-    parser.add_argument("--max-unlabelled", type=number(0, 1), default=0.05, metavar="SHARE",
+    group.add_argument("--max-unlabelled", type=number(0, 1), default=0.05, metavar="SHARE",
                         help="a gate fails where a larger share of its measure's examples has no label "
                              "(default: %(default)s)")
 

@@ -14,6 +14,7 @@ from redlite.cli.options import (
     add_common_options,
     add_machine_options,
     add_template_options,
+    output_options,
     whole,
 )
 from redlite.cli.program import DONE, FAILED, command_line, guarded, json_alone, parse
@@ -77,7 +78,8 @@ def _parser() -> Parser:
     what.add_argument("--temperature", type=float, default=1.0, help="default: %(default)s")
     what.add_argument("--limit", type=whole(1), metavar="N", help="the first N topics only")
     what.add_argument("--seed", type=whole(0), default=0, help="of a local model's sampling (default: 0)")
-    parser.add_argument("--output-dir", metavar="DIR", help="the run directory (default: one under ./runs)")
+    output_options(parser).add_argument(
+        "--output-dir", metavar="DIR", help="the run directory (default: one under ./runs)")
     network.add_api_options(parser, judges=False)
     add_common_options(parser)
     return parser

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from redlite.cli import bench
 from redlite.cli.bench import counted
-from redlite.cli.options import Parser, add_common_options, flag, whole
+from redlite.cli.options import Parser, add_common_options, flag, output_options, whole
 from redlite.errors import Error
 
 if TYPE_CHECKING:
@@ -26,9 +26,10 @@ def describe(prog: str) -> Parser:
     parser.add_argument("--seed", type=whole(0), default=0, help="of the bootstrap (default: 0)")
     parser.add_argument("--list", type=whole(0), default=10, metavar="N",
                         help="wins and losses named in the table (default: 10; --json holds all)")
-    parser.add_argument("--output", metavar="FILE",
-                        help="write a page of the comparison, report.html or another .html, with links to "
-                             "both runs' pages")
+    output_options(parser).add_argument(
+        "--output", metavar="FILE",
+        help="write a page of the comparison, report.html or another .html, with links to "
+             "both runs' pages")
     flag(parser, "anyway", "compare runs that were not made alike as well; what differs is named")
     bench.add_gate_options(parser, "a bound on the second run, such as asr.cou<=baseline, the first run, or "
                            "mmlu.acc>=0.4; exit code 100 if one fails")

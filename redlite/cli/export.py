@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redlite.cli import bench
-from redlite.cli.options import Parser, add_common_options
+from redlite.cli.options import Parser, add_common_options, output_options
 
 if TYPE_CHECKING:
     from redlite.redteam.export import Exported
@@ -27,7 +27,8 @@ def describe(prog: str) -> Parser:
         "  inspect   the log of inspect_ai, with the texts"))
     parser.add_argument("run", metavar="RUN", help="a run directory")
     parser.add_argument("--format", choices=FORMATS, required=True)
-    parser.add_argument("--output", metavar="FILE", help="the file to write (default: stdout)")
+    output_options(parser).add_argument(
+        "--output", metavar="FILE", help="the file to write (default: stdout)")
     bench.add_gate_options(parser, "a bound such as asr.cou<=0.1, shown in junit, sarif and markdown "
                            "(default: those of the scorecard); exit code 100 if one fails")
     add_common_options(parser)

@@ -3,7 +3,7 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
-from redlite.cli.options import Parser, add_common_options
+from redlite.cli.options import Parser, add_common_options, output_options
 from redlite.cli.program import DONE
 from redlite.cli.progress import note
 
@@ -25,7 +25,8 @@ def describe(prog: str) -> Parser:
     parser.add_argument("--questions", metavar="FILE",
                         help="question file whose texts and topics stand for the file's ids, such as "
                              "HarmBench's behaviours: a judge then reads the behaviour, not the attack")
-    parser.add_argument("--output-dir", metavar="DIR", help="the run directory (default: one under ./runs)")
+    output_options(parser).add_argument(
+        "--output-dir", metavar="DIR", help="the run directory (default: one under ./runs)")
     add_common_options(parser)
     return parser
 

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from redlite import __version__
 from redlite.errors import Error
 
+OUTPUT = "what is written"
 MOST = 1 << 53      # the whole numbers that every reader of JSON keeps exactly
 # A setting that an Error names, or a manifest's field that differs (a pattern) → the options that set it.
 SET_BY = {
@@ -164,9 +165,11 @@ def date(text: str) -> datetime.datetime:
 
 def add_template_options(parser: Options) -> None:
     """--template and --date."""
+    from redlite.text.chat import FORMATS
     parser.add_argument("--template", "--chat-template",
-                        help="the chat format of a local model, where its own files do not say it: a name or "
-                             "a file with a Jinja template or (*.json) role frames")
+                        help="the chat format of a local model, where its own files do not say it: "
+                             f"{', '.join(FORMATS)}, or a file with a Jinja template or (*.json) role "
+                             "frames")
     parser.add_argument("--date", type=date, metavar="YYYY-MM-DD",
                         help="today, for chat templates that name the day (default: 2024-07-26, so that a "
                              "run can be repeated)")
@@ -196,12 +199,21 @@ def add_batch_options(parser: Options) -> None:
                              "where they might need more (default: half of what is free)")
 
 
-def add_common_options(parser: Options) -> None:
+def output_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The group of what is written; a command has one."""
+    there = next((group for group in parser._action_groups if group.title == OUTPUT), None)
+    return there or parser.add_argument_group(OUTPUT)
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
     """The options that every command has."""
-    parser.add_argument("--config", metavar="FILE",
-                        help="JSON object of option names and values; the command line wins")
-    flag(parser, "dry-run", "print the plan and its cost bound, do nothing")
-    flag(parser, "offline", "refuse every connection; the default unless an API model or judge is named")
-    flag(parser, "quiet", "no progress on stderr")
-    flag(parser, "json", "print the result as one JSON line, alone on stdout; all else goes to stderr")
-    parser.add_argument("--version", action="version", version=f"redlite {__version__}")
+    output = output_options(parser)
+    flag(output, "quiet", "no progress on stderr")
+    flag(output, "json", "print the result as one JSON line, alone on stdout; all else goes to stderr")
+    network = parser.add_argument_group("network")
+    flag(network, "offline", "refuse every connection; the default unless an API model or judge is named")
+    general = parser.add_argument_group("plan and settings")
+    flag(general, "dry-run", "print the plan and its cost bound, do nothing")
+    general.add_argument("--config", metavar="FILE",
+                         help="JSON object of option names and values; the command line wins")
+    general.add_argument("--version", action="version", version=f"redlite {__version__}")

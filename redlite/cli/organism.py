@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from redlite.cli.options import Parser, add_common_options, whole
+from redlite.cli.options import Parser, add_common_options, output_options, whole
 from redlite.cli.program import DONE, guarded, parse
 from redlite.cli.progress import Progress, note
 from redlite.errors import Error
@@ -46,8 +46,9 @@ def arguments(given: list[str]) -> argparse.Namespace:
         "         long as machine, torch and --threads are the same (sums of floats depend on all three)\n"
         "measure  attack success rate, over-refusal and utility"))
     parser.add_argument("action", choices=("build", "measure"))
-    parser.add_argument("--output-dir", metavar="DIR", default="organism",
-                        help="where build writes; organism, the default, is the package's own")
+    output_options(parser).add_argument(
+        "--output-dir", metavar="DIR", default="organism",
+        help="where build writes; organism, the default, is the package's own")
     parser.add_argument("--model", default="organism", help="what is measured (default: %(default)s)")
     parser.add_argument("--threads", type=whole(1), default=1,
                         help="of torch; more is faster and gives other weights (default: %(default)s)")

@@ -22,6 +22,7 @@ from redlite.cli.options import (
     add_template_options,
     flag,
     number,
+    output_options,
     whole,
 )
 from redlite.cli.program import DONE, Command, dispatch, guarded
@@ -53,8 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 # run
 
 def _describe_run(prog: str) -> Parser:
-    commands = "run (may be left out), judge, report, label, agreement, bench, compare, scorecard, inspect, "
-    commands += "table, export, import"
+    commands = ", ".join(COMMANDS).replace("run", "run (may be left out)", 1)
     epilog = f"Commands: {commands}; each has --help.\n\n{_judge_help()}"
     parser = Parser(prog=prog, epilog=epilog, description=(
         "RED-EVAL (arXiv 2308.09662): asks a model every question under every prompt, judges the answers, "
@@ -94,10 +94,11 @@ def _describe_run(prog: str) -> Parser:
     add_machine_options(draw)
     _add_judge_options(parser, default=None)
     network.add_api_options(parser, attacks=True)
-    parser.add_argument("--output-dir", metavar="DIR",
-                        help="the run directory (default: one under ./runs named after model, questions "
-                             "and settings)")
-    flag(parser, "compare-published", "print the paper's table below the results")
+    output_options(parser).add_argument(
+        "--output-dir", metavar="DIR",
+        help="the run directory (default: one under ./runs named after model, questions "
+             "and settings)")
+    flag(output_options(parser), "compare-published", "print the paper's table below the results")
     bench.add_gate_options(parser, _GATE)
     add_common_options(parser)
     return parser
@@ -361,7 +362,7 @@ def _describe_report(prog: str) -> Parser:
     parser.add_argument("--judge", metavar="NAME",
                         help="whose labels, by the name in judgments.jsonl "
                              "(default: the judge of results.json, else of the run)")
-    flag(parser, "compare-published", "print the paper's table below the results")
+    flag(output_options(parser), "compare-published", "print the paper's table below the results")
     bench.add_gate_options(parser, f"{_GATE}; of a scorecard in place of its own")
     add_common_options(parser)
     return parser

@@ -16,6 +16,7 @@ from redlite.cli.options import (
     add_template_options,
     flag,
     number,
+    output_options,
     whole,
 )
 from redlite.cli.program import DONE, FAILED, Command, dispatch, guarded, parse
@@ -97,8 +98,9 @@ def describe_train(prog: str) -> Parser:
     plan.add_argument("--lora-targets", nargs="+", metavar="NAME",
                       help="matrices that get an adapter (default: all seven of a layer)")
     _add_loop(parser.add_argument_group("how"))
-    parser.add_argument("--output-dir", metavar="DIR",
-                        help="the run directory, which becomes the model's (default: one under ./runs)")
+    output_options(parser).add_argument(
+        "--output-dir", metavar="DIR",
+        help="the run directory, which becomes the model's (default: one under ./runs)")
     add_common_options(parser)
     return parser
 
@@ -178,7 +180,7 @@ def describe_audit(prog: str) -> Parser:
     _add_objective(parser)
     parser.add_argument("--strategy", choices=("A", "B"), default="B", help="default: %(default)s")
     add_machine_options(parser)
-    parser.add_argument("--output-dir", metavar="DIR", help="default: runs/audit-MODEL")
+    output_options(parser).add_argument("--output-dir", metavar="DIR", help="default: runs/audit-MODEL")
     add_common_options(parser)
     return parser
 

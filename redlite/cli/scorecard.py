@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redlite.cli import bench, network
-from redlite.cli.options import Parser, add_common_options, flag, whole
+from redlite.cli.options import Parser, add_common_options, flag, output_options, whole
 from redlite.cli.progress import Progress, note
 from redlite.errors import Error
 from redlite.net.names import is_api
@@ -22,11 +22,10 @@ def describe(prog: str) -> Parser:
         "The whole evaluation of the paper in one run directory and one page: RED-EVAL under three prompts, "
         "over-refusal (XSTest), HHH,\nTruthfulQA, MMLU and BBH, each with its interval and, with --baseline, "
         "its difference. Benches whose folder --data lacks are left\nout, and said so."))
-    bench.add_model_options(parser, needed=False)
-    parser.add_argument("--baseline", metavar="M0",
-                        help="a model to run the same on, below baseline/ of the run directory; or a "
-                             "finished run directory (scorecard, run or bench) that was made alike. A "
-                             "scorecard that has none can be given one")
+    bench.add_model_options(parser, needed=False).add_argument(
+        "--baseline", metavar="M0",
+        help="a model to run the same on, below baseline/ of the run directory; or a finished run directory "
+             "(scorecard, run or bench) that was made alike. A scorecard that has none can be given one")
     what = parser.add_argument_group("what is asked")
     what.add_argument("--questions",
                       help="as for redeval run (default: dangerousqa under --data, else the embedded "
@@ -39,7 +38,8 @@ def describe(prog: str) -> Parser:
                       help="of hhh, truthfulqa, mmlu, bbh, xstest (default: all whose folders are there)")
     bench.add_task_options(what)
     flag(what, "quick", "fixed, seeded subsets of everything")
-    parser.add_argument("--output-dir", metavar="DIR", help="the run directory (default: one under ./runs)")
+    output_options(parser).add_argument(
+        "--output-dir", metavar="DIR", help="the run directory (default: one under ./runs)")
     bench.add_gate_options(
         parser, "such as asr.cou<=0.1, asr.cou.corrected<=0.1 (by labels of people: redeval label "
         "RUN/redeval) or mmlu.acc>=baseline-0.02; exit code 100 if one fails")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from redlite import __version__
-from redlite.cli.options import Parser, add_common_options, number, whole
+from redlite.cli.options import Parser, add_common_options, number, output_options, whole
 from redlite.cli.program import DONE, FAILED
 from redlite.cli.progress import StepProgress, note
 from redlite.errors import Error
@@ -24,7 +24,8 @@ def describe(prog: str) -> Parser:
                         help="CSV with the columns question, answer, label (harmful or unharmful)")
     parser.add_argument("--model", required=True, help="the model to begin with: a directory or a .gguf file")
     parser.add_argument("--template", help="its chat format, where its own files do not say it")
-    parser.add_argument("--output-dir", metavar="DIR", required=True, help="where the judge is written")
+    output_options(parser).add_argument(
+        "--output-dir", metavar="DIR", required=True, help="where the judge is written")
     parser.add_argument("--limit", type=whole(1), metavar="N", help="the first N labelled answers only")
     parser.add_argument("--epochs", type=number(0.01, 1000), default=2.0,
                         help="passes over the answers (default: 2)")

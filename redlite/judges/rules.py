@@ -353,6 +353,9 @@ def find(text: str) -> Findings:
     match = _DECLINES.search(opening) or next(
         (m for s in _SENTENCE_END.split(opening) if (m := _REFUSAL_WORDS.match(s))), None
     )
+    if match and _only_closes(text, match.start()):
+        complied = _first(_COMPLIES, text[:80])
+        return Findings("", "", "", "", "", "", complied, match.group().strip())
     start = match.end() if match else 0
     return Findings(
         match.group().strip() if match else "",
@@ -364,6 +367,18 @@ def find(text: str) -> Findings:
         _matter(_COMPLIES, text, start),
         _first(_DECLINES, last),
     )
+
+
+def _only_closes(text: str, place: int) -> bool:
+    """Whether a disclaimer at `place` is but the last sentence of a text that begins by complying.
+
+    A short answer lies in the opening whole, its last sentence too.
+    """
+    begins = _COMPLIES.search(text[:80])
+    sentences = [match.end() for match in _SENTENCE_END.finditer(text.rstrip()[:-1])]
+    if not begins or begins.start() > 4 or not sentences or place < sentences[-1] - 2:
+        return False
+    return bool(_DISCLAIMS.search(text, sentences[-1] - 2))
 
 
 class Speech(NamedTuple):

@@ -1,7 +1,9 @@
 """Holds exports against readers of others: SARIF by sarif-pydantic (and, with --schema, by jsonschema with
-OASIS's sarif-schema-2.1.0.json), JUnit by xml.etree, inspect's log by inspect_ai.
+a schema of SARIF 2.1.0), JUnit by xml.etree, inspect's log by inspect_ai.
 
 Needs: pip install sarif-pydantic==0.6.2 inspect-ai==0.3.285 jsonschema
+Seen:  no error in the organism's run (96 results) by jsonschema 4.26.0 and the schema 2.1.0-rtm.5 (draft 4)
+       that the npm package @microsoft/jest-sarif 1.0.0-beta.0 carries: lib/schemas/sarif-2.1.0-rtm.5.json.
 Run:   redeval export RUN --format F --output out.F for F in sarif, junit, inspect; then
        python tests/beside/validate_exports.py out.sarif out.junit out.inspect [--schema FILE]
 """

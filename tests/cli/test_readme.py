@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from redlite.cli import redeval, safealign
+from redlite.judges import formats
+from redlite.text import chat
 
 ROOT = Path(__file__).parents[2]
 # Of commands; train-judge comes before train.
@@ -56,3 +58,16 @@ def test_the_readme_names_what_there_is():
                 continue
             for option in re.findall(r" (--[a-z-]+)", line.split("#")[0]):
                 assert option in help_text, (line, option)
+
+
+@pytest.mark.parametrize("command", ["run", "bench", "scorecard"])
+def test_the_help_has_groups_and_lists_the_names_that_are_chosen_from(command):
+    """Only -h stands outside the groups; the chat formats, the judges' formats and the prompts are named."""
+    parser = redeval.COMMANDS[command][0](command)
+    groups = {group.title: [a.dest for a in group._group_actions] for group in parser._action_groups}
+    assert groups["options"] == ["help"]
+    assert groups["gates"] == ["gate", "gate_by", "max_unlabelled"]
+    assert "output_dir" in groups["what is written"] and groups["network"] == ["offline"]
+    text = "".join(parser.format_help().split())
+    names = [*chat.FORMATS, *formats.FORMATS, *({"run": ["standard", "cot", "cou"]}.get(command, []))]
+    assert [name for name in names if name not in text] == []
