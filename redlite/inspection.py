@@ -42,8 +42,9 @@ class Inspection(TypedDict):
     chat            as `chat_choice.describe`, or None; `chat_refused` then says why
     refused         why loading would end, a line each; [] if nothing that the headers show is wrong
     runs            in words: what runs in C, and which types are decoded in Python first
-    memory          bytes of the weights in memory for "float32", "int8" and "int4", by format; None as above
-    cache_bytes_per_token  of keys and values, for the same three
+    memory          bytes of the weights in memory by format: "float32", "bfloat16", "int8", "int4";
+                    None as above
+    cache_bytes_per_token  of keys and values, by the same formats
     """
     path: str
     files: int
@@ -185,8 +186,9 @@ def _words(words: tokenizer.Tokenizer) -> dict[str, Any]:
 
 # ---- what it would need ----
 
-FORMATS = ("float32", "int8", "int4")
-WEIGHT_BITS = {"float32": 32.0, "int8": 8.5, "int4": 5.0}  # of a packed matrix: kernels/c/packed_matrix.h
+FORMATS = ("float32", "bfloat16", "int8", "int4")
+# of a packed matrix: kernels/c/packed_matrix.h
+WEIGHT_BITS = {"float32": 32.0, "bfloat16": 16.0, "int8": 8.5, "int4": 5.0}
 
 
 def _memory(tensors: dict[str, Stored], format: str) -> int:
@@ -207,9 +209,9 @@ def _memory(tensors: dict[str, Stored], format: str) -> int:
 
 
 def _cache(config: Any) -> dict[str, int]:
-    """Bytes of a token's keys and values: float32, or float16 beside quantised weights."""
+    """Bytes of a token's keys and values: float32, or float16 beside int8 and int4 weights."""
     numbers = 2 * config.n_layers * config.n_kv_heads * config.head_dim
-    return {"float32": 4 * numbers, "int8": 2 * numbers, "int4": 2 * numbers}
+    return {"float32": 4 * numbers, "bfloat16": 4 * numbers, "int8": 2 * numbers, "int4": 2 * numbers}
 
 
 def library_is_built() -> bool:
@@ -222,7 +224,7 @@ def _runs(tensors: dict[str, Stored], method: str | None) -> list[str]:
     """What runs in C on this machine's processor, in words."""
     if not library_is_built():
         return ["the C library is not built: everything runs in PyTorch, which is slower"]
-    found = ["layers, attention and matrix products: C, in float32, int8 or int4"]
+    found = ["layers, attention and matrix products: C, in float32, bfloat16, int8 or int4"]
     slow = sorted(kind for kind, use in _types(tensors).items() if not use["in_c"])
     if method:
         found.append(f"weights of {method}: decoded in Python at load; float32 in memory unless quantised")

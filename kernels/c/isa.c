@@ -1,4 +1,5 @@
 /* The instruction sets that this processor has and the library has code for, and the one in use. */
+#define _GNU_SOURCE
 #include "isa.h"
 #include <stdatomic.h>
 #include <string.h>
@@ -6,10 +7,19 @@
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
+#if defined(__x86_64__)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
 
 #if defined(__x86_64__)
-static const char *const NAMES[] = {"portable", "avx2", "avx512-vnni"};
-static const char *const LISTS[] = {"portable", "avx2 portable", "avx512-vnni avx2 portable"};
+static const char *const NAMES[] = {"portable", "avx2", "avx512-vnni", "avx512-bf16", "amx-bf16"};
+static const char *const LISTS[] = {"portable", "avx2 portable", "avx512-vnni avx2 portable",
+                                    "avx512-bf16 avx512-vnni avx2 portable",
+                                    "amx-bf16 avx512-bf16 avx512-vnni avx2 portable"};
 #elif defined(__aarch64__)
 static const char *const NAMES[] = {"portable", "neon", "neon-dotprod"};
 static const char *const LISTS[] = {"portable", "neon portable", "neon-dotprod neon portable"};
@@ -20,6 +30,27 @@ static const char *const LISTS[] = {"portable"};
 
 static atomic_int in_use = -1; /* −1: not yet known */
 
+#if defined(__x86_64__)
+/* AVX512, or what more the processor has. Tiles are a large state, for which Linux wants to be asked. */
+static int with_bf16(void)
+{
+#if defined(RL_BF16_COMPILER)
+    enum { ASK_FOR_STATE = 0x1023, TILE_DATA = 18 }; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
+    unsigned a = 0, b, c, d = 0;
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & 1u << 5))
+        return AVX512;
+#if defined(__linux__)
+    __get_cpuid_count(7, 0, &a, &b, &c, &d);
+    if (d & 1u << 22 && d & 1u << 24 && !syscall(SYS_arch_prctl, ASK_FOR_STATE, TILE_DATA))
+        return AMX;
+#endif
+    return AVX512_BF16;
+#else
+    return AVX512;
+#endif
+}
+#endif
+
 static int widest(void)
 {
 #if defined(__x86_64__)
@@ -28,7 +59,7 @@ static int widest(void)
         return PORTABLE;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
         && __builtin_cpu_supports("avx512vnni"))
-        return AVX512;
+        return with_bf16();
     return AVX2;
 #elif defined(__aarch64__) && defined(__linux__)
     return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? NEON_DOT : NEON;

@@ -1,6 +1,6 @@
 /*
- * y = x Wᵀ for weights packed beforehand: float32, int8 (like GGUF's Q8_0) and int4 (like Q4_0, Q4_1).
- * The same code serves one row of x and many.
+ * y = x Wᵀ for weights packed beforehand: float32, int8 (like GGUF's Q8_0), int4 (like Q4_0, Q4_1) and
+ * bfloat16 (matrix_products_bf16.c). The same code serves one row of x and many.
  *
  * Quantised products are exact integers. Each block of 32 inputs of a row of x becomes bytes with one scale:
  * max|x| / 127 for int4 weights; for int8 weights the largest of max|x| and some sums of four inputs, / 126.
@@ -83,6 +83,10 @@ static void lay_out(void *context, int part, int parts)
     for (int64_t tile = p->tiles * part / parts; tile < p->tiles * (part + 1) / parts; tile++) {
         int64_t row = first_row(p, tile);
         int count = (int)(first_row(p, tile + 1) - row);
+        if (p->format == BF16) {
+            rl_lay_out_bf16(p, row, count);
+            continue;
+        }
         for (int r = 0; r < count; r++) {
             if (p->format != F32) {
                 lay_out_bytes(p, row, r, count);
@@ -109,6 +113,15 @@ static void tile_portable(const Product *p, const uint8_t *panel, int64_t row, i
                     out[r * PANEL + j] += x[k * count + r] * w[k * PANEL + j];
         return;
     }
+    if (p->format == BF16) {
+        const float *x = p->tiled + row * p->blocks * BLOCK;
+        const uint16_t *w = (const uint16_t *)panel;
+        for (int64_t k = 0; k < p->inputs; k++)
+            for (int r = 0; r < count; r++)
+                for (int j = 0; j < PANEL; j++)
+                    out[r * PANEL + j] += x[k * count + r] * bf16_to_float(w[bf16_at(j, k)]);
+        return;
+    }
     const int8_t *q = p->bytes + row * p->blocks * BLOCK;
     for (int64_t b = 0; b < p->blocks; b++, panel += QUANT_BYTES[p->format], q += BLOCK * count) {
         uint16_t halves[PANEL * 2];
@@ -128,6 +141,16 @@ static void tile_portable(const Product *p, const uint8_t *panel, int64_t row, i
             }
         }
     }
+}
+
+/* Bytes of a row of x in its tile. */
+static int64_t x_row_bytes(const Product *p)
+{
+    if (p->format == F32)
+        return p->inputs * (int64_t)sizeof(float);
+    if (p->format == BF16)
+        return p->blocks * BLOCK * (p->layout == BF16_FLOATS ? 4 : 2);
+    return p->blocks * (BLOCK + 8);
 }
 
 /* Multiply tiles [first, last) with one panel of matrix i. next: whether this thread goes on to the
@@ -157,11 +180,10 @@ static void multiply_panel(const Product *p, int i, int64_t panel, int64_t first
 
 /* A thread's share is a run of panels. It takes a few tiles at a time, so that their part of x stays in the
  * cache. */
-static void multiply(void *context, int part, int parts)
+static void multiply_share(const Product *p, int part, int parts)
 {
-    const Product *p = context;
     int64_t start = p->panels * part / parts, end = p->panels * (part + 1) / parts;
-    int64_t tile_bytes = p->most * (p->format == F32 ? p->inputs * 4 : p->blocks * (BLOCK + 8));
+    int64_t tile_bytes = p->most * x_row_bytes(p);
     int64_t step = X_CACHE_BYTES / tile_bytes > 0 ? X_CACHE_BYTES / tile_bytes : 1;
     for (int64_t first = 0; first < p->tiles; first += step) {
         int64_t before = 0, last_tile = first + step < p->tiles ? first + step : p->tiles;
@@ -174,6 +196,20 @@ static void multiply(void *context, int part, int parts)
     }
 }
 
+static void multiply(void *context, int part, int parts)
+{
+#if defined(RL_BF16_COMPILER)
+    const int amx = ((const Product *)context)->layout == BF16_RUNS;
+    if (amx)
+        rl_amx_begin();
+    multiply_share(context, part, parts);
+    if (amx)
+        rl_amx_end();
+#else
+    multiply_share(context, part, parts);
+#endif
+}
+
 /* Choose the inner loop and the rows of a tile for this processor. */
 static void choose(Product *p)
 {
@@ -181,14 +217,26 @@ static void choose(Product *p)
 #if defined(__x86_64__)
     static Tile *const avx2[3] = {rl_tile_f32_avx2, rl_tile_q8_avx2, rl_tile_q4_avx2};
     static Tile *const avx512[3] = {rl_tile_f32_avx512, rl_tile_q8_avx512, rl_tile_q4_avx512};
-    if (rl_level() >= AVX512)
+    if (p->format == BF16) {
+#if defined(RL_BF16_COMPILER)
+        if (rl_level() >= AMX)
+            p->most = ROWS_AMX, p->tile = rl_tile_bf16_amx, p->layout = BF16_RUNS;
+        else if (rl_level() >= AVX512_BF16)
+            p->most = ROWS_AVX512, p->tile = rl_tile_bf16_avx512, p->layout = BF16_PAIRS;
+        else
+#endif
+        if (rl_level() >= AVX2)
+            p->most = ROWS_AVX2, p->tile = rl_tile_bf16_avx2;
+    } else if (rl_level() >= AVX512)
         p->most = ROWS_AVX512, p->tile = avx512[p->format];
     else if (rl_level() >= AVX2)
         p->most = p->format == Q8 ? ROWS_AVX2_Q8 : ROWS_AVX2, p->tile = avx2[p->format];
 #elif defined(__aarch64__)
     static Tile *const neon[3] = {rl_tile_f32_neon, rl_tile_q8_neon, rl_tile_q4_neon};
     static Tile *const dot[3] = {rl_tile_f32_neon, rl_tile_q8_dot, rl_tile_q4_dot};
-    if (rl_level() >= NEON_DOT)
+    if (p->format == BF16)
+        ; /* the portable loop */
+    else if (rl_level() >= NEON_DOT)
         p->most = ROWS_NEON, p->tile = dot[p->format];
     else if (rl_level() >= NEON)
         p->most = p->format == F32 ? ROWS_NEON : ROWS_NEON_INT, p->tile = neon[p->format];
@@ -216,8 +264,12 @@ static int products(const Matrix *matrices, int count, const float *x, float *co
         p.tiled = (float *)x;
     else {
         size_t cells = (size_t)(rows * p.blocks);
-        scratch = malloc(p.format == F32 ? (size_t)(rows * p.inputs) * sizeof(float)
-                                         : cells * (BLOCK + 2 * sizeof(float)));
+        size_t bytes = cells * (BLOCK + 2 * sizeof(float));
+        if (p.format == F32)
+            bytes = (size_t)(rows * p.inputs) * sizeof(float);
+        if (p.format == BF16) /* and AMX's last group reads whole tiles */
+            bytes = cells * BLOCK * sizeof(float) + BF16_GROUP * BLOCK * sizeof(uint16_t);
+        scratch = malloc(bytes);
         if (!scratch)
             return -1;
         p.tiled = p.scale = scratch;

@@ -4,7 +4,7 @@
 #include <stdint.h>
 
 typedef struct {
-    int32_t format; /* 0 float32, 1 int8, 2 int4 */
+    int32_t format; /* 0 float32, 1 int8, 2 int4, 3 bfloat16 */
     const void *packed;
     const float *bias; /* [columns], or NULL */
     int64_t columns, inputs;

@@ -71,11 +71,6 @@ INLINE_AVX512 void tile_quantised(TILE_ARGUMENTS, const int four_bits)
 INLINE_AVX512 void tile_q8(TILE_ARGUMENTS) { tile_quantised(p, panel, row, out, ahead, count, 0); }
 INLINE_AVX512 void tile_q4(TILE_ARGUMENTS) { tile_quantised(p, panel, row, out, ahead, count, 1); }
 
-#define UP_TO_12(tile)                                                                         \
-    switch (count) {                                                                           \
-        COPY(tile, 1) COPY(tile, 2) COPY(tile, 3) COPY(tile, 4) COPY(tile, 5) COPY(tile, 6)    \
-        COPY(tile, 7) COPY(tile, 8) COPY(tile, 9) COPY(tile, 10) COPY(tile, 11) COPY(tile, 12) \
-    }
 TILE(FOR_AVX512, rl_tile_f32_avx512, UP_TO_12(tile_f32))
 TILE(FOR_AVX512, rl_tile_q8_avx512, UP_TO_12(tile_q8))
 TILE(FOR_AVX512, rl_tile_q4_avx512, UP_TO_12(tile_q4))

@@ -4,7 +4,7 @@
 #include "matrix_products.h"
 #include "packed_matrix.h"
 
-enum { MOST_ROWS = 12 };
+enum { MOST_ROWS = 64 };
 
 /*
  * The largest magnitude of a byte of x.
@@ -38,17 +38,27 @@ struct Product {
     const float *x;  /* [rows, inputs] */
     int64_t rows, inputs, blocks, tiles, panels, panel_bytes; /* panels: of all matrices */
     int64_t share;   /* bytes of the next panel that a tile prefetches with each of its own blocks */
-    float *tiled;    /* x in tiles (float32) */
+    float *tiled;    /* x in tiles (float32, or bfloat16 in one of these layouts) */
+    enum { BF16_FLOATS, BF16_PAIRS, BF16_RUNS } layout;
     int8_t *bytes;   /* x in tiles (quantised) */
     float *scale;    /* tiles of [blocks][rows]: x = scale · byte */
     float *sums;     /* the same, int4: Σ x of the block, as rounded, which the minimum multiplies */
     int32_t *starts; /* the same, int8, in the place of sums: −128 Σ byte, which cancels the weights' + 128 */
 };
 
+/*
+ * With bfloat16 weights, a tile of x is laid out as floats ([inputs][rows], rounded), as [pairs][rows][2]
+ * bfloat16 numbers, or in groups of 16 rows, each [blocks][rows of the group][32].
+ */
+enum { BF16_GROUP = 16 };
+void rl_lay_out_bf16(const Product *p, int64_t row, int count);
+
 #if defined(__x86_64__)
+Tile rl_tile_bf16_avx2, rl_tile_bf16_avx512, rl_tile_bf16_amx;
+void rl_amx_begin(void), rl_amx_end(void); /* around the tiles that a thread multiplies */
 Tile rl_tile_f32_avx2, rl_tile_q8_avx2, rl_tile_q4_avx2, rl_tile_f32_avx512, rl_tile_q8_avx512,
     rl_tile_q4_avx512;
-enum { ROWS_AVX2 = 6, ROWS_AVX2_Q8 = 4, ROWS_AVX512 = 12 };
+enum { ROWS_AVX2 = 6, ROWS_AVX2_Q8 = 4, ROWS_AVX512 = 12, ROWS_AMX = 64 };
 int rl_round_block_avx2(const float *x, int eights, float *scale, int8_t *bytes);
 #elif defined(__aarch64__)
 Tile rl_tile_f32_neon, rl_tile_q8_neon, rl_tile_q4_neon, rl_tile_q8_dot, rl_tile_q4_dot;
@@ -63,6 +73,11 @@ enum { ROWS_NEON = 6, ROWS_NEON_INT = 4 };
 #define UP_TO_4(tile) switch (count) { COPY(tile, 1) COPY(tile, 2) COPY(tile, 3) COPY(tile, 4) }
 #define UP_TO_6(tile) \
     switch (count) { COPY(tile, 1) COPY(tile, 2) COPY(tile, 3) COPY(tile, 4) COPY(tile, 5) COPY(tile, 6) }
+#define UP_TO_12(tile)                                                                         \
+    switch (count) {                                                                           \
+        COPY(tile, 1) COPY(tile, 2) COPY(tile, 3) COPY(tile, 4) COPY(tile, 5) COPY(tile, 6)    \
+        COPY(tile, 7) COPY(tile, 8) COPY(tile, 9) COPY(tile, 10) COPY(tile, 11) COPY(tile, 12) \
+    }
 /* A function of type Tile. */
 #define TILE(attributes, name, choice)                                                               \
     attributes void name(const Product *p, const uint8_t *panel, int64_t row, int count, float *out, \

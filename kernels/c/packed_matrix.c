@@ -55,6 +55,14 @@ void rl_pack_float(int format, void *packed, const float *rows, int64_t first, i
                 panel[k * PANEL] = w[k];
             continue;
         }
+        if (format == BF16) {
+            uint16_t *panel = (uint16_t *)block_at(packed, format, blocks, column, 0), bits;
+            for (int64_t k = 0; k < inputs; k++) {
+                round_to_bf16(w + k, 1, &bits);
+                panel[bf16_at(column, k)] = bits;
+            }
+            continue;
+        }
         for (int64_t b = 0; b < blocks; b++) {
             int n = (int)(inputs - b * BLOCK < BLOCK ? inputs - b * BLOCK : BLOCK);
             const float *v = w + b * BLOCK;
@@ -124,6 +132,12 @@ static void unpack_row(int format, const void *packed, int64_t column, int64_t i
         const float *panel = (const float *)packed + (size_t)(column / PANEL) * (size_t)inputs * PANEL + lane;
         for (int64_t k = 0; k < inputs; k++)
             out[k] = panel[k * PANEL];
+        return;
+    }
+    if (format == BF16) {
+        const uint16_t *panel = (const uint16_t *)block_at(packed, format, blocks, column, 0);
+        for (int64_t k = 0; k < inputs; k++)
+            out[k] = bf16_to_float(panel[bf16_at(column, k)]);
         return;
     }
     for (int64_t b = 0; b < blocks; b++) {

@@ -6,7 +6,8 @@
  * take them:
  *   int8  [8 fours][16 columns][4] bytes, each the weight + 128
  *   int4  [4][16 columns][4] bytes; run v has fours 2v in the low nibbles and fours 2v + 1 in the high ones
- * Bits a weight: 32, 8.5 and 5. Q4_0 is stored as Q4_1 with minimum −8 · scale.
+ * A bfloat16 panel has blocks of 32 inputs too: [16 pairs][16 columns][2], an input and the next side by side.
+ * Inputs beyond the last are 0. Bits a weight: 32, 8.5, 5 and 16. Q4_0 is stored as Q4_1 with minimum −8 · scale.
  */
 #ifndef REDLITE_PACKED_MATRIX_H
 #define REDLITE_PACKED_MATRIX_H
@@ -14,7 +15,7 @@
 #include <stddef.h>
 
 enum { PANEL = 16, BLOCK = 32 };
-enum { F32 = 0, Q8 = 1, Q4 = 2 };
+enum { F32 = 0, Q8 = 1, Q4 = 2, BF16 = 3 };
 /* GGUF's own numbers of tensor types. */
 enum {
     G_F32 = 0,
@@ -29,7 +30,8 @@ enum {
 };
 
 /* Bytes of a block of a panel, by format. */
-static const size_t QUANT_BYTES[3] = {0, PANEL * 2 + BLOCK * PANEL, PANEL * 4 + BLOCK * PANEL / 2};
+static const size_t QUANT_BYTES[4] = {0, PANEL * 2 + BLOCK * PANEL, PANEL * 4 + BLOCK * PANEL / 2,
+                                     2 * BLOCK * PANEL};
 
 static inline uint8_t *block_at(const void *packed, int format, int64_t blocks, int64_t column, int64_t block)
 {
@@ -45,6 +47,28 @@ static inline int byte_of(int format, int64_t column, int k)
 }
 
 static inline int shift_of(int k) { return k / 4 % 2 * 4; }
+
+/* The number of a bfloat16 panel, in all its blocks, that holds weight k of a column. */
+static inline int64_t bf16_at(int64_t column, int64_t k) { return (k / 2 * PANEL + column % PANEL) * 2 + k % 2; }
+
+static inline float bf16_to_float(uint16_t bits)
+{
+    uint32_t wide = (uint32_t)bits << 16;
+    float x;
+    memcpy(&x, &wide, sizeof x);
+    return x;
+}
+
+/* Round n numbers to nearest, ties to even; what is beyond the range becomes infinity, and NaN stays one. */
+static inline void round_to_bf16(const float *x, int64_t n, uint16_t *out)
+{
+    for (int64_t k = 0; k < n; k++) {
+        uint32_t bits;
+        memcpy(&bits, x + k, sizeof bits);
+        uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, nan = bits >> 16 | 0x40;
+        out[k] = (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? nan : rounded);
+    }
+}
 
 /* Pack rows [first, first + count) of a matrix with `inputs` columns, given as float32 or as GGUF blocks that
  * are kept as they are. `packed` starts zeroed. */

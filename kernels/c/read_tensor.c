@@ -221,7 +221,7 @@ int rl_read_tensor(int descriptor, int64_t offset, int kind, int64_t rows, int64
     return run(&t, fill, threads);
 }
 
-/* The same into a packed matrix, whose buffer starts zeroed. format: 0 float32, 1 int8, 2 int4. keep: the
+/* The same into a packed matrix, whose buffer starts zeroed. format: that of a Matrix. keep: the
  * blocks are kept as they are (Q8_0 as int8; Q4_0 and Q4_1 as int4); then only their scales and minima are
  * checked. */
 int rl_read_packed(int descriptor, int64_t offset, int kind, int64_t rows, int64_t inputs,
@@ -229,5 +229,6 @@ int rl_read_packed(int descriptor, int64_t offset, int kind, int64_t rows, int64
 {
     Tensor t = {.descriptor = descriptor, .offset = offset, .kind = kind, .rows = rows, .inputs = inputs};
     t.order = order, t.format = format, t.keep = keep, t.out = packed;
+    t.to = format == BF16 ? TO_BF16 : TO_F32;
     return run(&t, pack, threads);
 }

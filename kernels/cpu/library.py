@@ -123,7 +123,7 @@ def library() -> ctypes.CDLL:
 def isa() -> str:
     """The instruction set that the C kernels use; "" without the library.
 
-    One of "avx512-vnni", "avx2", "neon-dotprod", "neon" and "portable".
+    One of "amx-bf16", "avx512-bf16", "avx512-vnni", "avx2", "neon-dotprod", "neon" and "portable".
     """
     return "" if missing() else str(library().rl_isa().decode())
 

@@ -1,4 +1,5 @@
-"""Matrices packed for the C products (matrix_products.c): float32, int8 and int4, for inference on CPUs.
+"""Matrices packed for the C products (matrix_products.c), for inference on CPUs: float32, bfloat16,
+int8 and int4.
 
 Shapes: N output columns (rows of the weight matrix), D inputs, T rows of activations.
 """
@@ -14,7 +15,7 @@ from .library import library
 from .read_tensor import KINDS, order_address
 from .structs import Matrix
 
-FORMATS = {"float32": 0, "int8": 1, "int4": 2}
+FORMATS = {"float32": 0, "int8": 1, "int4": 2, "bfloat16": 3}
 PACK_ROWS = 4096  # rows converted at once while packing, to bound the extra memory
 
 

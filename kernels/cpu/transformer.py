@@ -53,7 +53,7 @@ class PackedBlock:
         self._shapes = [(m.shape[0] // head_size, head_size) for m, _ in qkv]
         self.heads, self.groups = self._shapes[0][0], self._shapes[1][0]
         self.weights = sum(m.shape.numel() for m, _ in (*qkv, *rest))
-        self.quantised = any(m.format != "float32" for m, _ in (*qkv, *rest))
+        self.quantised = any(m.format in ("int8", "int4") for m, _ in (*qkv, *rest))
 
     def before_attention(self, x_TD: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
         """Norm, the three products, norms of queries and keys, rotary: q [T, H, K], k and v [T, G, K]."""

@@ -76,7 +76,9 @@ class LM:
                         f"{config.vocab_size}; they do not belong together")
         with torch.device("meta"):
             model = LLaMA(config)
-        checkpoint.load_weights(model, source, DTYPES[dtype], device, packed, found.adapter)
+        # Packed products on CPUs take and give float32, so the vectors are float32 too.
+        vectors = torch.float32 if packed == "bfloat16" else DTYPES[dtype]
+        checkpoint.load_weights(model, source, vectors, device, packed, found.adapter)
         return LM(model.eval().requires_grad_(False), words, found.chat, found.path, dtype, device,
                   adapter=found.adapter)
 
@@ -232,7 +234,8 @@ def packing(dtype: str, device: str, quantize: str | None) -> str | None:
     kind = torch.device(device).type
     reason = kernels.unpackable(kind)
     if not reason and kind == "cpu" and dtype != "float32":
-        reason = "packed products on CPUs are float32"
+        reason = f"on CPUs it goes with dtype float32, not {dtype}"
     if quantize and reason:
         raise Error(f"quantize {quantize!r} cannot be had: {reason}", "quantize")
-    return quantize or ("float32" if kind == "cpu" and not reason else None)
+    own = kind == "cpu" and dtype in ("float32", "bfloat16") and not kernels.unpackable(kind)
+    return quantize or (dtype if own else None)

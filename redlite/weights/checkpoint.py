@@ -37,8 +37,8 @@ def load_weights(model: LLaMA, weights: str | Path | GGUF, dtype: torch.dtype = 
     """Fill a model that was built on the meta device.
 
     weights  a directory, a .gguf file, or such a file opened
-    packed   "float32" (CPU only), "int8" or "int4": matrices become what `kernels.pack` makes, for inference;
-             see `_pack`. None: plain tensors
+    packed   "float32" or "bfloat16" (CPU only), "int8" or "int4": matrices become what `kernels.pack` makes,
+             for inference; see `_pack`. None: plain tensors
     adapter  merged into the weights; `model` is built from what `adapter.config` gave
 
     Every parameter becomes a new tensor of `dtype` on `device`, one after the other. Beside them no more than
@@ -105,7 +105,7 @@ def _pack(stored: Stored, packed: str, dtype: torch.dtype, device: str | torch.d
     format, keep = packed, False  # keep: take the blocks as they are
     if isinstance(stored, Place):
         form = TYPES[stored.kind]
-        if packed != "float32" and form.kept and form.kept in (packed, "int8"):
+        if packed in ("int8", "int4") and form.kept and form.kept in (packed, "int8"):
             format, keep = form.kept, True
         elif packed == "int4" and form.elements > 1:
             format = "int8"
@@ -115,7 +115,8 @@ def _pack(stored: Stored, packed: str, dtype: torch.dtype, device: str | torch.d
             with stored.open() as file:
                 fault = matrix.read(file.fileno(), stored.offset, stored.kind, stored.order, keep)
             if fault:
-                raise read_error(fault, stored.where, torch.float32, "scales" if keep else "values")
+                held = torch.bfloat16 if format == "bfloat16" else torch.float32
+                raise read_error(fault, stored.where, held, "scales" if keep else "values")
             return matrix
         if keep:
             raw = stored.blocks()

@@ -12,7 +12,7 @@ from redlite.kernels.cpu.packed import PackedMatrix
 
 pytestmark = pytest.mark.skipif(bool(library.missing()), reason=library.missing())
 SHAPES = [(1, 1, 1), (1, 47, 31), (2, 16, 32), (5, 31, 64), (7, 123, 47), (13, 100, 160), (32, 33, 96),
-          (61, 50, 70)]
+          (61, 50, 70), (100, 40, 90), (130, 17, 33)]
 
 
 @pytest.fixture(params=library.isas())
@@ -21,10 +21,18 @@ def path(request):
         yield request.param
 
 
+def bfloat16(x: np.ndarray) -> np.ndarray:
+    """float32 numbers to 8 bits, to nearest, ties to even, by frexp's definition of a float; as float64."""
+    fraction, exponent = np.frexp(x.astype(np.float64))
+    return np.ldexp(np.rint(fraction * 256) / 256, exponent)
+
+
 def stored(weight: np.ndarray, format: str) -> np.ndarray:
     """The matrix that int8 and int4 keep: blocks of 32, scale and minimum in half precision."""
     if format == "float32":
         return weight.astype(np.float64)
+    if format == "bfloat16":
+        return bfloat16(weight)
     out = np.zeros(weight.shape)
     for r, row in enumerate(weight):
         for b in range(0, len(row), 32):
@@ -45,8 +53,11 @@ def rounded(x: np.ndarray, format: str) -> tuple[np.ndarray, np.ndarray]:
     """The activations that the products take, float64, and half a step of their rounding: a block of 32 is
     whole multiples of a 127th of its largest magnitude; with int8 weights of a 126th, and the sums of the
     positive and of the negative ones among inputs 0, 1, 4, 5 and 2, 3, 6, 7 of every eight count too.
+    bfloat16 weights take bfloat16 activations.
     """
     out, half = x.astype(np.float64), np.zeros(x.shape)
+    if format == "bfloat16":
+        return bfloat16(x), np.abs(x) * 2.0**-8
     for b in range(0, x.shape[1] if format != "float32" else 0, 32):
         part = x[:, b:b + 32]
         most, top = np.abs(part).max(1, keepdims=True), np.float32(127)
@@ -110,9 +121,9 @@ def test_the_largest_products_fit(path, format):
 @pytest.mark.parametrize("format", packed.FORMATS)
 def test_a_rows_result_is_the_same_whatever_it_is_batched_with(path, format):
     torch.manual_seed(0)
-    matrix, x = PackedMatrix.of(torch.randn(100, 200), format), torch.randn(40, 200)
+    matrix, x = PackedMatrix.of(torch.randn(100, 200), format), torch.randn(140, 200)
     whole = matrix.product(x)
-    for first, last in ((0, 1), (3, 5), (7, 13), (0, 17), (1, 40)):
+    for first, last in ((0, 1), (3, 5), (7, 13), (0, 17), (1, 40), (2, 99)):
         assert torch.equal(matrix.product(x[first:last]), whole[first:last])
 
 
@@ -189,5 +200,7 @@ def test_the_instruction_sets():
     assert library.library().rl_use(b"mmx") == -1
     flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
     if {"avx2", "fma", "f16c"} <= set(flags):
-        assert library.isas()[-2:] == ("avx2", "portable") and ("avx512-vnni" in library.isas()) == ({
-            "avx512f", "avx512bw", "avx512_vnni"} <= set(flags))
+        assert library.isas()[-2:] == ("avx2", "portable")
+        wide = {"avx512f", "avx512bw", "avx512_vnni"}
+        assert ("avx512-vnni" in library.isas()) == (wide <= set(flags))
+        assert ("avx512-bf16" in library.isas()) == (wide | {"avx512_bf16"} <= set(flags))

@@ -136,7 +136,9 @@ def test_what_a_model_is_packed_as(monkeypatch):
     from redlite.inference.lm import packing
     monkeypatch.setattr(kernels, "FORCED", None)
     assert packing("bfloat16", "cuda", "int8") == "int8" and packing("float16", "cuda:0", "int4") == "int4"
-    assert packing("bfloat16", "cuda", None) is None and packing("bfloat16", "cpu", None) is None
+    assert packing("bfloat16", "cuda", None) is None and packing("float16", "cpu", None) is None
+    if not kernels.unpackable("cpu"):
+        assert packing("bfloat16", "cpu", None) == "bfloat16"
     with pytest.raises(Error, match="float32"):
         packing("bfloat16", "cpu", "int8")
     monkeypatch.setattr(kernels, "FORCED", "reference")
