@@ -109,6 +109,9 @@ def local_judge(spec: str, judge_format: str | None, prompt_path: str | Path | N
         return known[spec]() if spec in known else None
     if judge_format is None and (Path(spec) / TRAINED).exists():
         judge_format, template, prompt_path = _trained(Path(spec))
+    if judge_format is None and not Path(spec).exists():
+        raise Error(f"judge {spec!r}: there is no such file or directory, and no judge of that name; use "
+                    "linear, rules, none, openai:NAME or a judge model's path")
     if judge_format is None:
         raise Error(f"judge {spec!r}: needs a format ({', '.join(formats.FORMATS)}), "
                     "unless it is linear, rules, none or made by train-judge")
