@@ -1,7 +1,7 @@
 """GGUF files of other families, written as llama.cpp's converter writes them, against transformers' numbers.
 
-The rules of the writer here are those of llama.cpp's convert_hf_to_gguf.py: Q and K of granite are
-permuted, 1 is added to Gemma's norms, Phi-3's matrices stay fused.
+The rules of the writer here are those of llama.cpp's convert_hf_to_gguf.py: Q and K of llama and
+granite are permuted, 1 is added to Gemma's norms, Phi-3's matrices stay fused.
 """
 import dataclasses
 
@@ -27,6 +27,8 @@ AFTER = NAMES | {"post_attention_layernorm": "post_attention_norm", "post_feedfo
 LONG = {"rope.scaling.original_context_length": 24, "rope.scaling.attn_factor": 0.0}
 # golden → (architecture, its own metadata)
 CASES = {
+    "llama yarn": ("llama", {"rope.dimension_count": 8, "rope.scaling.type": "yarn",
+                             "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 16}),
     "qwen3": ("qwen3", {"attention.key_length": 12, "attention.value_length": 12}),
     "granite": ("granite", {"embedding_scale": 6.0, "residual_scale": 0.22, "attention.scale": 0.2,
                             "logit_scale": 0.25}),
@@ -69,7 +71,7 @@ def write(name, path):
         if full.startswith("model.layers."):
             layer, part = full.removeprefix("model.layers.").split(".", 1)
             part, leaf = part.rsplit(".", 1)
-            if arch == "granite" and part in ("self_attn.q_proj", "self_attn.k_proj"):
+            if arch in ("llama", "granite") and part in ("self_attn.q_proj", "self_attn.k_proj"):
                 n = heads if part.endswith("q_proj") else config["num_key_value_heads"]
                 w = w.reshape(n, 2, w.shape[0] // n // 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
             new = f"blk.{layer}.{(AFTER if arch in ('olmo2', 'gemma2', 'gemma3') else NAMES)[part]}.{leaf}"
