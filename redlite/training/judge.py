@@ -50,7 +50,7 @@ def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list
              [row for row in rows if question_key(row[0]) in held])
     for name, part in zip(("training", "held-out"), parts, strict=True):
         if len({label for _, _, label in part}) < 2:
-            raise Error(f"the {name} answers ({len(part)} of {len(rows)}, split by question: {len(questions)}) "
+            raise Error(f"the {name} answers ({len(part)} of {len(rows)}; {len(questions)} questions in all) "
                         "are not of both labels; give more labelled questions")
     return parts
 
