@@ -85,7 +85,8 @@ _NOUN = r"(?:thoughts?(?:[ -]process)?|thinking(?:[ -]process)?|reasoning(?:[ -]
 _MIND = rf"(?:{_HIDDEN}[\s,_-]{{1,3}}(?:{_WORD}\s)?(?:{_NOUN}|dialog(?:ue)?|voice|reflection)(?![^\W_]))"
 # The same in other languages, behind a bracket.
 _ELSEWHERE = (r"(?:[内心部里中理]{0,3}(?:独白|想法|思考|活动|思路)|pensamient?os?\sintern\w{1,2}"
-              r"|pensées?\sinternes?|(?:innere[rn]?|interne[rn]?)\s(?:gedanken?|monolog)|pensier[oi]\sintern[oi])")
+              r"|pensées?\sinternes?|(?:innere[rn]?|interne[rn]?)\s(?:gedanken?|monolog)"
+              r"|pensier[oi]\sintern[oi])")
 _BASE = r"(?:the\s)?base[-_ ]?lm(?:['’]s)?\s"
 _MODEL = r"(?:the\s)?(?:base|blue|ai|assistant|model|chatbot|bot)(?:[-_ ]?l?m)?(?:['’]s?)?\s"
 # Whose thought it is. "Food for thought", "critical thinking" and the like are nobody's.
@@ -107,7 +108,8 @@ _BRACKET_NAME = LazyPattern(
     re.IGNORECASE)
 _ALONE = LazyPattern(r"""[\s*_"“”.…:：]*(?=[)）\]】}］])""")
 _LABEL = LazyPattern(
-    rf"(?:(?P<declared>{_SOMEBODY}{_MIND}{_MANNER}(?:\s\([^()\n]{{1,40}}\))?|{_MODEL}(?:{_NOUN}|thinks){_MANNER})"
+    rf"(?:(?P<declared>{_SOMEBODY}{_MIND}{_MANNER}(?:\s\([^()\n]{{1,40}}\))?|"
+    rf"{_MODEL}(?:{_NOUN}|thinks){_MANNER})"
     rf"|(?:my\s)?(?:thought(?:[ -]process)?|thinking|thinks){_MANNER})"
     r"\s?(?P<emphasis>[*_]{0,3})\s?(?:[:：]|(?P<dash>[–—]|-\s))[*_]{0,3}", re.IGNORECASE)
 _HEADING = LazyPattern(
