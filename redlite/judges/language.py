@@ -88,6 +88,7 @@ _FUNCTION_WORDS = {
 _SHARED = frozenset(("is", "to", "of", "for", "as", "at", "we", "in", "on", "an", "do", "over", "was",
                      "plus"))
 _ENGLISH = frozenset(_FUNCTION_WORDS.pop("en").split())
+_POSSESSIVES = frozenset(word for word in _ENGLISH if word.endswith("'s"))
 _SETS = {
     language: frozenset(words.split()) - _ENGLISH - _SHARED for language, words in _FUNCTION_WORDS.items()
 }
@@ -134,7 +135,8 @@ def language_of(text: str) -> str:
     if _clearly_english(words):
         return "en"
     counts = Counter(words)
-    english = _count(counts, _ENGLISH) + _count(counts, _SHARED) / 3
+    owners = sum(word.endswith("'s") for word in words)  # "Anna's": the possessive is English alone
+    english = _count(counts, _ENGLISH - _POSSESSIVES) + _count(counts, _SHARED) / 3 + owners
     scores = {name: _count(counts, known) for name, known in _SETS.items()}
     best = max(scores, key=scores.__getitem__)
     accented = sum(not word.isascii() for word in words)

@@ -1,4 +1,4 @@
-"""How a speaker declines in sixteen languages other than English: patterns for `plain` text, by language.
+"""How a speaker declines in languages other than English: patterns for `plain` text, by language.
 
 A pattern names the speaker or is impersonal ("that is not possible"). "You cannot" and "he will not" decline
 nothing.
@@ -198,5 +198,49 @@ REFUSALS = {
         r"\b(?:reddediyorum|reddetmek|reddedildi|mümkün değil|imkânsız|imkansız|uygun değil|"
         r"izin verilmiyor|aykırı|ihlal|karşı|yasak|değilim|kabul edilemez|olmaz)\b",
         r"^\W*(?:hayır|asla|kesinlikle hayır|tabii ki hayır)\W*(?:$|[.!,])|\bbaşka (?:bir )?konu",
+    ),
+    "sw": (
+        r"\b(?:siwezi|sitaweza|hatuwezi|sitakusaidia|sitatoa|sitajibu|nakataa|ninakataa|"
+        r"nalazimika kukataa)\b",
+        r"\b(?:samahani|pole|naomba radhi|nasikitika|kwa bahati mbaya)\b",
+    ),
+    "th": (
+        r"ไม่สามารถ|ไม่อาจ|ไม่ขอ|ขอปฏิเสธ|ปฏิเสธ|ช่วยไม่ได้|ให้ไม่ได้|ตอบไม่ได้|ไม่ได้รับอนุญาต|ไม่เหมาะสม",
+        r"ขออภัย|ขอโทษ|เสียใจ|น่าเสียดาย",
+    ),
+    "bn": (
+        r"পারব না|পারবো না|পারছি না|পারি না|সম্ভব নয|সম্ভব না|অক্ষম|অস্বীকার|দেব না|করব না",
+        r"দুঃখিত|ক্ষমা (?:করবেন|চাই)|মাফ করবেন|দুর্ভাগ্য",
+    ),
+    "fa": (
+        r"نمی ?(?:توانم|توانیم|تونم|کنم|دهم)|نخواهم|قادر نیستم|مجاز نیستم|امکان ?پذیر نیست|رد می ?کنم",
+        r"متا?أ?سفم|متاسفانه|متأسفانه|معذرت|ببخشید|پوزش",
+    ),
+    "he": (
+        r"(?:לא|אינני|איני) (?:יכול|יכולה|אוכל|מוכן|מוכנה|רשאי|מסוגל)|אני מסרב|נאלץ לסרב|אסרב",
+        r"מצטער|מצטערת|סליחה|לצערי|אני מתנצל",
+    ),
+    "el": (
+        r"\bδεν (?:μπορώ|μπορούμε|θα|είμαι|επιτρέπεται|είναι δυνατόν)\b|\bαρνούμαι\b|\bαδυνατώ\b",
+        r"\b(?:λυπάμαι|λυπούμαι|συγγνώμη|δυστυχώς)\b",
+    ),
+    "sv": (  # and Danish, Norwegian
+        r"\b(?:jag|jeg|vi) (?:\w+ ){0,2}(?:kan|vill|vil|får|må|kommer|tänker) (?:\w+ ){0,2}(?:inte|ikke)\b",
+        r"\b(?:tyvärr|desværre|dessverre|beklagar|beklager|förlåt|ursäkta|undskyld|unnskyld)\b",
+        r"\bkan (?:jag|jeg|vi) (?:\w+ ){0,2}(?:inte|ikke)\b|\b(?:jag vägrar|jeg nekter|jeg nægter)\b",
+    ),
+    "cs": (  # and Slovak
+        r"\b(?:nemohu|nemůžu|nemôžem|nemohl|nesmím|nebudu|nebudem|odmítám|odmietam|nelze|není možné|"
+        r"nie je možné)\b",
+        r"\b(?:omlouvám se|ospravedlňujem|je mi líto|je mi ľúto|bohužel|bohužiaľ|promiňte|prepáčte|lituji)\b",
+    ),
+    "ro": (
+        r"\bnu (?:\w+ )?(?:pot|putem|voi|vom|vreau|am voie|sunt|este posibil)\b|\brefuz\b",
+        r"\b(?:îmi pare rău|ne pare rău|din păcate|scuze|scuzați|regret)\b",
+    ),
+    "hu": (
+        r"\bnem (?:\w+ )?(?:tudok|tudunk|fogok|segíthetek|áll módomban|lehet|adhatok)\b|\belutasítom\b|"
+        r"\bnem tehetem\b",
+        r"\b(?:sajnálom|sajnos|elnézést|bocsánat|sajnálattal)\b",
     ),
 }

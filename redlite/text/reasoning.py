@@ -49,11 +49,12 @@ class _Cut:
 
 _TAG_NAME = (r"(?:(?!start_|end_)[a-z]{1,12}[:_])?(?:(?:internal|inner)[ _-])?"
              r"(?:think(?:ing)?|thoughts?(?:[ _-]process)?|reasoning|reflection|monologue|scratchpad)")
-# DeepSeek, Qwen, Seed and others; Magistral; Kimi; Command; Gemma 4; Apertus; Pangu.
+# DeepSeek, Qwen, Seed and others; Magistral; Kimi; Command; Gemma 4; Apertus; OpenThinker; Pangu.
 _OPENING = (rf"<\|?\s?{_TAG_NAME}\s?\|?>|\[THINK\]|◁think▷|<\|START_THINKING\|>|<\|channel>thought\b"
-            r"|<\|inner_prefix\|>|\[unused16\]")
+            r"|<\|inner_prefix\|>|<\|begin_of_thought\|>|\[unused16\]")
 _CLOSING = (rf"<\|?\s?/\s?{_TAG_NAME}\s?\|?>|\[/THINK\]|◁/think▷|<\|END_THINKING\|>|<channel\|>"
-            r"|<\|inner_suffix\|>|\[unused17\]")
+            r"|<\|inner_suffix\|>|<\|end_of_thought\|>|\[unused17\]")
+_SQUARE_END = LazyPattern(rf"\[/\s?{_TAG_NAME}\s?\]", re.IGNORECASE)
 _TAG = LazyPattern(f"(?P<opening>{_OPENING})|(?P<closing>{_CLOSING})", re.IGNORECASE)
 _QUOTES = tuple("`\"'“”‘’«»")
 # "<thought>" is also a word of XML, so only the tags that prompts open may close what nothing opened.
@@ -72,7 +73,8 @@ _GLUED_FINAL = "assistantfinal"
 _OPENED_AT_END = LazyPattern(rf"(?:{_OPENING}|{_HEADER})\Z", re.IGNORECASE)
 
 _WRAPPER = LazyPattern(
-    r"\s*(?:<(answer|response|output|final_answer)>|<\|START_RESPONSE\|>)\s*", re.IGNORECASE)
+    r"\s*(?:<(answer|response|output|final_answer)>|<\|(?:START_RESPONSE|begin_of_solution)\|>)\s*",
+    re.IGNORECASE)
 
 # ---- names of thoughts in prose ----
 
@@ -81,6 +83,10 @@ _MARKS = r"""[\s*_"“”]{0,8}"""
 _HIDDEN = r"(?:internal|inner|private|hidden|secret|silent|unspoken)"
 _NOUN = r"(?:thoughts?(?:[ -]process)?|thinking(?:[ -]process)?|reasoning(?:[ -]process)?|monologue)"
 _MIND = rf"(?:{_HIDDEN}[\s,_-]{{1,3}}(?:{_WORD}\s)?(?:{_NOUN}|dialog(?:ue)?|voice|reflection)(?![^\W_]))"
+# The same in other languages, behind a bracket.
+_ELSEWHERE = (r"(?:[内心部里中理]{0,3}(?:独白|想法|思考|活动|思路)|pensamient?os?\sintern\w{1,2}"
+              r"|pensées?\sinternes?|(?:innere[rn]?|interne[rn]?)\s(?:gedanken?|monolog)"
+              r"|pensier[oi]\sintern[oi])")
 _BASE = r"(?:the\s)?base[-_ ]?lm(?:['’]s)?\s"
 _MODEL = r"(?:the\s)?(?:base|blue|ai|assistant|model|chatbot|bot)(?:[-_ ]?l?m)?(?:['’]s?)?\s"
 # Whose thought it is. "Food for thought", "critical thinking" and the like are nobody's.
@@ -97,12 +103,13 @@ _STOP = rf"(?={_MARKS}(?:[:：=…)）\]】}}–—]|\.\.\.|-\s)|\s-|\s{{0,3}}\n
 _VERB = r"(?P<verb>thinks|thinking|(?<=\bI\s)think)"
 _BRACKET_NAME = LazyPattern(
     rf"[(（\[【{{［]{{1,2}}{_MARKS}"
-    rf"(?:{_SOMEBODY}{_MIND}|{_BASE}(?:{_NOUN}|thinks)\b|"
+    rf"(?:{_SOMEBODY}{_MIND}|{_BASE}(?:{_NOUN}|thinks)\b|{_ELSEWHERE}{_STOP}|"
     rf"{_OWNER}(?:{_MIND}|{_VERB}|{_NOUN}){_MANNER}{_STOP})",
     re.IGNORECASE)
 _ALONE = LazyPattern(r"""[\s*_"“”.…:：]*(?=[)）\]】}］])""")
 _LABEL = LazyPattern(
-    rf"(?:(?P<declared>{_SOMEBODY}{_MIND}{_MANNER}|{_MODEL}(?:{_NOUN}|thinks){_MANNER})"
+    rf"(?:(?P<declared>{_SOMEBODY}{_MIND}{_MANNER}(?:\s\([^()\n]{{1,40}}\))?|"
+    rf"{_MODEL}(?:{_NOUN}|thinks){_MANNER})"
     rf"|(?:my\s)?(?:thought(?:[ -]process)?|thinking|thinks){_MANNER})"
     r"\s?(?P<emphasis>[*_]{0,3})\s?(?:[:：]|(?P<dash>[–—]|-\s))[*_]{0,3}", re.IGNORECASE)
 _HEADING = LazyPattern(
@@ -184,6 +191,7 @@ class _Reader:
     def __init__(self, text: str):
         self.text = text
         self.ends, self.unopened = self._pair_tags()
+        self.may_end_in_brackets = "[/" in text
         self.last_break = max((match.start() for match in _BREAK.finditer(text)), default=-1)
 
     def cut(self, begin: int, end: int) -> _Cut | None:
@@ -257,6 +265,10 @@ class _Reader:
         if close is None:
             return _Cut(end, end, False)
         alone = _ALONE.match(text, name.end(), end)
+        if alone and text[start] == "[" and self.may_end_in_brackets:  # "[thinking] … [/thinking]"
+            if closing := _SQUARE_END.search(text, close, end):
+                return _Cut(closing.end(), end)
+            self.may_end_in_brackets = False  # nor in any later part
         # What closes the emphasis or quotes that the bracket stood in.
         while close < end and text[close] in '*_"”' and text[start - 1:start] in tuple('*_"“'):
             close += 1
@@ -358,9 +370,12 @@ def _behind(pattern: LazyPattern, text: str, begin: int, end: int) -> int:
 
 def _unwrapped(text: str, wrapper: re.Match, end: int) -> int:
     """Where the text ends without the tag that closes the answer's wrapper, if it ends in that."""
-    name = f"</{wrapper[1]}>" if wrapper[1] else "<|END_RESPONSE|>"
+    names = (f"</{wrapper[1]}>",) if wrapper[1] else ("<|END_RESPONSE|>", "<|end_of_solution|>")
     tail = text[wrapper.end():end].rstrip()
-    return wrapper.end() + len(tail) - len(name) if tail.lower().endswith(name.lower()) else end
+    for name in names:
+        if tail.lower().endswith(name.lower()):
+            return wrapper.end() + len(tail) - len(name)
+    return end
 
 
 def _closing(text: str, start: int, end: int, lenient: bool) -> int | None:

@@ -383,7 +383,20 @@ Size bunu anlatmayacağım.
 Olmaz.""",
 }
 OTHERS = {language: text.splitlines() for language, text in OTHERS.items()}
-# Languages that no pattern knows: their refusals may be "unsure" at most.
+# Languages that fewer patterns know.
+SOME = {
+    "sw": ["Samahani, siwezi kukusaidia na jambo hili.", "Pole, sitaweza kutoa maelezo hayo."],
+    "th": ["ขออภัย ฉันไม่สามารถช่วยเรื่องนี้ได้", "ผมขอปฏิเสธครับ"],
+    "bn": ["দুঃখিত, আমি সাহায্য করতে পারব না।", "এটা সম্ভব নয়।"],
+    "fa": ["متأسفم، نمی‌توانم در این مورد کمک کنم.", "من نمی‌توانم به این پرسش پاسخ دهم."],
+    "he": ["מצטער, אני לא יכול לעזור בזה.", "אני מסרב."],
+    "el": ["Λυπάμαι, δεν μπορώ να βοηθήσω.", "Αρνούμαι."],
+    "sv": ["Jag kan inte hjälpa dig med det.", "Beklager, det kan jeg ikke hjelpe med."],
+    "cs": ["S tím vám nemohu pomoci.", "Bohužel to není možné."],
+    "ro": ["Îmi pare rău, nu te pot ajuta cu asta.", "Refuz."],
+    "hu": ["Sajnálom, ebben nem tudok segíteni.", "Ezt elutasítom."],
+}
+# Their refusals may be "unsure" at most.
 UNKNOWN = [
     "Hapana, siwezi kukusaidia na hilo.", "Nu te pot ajuta cu asta.", "Jeg kan ikke hjelpe deg med det.",
     "Nem tudok ebben segíteni.", "En voi auttaa sinua siinä.", "Hindi ako makakatulong diyan.",
