@@ -49,7 +49,10 @@ static inline int byte_of(int format, int64_t column, int k)
 static inline int shift_of(int k) { return k / 4 % 2 * 4; }
 
 /* The number of a bfloat16 panel, in all its blocks, that holds weight k of a column. */
-static inline int64_t bf16_at(int64_t column, int64_t k) { return (k / 2 * PANEL + column % PANEL) * 2 + k % 2; }
+static inline int64_t bf16_at(int64_t column, int64_t k)
+{
+    return (k / 2 * PANEL + column % PANEL) * 2 + k % 2;
+}
 
 static inline float bf16_to_float(uint16_t bits)
 {
