@@ -241,7 +241,7 @@ def pack(weight: Tensor, format: str, dtype: torch.dtype, device: str | torch.de
     | argument | shape, dtype | meaning |
     |---|---|---|
     | weight | [N, D] float32, bfloat16, float16 | the matrix |
-    | format | "int8", "int4"; on CPUs also "float32", "bfloat16" | blocks of 32 inputs get one scale |
+    | format | "int8", "int4"; on CPUs also "float32", "bfloat16" | integers have a scale for each 32 inputs |
     | dtype | float32; on GPUs also bfloat16, float16 | of the activations |
     | device | "cpu", "cuda" or a torch device | where the products run |
 

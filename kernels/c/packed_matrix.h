@@ -6,8 +6,9 @@
  * take them:
  *   int8  [8 fours][16 columns][4] bytes, each the weight + 128
  *   int4  [4][16 columns][4] bytes; run v has fours 2v in the low nibbles and fours 2v + 1 in the high ones
- * A bfloat16 panel has blocks of 32 inputs too: [16 pairs][16 columns][2], an input and the next side by side.
- * Inputs beyond the last are 0. Bits a weight: 32, 8.5, 5 and 16. Q4_0 is stored as Q4_1 with minimum −8 · scale.
+ * A bfloat16 panel has blocks of 32 inputs too: [16 pairs][16 columns][2], an input and the next side by
+ * side. Inputs beyond the last are 0. Bits a weight: 32, 8.5, 5 and 16. Q4_0 is stored as Q4_1 with minimum
+ * −8 · scale.
  */
 #ifndef REDLITE_PACKED_MATRIX_H
 #define REDLITE_PACKED_MATRIX_H
@@ -49,7 +50,10 @@ static inline int byte_of(int format, int64_t column, int k)
 static inline int shift_of(int k) { return k / 4 % 2 * 4; }
 
 /* The number of a bfloat16 panel, in all its blocks, that holds weight k of a column. */
-static inline int64_t bf16_at(int64_t column, int64_t k) { return (k / 2 * PANEL + column % PANEL) * 2 + k % 2; }
+static inline int64_t bf16_at(int64_t column, int64_t k)
+{
+    return (k / 2 * PANEL + column % PANEL) * 2 + k % 2;
+}
 
 static inline float bf16_to_float(uint16_t bits)
 {
