@@ -376,7 +376,7 @@ def packed_format(kind: str, wanted: str, device: str = "cpu") -> tuple[str, boo
     """The packed format of a matrix of this type, and whether its blocks are kept as they are.
 
     wanted  "float32", "bfloat16"; "int8", which keeps Q8_0; "int4", which keeps Q8_0, Q4_0 and Q4_1, on CPUs
-            Q4_K and Q6_K too. "int4" turns other quantised blocks into int8: the file's maker gave them more bits
+            Q4_K and Q6_K too. It turns other quantised blocks into int8: the file's maker gave them more bits
     """
     form = TYPES[kind]
     held = {"int8": ("int8",), "int4": ("int8", "int4")}.get(wanted, ())
