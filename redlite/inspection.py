@@ -9,7 +9,7 @@ from redlite.store.files import read_json
 from redlite.store.text import columns, printable, short
 from redlite.text import chat_choice, tokenizer
 from redlite.weights.gguf import GGUF
-from redlite.weights.gguf_types import TYPES
+from redlite.weights.gguf_types import TYPES, packed_format
 from redlite.weights.headers import safetensors_entries, weight_files
 from redlite.weights.source import Source, open_source, path_of
 
@@ -187,8 +187,8 @@ def _words(words: tokenizer.Tokenizer) -> dict[str, Any]:
 # ---- what it would need ----
 
 FORMATS = ("float32", "bfloat16", "int8", "int4")
-# of a packed matrix: kernels/c/packed_matrix.h
-WEIGHT_BITS = {"float32": 32.0, "bfloat16": 16.0, "int8": 8.5, "int4": 5.0}
+# Of a packed matrix: kernels/c/packed_matrix.h
+WEIGHT_BITS = {"float32": 32.0, "bfloat16": 16.0, "int8": 8.5, "int4": 5.0, "q4_k": 4.625, "q6_k": 6.5625}
 
 
 def _memory(tensors: dict[str, Stored], format: str) -> int:
@@ -199,9 +199,7 @@ def _memory(tensors: dict[str, Stored], format: str) -> int:
         if len(shape) != 2:
             total += 4 * _count(shape)
             continue
-        form, own = TYPES.get(tensor["kind"]), format
-        if format == "int4" and form and form.elements > 1 and form.kept != "int4":
-            own = "int8"
+        own = packed_format(tensor["kind"], format)[0] if tensor["kind"] in TYPES else format
         rows = -(-shape[0] // PANEL) * PANEL
         inputs = shape[1] if own == "float32" else -(-shape[1] // BLOCK) * BLOCK
         total += rows * inputs * WEIGHT_BITS[own] / 8

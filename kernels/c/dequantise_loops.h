@@ -92,10 +92,9 @@ INLINE void q4_k(const uint8_t *b, int64_t count, float *out)
 {
     for (; count--; b += 144)
         for (int group = 0; group < 8; group++, out += 32) {
-            const uint8_t *packed = b + 4 + group % 4, *q = b + 16 + group / 2 * 32;
-            /* 6-bit scales and minima; those of the last four groups are split over two bytes. */
-            int scale = group < 4 ? packed[0] & 63 : (packed[8] & 15) | packed[0] >> 6 << 4;
-            int least = group < 4 ? packed[4] & 63 : packed[8] >> 4 | packed[4] >> 6 << 4;
+            const uint8_t *q = b + 16 + group / 2 * 32;
+            uint8_t scale, least;
+            q4_k_scale(b, group, &scale, &least);
             float d = half_at(b) * (float)scale, m = half_at(b + 2) * (float)least;
             for (int i = 0; i < 32; i++)
                 out[i] = (float)(q[i] >> group % 2 * 4 & 15) * d - m;

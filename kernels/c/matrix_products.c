@@ -1,12 +1,13 @@
 /*
- * y = x Wᵀ for weights packed beforehand: float32, int8 (like GGUF's Q8_0), int4 (like Q4_0, Q4_1) and
- * bfloat16 (matrix_products_bf16.c). The same code serves one row of x and many.
+ * y = x Wᵀ for weights packed beforehand: float32, int8 (like GGUF's Q8_0), int4 (like Q4_0, Q4_1), Q4_K and
+ * Q6_K (GGUF's own numbers), and bfloat16 (matrix_products_bf16.c).
+ * The same code serves one row of x and many.
  *
  * Quantised products are exact integers. Each block of 32 inputs of a row of x becomes bytes with one scale:
- * max|x| / 127 for int4 weights; for int8 weights the largest of max|x| and some sums of four inputs, / 126.
+ * max|x| / 127; for int8 weights the largest of max|x| and some sums of four inputs, / 126.
  * That keeps 16-bit sums of products from overflowing; TOP_Q8 in matrix_products_tiles.h says which sums. A
  * block's products with the weights are summed in integers; then, in float32,
- * y += scale_w · (scale_x · sum) (+ minimum · Σ x).
+ * y += scale_w · (scale_x · sum) (+ minimum · Σ x). Q6_K's blocks have a scale_w for each half.
  *
  * Every output is summed over the inputs in one fixed order, whatever the number of rows. So a row's result
  * does not depend, to the last bit, on the rows beside it.
@@ -57,6 +58,18 @@ static int round_block(const float *x, int for_int8, float *scale, int8_t *bytes
     return sum;
 }
 
+/* The starts of both halves of a block: see Product. */
+static void put_starts(const Product *p, const int8_t *bytes, int32_t *starts)
+{
+    for (int half = 0; half < 2; half++, bytes += BLOCK / 2) {
+        int sums[4] = {0};
+        for (int k = 0; k < BLOCK / 2; k++)
+            sums[k % 4] += bytes[k];
+        int even = -32 * (sums[0] + sums[1]), odd = -32 * (sums[2] + sums[3]);
+        starts[half] = p->paired ? (int32_t)((uint32_t)odd << 16 | (uint16_t)even) : even + odd;
+    }
+}
+
 /* Round row `row + r` to bytes, and store it in the order of its tile of `count` rows. */
 static void lay_out_bytes(const Product *p, int64_t row, int64_t r, int count)
 {
@@ -70,6 +83,8 @@ static void lay_out_bytes(const Product *p, int64_t row, int64_t r, int count)
         int sum = round_block(left < BLOCK ? padded : x + b * BLOCK, p->format == Q8, p->scale + cell, bytes);
         if (p->format == Q8)
             p->starts[cell] = -128 * sum;
+        else if (p->format == Q6K)
+            put_starts(p, bytes, p->starts + 2 * cell);
         else
             p->sums[cell] = p->scale[cell] * (float)sum;
         for (int four = 0; four < BLOCK / 4; four++)
@@ -123,21 +138,22 @@ static void tile_portable(const Product *p, const uint8_t *panel, int64_t row, i
         return;
     }
     const int8_t *q = p->bytes + row * p->blocks * BLOCK;
-    for (int64_t b = 0; b < p->blocks; b++, panel += QUANT_BYTES[p->format], q += BLOCK * count) {
-        uint16_t halves[PANEL * 2];
-        memcpy(halves, panel, p->format == Q8 ? PANEL * 2 : PANEL * 4);
+    const int f = p->format, halves = f == Q6K ? 2 : 1, started = f == Q8 || f == Q6K;
+    for (int64_t b = 0; b < p->blocks; b++, q += BLOCK * count) {
+        const uint8_t *group = group_at(panel, f, p->blocks, 0, b);
+        const uint8_t *block = block_at(panel, f, p->blocks, 0, b);
         for (int r = 0; r < count; r++) {
             int64_t cell = row * p->blocks + b * count + r;
             for (int j = 0; j < PANEL; j++) {
-                int32_t sum = p->format == Q8 ? p->starts[cell] : 0;
-                for (int k = 0; k < BLOCK; k++) {
-                    int byte = panel[byte_of(p->format, j, k)];
-                    sum += (p->format == Q8 ? byte : byte >> shift_of(k) & 15)
-                           * q[(k / 4 * count + r) * 4 + k % 4];
+                float *to = out + r * PANEL + j;
+                for (int half = 0; half < halves; half++) {
+                    int32_t sum = started ? p->starts[cell * halves + half] : 0;
+                    for (int k = BLOCK / halves * half; k < BLOCK / halves * (half + 1); k++)
+                        sum += number_of(f, block, j, k) * q[(k / 4 * count + r) * 4 + k % 4];
+                    *to += scale_of(f, group, block, j, half) * (p->scale[cell] * (float)sum);
                 }
-                out[r * PANEL + j] += half_to_float(halves[j]) * (p->scale[cell] * (float)sum);
-                if (p->format == Q4)
-                    out[r * PANEL + j] += half_to_float(halves[PANEL + j]) * p->sums[cell];
+                if (!started)
+                    *to += minimum_of(f, group, block, j) * p->sums[cell];
             }
         }
     }
@@ -215,8 +231,10 @@ static void choose(Product *p)
 {
     p->most = 6, p->tile = tile_portable;
 #if defined(__x86_64__)
-    static Tile *const avx2[3] = {rl_tile_f32_avx2, rl_tile_q8_avx2, rl_tile_q4_avx2};
-    static Tile *const avx512[3] = {rl_tile_f32_avx512, rl_tile_q8_avx512, rl_tile_q4_avx512};
+    static Tile *const avx2[FORMATS] = {rl_tile_f32_avx2, rl_tile_q8_avx2, rl_tile_q4_avx2, NULL,
+                                        rl_tile_q4k_avx2, rl_tile_q6k_avx2};
+    static Tile *const avx512[FORMATS] = {rl_tile_f32_avx512, rl_tile_q8_avx512, rl_tile_q4_avx512, NULL,
+                                          rl_tile_q4k_avx512, rl_tile_q6k_avx512};
     if (p->format == BF16) {
 #if defined(RL_BF16_COMPILER)
         if (rl_level() >= AMX)
@@ -230,10 +248,12 @@ static void choose(Product *p)
     } else if (rl_level() >= AVX512)
         p->most = ROWS_AVX512, p->tile = avx512[p->format];
     else if (rl_level() >= AVX2)
-        p->most = p->format == Q8 ? ROWS_AVX2_Q8 : ROWS_AVX2, p->tile = avx2[p->format];
+        p->most = p->format == Q8 ? ROWS_AVX2_Q8 : ROWS_AVX2, p->tile = avx2[p->format], p->paired = 1;
 #elif defined(__aarch64__)
-    static Tile *const neon[3] = {rl_tile_f32_neon, rl_tile_q8_neon, rl_tile_q4_neon};
-    static Tile *const dot[3] = {rl_tile_f32_neon, rl_tile_q8_dot, rl_tile_q4_dot};
+    static Tile *const neon[FORMATS] = {rl_tile_f32_neon, rl_tile_q8_neon, rl_tile_q4_neon, NULL,
+                                        rl_tile_q4k_neon, rl_tile_q6k_neon};
+    static Tile *const dot[FORMATS] = {rl_tile_f32_neon, rl_tile_q8_dot, rl_tile_q4_dot, NULL,
+                                       rl_tile_q4k_dot, rl_tile_q6k_dot};
     if (p->format == BF16)
         ; /* the portable loop */
     else if (rl_level() >= NEON_DOT)
@@ -251,7 +271,7 @@ static int products(const Matrix *matrices, int count, const float *x, float *co
     Product p = {.format = matrices->format, .matrices = matrices, .count = count, .x = x, .y = y};
     p.rows = rows, p.inputs = matrices->inputs, p.blocks = (matrices->inputs + BLOCK - 1) / BLOCK;
     p.panel_bytes = p.format == F32 ? p.inputs * PANEL * (int64_t)sizeof(float)
-                                    : p.blocks * (int64_t)QUANT_BYTES[p.format];
+                                    : (int64_t)panel_bytes(p.format, p.blocks);
     for (int i = 0; i < count; i++)
         p.panels += panels_of(matrices + i);
     choose(&p);
@@ -264,7 +284,7 @@ static int products(const Matrix *matrices, int count, const float *x, float *co
         p.tiled = (float *)x;
     else {
         size_t cells = (size_t)(rows * p.blocks);
-        size_t bytes = cells * (BLOCK + 2 * sizeof(float));
+        size_t bytes = cells * (BLOCK + 3 * sizeof(float));
         if (p.format == F32)
             bytes = (size_t)(rows * p.inputs) * sizeof(float);
         if (p.format == BF16) /* and AMX's last group reads whole tiles */
@@ -273,7 +293,7 @@ static int products(const Matrix *matrices, int count, const float *x, float *co
         if (!scratch)
             return -1;
         p.tiled = p.scale = scratch;
-        p.sums = p.scale + cells, p.starts = (int32_t *)p.sums, p.bytes = (int8_t *)(p.sums + cells);
+        p.sums = p.scale + cells, p.starts = (int32_t *)p.sums, p.bytes = (int8_t *)(p.sums + 2 * cells);
         rl_parallel(lay_out, &p, p.tiles < threads ? (int)p.tiles : threads);
     }
     rl_parallel(multiply, &p, threads);

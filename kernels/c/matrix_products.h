@@ -4,7 +4,7 @@
 #include <stdint.h>
 
 typedef struct {
-    int32_t format; /* 0 float32, 1 int8, 2 int4, 3 bfloat16 */
+    int32_t format; /* packed_matrix.h: 0 float32, 1 int8, 2 int4, 3 bfloat16, 4 Q4_K, 5 Q6_K */
     const void *packed;
     const float *bias; /* [columns], or NULL */
     int64_t columns, inputs;

@@ -129,18 +129,37 @@ INLINE_AVX2 void tile_q8(TILE_ARGUMENTS)
     }
 }
 
-INLINE_AVX2 void tile_q4(TILE_ARGUMENTS)
+INLINE_AVX2 __m256 small8(const uint8_t *at) /* bytes from 0 to 255 */
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)at)));
+}
+
+INLINE_AVX2 __m256 signed8(const uint8_t *at)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)at)));
+}
+
+/* int4 and Q4_K. */
+INLINE_AVX2 void tile_nibbles(TILE_ARGUMENTS, const int format)
 {
     const int8_t *q = p->bytes + row * p->blocks * BLOCK;
     const float *scales = p->scale + row * p->blocks, *sums = p->sums + row * p->blocks;
     const __m256i ones = _mm256_set1_epi16(1), low4 = _mm256_set1_epi8(15);
     __m256 total[ROWS_AVX2][2];
     EACH_ROW total[r][0] = total[r][1] = _mm256_setzero_ps();
-    for (int64_t b = 0; b < p->blocks; b++, panel += QUANT_BYTES[Q4], scales += count, sums += count) {
+    __m256 d[2] = {total[0][0], total[0][0]}, m[2] = {d[0], d[0]}; /* of a group; m negative */
+    for (int64_t b = 0; b < p->blocks; b++, panel += QUANT_BYTES[format], scales += count, sums += count) {
         FETCH_AHEAD(b)
+        if (format == Q4K && b % GROUP == 0) {
+            for (int h = 0; h < 2; h++) {
+                d[h] = halves8(panel + h * 16);
+                m[h] = _mm256_sub_ps(_mm256_setzero_ps(), halves8(panel + PANEL * 2 + h * 16));
+            }
+            panel += GROUP_BYTES[Q4K];
+        }
         __m256i sum[ROWS_AVX2][2]; /* in 16 bits, which a block's products fit */
         EACH_ROW sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-        const __m256i *bytes = (const __m256i *)(panel + PANEL * 4);
+        const __m256i *bytes = (const __m256i *)(panel + SCALE_BYTES[format]);
         for (int run = 0; run < BLOCK / 8; run++, bytes += 2) {
             __m256i both0 = _mm256_loadu_si256(bytes), both1 = _mm256_loadu_si256(bytes + 1);
             _Pragma("GCC unroll 2") for (int high = 0; high < 2; high++, q += 4 * count) {
@@ -156,7 +175,14 @@ INLINE_AVX2 void tile_q4(TILE_ARGUMENTS)
             }
         }
         for (int h = 0; h < 2; h++) {
-            __m256 scale = halves8(panel + h * 16), low = halves8(panel + PANEL * 2 + h * 16);
+            __m256 scale, low;
+            if (format == Q4) {
+                scale = halves8(panel + h * 16);
+                low = halves8(panel + PANEL * 2 + h * 16);
+            } else {
+                scale = _mm256_mul_ps(d[h], small8(panel + h * 8));
+                low = _mm256_mul_ps(m[h], small8(panel + PANEL + h * 8));
+            }
             EACH_ROW {
                 __m256 product = _mm256_cvtepi32_ps(_mm256_madd_epi16(sum[r][h], ones));
                 total[r][h] =
@@ -171,7 +197,67 @@ INLINE_AVX2 void tile_q4(TILE_ARGUMENTS)
     }
 }
 
+INLINE_AVX2 void tile_q4(TILE_ARGUMENTS) { tile_nibbles(p, panel, row, out, ahead, count, Q4); }
+INLINE_AVX2 void tile_q4k(TILE_ARGUMENTS) { tile_nibbles(p, panel, row, out, ahead, count, Q4K); }
+
+/* The numbers of a four inputs of half a block, 0 to 63, from bytes with their low and their high bits. */
+INLINE_AVX2 __m256i six_bits(__m256i low, __m256i high, int four)
+{
+    low = _mm256_and_si256(four % 2 ? _mm256_srli_epi16(low, 4) : low, _mm256_set1_epi8(15));
+    high = four < 2 ? _mm256_slli_epi16(high, 4 - four * 2) : _mm256_srli_epi16(high, four * 2 - 4);
+    return _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(0x30)));
+}
+
+INLINE_AVX2 void tile_q6k(TILE_ARGUMENTS)
+{
+    const int8_t *q = p->bytes + row * p->blocks * BLOCK;
+    const float *scales = p->scale + row * p->blocks;
+    const int32_t *starts = p->starts + row * p->blocks * 2;
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256 total[ROWS_AVX2][2], d[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()}; /* d: of a group */
+    EACH_ROW total[r][0] = total[r][1] = _mm256_setzero_ps();
+    for (int64_t b = 0; b < p->blocks; b++, panel += QUANT_BYTES[Q6K], scales += count, starts += count * 2) {
+        FETCH_AHEAD(b)
+        if (b % GROUP == 0) {
+            d[0] = halves8(panel), d[1] = halves8(panel + 16);
+            panel += GROUP_BYTES[Q6K];
+        }
+        for (int half = 0; half < 2; half++) {
+            __m256i sum[ROWS_AVX2][2]; /* in 16 bits, see TOP */
+            EACH_ROW sum[r][0] = sum[r][1] = _mm256_set1_epi32(starts[r * 2 + half]);
+            const __m256i *low = (const __m256i *)(panel + PANEL * 2) + half * 4;
+            const __m256i *high = (const __m256i *)(panel + PANEL * 2 + BLOCK * PANEL / 2) + half * 2;
+            _Pragma("GCC unroll 4") for (int four = 0; four < 4; four++, q += 4 * count) {
+                const __m256i *at = low + four / 2 * 2;
+                __m256i w0 = six_bits(_mm256_loadu_si256(at), _mm256_loadu_si256(high), four);
+                __m256i w1 = six_bits(_mm256_loadu_si256(at + 1), _mm256_loadu_si256(high + 1), four);
+                EACH_ROW {
+                    __m256i a = bcast(q + r * 4);
+                    sum[r][0] = _mm256_add_epi16(sum[r][0], _mm256_maddubs_epi16(w0, a));
+                    sum[r][1] = _mm256_add_epi16(sum[r][1], _mm256_maddubs_epi16(w1, a));
+                    KEEP(sum[r][0]);
+                    KEEP(sum[r][1]);
+                }
+            }
+            for (int h = 0; h < 2; h++) {
+                __m256 scale = _mm256_mul_ps(d[h], signed8(panel + half * PANEL + h * 8));
+                EACH_ROW {
+                    __m256 product = _mm256_cvtepi32_ps(_mm256_madd_epi16(sum[r][h], ones));
+                    total[r][h] = _mm256_fmadd_ps(scale, _mm256_mul_ps(product, _mm256_set1_ps(scales[r])),
+                                                  total[r][h]);
+                }
+            }
+        }
+    }
+    EACH_ROW {
+        _mm256_storeu_ps(out + r * PANEL, total[r][0]);
+        _mm256_storeu_ps(out + r * PANEL + 8, total[r][1]);
+    }
+}
+
 TILE(FOR_AVX2, rl_tile_f32_avx2, UP_TO_6(tile_f32))
 TILE(FOR_AVX2, rl_tile_q8_avx2, UP_TO_4(tile_q8))
 TILE(FOR_AVX2, rl_tile_q4_avx2, UP_TO_6(tile_q4))
+TILE(FOR_AVX2, rl_tile_q4k_avx2, UP_TO_6(tile_q4k))
+TILE(FOR_AVX2, rl_tile_q6k_avx2, UP_TO_6(tile_q6k))
 #endif

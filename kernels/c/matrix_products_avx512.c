@@ -32,46 +32,86 @@ INLINE_AVX512 __m512 halves16(const uint8_t *at)
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at));
 }
 
-INLINE_AVX512 void tile_quantised(TILE_ARGUMENTS, const int four_bits)
+INLINE_AVX512 __m128i bytes16(const uint8_t *at) { return _mm_loadu_si128((const __m128i *)at); }
+
+/* The numbers of a block's four inputs, for 16 columns. */
+INLINE_AVX512 __m512i numbers(const uint8_t *block, int four, const int format)
 {
+    const uint8_t *w = block + SCALE_BYTES[format];
+    if (format == Q8)
+        return _mm512_loadu_si512(w + four * PANEL * 4);
+    __m512i low = _mm512_loadu_si512(w + four / 2 * PANEL * 4);
+    low = _mm512_and_si512(four % 2 ? _mm512_srli_epi16(low, 4) : low, _mm512_set1_epi8(15));
+    if (format != Q6K)
+        return low;
+    __m512i high = _mm512_loadu_si512(w + BLOCK / 8 * PANEL * 4 + four / 4 * PANEL * 4);
+    const int shift = 4 - four % 4 * 2;
+    high = shift > 0 ? _mm512_slli_epi16(high, shift) : _mm512_srli_epi16(high, -shift);
+    return _mm512_or_si512(low, _mm512_and_si512(high, _mm512_set1_epi8(0x30)));
+}
+
+INLINE_AVX512 void tile_quantised(TILE_ARGUMENTS, const int format)
+{
+    const int minima = format == Q4 || format == Q4K, halves = format == Q6K ? 2 : 1;
     const int8_t *q = p->bytes + row * p->blocks * BLOCK;
     const int64_t cells = row * p->blocks;
     const float *scales = p->scale + cells, *sums = p->sums + cells;
-    const int32_t *starts = p->starts + cells;
-    const __m512i low4 = _mm512_set1_epi8(15);
-    __m512 total[ROWS_AVX512];
+    const int32_t *starts = p->starts + cells * halves;
+    __m512 total[ROWS_AVX512], d = _mm512_setzero_ps(), m = d; /* d, m: of a group; m negative */
     EACH_ROW total[r] = _mm512_setzero_ps();
-    for (int64_t b = 0; b < p->blocks; b++, scales += count, sums += count, starts += count) {
+    for (int64_t b = 0; b < p->blocks; b++, scales += count, sums += count, starts += count * halves) {
         FETCH_AHEAD(b)
-        __m512i sum[ROWS_AVX512];
-        EACH_ROW sum[r] = four_bits ? _mm512_setzero_si512() : _mm512_set1_epi32(starts[r]);
-        const uint8_t *w = panel + (four_bits ? PANEL * 4 : PANEL * 2);
-        for (int four = 0; four < BLOCK / 4; four++, q += 4 * count) {
-            __m512i weights = _mm512_loadu_si512(w + (four_bits ? four / 2 : four) * PANEL * 4);
-            if (four_bits)
-                weights = _mm512_and_si512(four % 2 ? _mm512_srli_epi16(weights, 4) : weights, low4);
+        if (GROUP_BYTES[format] && b % GROUP == 0) {
+            d = halves16(panel);
+            if (format == Q4K)
+                m = _mm512_sub_ps(_mm512_setzero_ps(), halves16(panel + PANEL * 2));
+            panel += GROUP_BYTES[format];
+        }
+        _Pragma("GCC unroll 2") for (int half = 0; half < halves; half++) {
+            __m512i sum[ROWS_AVX512];
+            EACH_ROW sum[r] = minima ? _mm512_setzero_si512() : _mm512_set1_epi32(starts[r * halves + half]);
+            const int fours = BLOCK / 4 / halves;
+            _Pragma("GCC unroll 8") for (int four = half * fours; four < (half + 1) * fours; four++) {
+                __m512i weights = numbers(panel, four, format);
+                EACH_ROW {
+                    int32_t word;
+                    memcpy(&word, q + r * 4, sizeof word);
+                    sum[r] = _mm512_dpbusd_epi32(sum[r], weights, _mm512_set1_epi32(word));
+                }
+                q += 4 * count;
+            }
+            __m512 scale, low = d;
+            if (!GROUP_BYTES[format])
+                scale = halves16(panel);
+            else if (format == Q4K)
+                scale = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes16(panel))));
+            else
+                scale = _mm512_mul_ps(
+                    d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes16(panel + half * PANEL))));
+            if (format == Q4)
+                low = halves16(panel + PANEL * 2);
+            if (format == Q4K)
+                low = _mm512_mul_ps(m, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes16(panel + PANEL))));
             EACH_ROW {
-                int32_t word;
-                memcpy(&word, q + r * 4, sizeof word);
-                sum[r] = _mm512_dpbusd_epi32(sum[r], weights, _mm512_set1_epi32(word));
+                __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[r]), _mm512_set1_ps(scales[r]));
+                total[r] = _mm512_fmadd_ps(scale, product, total[r]);
+                if (minima)
+                    total[r] = _mm512_fmadd_ps(low, _mm512_set1_ps(sums[r]), total[r]);
             }
         }
-        __m512 scale = halves16(panel), low = four_bits ? halves16(panel + PANEL * 2) : scale;
-        EACH_ROW {
-            __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[r]), _mm512_set1_ps(scales[r]));
-            total[r] = _mm512_fmadd_ps(scale, product, total[r]);
-            if (four_bits)
-                total[r] = _mm512_fmadd_ps(low, _mm512_set1_ps(sums[r]), total[r]);
-        }
-        panel += QUANT_BYTES[four_bits ? Q4 : Q8];
+        panel += QUANT_BYTES[format];
     }
     EACH_ROW _mm512_storeu_ps(out + r * PANEL, total[r]);
 }
 
-INLINE_AVX512 void tile_q8(TILE_ARGUMENTS) { tile_quantised(p, panel, row, out, ahead, count, 0); }
-INLINE_AVX512 void tile_q4(TILE_ARGUMENTS) { tile_quantised(p, panel, row, out, ahead, count, 1); }
+INLINE_AVX512 void tile_q8(TILE_ARGUMENTS) { tile_quantised(p, panel, row, out, ahead, count, Q8); }
+INLINE_AVX512 void tile_q4(TILE_ARGUMENTS) { tile_quantised(p, panel, row, out, ahead, count, Q4); }
+INLINE_AVX512 void tile_q4k(TILE_ARGUMENTS) { tile_quantised(p, panel, row, out, ahead, count, Q4K); }
+INLINE_AVX512 void tile_q6k(TILE_ARGUMENTS) { tile_quantised(p, panel, row, out, ahead, count, Q6K); }
 
 TILE(FOR_AVX512, rl_tile_f32_avx512, UP_TO_12(tile_f32))
 TILE(FOR_AVX512, rl_tile_q8_avx512, UP_TO_12(tile_q8))
 TILE(FOR_AVX512, rl_tile_q4_avx512, UP_TO_12(tile_q4))
+TILE(FOR_AVX512, rl_tile_q4k_avx512, UP_TO_12(tile_q4k))
+TILE(FOR_AVX512, rl_tile_q6k_avx512, UP_TO_12(tile_q6k))
 #endif

@@ -9,8 +9,9 @@ enum { MOST_ROWS = 64 };
 /*
  * The largest magnitude of a byte of x.
  *
- * With int4 weights, 16 bits hold all 16 products of a column's even inputs, or of its odd ones: 16 · 15 ·
- * 127 < 2¹⁵.
+ * With four-bit weights, 16 bits hold all 16 products of a column's even inputs, or of its odd ones: 16 · 15
+ * · 127 < 2¹⁵. With Q6_K's they hold the eight of half a block, less what weights of 32 would give: 8 · 32 ·
+ * 127 < 2¹⁵. The sums begin with the latter; what runs over on the way cancels.
  *
  * Int8 weights are stored as 0 to 255, and 16 bits hold four products: of inputs k, k + 1, k + 4 and k + 5 of
  * each eight (k = 0, 2). Neither the positive nor the negative ones of those four bytes may sum to more than
@@ -42,8 +43,10 @@ struct Product {
     enum { BF16_FLOATS, BF16_PAIRS, BF16_RUNS } layout;
     int8_t *bytes;   /* x in tiles (quantised) */
     float *scale;    /* tiles of [blocks][rows]: x = scale · byte */
-    float *sums;     /* the same, int4: Σ x of the block, as rounded, which the minimum multiplies */
-    int32_t *starts; /* the same, int8, in the place of sums: −128 Σ byte, which cancels the weights' + 128 */
+    float *sums;     /* the same, int4 and Q4_K: Σ x of the block, as rounded, which the minimum multiplies */
+    int32_t *starts; /* the same, int8, in the place of sums: −128 Σ byte, which cancels the weights' + 128;
+                      * Q6_K: −32 Σ byte of each half of the block, side by side */
+    int paired;      /* a start of Q6_K is two numbers of 16 bits: of a four's first two inputs, of the others */
 };
 
 /*
@@ -56,12 +59,13 @@ void rl_lay_out_bf16(const Product *p, int64_t row, int count);
 #if defined(__x86_64__)
 Tile rl_tile_bf16_avx2, rl_tile_bf16_avx512, rl_tile_bf16_amx;
 void rl_amx_begin(void), rl_amx_end(void); /* around the tiles that a thread multiplies */
-Tile rl_tile_f32_avx2, rl_tile_q8_avx2, rl_tile_q4_avx2, rl_tile_f32_avx512, rl_tile_q8_avx512,
-    rl_tile_q4_avx512;
+Tile rl_tile_f32_avx2, rl_tile_q8_avx2, rl_tile_q4_avx2, rl_tile_q4k_avx2, rl_tile_q6k_avx2;
+Tile rl_tile_f32_avx512, rl_tile_q8_avx512, rl_tile_q4_avx512, rl_tile_q4k_avx512, rl_tile_q6k_avx512;
 enum { ROWS_AVX2 = 6, ROWS_AVX2_Q8 = 4, ROWS_AVX512 = 12, ROWS_AMX = 64 };
 int rl_round_block_avx2(const float *x, int eights, float *scale, int8_t *bytes);
 #elif defined(__aarch64__)
-Tile rl_tile_f32_neon, rl_tile_q8_neon, rl_tile_q4_neon, rl_tile_q8_dot, rl_tile_q4_dot;
+Tile rl_tile_f32_neon, rl_tile_q8_neon, rl_tile_q4_neon, rl_tile_q4k_neon, rl_tile_q6k_neon;
+Tile rl_tile_q8_dot, rl_tile_q4_dot, rl_tile_q4k_dot, rl_tile_q6k_dot;
 enum { ROWS_NEON = 6, ROWS_NEON_INT = 4 };
 #endif
 

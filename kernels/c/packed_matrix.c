@@ -9,7 +9,7 @@ size_t rl_packed_bytes(int format, int64_t columns, int64_t inputs)
     size_t panels = (size_t)(columns + PANEL - 1) / PANEL;
     if (format == F32)
         return panels * (size_t)inputs * PANEL * sizeof(float);
-    return panels * (size_t)((inputs + BLOCK - 1) / BLOCK) * QUANT_BYTES[format];
+    return panels * panel_bytes(format, (inputs + BLOCK - 1) / BLOCK);
 }
 
 static void put_scale(uint8_t *at, int64_t column, float scale)
@@ -28,10 +28,21 @@ static void put_int8(uint8_t *at, int64_t column, const int8_t *q)
     }
 }
 
-static void put_int4(uint8_t *at, int64_t column, const uint8_t *q) /* q: 0 to 15 */
+/* q: of 4 bits, or Q6_K's of 6 */
+static void put_nibbles(int format, uint8_t *at, int64_t column, const uint8_t *q)
 {
-    for (int k = 0; k < BLOCK; k++)
-        at[byte_of(Q4, column, k)] |= (uint8_t)(q[k] << shift_of(k));
+    uint8_t four[4];
+    for (int k = 0; k < BLOCK; k += 8) {
+        for (int i = 0; i < 4; i++)
+            four[i] = (uint8_t)((q[k + i] & 15) | q[k + 4 + i] << 4);
+        memcpy(at + byte_of(format, column, k), four, 4);
+    }
+    for (int k = 0; format == Q6K && k < BLOCK; k += 16) {
+        for (int i = 0; i < 4; i++)
+            four[i] = (uint8_t)(q[k + i] >> 4 | q[k + 4 + i] >> 4 << 2 | q[k + 8 + i] >> 4 << 4
+                                | q[k + 12 + i] >> 4 << 6);
+        memcpy(at + high_byte_of(column, k), four, 4);
+    }
 }
 
 /* x rounded to a whole number from low to high; NaN gives low. */
@@ -87,15 +98,52 @@ void rl_pack_float(int format, void *packed, const float *rows, int64_t first, i
                 put_scale(at + PANEL * 2, column, low);
                 for (int k = 0; k < n; k++)
                     q[k] = (uint8_t)within((v[k] - low) * inverse, 0, 15);
-                put_int4(at, column, q);
+                put_nibbles(Q4, at, column, q);
             }
         }
+    }
+}
+
+/* Eight blocks of a column from 256 numbers of Q4_K: d, m, 12 bytes of scales and minima, 128 of nibbles. */
+static void pack_q4_k(uint8_t *group, int64_t column, const uint8_t *raw)
+{
+    uint8_t *at = group + GROUP_BYTES[Q4K], q[BLOCK];
+    for (int i = 0; i < 2; i++)
+        memcpy(group + i * PANEL * 2 + column % PANEL * 2, raw + i * 2, 2);
+    for (int b = 0; b < GROUP; b++, at += QUANT_BYTES[Q4K]) {
+        q4_k_scale(raw, b, at + column % PANEL, at + PANEL + column % PANEL);
+        for (int k = 0; k < BLOCK; k++)
+            q[k] = raw[16 + b / 2 * BLOCK + k] >> b % 2 * 4 & 15;
+        put_nibbles(Q4K, at, column, q);
+    }
+}
+
+/* Of Q6_K: 128 bytes of nibbles, 64 of bit pairs, 16 scales, d. */
+static void pack_q6_k(uint8_t *group, int64_t column, const uint8_t *raw)
+{
+    uint8_t *at = group + GROUP_BYTES[Q6K], q[BLOCK];
+    memcpy(group + column % PANEL * 2, raw + 208, 2);
+    for (int b = 0; b < GROUP; b++, at += QUANT_BYTES[Q6K]) {
+        const uint8_t *low = raw + b / 4 * 64 + b % 2 * 32, *high = raw + 128 + b / 4 * 32;
+        for (int half = 0; half < 2; half++)
+            at[half * PANEL + column % PANEL] = raw[192 + b * 2 + half];
+        for (int k = 0; k < BLOCK; k++)
+            q[k] = (uint8_t)((low[k] >> b % 4 / 2 * 4 & 15) | (high[k] >> b % 4 * 2 & 3) << 4);
+        put_nibbles(Q6K, at, column, q);
     }
 }
 
 void rl_pack_gguf(int kind, void *packed, const uint8_t *raw, int64_t first, int64_t count, int64_t inputs)
 {
     int64_t blocks = inputs / BLOCK;
+    if (kind == G_Q4_K || kind == G_Q6_K) {
+        int size = kind == G_Q4_K ? 144 : 210, kept = kind == G_Q4_K ? Q4K : Q6K;
+        void (*pack)(uint8_t *, int64_t, const uint8_t *) = kind == G_Q4_K ? pack_q4_k : pack_q6_k;
+        for (int64_t column = first; column < first + count; column++)
+            for (int64_t b = 0; b < blocks; b += GROUP, raw += size)
+                pack(group_at(packed, kept, blocks, column, b), column, raw);
+        return;
+    }
     int format = kind == G_Q8_0 ? Q8 : Q4;
     for (int64_t column = first; column < first + count; column++)
         for (int64_t b = 0; b < blocks; b++) {
@@ -119,7 +167,7 @@ void rl_pack_gguf(int kind, void *packed, const uint8_t *raw, int64_t first, int
                 q[k] = nibbles[k] & 15;
                 q[k + BLOCK / 2] = nibbles[k] >> 4;
             }
-            put_int4(at, column, q);
+            put_nibbles(Q4, at, column, q);
             raw += kind == G_Q4_1 ? 20 : 18;
         }
 }
@@ -140,16 +188,14 @@ static void unpack_row(int format, const void *packed, int64_t column, int64_t i
             out[k] = bf16_to_float(panel[bf16_at(column, k)]);
         return;
     }
+    const int zero = format == Q8 ? 128 : format == Q6K ? 32 : 0; /* the stored number that means 0 */
     for (int64_t b = 0; b < blocks; b++) {
-        const uint8_t *at = block_at((void *)packed, format, blocks, column, b);
-        uint16_t scale, low = 0;
-        memcpy(&scale, at + lane * 2, 2);
-        if (format == Q4)
-            memcpy(&low, at + PANEL * 2 + lane * 2, 2);
-        float by = half_to_float(scale), plus = half_to_float(low);
+        const uint8_t *at = block_at(packed, format, blocks, column, b),
+                      *group = group_at(packed, format, blocks, column, b);
+        float plus = minimum_of(format, group, at, lane);
         for (int k = 0; k < BLOCK && b * BLOCK + k < inputs; k++) {
-            int byte = at[byte_of(format, lane, k)], q = format == Q8 ? byte - 128 : byte >> shift_of(k) & 15;
-            out[b * BLOCK + k] = by * (float)q + plus;
+            float by = scale_of(format, group, at, lane, k / 16);
+            out[b * BLOCK + k] = by * (float)(number_of(format, at, lane, k) - zero) + plus;
         }
     }
 }

@@ -142,8 +142,9 @@ static void fill(void *context, int part, int parts)
 /* Whether the scales and minima of blocks are finite. */
 static int finite_blocks(int kind, const uint8_t *b, int64_t count, int64_t bytes)
 {
+    const int two = kind == G_Q4_1 || kind == G_Q4_K; /* the minimum's half follows the scale's */
     for (; count--; b += bytes)
-        if ((b[1] & 0x7c) == 0x7c || (kind == G_Q4_1 && (b[3] & 0x7c) == 0x7c))
+        if ((b[kind == G_Q6_K ? 209 : 1] & 0x7c) == 0x7c || (two && (b[3] & 0x7c) == 0x7c))
             return 0;
     return 1;
 }
@@ -222,8 +223,8 @@ int rl_read_tensor(int descriptor, int64_t offset, int kind, int64_t rows, int64
 }
 
 /* The same into a packed matrix, whose buffer starts zeroed. format: that of a Matrix. keep: the
- * blocks are kept as they are (Q8_0 as int8; Q4_0 and Q4_1 as int4); then only their scales and minima are
- * checked. */
+ * blocks are kept as they are (Q8_0 as int8; Q4_0 and Q4_1 as int4; Q4_K as 4, Q6_K as 5); then only their
+ * scales and minima are checked. */
 int rl_read_packed(int descriptor, int64_t offset, int kind, int64_t rows, int64_t inputs,
                    const int64_t *order, int format, int keep, void *packed, int threads)
 {

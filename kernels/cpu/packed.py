@@ -1,5 +1,4 @@
-"""Matrices packed for the C products (matrix_products.c), for inference on CPUs: float32, bfloat16,
-int8 and int4.
+"""Matrices packed for the C products (matrix_products.c), for inference on CPUs.
 
 Shapes: N output columns (rows of the weight matrix), D inputs, T rows of activations.
 """
@@ -15,17 +14,22 @@ from .library import library
 from .read_tensor import KINDS, order_address
 from .structs import Matrix
 
+# What a matrix can be turned into.
 FORMATS = {"float32": 0, "int8": 1, "int4": 2, "bfloat16": 3}
+CODES = FORMATS | {"q4_k": 4, "q6_k": 5}        # these two hold GGUF's own blocks
 PACK_ROWS = 4096  # rows converted at once while packing, to bound the extra memory
 
 
 class GGUFKind(NamedTuple):
-    """A type of GGUF blocks that a packed format keeps without rounding, and its bytes for 32 weights."""
+    """A type of GGUF blocks that a packed format keeps without rounding: a block's weights and bytes."""
     format: str
+    elements: int
     size: int
 
 
-GGUF_KINDS = {"Q8_0": GGUFKind("int8", 34), "Q4_0": GGUFKind("int4", 18), "Q4_1": GGUFKind("int4", 20)}
+GGUF_KINDS = {"Q8_0": GGUFKind("int8", 32, 34), "Q4_0": GGUFKind("int4", 32, 18),
+              "Q4_1": GGUFKind("int4", 32, 20), "Q4_K": GGUFKind("q4_k", 256, 144),
+              "Q6_K": GGUFKind("q6_k", 256, 210)}
 
 
 def zeros(count: int) -> Tensor:
@@ -48,7 +52,7 @@ class PackedMatrix:
 
     def __init__(self, format: str, shape: tuple[int, int]):
         self.format, self.shape = format, torch.Size(shape)
-        self.buffer = zeros(library().rl_packed_bytes(FORMATS[format], *shape))
+        self.buffer = zeros(library().rl_packed_bytes(CODES[format], *shape))
 
     @staticmethod
     def of(weight_ND: Tensor, format: str = "float32") -> "PackedMatrix":
@@ -66,10 +70,10 @@ class PackedMatrix:
 
         keep  take the blocks as they are, without rounding: for a kind of GGUF_KINDS in its format
         """
-        if keep and (GGUF_KINDS[kind].format != self.format or self.shape[1] % 32):
+        if keep and (GGUF_KINDS[kind].format != self.format or self.shape[1] % GGUF_KINDS[kind].elements):
             raise ValueError(f"{kind} blocks in rows of {self.shape[1]} are not {self.format} as they are")
         return int(library().rl_read_packed(descriptor, offset, KINDS[kind], *self.shape,
-                                            order_address(order, self.shape[0]), FORMATS[self.format], keep,
+                                            order_address(order, self.shape[0]), CODES[self.format], keep,
                                             self.buffer.data_ptr(), torch.get_num_threads()))
 
     def rows(self, ids: Tensor) -> Tensor:
@@ -78,7 +82,7 @@ class PackedMatrix:
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.shape[0]:
             raise IndexError(f"a row outside 0 to {self.shape[0] - 1} was asked for")
         out = torch.empty(len(ids), self.shape[1])
-        library().rl_unpack_rows(FORMATS[self.format], self.buffer.data_ptr(), ids.data_ptr(), *out.shape,
+        library().rl_unpack_rows(CODES[self.format], self.buffer.data_ptr(), ids.data_ptr(), *out.shape,
                                  out.data_ptr())
         return out
 
@@ -97,4 +101,4 @@ class PackedMatrix:
     def struct(self, bias_N: Tensor | None) -> Matrix:
         """The matrix as C takes it. It holds addresses: the matrix and the bias must outlive it."""
         bias = None if bias_N is None else bias_N.data_ptr()
-        return Matrix(FORMATS[self.format], self.buffer.data_ptr(), bias, *self.shape)
+        return Matrix(CODES[self.format], self.buffer.data_ptr(), bias, *self.shape)

@@ -142,7 +142,7 @@ class PackedTriton:
     def of_gguf(kind: str, raw: np.ndarray, shape: tuple[int, int], dtype: torch.dtype,
                 device: str | torch.device) -> "PackedTriton":
         """Take the blocks of a GGUF tensor as they are. raw: contiguous uint8; kind: a key of GGUF_KINDS."""
-        format, size = GGUF_KINDS[kind]
+        format, _, size = GGUF_KINDS[kind]
         if shape[1] % BLOCK or raw.size != shape[0] * shape[1] // BLOCK * size or not raw.flags.c_contiguous:
             raise ValueError(f"{kind} [{shape[0]}, {shape[1]}] takes whole blocks of 32, contiguous; "
                              f"{raw.size} bytes given")

@@ -23,7 +23,7 @@ from redlite.weights.adapter import Adapter
 from redlite.weights.configuration import read_config as read_config
 from redlite.weights.gguf import GGUF
 from redlite.weights.gguf_formats import Place, read_error
-from redlite.weights.gguf_types import TYPES
+from redlite.weights.gguf_types import TYPES, packed_format
 from redlite.weights.hf_files import Stored
 from redlite.weights.source import Source, open_source, path_of
 
@@ -95,9 +95,7 @@ def tensors(source: Source, model: LLaMA, adapter: Adapter | None = None) -> dic
 def _pack(stored: Stored, packed: str, dtype: torch.dtype, device: str | torch.device) -> Any:
     """A matrix in a packed format. Blocks of a GGUF file that the format can hold are kept as they are.
 
-    int8 keeps Q8_0. int4 keeps Q4_0, Q4_1 and Q8_0. It turns other quantised blocks into int8, since the
-    file's maker gave such matrices more bits on purpose. Anything else is quantised anew, from its float32
-    value.
+    `packed_format` says which those are. Anything else is quantised anew, from its float32 value.
 
     On CPUs a file's bytes become the packed matrix panel by panel. On GPUs, from a .bin file, and from
     types that the C library does not decode, a whole matrix stands between.
@@ -105,10 +103,7 @@ def _pack(stored: Stored, packed: str, dtype: torch.dtype, device: str | torch.d
     format, keep = packed, False  # keep: take the blocks as they are
     if isinstance(stored, Place):
         form = TYPES[stored.kind]
-        if packed in ("int8", "int4") and form.kept and form.kept in (packed, "int8"):
-            format, keep = form.kept, True
-        elif packed == "int4" and form.elements > 1:
-            format = "int8"
+        format, keep = packed_format(stored.kind, packed, torch.device(device).type)
         rows, columns = stored.shape
         if torch.device(device).type == "cpu" and stored.kind in read_tensor.KINDS:
             matrix = kernels.PackedMatrix(format, (rows, columns))

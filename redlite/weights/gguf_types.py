@@ -330,7 +330,7 @@ class TensorType(NamedTuple):
     elements  numbers in a block
     size      bytes in a block
     decode    fills out [n, elements] float32 from blocks [n, size] uint8
-    kept      the packed format ("int8", "int4") that takes these blocks as they are; None: they are decoded
+    kept      the packed format that takes these blocks as they are; None: they are decoded
     in_c      whether the C library decodes it too
     """
     code: int
@@ -353,9 +353,9 @@ TYPES = {
     "Q5_1": TensorType(7, 32, 24, _q5_1),
     "Q2_K": TensorType(10, 256, 84, _q2_k),
     "Q3_K": TensorType(11, 256, 110, _q3_k),
-    "Q4_K": TensorType(12, 256, 144, _q4_k, in_c=True),
+    "Q4_K": TensorType(12, 256, 144, _q4_k, "q4_k", in_c=True),
     "Q5_K": TensorType(13, 256, 176, _q5_k),
-    "Q6_K": TensorType(14, 256, 210, _q6_k, in_c=True),
+    "Q6_K": TensorType(14, 256, 210, _q6_k, "q6_k", in_c=True),
     "TQ1_0": TensorType(34, 256, 54, _tq1_0),
     "TQ2_0": TensorType(35, 256, 66, _tq2_0),
     "IQ4_NL": TensorType(20, 32, 18, _iq4_nl),
@@ -370,6 +370,23 @@ TYPES = {
     "IQ1_S": TensorType(19, 256, 50, _iq1_s),
     "IQ1_M": TensorType(29, 256, 56, _iq1_m),
 }
+
+
+def packed_format(kind: str, wanted: str, device: str = "cpu") -> tuple[str, bool]:
+    """The packed format of a matrix of this type, and whether its blocks are kept as they are.
+
+    wanted  "float32", "bfloat16"; "int8", which keeps Q8_0; "int4", which keeps Q8_0, Q4_0 and Q4_1, on CPUs
+            Q4_K and Q6_K too. It turns other quantised blocks into int8: the file's maker gave them more bits
+    """
+    form = TYPES[kind]
+    held = {"int8": ("int8",), "int4": ("int8", "int4")}.get(wanted, ())
+    if wanted == "int4" and device == "cpu":
+        held += ("q4_k", "q6_k")
+    if form.kept in held:
+        return form.kept, True
+    return ("int8" if wanted == "int4" and form.elements > 1 else wanted), False
+
+
 NAMES = {form.code: name for name, form in TYPES.items()}
 # Types that are refused, by the name that their users know: none is a type of stored weights.
 OTHERS = {9: "Q8_1", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 41: "Q1_0"}

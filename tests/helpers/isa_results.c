@@ -3,6 +3,7 @@
  * compares builds. For each set: its name in 16 bytes, three int32 counts, then as many floats: products;
  * blocks with int8 and int4; everything else.
  */
+#include "packed_matrix.h"
 #include "sequence_attention.h"
 #include "transformer_block.h"
 #include <math.h>
@@ -56,15 +57,38 @@ static void *packed(int format, int64_t columns, int64_t inputs)
     return matrix;
 }
 
+/* Random blocks of Q4_K or Q6_K whose weights are within ±1. */
+static void *kept(int format, int64_t columns, int64_t inputs)
+{
+    const int size = format == Q4K ? 144 : 210;
+    int64_t bytes = columns * inputs / 256 * size;
+    uint8_t *raw = get((size_t)bytes), *matrix = get(rl_packed_bytes(format, columns, inputs));
+    for (int64_t i = 0; i < bytes; i++) {
+        state = state * 1664525u + 1013904223u;
+        raw[i] = (uint8_t)(state >> 24);
+    }
+    for (uint8_t *at = raw; at < raw + bytes; at += size) {
+        if (format == Q4K)
+            at[1] = 0x14, at[3] = 0x20; /* d and m: from 2⁻¹⁰ and 2⁻⁷, less than 1 with s · q and t */
+        else
+            at[209] = 0x0c; /* from 2⁻¹² */
+    }
+    rl_pack_gguf(format == Q4K ? G_Q4_K : G_Q6_K, matrix, raw, 0, columns, inputs);
+    free(raw);
+    return matrix;
+}
+
 static void products(void)
 {
     /* columns, inputs */
     static const int64_t shapes[][2] = {{1, 1}, {47, 31}, {16, 32}, {31, 64}, {50, 333}};
-    for (int format = 0; format < 3; format++)
-        for (int s = 0; s < 5; s++)
+    static const int64_t kept_shapes[][2] = {{1, 256}, {47, 512}};
+    for (int format = 0; format < FORMATS; format++)
+        for (int s = 0; format != BF16 && s < (format >= Q4K ? 2 : 5); s++) /* bfloat16's sets differ */
             for (int64_t rows = 1; rows <= 13; rows++) {
-                int64_t columns = shapes[s][0], inputs = shapes[s][1];
-                void *matrix = packed(format, columns, inputs);
+                const int64_t *shape = format >= Q4K ? kept_shapes[s] : shapes[s];
+                int64_t columns = shape[0], inputs = shape[1];
+                void *matrix = format >= Q4K ? kept(format, columns, inputs) : packed(format, columns, inputs);
                 float *x = random_floats(rows * inputs), *bias = random_floats(columns),
                       *y = get((size_t)(rows * columns) * sizeof(float));
                 if (rl_products(&(Matrix){format, matrix, bias, columns, inputs}, 1, x, &y, rows,

@@ -22,7 +22,7 @@ SIMDE = Path("/usr/include/simde/x86/avx512.h")
 EMULATED = """
 #include <simde/x86/f16c.h>
 #include <simde/x86/avx512.h>
-/* Two that SIMDe lacks. */
+/* Four that SIMDe lacks. */
 static inline simde__m512 emulated_cvtepi32_ps(simde__m512i a)
 {
     simde__m512i_private from = simde__m512i_to_private(a);
@@ -38,6 +38,17 @@ static inline simde__m512 emulated_cvtph_ps(simde__m256i a)
         to.m256[i] = _mm256_cvtph_ps(i ? _mm256_extracti128_si256(a, 1) : _mm256_castsi256_si128(a));
     return simde__m512_from_private(to);
 }
+static inline simde__m512i emulated_widened(__m128i a, int is_signed)
+{
+    simde__m512i_private to;
+    unsigned char from[16];
+    _mm_storeu_si128((__m128i *)from, a);
+    for (int i = 0; i < 16; i++)
+        to.i32[i] = is_signed ? (signed char)from[i] : from[i];
+    return simde__m512i_from_private(to);
+}
+#define _mm512_cvtepu8_epi32(a) emulated_widened(a, 0)
+#define _mm512_cvtepi8_epi32(a) emulated_widened(a, 1)
 #define _mm512_cvtepi32_ps emulated_cvtepi32_ps
 #define _mm512_cvtph_ps emulated_cvtph_ps
 /* The functions are compiled for AVX2, so that no real AVX-512 instruction can come out. */
@@ -96,9 +107,9 @@ def assert_same(found: Results, plain: Results) -> None:
     """Near the portable path. The other sets' products are the same to the last bit: all sum in one order."""
     expected, exact = plain["portable"], plain[library.isas()[0]][0]
     for name, arrays in found.items():
-        assert [len(a) for a in arrays[:2]] == [145 * 91 * 3, 2 * 7 * 96]
+        assert [len(a) for a in arrays[:2]] == [145 * 91 * 3 + 48 * 91 * 2, 2 * 7 * 96]
         assert all(np.isfinite(a).all() for a in arrays)
-        # The products are sums of up to 333 terms up to 1; the inputs of quantised blocks are rounded.
+        # The products are sums of up to 512 terms up to 1; the inputs of quantised blocks are rounded.
         allowed = 2e-4 * abs(expected[1]).max()
         np.testing.assert_allclose(arrays[0], expected[0], rtol=0, atol=3e-5, err_msg=name)
         np.testing.assert_allclose(arrays[1], expected[1], rtol=0, atol=allowed, err_msg=name)
@@ -115,7 +126,8 @@ def test_the_sets_of_this_processor(plain):
 def test_avx512_is_in_the_library():
     if platform.machine() != "x86_64" or not library.isas():
         pytest.skip("not a built library for x86-64")
-    assert all(hasattr(library.library(), f"rl_tile_{format}_avx512") for format in ("f32", "q8", "q4"))
+    formats = "f32", "q8", "q4", "q4k", "q6k"
+    assert all(hasattr(library.library(), f"rl_tile_{format}_avx512") for format in formats)
 
 
 def test_a_compiler_without_bfloat16_builds_the_rest(tmp_path):

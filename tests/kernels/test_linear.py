@@ -171,6 +171,67 @@ def test_gguf_blocks_are_kept_as_they_are(path, tmp_path):
         PackedMatrix("int8", (1, 40)).read(0, 0, "Q8_0", keep=True)
 
 
+def random_super_blocks(kind, N, D, rng):
+    """(raw blocks, the matrix that they mean, float64), from ggml's description of the types, k-quants.
+
+    Scales, minima and weights of every value. The 256 weights of a block are d·s·q − m·t for Q4_K, with s and
+    t for each 32 of them, and d·s·(q − 32) for Q6_K, with s for each 16.
+    """
+    shape = N, D // 256
+    halves = rng.uniform(0.001, 0.01, (*shape, 2)).astype(np.float16)
+    d, m = halves[..., :1].astype(np.float64), halves[..., 1:].astype(np.float64)
+    d_bytes, m_bytes = (halves[..., i:i + 1].view(np.uint8) for i in range(2))
+    if kind == "Q4_K":
+        s, t = rng.integers(0, 64, (2, *shape, 8))
+        q = rng.integers(0, 16, (*shape, 8, 32))
+        q[0, 0], s[0, 0] = 15, 63
+        meant = (d * s)[..., None] * q - (m * t)[..., None]
+        twelve = np.concatenate([s[..., :4] | s[..., 4:] >> 4 << 6, t[..., :4] | t[..., 4:] >> 4 << 6,
+                                 s[..., 4:] & 15 | (t[..., 4:] & 15) << 4], -1)
+        nibbles = (q[..., ::2, :] | q[..., 1::2, :] << 4).reshape(*shape, 128)
+        raw = [d_bytes, m_bytes, twelve, nibbles]
+    else:
+        s, q = rng.integers(-128, 128, (*shape, 16)), rng.integers(0, 64, (*shape, 2, 4, 32))
+        q[0, 0], s[0, 0] = 63, 127
+        q[-1, 0], s[-1, 0] = 0, -128
+        meant = (d * s)[..., None] * (q.reshape(*shape, 16, 16) - 32)
+        low = (q[..., :2, :] & 15) | (q[..., 2:, :] & 15) << 4
+        high = sum((q[..., i, :] >> 4) << 2 * i for i in range(4))
+        raw = [low.reshape(*shape, 128), high.reshape(*shape, 64), s.astype(np.int8).view(np.uint8), d_bytes]
+    return np.concatenate([part.astype(np.uint8) for part in raw], -1), meant.reshape(N, D)
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q6_K"])
+def test_super_blocks_are_multiplied_as_they_are(path, tmp_path, kind):
+    """Against float64 of the weights that the file means; columns and rows fill no panel or tile."""
+    rng = np.random.default_rng(0)
+    N, D = 37, 768
+    raw, meant = random_super_blocks(kind, N, D, rng)
+    (tmp_path / "raw").write_bytes(raw.tobytes())
+    matrix = PackedMatrix(packed.GGUF_KINDS[kind].format, (N, D))
+    with open(tmp_path / "raw", "rb") as file:
+        assert matrix.read(file.fileno(), 0, kind, keep=True) == 0
+    np.testing.assert_allclose(matrix.rows(torch.arange(N)).numpy(), meant, rtol=1e-6, atol=1e-7)
+    x = rng.standard_normal((29, D)).astype(np.float32)
+    x[0], x[1] = 1, -1  # the largest sums that 16 bits must hold, of either sign
+    x[2] = np.where(np.arange(D) % 4 < 2, 1, -1)
+    bias = rng.standard_normal(N).astype(np.float32)
+    whole = matrix.product(torch.from_numpy(x), torch.from_numpy(bias))
+    taken, _ = rounded(x, "int4")
+    terms = np.abs(taken) @ (np.abs(meant).T + 0.63)  # the minima and q · d are summed apart: up to 63 · 0.01
+    assert (np.abs(whole.numpy() - (taken @ meant.T + bias)) <= 2e-6 * (terms + np.abs(bias))).all()
+    before = torch.get_num_threads()
+    try:
+        for threads, first, last in ((1, 0, 29), (3, 0, 29), (2, 4, 5), (1, 3, 16), (2, 7, 20)):
+            torch.set_num_threads(threads)
+            part = matrix.product(torch.from_numpy(x[first:last]), torch.from_numpy(bias))
+            assert torch.equal(part, whole[first:last])
+    finally:
+        torch.set_num_threads(before)
+    with pytest.raises(ValueError, match="are not q"):
+        PackedMatrix(matrix.format, (1, 128)).read(0, 0, kind, keep=True)
+
+
 @pytest.mark.parametrize("format", packed.FORMATS)
 def test_edges(path, format):
     matrix = PackedMatrix.of(torch.randn(20, 40), format)

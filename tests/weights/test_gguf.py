@@ -89,8 +89,8 @@ def test_numbers_are_those_of_llama_cpp(tmp_path, kind):
 
 def test_the_kernels_keep_the_blocks_that_the_table_says():
     assert {name: (TYPES[name].elements, TYPES[name].size) for name in SIZES} == SIZES
-    kept = {name: (t.kept, t.size) for name, t in TYPES.items() if t.kept}
-    assert kept == {name: tuple(kind)[-2:] for name, kind in GGUF_KINDS.items()}
+    kept = {name: (t.kept, t.elements, t.size) for name, t in TYPES.items() if t.kept}
+    assert kept == {name: tuple(kind) for name, kind in GGUF_KINDS.items()}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
