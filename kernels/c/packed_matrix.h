@@ -40,7 +40,8 @@ enum {
 /* By format: bytes of a block's scales and minima, of the block, and of what eight blocks begin with. */
 static const size_t SCALE_BYTES[FORMATS] = {0, PANEL * 2, PANEL * 4, 0, PANEL * 2, PANEL * 2},
                     QUANT_BYTES[FORMATS] = {0, PANEL * 2 + BLOCK * PANEL, PANEL * 4 + BLOCK * PANEL / 2,
-                                            2 * BLOCK * PANEL, PANEL * 2 + BLOCK * PANEL / 2, PANEL * 2 + BLOCK * PANEL * 3 / 4},
+                                            2 * BLOCK * PANEL, PANEL * 2 + BLOCK * PANEL / 2,
+                                            PANEL * 2 + BLOCK * PANEL * 3 / 4},
                     GROUP_BYTES[FORMATS] = {0, 0, 0, 0, PANEL * 4, PANEL * 2};
 
 /* Bytes of a quantised panel with so many blocks. */

@@ -1,5 +1,6 @@
 """results.json and report.html of a scorecard, and what is printed of them: by `scorecard`, `report` and
 `judge` alike."""
+import os
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -46,7 +47,8 @@ def _links(output: Path, finished: str | None) -> "list[tuple[str, Link]]":
         there = runs.parts_of(folder) if folder.exists() else {}
         for kind, title in (("redeval", "RED-EVAL"), ("bench", "benches")):
             if kind in there and (page := there[kind] / html.PAGE).is_file():
-                links.append((f"{side}{title}", html.link_to(str(page), page, output)))
+                shown = os.path.relpath(page, output)   # no folder of this machine on a page that is sent on
+                links.append((f"{side}{title}", html.link_to(shown, page, output)))
     return links
 
 
