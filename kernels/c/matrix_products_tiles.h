@@ -46,7 +46,7 @@ struct Product {
     float *sums;     /* the same, int4 and Q4_K: Σ x of the block, as rounded, which the minimum multiplies */
     int32_t *starts; /* the same, int8, in the place of sums: −128 Σ byte, which cancels the weights' + 128;
                       * Q6_K: −32 Σ byte of each half of the block, side by side */
-    int paired;      /* a start of Q6_K is two numbers of 16 bits: of a four's first two inputs, of the last */
+    int paired;      /* a start of Q6_K is two 16-bit numbers: of a four's first two inputs, of the last */
 };
 
 /*
