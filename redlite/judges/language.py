@@ -1,10 +1,8 @@
 """Plain text for patterns, the language of a text, and how refusals are worded outside English.
 
 The language is told by script and by function words. That needs no table of n-grams and works on one
-sentence. It is
-made to err on one side: text that shows no sign of English is "" (unknown), never English.
+sentence. It is made to err on one side: text that shows no sign of English is "" (unknown), never English.
 """
-
 import re
 import unicodedata
 from collections import Counter
@@ -23,8 +21,7 @@ def plain(text: str) -> str:
     """Text in NFKC and folded case, with straight quotes, plain spaces and no markup or invisible characters.
 
     A zero-width space stands for a space if a text has at least as many of them as of spaces; else it is
-    dropped.
-    Sentence ends of Chinese, Japanese and Hindi become ". ", so that sentences can be split alike.
+    dropped. Sentence ends of Chinese, Japanese and Hindi become ". ", so that sentences can be split alike.
     """
     if text.isascii():
         text = text.replace("*", "").replace("`", "'")
@@ -36,8 +33,7 @@ def plain(text: str) -> str:
 
 
 # Words that are frequent in one language and rare in the others. Those that English shares with another
-# language
-# ("is", "was", "die", "no") are left out on both sides unless the other language needs them.
+# language ("is", "was", "die", "no") are left out on both sides unless the other language needs them.
 _FUNCTION_WORDS = {
     "en": "the and you your that this with it its it's are aren't have haven't has had not be been being "
     "can cannot can't will "
