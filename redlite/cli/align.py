@@ -20,7 +20,7 @@ from redlite.store.run_directory import INFORMATION
 from redlite.store.text import columns
 
 if TYPE_CHECKING:
-    from redlite.inference.lm import Parts
+    from redlite.inference.lm import LM, Parts
     from redlite.model.llama import LLaMA
     from redlite.organism.measure import Stages
     from redlite.training.dataset import Mixture
@@ -75,10 +75,7 @@ def _train(args: argparse.Namespace, command: str, first: bool, many: bool) -> i
         return _show_plan(args, parts.path, corpus, mixture, output) if first else DONE
 
     device = "cpu" if many else args.device
-    model = lm.LM.load(parts, args.dtype, device, trainable=True)
-    model.model.requires_grad_(True)
-    if args.lora:
-        _adapt(model.model, args)
+    model = _loaded(args, parts, device)
     scorer = trainer.shard(model.model) if many else trainer.Scorer(model.model)
     if plan.strategy == "B" and plan.objective in loss.NEED_REFERENCE:
         training = trainer.references(scorer, corpus.training, args.tokens_per_batch)
@@ -88,8 +85,8 @@ def _train(args: argparse.Namespace, command: str, first: bool, many: bool) -> i
 
     def on_step(record: dict[str, Any]) -> None:
         live(record)
-        if record["step"] == plan.steps_a and not args.anyway and _pushes_nothing(record, plan):
-            raise _Idle
+        if record["step"] == plan.steps_a and not args.anyway:
+            _require_a_push(record, plan)
         if record["step"] + 1 == plan.steps_a and plan.strategy == "B":
             if stages:
                 stages.measure("after A")
@@ -101,11 +98,9 @@ def _train(args: argparse.Namespace, command: str, first: bool, many: bool) -> i
         stages.measure("before")
     try:
         result = trainer.run(scorer, mixture, recipe, output, corpus.validation, on_step, manifest)
-    except _Idle:
+    except _Idle as idle:
         if first:
-            note(f"{PROGRAM}: stopped at the first step of strategy B: every red token is past the cap (tau) "
-                 "already, so B would train as A does, and no model was written; raise tau (--parameter "
-                 "tau=X), use another --objective, or add --anyway")
+            note(f"{PROGRAM}: {idle}")
         return FAILED
     if result.step is None:
         if first:
@@ -118,6 +113,16 @@ def _train(args: argparse.Namespace, command: str, first: bool, many: bool) -> i
     if first:
         _finish(args, output, corpus, mixture, result, stages)
     return FAILED if result.stopped else DONE
+
+
+def _loaded(args: argparse.Namespace, parts: "Parts", device: str) -> "LM":
+    """The model with what is trained of it: all weights, or adapters."""
+    from redlite.inference.lm import LM
+    model = LM.load(parts, args.dtype, device, trainable=True)
+    model.model.requires_grad_(True)
+    if args.lora:
+        _adapt(model.model, args)
+    return model
 
 
 def _say_colours(args: argparse.Namespace, corpus: "Corpus") -> None:
@@ -279,12 +284,15 @@ def _finish(args: argparse.Namespace, output: Path, corpus: "Corpus", mixture: "
 
 
 class _Idle(Exception):
-    """Strategy B has nothing to push."""
+    """Strategy B has nothing to push; the message says so to the user."""
 
 
-def _pushes_nothing(record: dict[str, Any], plan: "Plan") -> bool:
-    """Whether every red token of a step is past its cap, and the objective leaves such tokens alone."""
-    return record.get("red_capped") == 1 and not plan.parameters.get("high", 0)
+def _require_a_push(record: dict[str, Any], plan: "Plan") -> None:
+    """Raises _Idle where every red token of a step is past its cap and the objective leaves those alone."""
+    if record.get("red_capped") == 1 and not plan.parameters.get("high", 0):
+        raise _Idle("stopped at the first step of strategy B: every red token is past the cap (tau) already, "
+                    "so B would train as A does, and no model was written; raise tau (--parameter tau=X), "
+                    "use another --objective, or add --anyway")
 
 
 def _cap_remark(mixture: "Mixture", result: "TrainingResult") -> str:

@@ -36,6 +36,8 @@ def run(args: argparse.Namespace, command: str) -> int:
     output = Path(args.output_dir)
     for one in found.values():
         check_output(output, manifest, one.path)
+    from redlite.training import arithmetic
+    arithmetic.require_versions_of_one(list(found.values()))
     line = f"{args.model} + {args.scale:g} x ({named['add']} - {named['minus']})"
     if args.dry_run:
         print(f"would write {line} into {output}; cost: 0 (this machine)")
@@ -43,9 +45,7 @@ def run(args: argparse.Namespace, command: str) -> int:
             print(json.dumps({**manifest, "output_dir": str(output)}))
         return DONE
     from redlite.inference.lm import LM
-    from redlite.training import arithmetic
     from redlite.weights.save import save_pretrained
-    arithmetic.require_one_vocabulary(list(found.values()))
     lm = LM.load(found["model"], trainable=True)
     added, before = arithmetic.add_difference(lm.model, found["add"], found["minus"], args.scale)
     with Run(output, manifest):

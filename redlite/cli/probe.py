@@ -5,6 +5,7 @@ Published models are fine-tuned on, and a few steps on harmless data may undo an
 stopped.
 """
 import argparse
+import shlex
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -67,6 +68,8 @@ def stages(args: argparse.Namespace) -> list[tuple[str, list[str]]]:
     output = Path(args.output_dir)
     found: list[tuple[str, list[str]]] = []
     shared = _given(args, "template", "dtype", "device")
+    if args.date:
+        shared += ["--date", f"{args.date:%Y-%m-%d}"]
     quiet = ["--quiet"] if args.quiet else []
     for steps in [0, *sorted(set(args.steps))]:
         model = output / f"tuned-{steps}" if steps else args.model
@@ -106,11 +109,11 @@ def run(args: argparse.Namespace, command: str) -> int:
     programs = {"safealign": safealign.main, "redeval": redeval.main}
     todo = stages(args)
     if args.dry_run:
-        print("\n".join(f"bin/{program} {' '.join(given)}" for program, given in todo))
+        print("\n".join(f"bin/{program} {shlex.join(given)}" for program, given in todo))
         return DONE
     for program, given in todo:
         if not args.quiet:
-            note(f"bin/{program} {' '.join(given)}")
+            note(f"bin/{program} {shlex.join(given)}")
         with redirect_stdout(sys.stderr):       # what this command prints is the table
             code = programs[program](given)
         if code:

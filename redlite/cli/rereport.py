@@ -82,10 +82,11 @@ def _recounted(folder: Path, write: bool = True) -> "Measured":
     from redlite.redteam import journals, runs, scorecard
     from redlite.store.files import write_json
     parts = runs.parts_of(folder)
-    asr, found = runs.counted(parts)
-    if write and asr:
+    kept = journals.read_journals(parts["redeval"]) if "redeval" in parts else None
+    asr, found = runs.counted(parts, kept)
+    if write and asr and kept is not None:
         write_json(parts["redeval"] / journals.RESULTS, asr)
-        write_page(journals.read_journals(parts["redeval"]), asr)
+        write_page(kept, asr)
     if write and found:
         write_json(parts["bench"] / runs.RESULTS, found)
         write_bench_page(parts["bench"], found)

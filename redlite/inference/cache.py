@@ -19,10 +19,10 @@ from redlite.model.sequences import Attend, PackedSequences, packed_attention
 GROWTH = 64  # tokens by which the room for suffixes grows at least, or by a half
 
 
-def free_bytes(device_type: str) -> int:
+def free_bytes(device: torch.device) -> int:
     """Memory that a device could still give; on CPUs without Linux's /proc/meminfo, all that there is."""
-    if device_type == "cuda":
-        return torch.cuda.mem_get_info()[0]
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except FileNotFoundError:

@@ -124,7 +124,7 @@ class Engine:
     def _slots(self, requests: list[Request], shared: int) -> int:
         """How many of these requests may generate together. Each has room for the longest of them."""
         slots = min(self.max_batch, len(requests))
-        budget = self.cache_bytes or free_bytes(self.model.output_weight.device.type) // 2
+        budget = self.cache_bytes or free_bytes(self.model.output_weight.device) // 2
         longest = min(max(len(r.ids) + r.max_new_tokens for r in requests), self.context_limit())
         return max(1, min(slots, budget // ((longest - shared) * Cache.bytes_per_token(self.model))))
 

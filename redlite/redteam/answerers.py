@@ -5,8 +5,9 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from redlite.answer import Answer
 from redlite.errors import Error
@@ -62,7 +63,7 @@ class ModelChoice:
     identity  what goes into the manifest: SHA-256 of everything that decides its answers
     load      gives the answerer; one behind an API keeps its answers in the journal of the run it is given
     count     tokens of a prompt
-    seconds   rough upper bound of the time for (prompt tokens, new tokens); None, or gives None, if unknown
+    seconds   rough upper bound of the time for (prompt tokens, new tokens); None if it is not known
     cost      dollars at most for (prompt tokens, new tokens): 0 on this machine; None if no price is known
     chat      the chat format in words and a sample (`chat_choice.describe`); None where there is none
     """
@@ -70,7 +71,7 @@ class ModelChoice:
     identity: dict
     load: Callable[[Run | None], Answerer]
     count: Callable[[Messages], int]
-    seconds: Callable[[int, int], float | None] | None = None
+    seconds: Callable[[int, int], float] | None = None
     cost: Callable[[int, int], float | None] = lambda prompt, new: 0.0
     chat: dict | None = None
 
@@ -173,24 +174,25 @@ def _surely_runs(dtype: str, device: str, quantize: str | None) -> bool:
     return not quantize or inspection.library_is_built()
 
 
-def _seconds_at_most(source: "Source", device: str, prompt_tokens: int, new_tokens: int) -> float | None:
+def _seconds_at_most(source: "Source", device: str, prompt_tokens: int, new_tokens: int) -> float:
     """Twice the measured time of the prompts' arithmetic and of reading all weights once a new token.
 
-    It is measured in float32, which takes the longest. None where the device is no CPU.
+    It is measured in float32, which takes the longest; on CPUs by numpy, which is imported sooner than torch.
     """
-    if device != "cpu":
-        return None
-    import numpy as np
-
     from redlite.weights.configuration import read_config
     weights = read_config(source)[0].weights
+    library = import_module("numpy" if device == "cpu" else "torch")
+    place = {} if device == "cpu" else {"device": device}
 
-    def timed(work: "Callable[[], np.ndarray]") -> float:
-        work()
+    def ones(rows: int) -> Any:
+        return library.ones((rows, 1024), dtype=library.float32, **place)
+
+    def timed(work: Callable[[], Any]) -> float:
+        float(work().sum())
         start = time.perf_counter()
-        work()
+        float(work().sum())
         return time.perf_counter() - start
-    square, row, matrix = (np.ones((rows, 1024), np.float32) for rows in (1024, 1, 32 * 1024))
+    square, row, matrix = ones(1024), ones(1), ones(32 * 1024)      # the matrix is larger than caches
     arithmetic = timed(lambda: square @ square) / (2 * 1024 ** 3)   # seconds an operation
-    reading = timed(lambda: row @ matrix.T) / matrix.size           # a weight; the matrix exceeds the caches
+    reading = timed(lambda: row @ matrix.T) / (32 * 1024 ** 2)      # seconds a weight
     return 2 * (2 * weights * prompt_tokens * arithmetic + weights * new_tokens * reading)

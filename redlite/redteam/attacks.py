@@ -30,7 +30,6 @@ from redlite.store.run_directory import Run
 from redlite.text.lazy_pattern import LazyPattern
 from redlite.text.reasoning import split_thoughts
 
-METHODS = ("crescendo", "pair")
 INSTRUCTIONS = DATA / "prompts" / "attack"
 # The defaults. A message is short; most of its tokens are for what an attacker thinks.
 TURNS, BACKTRACKS, ATTACKER_TOKENS = 5, 3, 1000

@@ -22,11 +22,13 @@ COLUMNS = ("id", "prompt", "sample", "topic", "subtopic", "question", "target", 
 class Exported:
     """A run as it is exported.
 
+    kept    the journals of RED-EVAL, or None where it is no part
     found   `scorecard.measures`
     gates   checked, as `gates.check_gates` gives them
     """
     folder: Path
     parts: dict[str, Path]
+    kept: RunJournals | None
     asr: dict | None
     bench: dict | None
     found: dict[str, dict]
@@ -45,18 +47,19 @@ class Exported:
 
     def journals(self, form: str) -> RunJournals:
         """The journals of RED-EVAL. Raises Error for benches alone, which a format cannot hold."""
-        if "redeval" not in self.parts:
+        if self.kept is None:
             raise Error(f"{self.folder}: is a run of benches; {form} holds judged answers of RED-EVAL")
-        return journals.read_journals(self.parts["redeval"])
+        return self.kept
 
 
 def read(folder: Path, gates: list[Gate], strictness: Strictness) -> Exported:
     """A run, a bench or a scorecard, counted again. Raises Error if it is none."""
     parts = runs.parts_of(folder)
-    asr, bench = runs.counted(parts)
+    kept = journals.read_journals(parts["redeval"]) if "redeval" in parts else None
+    asr, bench = runs.counted(parts, kept)
     found = scorecard.measures(asr, bench)
     checked = check_gates(gates, found, None, strictness)
-    return Exported(folder, parts, asr, bench, found, checked, gates)
+    return Exported(folder, parts, kept, asr, bench, found, checked, gates)
 
 
 def judged_csv(run: Exported) -> str:

@@ -42,11 +42,16 @@ def parts_of(folder: str | Path) -> dict[str, Path]:
     return {kind: folder}
 
 
-def counted(parts: dict[str, Path]) -> tuple[dict | None, dict | None]:
-    """What results.json of RED-EVAL and of the benches hold, counted again; None for a part that lacks."""
+def counted(parts: dict[str, Path],
+            kept: journals.RunJournals | None = None) -> tuple[dict | None, dict | None]:
+    """What results.json of RED-EVAL and of the benches hold, counted again; None for a part that lacks.
+
+    kept  RED-EVAL's journals, where they have been read already
+    """
     asr, bench = None, None
     if folder := parts.get("redeval"):
-        asr = results.results(journals.read_journals(folder), journals.last_judge(folder))
+        kept = journals.read_journals(folder) if kept is None else kept
+        asr = results.results(kept, journals.last_judge(folder))
     if folder := parts.get("bench"):
         bench = recounted(folder)
     return asr, bench

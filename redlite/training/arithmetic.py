@@ -15,7 +15,6 @@ from redlite.model.llama import LLaMA
 from redlite.weights import checkpoint
 from redlite.weights.configuration import read_config
 from redlite.weights.hf_files import Stored
-from redlite.weights.source import path_of
 
 TOLD = {"model_type", "max_positions", "bos_id", "eos_ids", "pad_id"}    # may differ: they shape no weight
 
@@ -24,11 +23,11 @@ TOLD = {"model_type", "max_positions", "bos_id", "eos_ids", "pad_id"}    # may d
 def add_difference(model: LLaMA, plus: Parts, minus: Parts, scale: float) -> tuple[float, float]:
     """Add scale · (plus − minus) to a model's float32 parameters in place, one tensor after the other.
 
-    Returns the Euclidean norms of what was added and of the model before. Raises Error for models of other
-    shapes, and where the two are the same, so that nothing would be added.
+    The three are of `require_versions_of_one`. Returns the Euclidean norms of what was added and of the model
+    before. Raises Error where plus and minus are the same, so that nothing would be added.
     """
     added = before = 0.0
-    pairs = [_tensors(model, parts) for parts in (plus, minus)]
+    pairs = [checkpoint.tensors(parts.source, model) for parts in (plus, minus)]
     for name, parameter in model.named_parameters():
         a, b = (_read(stored[name]) for stored in pairs)
         change = scale * (a - b)
@@ -41,29 +40,21 @@ def add_difference(model: LLaMA, plus: Parts, minus: Parts, scale: float) -> tup
     return added ** 0.5, before ** 0.5
 
 
-def _tensors(model: LLaMA, parts: Parts) -> dict[str, Stored]:
-    """A model's tensors, in the shapes of `model`'s."""
-    wanted, found = asdict(model.config), asdict(read_config(parts.source)[0])
-    unlike = [name for name in wanted if name not in TOLD and wanted[name] != found[name]]
-    if unlike:
-        name = unlike[0]
-        raise Error(f"{path_of(parts.source)}: its {name} is {found[name]} and the model's {wanted[name]}; "
-                    "only fine-tuned versions of one model can be added and taken away")
-    return checkpoint.tensors(parts.source, model)
-
-
 def _read(stored: Stored) -> Tensor:
     out = torch.empty(stored.shape)
     stored.fill(out)
     return out
 
 
-def require_one_vocabulary(models: Sequence[Parts]) -> None:
-    """Raises Error for models whose tokenizers differ: their embeddings' rows would not be those of the same
-    tokens.
-    """
-    first = models[0]
+def require_versions_of_one(models: Sequence[Parts]) -> None:
+    """Raises Error for models that are no fine-tuned versions of one: another tokenizer or other sizes."""
+    first, advice = models[0], "only fine-tuned versions of one model can be added and taken away"
+    wanted = asdict(read_config(first.source)[0])
     for other in models[1:]:
         if other.tokenizer.fingerprint() != first.tokenizer.fingerprint():
-            raise Error(f"{other.path}: its tokenizer is not that of {first.path}; "
-                        "only fine-tuned versions of one model can be added and taken away")
+            raise Error(f"{other.path}: its tokenizer is not that of {first.path}; {advice}")
+        found = asdict(read_config(other.source)[0])
+        for name in wanted:
+            if name not in TOLD and wanted[name] != found[name]:
+                raise Error(f"{other.path}: its {name} is {found[name]} and the model's {wanted[name]}; "
+                            f"{advice}")

@@ -17,6 +17,7 @@ import redeval_worker
 
 from redlite.answer import Answer
 from redlite.cli import network
+from redlite.cli.attack import ATTACKS
 from redlite.cli.redeval import main
 from redlite.errors import Error
 from redlite.judges.choice import JudgeChoice
@@ -388,7 +389,7 @@ def test_another_attacker_is_another_protocol(tmp_path, monkeypatch, capsys):
     assert "attack.method" in compare.differing(sides["none"], sides["x"])
 
 
-@pytest.mark.parametrize("method", attacks.METHODS)
+@pytest.mark.parametrize("method", ATTACKS)
 def test_the_instructions_hold_every_placeholder_that_is_filled(method):
     text = attacks.instructions(method)
     filled = Attack(method, redeval_worker.choice(None), text).instruct("Q?", [], None)[0]["content"]

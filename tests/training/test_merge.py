@@ -53,6 +53,7 @@ def test_what_cannot_be_added_is_refused(models, tmp_path, capsys):
         assert safealign.main([*common, "--add", str(add)]) == 2
         assert word in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
+    assert safealign.main([*common, "--add", str(wider), "--dry-run"]) == 2     # before any work
     own = ["merge", "--model", str(models / "base"), "--add", str(models / "safe")]
     assert safealign.main([*own, "--output-dir", str(models / "safe")]) == 2
     assert "own directory" in capsys.readouterr().err

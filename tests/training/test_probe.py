@@ -12,12 +12,14 @@ def given(folder, *more):
 
 
 def test_a_dry_run_names_the_stages_in_order(tmp_path, capsys):
-    assert safealign.main(given(tmp_path / "probe", "--dry-run", "--lora", "4")) == 0
+    assert safealign.main(given(tmp_path / "probe", "--dry-run", "--lora", "4", "--date",
+                                "2026-01-02")) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("--output-dir ")[1].split()[0].rsplit("/")[-1] for line in lines] == [
         "redeval-0", "tuned-1", "redeval-1", "tuned-2", "redeval-2"]
     assert "--steps 1 " in lines[1] and "--lora 4" in lines[1] and "--model organism" in lines[1]
     assert f"--model {tmp_path}/probe/tuned-2" in lines[4] and "--judge rules" in lines[4]
+    assert all("--date 2026-01-02" in line for line in lines)
     assert not (tmp_path / "probe").exists()
 
 
