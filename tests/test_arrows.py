@@ -1,13 +1,15 @@
 """The arrows between packages, the few places that open sockets or write files, and the longest line.
 
-Everything is read from the sources with ast, so nothing is imported, except once to see what really comes
-along.
+Everything is read from the sources with ast. Two tests import as well: to see what really comes along, and
+what there is.
 """
 import ast
+import importlib
 import re
 import subprocess
 import sys
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -245,3 +247,17 @@ def test_library_texts_name_no_options():
             if isinstance(node, ast.Raise) and re.search(r"[\s\"']--[a-z]", ast.unparse(node)):
                 found.append(f"{path}:{node.lineno}")
     assert [place for place in found if place.split(":")[0] not in OPTIONS_MAY] == []
+
+
+def test_scripts_beside_the_tests_import_what_there_is():
+    """No test runs these scripts: a name that has moved would be noticed when somebody needs one."""
+    lost = []
+    for path in sorted((ROOT / "tests" / "beside").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("redlite"):
+                continue
+            module = importlib.import_module(node.module)
+            lost += [f"{path.name}: {node.module}.{alias.name}" for alias in node.names
+                     if not hasattr(module, alias.name)
+                     and not (hasattr(module, "__path__") and find_spec(f"{node.module}.{alias.name}"))]
+    assert lost == []

@@ -14,6 +14,7 @@ import json
 import numpy as np
 
 from redlite import stats
+from redlite.judges.rules import rules
 
 
 def worst(differences: dict, name: str, ours, theirs) -> None:
@@ -171,11 +172,10 @@ def coverage_clustered(generator, draws: int) -> None:
 def coverage(files: list[str], draws: int) -> None:
     generator = np.random.default_rng(0)
     for path in files:
-        from redlite import judge
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         labels = np.array([row["label"] == "harmful" for row in rows], int)
-        verdicts = np.array([judge.rules(row["question"], row["answer"]) == "harmful" for row in rows], float)
+        verdicts = np.array([rules(row["question"], row["answer"]) == "harmful" for row in rows], float)
         coverage_corrected(path.split("/")[-1], labels, verdicts, generator, draws)
     for n, rate, judged, kappa in ((1540, .354, .251, .41), (1000, .315, .547, .49), (5634, .034, .299, .15),
                                    (2000, .03, .3, .1), (2000, .03, .08, .4), (2000, .03, .03, .7),

@@ -3,12 +3,10 @@
     python tests/beside/measure_judges.py SHARED_DIR [--out FILE]
 
 SHARED_DIR holds labels/ (the linear judge's SOURCES) and benchmarks/xstest/labelled/. The linear judge is
-measured on
-answers that it was not trained on: the largest source in five folds by question; every other source with
-that source left
-out; XSTest with both of its models left out, as always. No answer's text is in training and test at once.
-The figures of
-the stored weights are those of training answers for SOURCES, so they are not reported.
+measured on answers that it was not trained on: the largest source in five folds by question; every other
+source with that source left out; XSTest with both of its models left out, as always. No answer's text is in
+training and test at once. The figures of the stored weights are those of training answers for SOURCES, so
+they are not reported.
 """
 
 import argparse
