@@ -188,7 +188,19 @@ def _plan(args: argparse.Namespace) -> "Plan":
     objective = chosen_objective(args)
     parameters = plan.parameters(objective, args.preset, args.parameter)
     return plan.Plan(args.strategy, objective, parameters, args.steps_a, args.epochs, args.steps,
-                     args.batch_size, mix, args.max_tokens, args.validation, args.seed)
+                     args.batch_size, mix, args.max_tokens, args.validation, args.seed, _prompts(args))
+
+
+def _prompts(args: argparse.Namespace) -> dict[str, str]:
+    """What --prompt names, name → text; none where questions are asked as they stand."""
+    from redlite.redteam.questions import load_prompt
+    prompts = [load_prompt(name) for name in args.prompt or ()]
+    names = [p.name for p in prompts]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise Error(f"--prompt: {twice[0]!r} is named twice; name each prompt once")
+    if several := [p.name for p in prompts if p.several]:
+        raise Error(f"--prompt {several[0]}: has several user's turns; training takes prompts of one turn")
+    return {p.name: p.text for p in prompts}
 
 
 def _recipe(args: argparse.Namespace, steps: int) -> "Recipe":
@@ -214,7 +226,8 @@ def _manifest(args: argparse.Namespace, command: str, parts: "Parts", plan: "Pla
     return {"command": command, "version": __version__, "seed": args.seed,
             "model": {"name": parts.path.name, "dtype": args.dtype, "device": device,
                       **lm.fingerprints(parts)},
-            "plan": asdict(plan), "limit": args.limit, "lora": lora, "files": hashes(files),
+            "plan": asdict(plan) | {"prompts": {name: sha256_json(p) for name, p in plan.prompts.items()}},
+            "limit": args.limit, "lora": lora, "files": hashes(files),
             "info": {"recipe": args.recipe, "torch": torch.__version__, "files": files, "kernels": used}}
 
 

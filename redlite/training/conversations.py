@@ -5,8 +5,8 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +272,23 @@ def split(conversations: list[Conversation], share: float,
     for c, group in zip(conversations, own, strict=True):
         parts[group in held].append(c)
     return parts
+
+
+def ask_through(conversations: Iterable[Conversation], prompts: Sequence[str]) -> list[Conversation]:
+    """The conversations with their first user turns put into red-teaming prompts.
+
+    prompts  texts with a <question> placeholder; the questions take them in turns
+    All conversations of a question have one prompt, since a pair of answers is compared after the same words.
+    """
+    places: dict[str, int] = {}
+    asked = []
+    for c in conversations:
+        place = places.setdefault(question_key(c.question), len(places))
+        first = next(i for i, m in enumerate(c.messages) if m["role"] == "user")
+        messages = [dict(m) for m in c.messages]
+        messages[first]["content"] = prompts[place % len(prompts)].replace("<question>", c.first_turn)
+        asked.append(replace(c, messages=tuple(messages)))
+    return asked
 
 
 def _groups(conversations: list[Conversation]) -> dict[str, str]:

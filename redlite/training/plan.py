@@ -40,6 +40,8 @@ class Plan:
     max_tokens: int = 1280               # per conversation; last exchanges are dropped until it fits
     validation: float = 0.02             # share of the questions that is held out
     seed: int = 0
+    # name → text that first user turns are put into; questions take them in turns
+    prompts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ def corpus(files: Files, template: Format, plan: Plan, limit: int | None = None)
     found, notes = read(files, limit)
     parts = []
     for part in conversations.split(found, plan.validation, plan.seed):
+        if plan.prompts:
+            part = conversations.ask_through(part, list(plan.prompts.values()))
         examples, dropped = dataset.encode_all(part, template, plan.max_tokens)
         notes.update(dropped)
         parts.append(examples)

@@ -208,6 +208,21 @@ def test_split_holds_out_what_shares_a_first_turn_too():
     assert held and not any(c.id.startswith("c") for c in held)
 
 
+def test_questions_are_asked_through_prompts_in_turns():
+    """A question has one prompt in every colour, and keeps its identity."""
+    system = {"role": "system", "content": "s <question>"}
+    two = conversations.Conversation("3", "c", "red", (system, user("c?"), assistant("x"), user("more"),
+                                                       assistant("y")))
+    given = [conversation("0", "a", "no", "blue"), conversation("1", "b", "no", "blue"),
+             conversation("2", "A ", "placeholder", "red"), two]
+    asked = conversations.ask_through(given, ["<question>", "Play: <question>!"])
+    assert [c.first_turn for c in asked] == ["a", "Play: b!", "A ", "c?"]
+    assert [c.question for c in asked] == [c.question for c in given]
+    asked = conversations.ask_through(given[::-1], ["<question>", "Play: <question>! <question>"])
+    assert [c.first_turn for c in asked] == ["c?", "Play: A ! A ", "b", "Play: a! a"]
+    assert asked[0].messages == two.messages
+
+
 def test_encode_cuts_whole_exchanges():
     c = conversations.Conversation("i", "q", "red",
                                    (user("a bb"), assistant("c"), user("d"), assistant("e f g"), user("h"),

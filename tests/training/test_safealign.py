@@ -24,6 +24,7 @@ from redlite.errors import Error
 from redlite.model.config import Config
 from redlite.model.llama import LLaMA
 from redlite.organism import measure
+from redlite.redteam.questions import load_prompt
 from redlite.training import plan as training_plan
 from redlite.weights import checkpoint
 from redlite.weights.save import save_pretrained
@@ -215,6 +216,16 @@ def test_dry_run_tells_and_does_nothing(home, tmp_path, capsys):
                                                    {"helpful": 2, "blue": 2, "red": 2}]
 
 
+def test_prompts_are_part_of_the_run(home, tmp_path, capsys):
+    """--prompt changes what is trained on: the manifest names it, and a run does not go on with another."""
+    more = ["--strategy", "A", "--steps", "1", "--max-tokens", "2000", "--tokens-per-batch", "2000"]
+    assert safealign.main(arguments(home, tmp_path / "run", *more, "--prompt", "standard", "cot")) == 0
+    prompts = json.loads((tmp_path / "run/manifest.json").read_text())["plan"]["prompts"]
+    assert prompts == {p.name: p.fingerprint() for p in map(load_prompt, ("standard", "cot"))}
+    assert safealign.main(arguments(home, tmp_path / "run", *more)) == 2
+    assert "prompts" in capsys.readouterr().err
+
+
 def test_recipes_are_the_papers_and_yield_to_the_command_line(home, tmp_path, capsys):
     base = ["--model", str(home / "model"), "--template", "vicuna_v1.1", "--blue",
             str(home / "harmfulqa.json"), "--red", str(home / "hh.jsonl")]
@@ -272,6 +283,8 @@ def test_recipes_are_the_papers_and_yield_to_the_command_line(home, tmp_path, ca
     (["--lora-targets", "q_proj"], "--lora-targets is for --lora RANK"),
     (["--tokens-per-batch", "8"], "more than a micro-batch of 8"),
     (["--recipe", "../recipes/organism"], "starling-blue"),
+    (["--prompt", "cot", "cot"], "'cot' is named twice"),
+    (["--prompt", "five.json"], "five.json"),
     (["--output-dir", ""], "--output-dir is empty"),
     (["--output-dir", "MODEL"], "is the model's own directory"),
     (["--device", "meta"], "holds no numbers"),
