@@ -140,8 +140,9 @@ def _add_data(parser: Parser) -> None:
     group.add_argument("--limit", type=whole(1), metavar="N",
                        help="the first N conversations of each colour only")
     group.add_argument("--prompt", nargs="+", metavar="P",
-                       help="how conversations ask their first question, in turns: standard, cot, cou, or "
-                            "text files with a <question> placeholder (default: as they stand)")
+                       help="how conversations ask their first question, in turns: standard, cot, cou, play "
+                            "(a Chain of Utterances that RED-EVAL does not use), or text files with a "
+                            "<question> placeholder (default: as they stand)")
     group.add_argument("--max-tokens", type=whole(8), default=1280, metavar="N",
                        help="of a conversation; later exchanges are cut, whole (default: %(default)s)")
     group.add_argument("--tokens-per-batch", type=whole(8), default=2048, metavar="N",

@@ -13,7 +13,8 @@ from redlite.store.files import half_surrogate, read_json, sha256_json, write_js
 from redlite.text.lazy_pattern import LazyPattern
 
 DATA = Path(data.__file__).parent
-PROMPTS = ("standard", "cot", "cou")
+PROMPTS = ("standard", "cot", "cou")          # RED-EVAL's
+NAMED = (*PROMPTS, "play")                    # `play` is for training, so that `cou` stays an unseen attack
 PLACEHOLDER = "<question>"
 TURN = LazyPattern(r"\n?^[ \t]*<turn>[ \t]*$\n?", re.MULTILINE)    # between a user's messages
 ASKED = "asked.json"
@@ -77,7 +78,7 @@ class Prompt:
 
 
 def load_prompt(name_or_path: str | Path) -> Prompt:
-    """A prompt by name (standard, cot, cou) or from a file.
+    """A prompt by name (one of NAMED) or from a file.
 
     A text file is one user's message; lines that hold <turn> alone part it into several, between which the
     model answers. A .json file is a list of the user's messages. One newline at the end does not count.
@@ -85,9 +86,9 @@ def load_prompt(name_or_path: str | Path) -> Prompt:
     name = str(name_or_path)
     if name == "standard":
         return Prompt(name, PLACEHOLDER)
-    path = DATA / "prompts" / f"{name}.txt" if name in PROMPTS else Path(name)
+    path = DATA / "prompts" / f"{name}.txt" if name in NAMED else Path(name)
     if not path.is_file():
-        raise Error(f"prompt {name!r}: there is no such file, and it is none of {', '.join(PROMPTS)}")
+        raise Error(f"prompt {name!r}: there is no such file, and it is none of {', '.join(NAMED)}")
     text = read_text(path).replace("\r\n", "\n").removesuffix("\n")
     users = _messages(path) if path.suffix == ".json" else TURN.split(text)
     if not any(PLACEHOLDER in user for user in users):

@@ -33,7 +33,8 @@ FOLDERS = {
 }
 DATA = """**data/**: no code
 
-- `prompts/` the red-teaming prompts (standard, cot, cou), those of a collection and what attackers are told
+- `prompts/` the red-teaming prompts (cou is RED-EVAL's, play is for training), those of a collection,
+  and what attackers are told
 - `judges/` the judges' prompts, the linear judge's weights, and how far judges agree with people
 - `questions/`, `bench/` the questions and benchmark files that come along
 - `topics.json` the topics of a collection
