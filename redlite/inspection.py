@@ -187,15 +187,21 @@ def _words(words: tokenizer.Tokenizer) -> dict[str, Any]:
 # ---- what it would need ----
 
 FORMATS = ("float32", "bfloat16", "int8", "int4")
+HEADS, EMBEDDINGS = ("lm_head.weight", "output.weight"), ("model.embed_tokens.weight", "token_embd.weight")
 # Of a packed matrix: kernels/c/packed_matrix.h
 WEIGHT_BITS = {"float32": 32.0, "bfloat16": 16.0, "int8": 8.5, "int4": 5.0, "q4_k": 4.625, "q6_k": 6.5625}
 
 
 def _memory(tensors: dict[str, Stored], format: str) -> int:
-    """Bytes of the weights in a packed format; see `checkpoint._pack`. Vectors stay float32."""
-    total = 0.0
-    for tensor in tensors.values():
+    """Bytes of the weights in a packed format; see `checkpoint._pack`. Vectors stay float32.
+
+    An embedding beside an output matrix stays in its file.
+    """
+    total, untied = 0.0, any(name in tensors for name in HEADS)
+    for name, tensor in tensors.items():
         shape = tensor["shape"]
+        if untied and name in EMBEDDINGS:
+            continue
         if len(shape) != 2:
             total += 4 * _count(shape)
             continue

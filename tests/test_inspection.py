@@ -44,6 +44,16 @@ def test_memory_is_what_the_loaded_matrices_take(quantize):
     assert redlite.inspect("organism")["memory"][quantize or "float32"] == held
 
 
+@pytest.mark.skipif(bool(kernels.unpackable("cpu")), reason="no C library")
+def test_memory_without_an_embedding_that_stays_in_its_file(tmp_path):
+    path = made.write_gguf(tmp_path / "m.gguf", "grouped", **TOKENIZER)
+    model = redlite.load(path, template="plain").model
+    held = sum(p.numel() * 4 for p in model.parameters())
+    held += sum(len(m.weight.buffer) for m in model.modules()
+                if isinstance(getattr(m, "weight", None), kernels.PackedMatrix))
+    assert redlite.inspect(path)["memory"]["float32"] == held
+
+
 def test_a_gguf_with_types_and_without_a_format(tmp_path):
     path = made.write_gguf(tmp_path / "m.gguf", "grouped", kind="F16", **TOKENIZER)
     found = redlite.inspect(path)

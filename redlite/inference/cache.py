@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from redlite import kernels
+from redlite.kernels.cpu.packed import zeros
 from redlite.model.config import Config
 from redlite.model.llama import LLaMA
 from redlite.model.sequences import Attend, PackedSequences, packed_attention
@@ -34,8 +35,7 @@ def free_bytes(device: torch.device) -> int:
 class Cache:
     """Slots 0 to n−1 hold the active requests. The last one moves into a freed slot, so there are no gaps.
 
-    dtype  of the suffixes' keys and values. Those of the prefix may be float32; if they are wider than
-           `dtype`, their values are already rounded to it (see `CForward.compute_prefix`).
+    dtype  of the keys and values. `shared` may hold the prefix's in float32, rounded to it before
     """
 
     def __init__(self, config: Config, slots: int, dtype: torch.dtype, device: torch.device):
@@ -64,16 +64,23 @@ class Cache:
         if capacity <= self.capacity:
             return
         capacity = max(capacity, self.capacity + max(GROWTH, self.capacity // 2))
-        shape = (len(self.lengths), self.config.n_kv_heads, capacity, self.config.head_dim)
+        used, longest = int((self.lengths > 0).sum()), int(self.lengths.max())
         for store in (self.keys, self.values):
             for layer in range(self.config.n_layers):
-                grown = torch.zeros(shape, dtype=self.dtype, device=self.device)
+                grown = self._zeros(capacity)
                 if self.capacity:
-                    grown[:, :, :self.capacity] = store[layer]
+                    grown[:used, :, :longest] = store[layer][:used, :, :longest]
                     store[layer] = grown
                 else:
                     store.append(grown)
         self.capacity = capacity
+
+    def _zeros(self, capacity: int) -> Tensor:
+        """Room [slots, G, capacity, K]. On CPUs a page takes memory from when it is first written."""
+        shape = torch.Size((len(self.lengths), self.config.n_kv_heads, capacity, self.config.head_dim))
+        if self.device.type != "cpu":
+            return torch.zeros(shape, dtype=self.dtype, device=self.device)
+        return zeros(shape.numel() * self.dtype.itemsize).view(self.dtype).view(shape)
 
     @torch.no_grad()
     def compute_prefix(self, model: LLaMA, ids: list[int]) -> None:

@@ -102,16 +102,17 @@ class CForward(Forward):
         return self._trunk
 
     def compute_prefix(self, ids: list[int]) -> None:
-        """As `Forward.compute_prefix`. Keys and values are float32, but rounded to the cache's dtype."""
+        """As `Forward.compute_prefix`. Generation steps read float32, rounded to the cache's dtype before."""
         cache = self.cache
         alone = Cache(cache.config, 1, cache.dtype, cache.device)
         alone.reserve(len(ids))
         CForward(self.model, alone)._sequences(PackedSequences.of([ids]), slot=0)
 
         def prefix(store_1GSK: Tensor) -> Tensor:
-            return store_1GSK[0, :, :len(ids)].transpose(0, 1).float().contiguous()
+            return store_1GSK[0, :, :len(ids)].transpose(0, 1)
         cache.prefix = [(prefix(k), prefix(v)) for k, v in zip(alone.keys, alone.values, strict=True)]
-        cache.shared, self.capacity = [], -1  # so that a new trunk is made, with this prefix
+        cache.shared = [kernels.shared_prefix(k.float(), v.float()) for k, v in cache.prefix]
+        self.capacity = -1  # so that a new trunk is made, with this prefix
 
     def prefill(self, new: PackedSequences, first: int) -> Tensor:
         out_TD = self._sequences(new, slot=first)

@@ -22,7 +22,7 @@ from redlite.weights import fused, gguf_llama, hf_files, quantised_safetensors
 from redlite.weights.adapter import Adapter
 from redlite.weights.configuration import read_config as read_config
 from redlite.weights.gguf import GGUF
-from redlite.weights.gguf_formats import Place, read_error
+from redlite.weights.gguf_formats import FileRows, Place, read_error
 from redlite.weights.gguf_types import TYPES, packed_format
 from redlite.weights.hf_files import Stored
 from redlite.weights.source import Source, open_source, path_of
@@ -38,7 +38,8 @@ def load_weights(model: LLaMA, weights: str | Path | GGUF, dtype: torch.dtype = 
 
     weights  a directory, a .gguf file, or such a file opened
     packed   "float32" or "bfloat16" (CPU only), "int8" or "int4": matrices become what `kernels.pack` makes,
-             for inference; see `_pack`. None: plain tensors
+             for inference; see `_pack`. On CPUs an embedding that is not the output matrix too stays in its
+             file; see `FileRows`. None: plain tensors
     adapter  merged into the weights; `model` is built from what `adapter.config` gave
 
     Every parameter becomes a new tensor of `dtype` on `device`, one after the other. Beside them no more than
@@ -50,6 +51,7 @@ def load_weights(model: LLaMA, weights: str | Path | GGUF, dtype: torch.dtype = 
     stored = tensors(source, model, adapter)
     parameters = dict(model.named_parameters())
     names = [name for name in stored if name in parameters]  # in the files' order
+    on_cpu = torch.device(device).type == "cpu"
     if packed:  # a large matrix is held twice while it is packed: begin with the largest
         names.sort(key=lambda name: -math.prod(stored[name].shape))
     for name in names:
@@ -57,12 +59,18 @@ def load_weights(model: LLaMA, weights: str | Path | GGUF, dtype: torch.dtype = 
         module = model.get_submodule(owner)
         if packed and isinstance(module, (Linear, Embedding)) and leaf == "weight":
             delattr(module, leaf)
-            module.weight = _pack(stored[name], packed, dtype, device)
+            tensor, looked_up = stored[name], isinstance(module, Embedding) and not model.config.tied
+            weight: Any
+            if looked_up and on_cpu and isinstance(tensor, Place):
+                weight = FileRows(tensor)
+            else:
+                weight = _pack(tensor, packed, dtype, device)
+            module.weight = weight
             continue
         filled = torch.empty(stored[name].shape, dtype=dtype)
         stored[name].fill(filled)
         setattr(module, leaf, nn.Parameter(filled.to(device), parameters[name].requires_grad))
-    if packed and torch.device(device).type == "cpu":
+    if packed and on_cpu:
         for block in model.blocks:
             block.pack()
 

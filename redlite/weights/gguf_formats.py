@@ -4,6 +4,7 @@ gguf_types.py defines the formats. The C library's reader knows the common ones 
 """
 import math
 import os
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
@@ -20,6 +21,7 @@ from redlite.weights.gguf import GGUF
 from redlite.weights.gguf_types import TYPES
 
 PIECE = 1 << 15  # elements decoded at a time: they stay in the cache, and torch starts no threads for so few
+CHECKED = 1 << 20  # numbers of a `FileRows` that are looked at together
 READ_FAULTS = {
     read_tensor.SHORTER: "the file became shorter while it was read",
     read_tensor.NOT_FINITE: "NaN or infinite {what}; the file is damaged, fetch it again",
@@ -62,6 +64,36 @@ class Place(NamedTuple):
         with self.open() as file:
             read_into(file.fileno(), self.offset, raw.reshape(-1), self.where)
         return raw if self.order is None else raw[self.order]
+
+
+class FileRows:
+    """A matrix [N, D] that stays in its file, for `kernels.embedding`: a prompt needs few of its rows.
+
+    It has a descriptor of its own, so the file may be closed, renamed or removed meanwhile. Raises Error for
+    a matrix with damaged numbers, of which it holds a few megabytes at a time to look at.
+    """
+
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def __init__(self, place: Place):
+        self._place, self.shape = place, torch.Size(place.shape)
+        with place.open() as file:
+            self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
+        rows = max(1, CHECKED // self.shape[1])
+        for first in range(0, self.shape[0], rows):
+            self.rows(torch.arange(first, min(first + rows, self.shape[0])))
+
+    def rows(self, ids_T: Tensor) -> Tensor:
+        """The rows at int64 ids [T]: float32 [T, D]. Raises Error if the file has changed for the worse."""
+        if len(ids_T) and not 0 <= int(ids_T.min()) <= int(ids_T.max()) < self.shape[0]:
+            raise IndexError(f"a row outside 0 to {self.shape[0] - 1} was asked for")
+        place, out = self._place, torch.empty(len(ids_T), self.shape[1])
+        order = ids_T.contiguous().numpy()
+        if place.order is not None:
+            order = place.order[order]
+        decode(self._descriptor, place.offset, place.kind, out, place.where, order)
+        return out
 
 
 def place_in(file: GGUF, name: str, order: np.ndarray | None = None) -> Place:

@@ -121,6 +121,29 @@ def test_safetensors(tmp_path, name, dtype):
     same(load(write_directory(tmp_path / "m", raw, tensors), dtype), tensors, dtype)
 
 
+@pytest.mark.skipif(bool(kernels.unpackable("cpu")), reason="no C library")
+def test_an_embedding_that_is_not_the_output_too_stays_in_its_file(tmp_path):
+    """Its rows are exactly the file's, also when that was closed and removed; damage is found at load."""
+    raw, tensors = case_weights("grouped")
+    wanted = tensors["model.embed_tokens.weight"][[5, 3, 5]]
+    folder = write_directory(tmp_path / "m", raw, tensors)
+    for path in (folder, write_gguf(tmp_path / "m.gguf", "grouped")):
+        model = load(path, packed="int4")
+        held = model.model.embed_tokens.weight
+        assert not isinstance(held, kernels.PackedMatrix)
+        assert sum(held.shape) == sum(tensors["model.embed_tokens.weight"].shape)
+        (path if path.is_file() else path / "model.safetensors").unlink()
+        assert np.array_equal(model.embed(torch.tensor([5, 3, 5])).numpy(), wanted)
+        with pytest.raises(IndexError, match="a row outside"):
+            held.rows(torch.tensor([held.shape[0]]))
+    tied = load(write_gguf(tmp_path / "tied.gguf", "tied"), packed="int4")
+    assert isinstance(tied.model.embed_tokens.weight, kernels.PackedMatrix)
+    damaged = tensors | {"model.embed_tokens.weight": tensors["model.embed_tokens.weight"].copy()}
+    damaged["model.embed_tokens.weight"][-1, -1] = np.inf
+    with pytest.raises(Error, match="embed_tokens.*NaN or infinite values"):
+        load(write_directory(tmp_path / "n", raw, damaged), packed="int4")
+
+
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
 def test_half_precision_files(tmp_path, stored):
     raw, tensors = case_weights("grouped")
