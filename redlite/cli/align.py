@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redlite import __version__
+from redlite.cli import evaluation
 from redlite.cli.options import number
-from redlite.cli.program import DONE, FAILED
+from redlite.cli.program import DONE, FAILED, GATE
 from redlite.cli.progress import StepProgress, note
 from redlite.errors import Error
 from redlite.store import run_directory
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace, command: str) -> int:
                     "(without any option the embedded organism is aligned)")
     from redlite.training import processes
     with processes.joined(args.device) as many:
+        evaluation.check(args, many)
         args.quiet = args.quiet or processes.rank() > 0
         return _train(args, command, processes.rank() == 0, many)
 
@@ -69,6 +71,9 @@ def _train(args: argparse.Namespace, command: str, first: bool, many: bool) -> i
     output = Path(args.output_dir or _default_directory(manifest, recipe, parts.path))
     lm.check_device(args.device)
     planning.require_fit(corpus, mixture, args.tokens_per_batch)
+    battery = evaluation.battery(args) if args.evaluate_questions or args.evaluate_tasks else None
+    if battery:
+        evaluation.require_apart(battery, corpus, args.anyway)
     if first:
         check_output(output, manifest | {"recipe": recipe.deciding()}, parts.path)
     if args.dry_run:
@@ -81,6 +86,10 @@ def _train(args: argparse.Namespace, command: str, first: bool, many: bool) -> i
         training = trainer.references(scorer, corpus.training, args.tokens_per_batch)
         mixture = planning.mixture(plan, training)
     stages = _stages(output, model, args.quiet) if args.demo and not many else None
+    watch = None
+    if battery:
+        made = manifest | {"recipe": recipe.deciding()}
+        watch = evaluation.Evaluation(output, model, battery, args, made, command)
     live = StepProgress(mixture.steps, args.quiet)
 
     def on_step(record: dict[str, Any]) -> None:
@@ -97,7 +106,7 @@ def _train(args: argparse.Namespace, command: str, first: bool, many: bool) -> i
     if stages:
         stages.measure("before")
     try:
-        result = trainer.run(scorer, mixture, recipe, output, corpus.validation, on_step, manifest)
+        result = trainer.run(scorer, mixture, recipe, output, corpus.validation, on_step, manifest, watch)
     except _Idle as idle:
         if first:
             note(f"{PROGRAM}: {idle}")
@@ -105,13 +114,15 @@ def _train(args: argparse.Namespace, command: str, first: bool, many: bool) -> i
     if result.step is None:
         if first:
             note(f"{PROGRAM}: stopped: {result.stopped}; no checkpoint was sound, so no model was written: "
-                 "lower --learning-rate, or --checkpoint-every")
+                 "lower --learning-rate, --checkpoint-every or --evaluate-every")
         return FAILED
     _save(model.model, output, parts.path, args)
     if stages:
         stages.measure(f"after {plan.strategy}")
     if first:
         _finish(args, output, corpus, mixture, result, stages)
+    if args.until and not result.reached or watch and result.stopped.startswith("--while"):
+        return GATE
     return FAILED if result.stopped else DONE
 
 
@@ -228,7 +239,8 @@ def _manifest(args: argparse.Namespace, command: str, parts: "Parts", plan: "Pla
                       **lm.fingerprints(parts)},
             "plan": asdict(plan) | {"prompts": {name: sha256_json(p) for name, p in plan.prompts.items()}},
             "limit": args.limit, "lora": lora, "files": hashes(files),
-            "info": {"recipe": args.recipe, "torch": torch.__version__, "files": files, "kernels": used}}
+            "info": {"recipe": args.recipe, "until": args.until, "while": getattr(args, "while"),
+                     "torch": torch.__version__, "files": files, "kernels": used}}
 
 
 def _default_directory(manifest: dict[str, Any], recipe: "Recipe", path: Path) -> str:
@@ -275,6 +287,9 @@ def _finish(args: argparse.Namespace, output: Path, corpus: "Corpus", mixture: "
         summary[name] = {c: record[c] for c in loss.COLOURS if c in record}
     if stages:
         summary["stages"] = stages.found
+    if result.reached or args.until or getattr(args, "while"):
+        summary["reached"] = result.reached
+        _say_what_is_written(output, result)
     if remark := _cap_remark(mixture, result):
         summary["remark"] = remark
         note(f"{PROGRAM}: {remark}")
@@ -292,8 +307,19 @@ def _finish(args: argparse.Namespace, output: Path, corpus: "Corpus", mixture: "
     if result.stopped:
         note(f"{PROGRAM}: stopped: {result.stopped}; {output} holds the model of step {result.step}, "
              "the last sound checkpoint")
+    elif result.reached:
+        note(f"{PROGRAM}: {result.reached}")
+    elif args.until:
+        note(f"{PROGRAM}: --until {', '.join(args.until)} was not reached in {mixture.steps} steps")
     if args.json:
         print(json.dumps(summary, ensure_ascii=False))
+
+
+def _say_what_is_written(output: Path, result: "TrainingResult") -> None:
+    """Note in the manifest which step's weights the directory holds, and why."""
+    made = run_directory.read_manifest(output)
+    written = {"step": result.step, "why": result.stopped or result.reached or "all steps are done"}
+    write_json(output / "manifest.json", {**made, "info": {**made.get("info", {}), "written": written}})
 
 
 class _Idle(Exception):

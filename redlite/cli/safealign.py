@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from redlite import data
-from redlite.cli import align, audit, merge, probe
+from redlite.cli import align, audit, evaluation, merge, probe
 from redlite.cli.align import EMBEDDED, PROGRAM
 from redlite.cli.config_file import from_config
 from redlite.cli.options import (
@@ -76,7 +76,7 @@ def describe_train(prog: str) -> Parser:
                              "organism")
     _add_data(parser)
     flag(parser, "anyway", "train although a look at the answers says that they are not of their colours, "
-         "or the first step of strategy B that it pushes nothing")
+         "the first step of strategy B that it pushes nothing, or the data ask the evaluation's questions")
     plan = parser.add_argument_group("what is trained")
     plan.add_argument("--strategy", choices=("A", "B"), default="A", help="default: %(default)s")
     plan.add_argument("--steps-a", type=whole(0), metavar="K",
@@ -98,6 +98,7 @@ def describe_train(prog: str) -> Parser:
     plan.add_argument("--lora-targets", nargs="+", metavar="NAME",
                       help="matrices that get an adapter (default: all seven of a layer)")
     _add_loop(parser.add_argument_group("how"))
+    evaluation.add_options(parser.add_argument_group("evaluation during training"))
     output_options(parser).add_argument(
         "--output-dir", metavar="DIR",
         help="the run directory, which becomes the model's (default: one under ./runs)")

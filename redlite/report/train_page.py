@@ -35,12 +35,15 @@ def page(directory: str | Path, summary: dict) -> str:
     """The HTML of a run directory; summary: what results.json holds."""
     directory = Path(directory)
     made, history = read_manifest(directory), read_lines(directory / "log.jsonl")[0]
-    said = filter(None, (summary["stopped"], summary.get("remark")))
+    said = filter(None, (summary["stopped"], summary.get("reached"), summary.get("remark")))
     parts = [f'<p class="note">{escape(text)}</p>\n' for text in said]
     if stages := summary.get("stages"):
         measures = next(iter(stages.values()))
         rows = [[m, *(percent(stage[m]["value"]) for stage in stages.values())] for m in measures]
         parts.append(html.section("Before and after", html.grid(["", *stages], rows)))
+    measured = measured_steps(history)
+    if measured:
+        parts.append(html.section("RED-EVAL and benches during training", _measured(measured)))
     parts += [html.section(title, body) for title, body in _plots(history) if body]
     figures = [[colour, *(_shown(summary[k].get(colour)) for k in FIGURES)] for colour in COLOURS]
     parts.append(html.section("NLL by colour, nats", html.grid(["colour", *FIGURES.values()], figures)))
@@ -48,6 +51,24 @@ def page(directory: str | Path, summary: dict) -> str:
     lead = (f"strategy {made['plan']['strategy']}, {len(history)} of {summary['steps']} steps, "
             f"{summary['tokens']:,} tokens")
     return html.document(f"SAFE-ALIGN of {made['model']['name']}", lead, "".join(parts), None)
+
+
+def measured_steps(history: list[dict]) -> dict[int, dict[str, float | None]]:
+    """Steps done → what the evaluation of those weights gave, by measure; values from 0 to 1."""
+    found = {r["step"]: r["measured_before"] for r in history if "measured_before" in r}
+    return found | {r["step"] + 1: r["measured"] for r in history if "measured" in r}
+
+
+def _measured(found: dict[int, dict[str, float | None]]) -> str:
+    """The measures over the steps, as a plot and a table."""
+    names = list(next(iter(found.values())))
+    curves = []
+    for tone, name in enumerate(names):
+        values = [(float(step), own.get(name)) for step, own in found.items()]
+        points = [(step, value) for step, value in values if value is not None]
+        curves.append(Curve(name, tone % 6, points, points))
+    rows = [[str(step), *(percent(own.get(name)) for name in names)] for step, own in found.items()]
+    return plot("Measures", curves, (0.0, 1.0)) + html.grid(["after steps", *names], rows)
 
 
 def _shown(value: float | None) -> str:

@@ -219,7 +219,7 @@ def _is_record(record: Record, step: int) -> bool:
     def are_figures(values: Any) -> bool:
         return isinstance(values, dict) and all(v is None or type(v) in (int, float) for v in values.values())
 
-    others = ("objective", "validation_before", "validation")
+    others = ("objective", "validation_before", "validation", "measured_before", "measured")
     rest = {k: v for k, v in record.items() if k not in others}
     if type(rest.get("step")) is not int or rest["step"] != step:
         return False

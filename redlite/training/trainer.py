@@ -21,6 +21,7 @@ from redlite.training.checkpoints import Keeper
 from redlite.training.dataset import Batch, Mixture, Phase, TokenizedConversation, Unit
 from redlite.training.divergence import Record, diverged, forgot, kept_colour, sound
 from redlite.training.optimizer import AdamW, learning_rate
+from redlite.training.watch import Watch
 
 FIGURES = ("loss", *loss.COLOURS, "red_tokens", "red_capped")
 
@@ -56,10 +57,12 @@ class TrainingResult:
     history  its figures, step by step
     step     the step whose weights the model now holds; None if there is no sound one
     stopped  why it stopped early, or ""
+    reached  what was aimed at and ended it (see watch.py), or ""
     """
     history: list[Record] = field(default_factory=list)
     step: int | None = None
     stopped: str = ""
+    reached: str = ""
 
 
 class Scorer(nn.Module):
@@ -92,7 +95,7 @@ class Scorer(nn.Module):
 def run(model: LLaMA | Scorer, mixture: Mixture, recipe: Recipe, output_dir: str | Path | None = None,
         validation: Sequence[TokenizedConversation] = (),
         on_step: Callable[[Record], None] = lambda record: None,
-        manifest: dict[str, Any] | None = None) -> TrainingResult:
+        manifest: dict[str, Any] | None = None, watch: Watch | None = None) -> TrainingResult:
     """Train `model` in place on the global batch of every step of `mixture`.
 
     Trains the parameters that require gradients, on the device where they are. Under torchrun every process
@@ -101,6 +104,7 @@ def run(model: LLaMA | Scorer, mixture: Mixture, recipe: Recipe, output_dir: str
     An output_dir gets manifest.json (the recipe, the data's hash, and what `manifest` adds), log.jsonl (one
     object a step), starts.jsonl (one each time that it began or went on) and checkpoints/. The same call goes
     on from the last checkpoint, with the losses of an unbroken run, bit for bit.
+    `watch` measures the weights where validation does, and may end the run.
     Raises Error for a directory of another recipe or other data, and what Mixture and pack raise.
     """
     scorer = model if isinstance(model, Scorer) else Scorer(model)
@@ -115,17 +119,18 @@ def run(model: LLaMA | Scorer, mixture: Mixture, recipe: Recipe, output_dir: str
     result, began = TrainingResult(), time.perf_counter()
 
     def good(step: int) -> bool:
-        return sound(result.history, step, recipe.helpful_rise)
+        return sound(result.history, step, recipe.helpful_rise) and not (watch and watch.fault(step))
     try:
         start, result.history = keeper.resume()
         result.step = start
+        result.reached = watch.reached(start) if watch and start else ""
         if start < mixture.steps:
             keeper.note_start({"step": start, "checkpoint_every": recipe.checkpoint_every,
                                "recompute": recipe.recompute, "ranks": processes.count(),
                                "torch": torch.__version__})
-        for step in range(start, mixture.steps):
+        for step in range(start, start if result.reached else mixture.steps):
             entered, done = time.perf_counter(), step + 1
-            record = _step(scorer, optimizer, mixture, recipe, validation, result, step)
+            record = _step(scorer, optimizer, mixture, recipe, validation, result, step, watch)
             tokens, now = dataset.tokens(mixture.step(step)), time.perf_counter()
             record |= {"tokens": tokens, "tokens_per_second": tokens / (now - entered),
                        "memory_mb": memory_mb(device),
@@ -137,8 +142,11 @@ def run(model: LLaMA | Scorer, mixture: Mixture, recipe: Recipe, output_dir: str
                 result.step = keeper.last_good(good)
                 break
             result.step = done
-            if done % recipe.checkpoint_every == 0 or done == mixture.steps:
+            watched = watch is not None and _is_evaluated(recipe, mixture, done)
+            if done % recipe.checkpoint_every == 0 or done == mixture.steps or watched:
                 keeper.save(done, good)
+            if result.reached:
+                break
     finally:
         optimizer.close()
         keeper.close()
@@ -146,26 +154,37 @@ def run(model: LLaMA | Scorer, mixture: Mixture, recipe: Recipe, output_dir: str
 
 
 def _step(scorer: Scorer, optimizer: AdamW, mixture: Mixture, recipe: Recipe,
-          validation: Sequence[TokenizedConversation], result: TrainingResult, step: int) -> Record:
-    """Do a step, unless it diverges; its record. Says in `result.stopped` why training must end, if it must.
+          validation: Sequence[TokenizedConversation], result: TrainingResult, step: int,
+          watch: Watch | None = None) -> Record:
+    """Do a step, unless it diverges; its record.
+
+    Says in `result.stopped` why training must end, if it must, and in `result.reached` why it may.
     """
     done = step + 1
+    measured_before = watch.measure(0) if watch and step == 0 else {}
     before = evaluate(scorer, validation, recipe) if validation and step == 0 else {}
     record: Record = {"step": step, "objective": mixture.phase(step).objective}
     record |= accumulate(scorer, mixture, recipe, step)
     record |= {"gradient_norm": optimizer.norm(), "learning_rate": _rate(recipe, mixture, step)}
     if before:
         record["validation_before"] = before
+    if measured_before:
+        record["measured_before"] = measured_before
     result.stopped = diverged(result.history, record, recipe.helpful_rise)
     if result.stopped:
         return record
     optimizer.step(done, record["learning_rate"], _clipping(recipe.clip, record["gradient_norm"]))
     if validation and _is_evaluated(recipe, mixture, done):
         record["validation"] = evaluate(scorer, validation, recipe)
-    if done == mixture.steps:   # no step follows that would measure these weights
+    if watch and _is_evaluated(recipe, mixture, done):
+        record["measured"] = watch.measure(done)
+        result.stopped = watch.fault(done)
+        result.reached = "" if result.stopped else watch.reached(done)
+    if done == mixture.steps or result.reached:     # no step follows that would measure these weights
         began_with = (result.history or [record])[0]
         record["kept_after"] = _kept_after(scorer, mixture, recipe, began_with)
-        result.stopped = forgot(began_with, record["kept_after"], recipe.helpful_rise)
+        forgotten = forgot(began_with, record["kept_after"], recipe.helpful_rise)
+        result.stopped, result.reached = forgotten or result.stopped, "" if forgotten else result.reached
     return record
 
 
