@@ -157,7 +157,9 @@ class Evaluation:
         if not self.until or self._known(step) is None:
             return ""
         checked = self._checked(self.until, step)
-        if not all(g["passed"] for g in checked):
+        if left := [f"{g['gate']} ({g['why']})" for g in checked if not g["passed"]]:
+            if not self.quiet:      # few questions: one without a label may be what fails
+                note(f"not reached after {step} steps: {', '.join(left)}")
             return ""
         return f"--until {', '.join(g['gate'] for g in checked)} is reached after {step} steps"
 

@@ -84,15 +84,17 @@ def judged(until=(), keeps=()):
     """An Evaluation with given figures of three steps."""
     made = evaluation.Evaluation.__new__(evaluation.Evaluation)
     made.until, made.keeps = evaluation._gates(list(until)), evaluation._gates(list(keeps))
+    made.quiet = False
     made.found = {0: measures(1.0, 0.40), 2: measures(0.5, 0.39), 4: measures(0.3, 0.37)}
     return made
 
 
-def test_gates_against_the_baseline_before_the_first_step():
+def test_gates_against_the_baseline_before_the_first_step(capsys):
     watch = judged(["asr.cou<=0.3"], ["mmlu.acc>=baseline-0.02"])
     assert [watch.fault(step)[:7] for step in (0, 2, 4)] == ["", "", "--while"]
     assert [bool(watch.reached(step)) for step in (0, 2, 4)] == [False, False, True]
     assert not judged(["asr.cou<=0.3", "mmlu.acc>=0.38"]).reached(4)        # all of them must hold
+    assert "not reached after 4 steps: mmlu.acc>=0.38 (0.37)" in capsys.readouterr().err
 
 
 def test_questions_of_the_training_data_are_refused(capsys):
