@@ -17,6 +17,8 @@ CLOSE = {"{": "}}", "%": "%}", "#": "#}"}
 MOST_DIGITS = 18    # of a number
 _SPACE = re.compile(r"\s*")
 _TAG = re.compile(r"\{([{%#])([-+]?)")
+_RAW = re.compile(r"\{%[-+]?\s*raw\s*(?:-%\}\s*|%\})")
+_RAW_END = re.compile(r"\{%([-+]?)\s*endraw\s*(?:\+%\}|-%\}\s*|%\}\n?)")
 _TOKEN = re.compile(r"""
     (?P<space>\s+)
   | (?P<string>'(?:[^'\\]|\\.)*' | "(?:[^"\\]|\\.)*")
@@ -48,16 +50,22 @@ def tokens(source: str, where: str) -> Iterator[Token]:
     while place < len(source):
         match = _TAG.search(source, place)
         text = source[place:match.start() if match else len(source)]
-        if match and match[2] == "-":
-            text = text.rstrip()
-        elif match and match[1] != "{" and match[2] != "+":
-            line_start = text.rfind("\n") + 1
-            if (line_start or at_line_start) and text[line_start:].isspace():
-                text = text[:line_start]
+        if match and (match[1] != "{" or match[2] == "-"):
+            text = _trimmed(text, match[2], at_line_start)
         if text:
             yield Token("text", text, bisect_left(breaks, place) + 1)
         if not match:
             return
+        raw = _RAW.match(source, match.start())
+        if raw:
+            line, ended = bisect_left(breaks, raw.start()) + 1, _RAW_END.search(source, raw.end())
+            if not ended:
+                raise TemplateError(f"{where}, line {line}: {{% raw %}} does not end")
+            text = _trimmed(source[raw.end():ended.start()], ended[1], raw[0].endswith("\n"))
+            if text:
+                yield Token("text", text, line)
+            place, at_line_start = ended.end(), ended[0].endswith("\n")
+            continue
         end, trim = yield from _tag(source, match, breaks, where)
         place = end
         if trim == "-":
@@ -65,6 +73,16 @@ def tokens(source: str, where: str) -> Iterator[Token]:
         elif trim == "line" and source.startswith("\n", end):
             place += 1
         at_line_start = source[place - 1] == "\n"
+
+
+def _trimmed(text: str, sign: str, at_line_start: bool) -> str:
+    """The text before a block tag or comment, or before a tag with the sign `-`."""
+    if sign == "-":
+        return text.rstrip()
+    line_start = text.rfind("\n") + 1
+    if sign != "+" and (line_start or at_line_start) and text[line_start:].isspace():
+        return text[:line_start]
+    return text
 
 
 def _tag(source: str, match: re.Match, breaks: list[int],

@@ -349,6 +349,20 @@ def white_space(count: int = 200) -> list[str]:
     return found
 
 
+def raw_blocks(count: int = 80) -> list[str]:
+    """Random {% raw %} blocks: signs and white space at every side, and tags inside that stay as they are."""
+    rng, blanks = random.Random(20261129), " \n"
+    inside = ["{{ n }}", "{% if yes %}", "{#", "}}", " ", "\n", "  \n", "a", "{% raw %}"]
+    found = ["{% raw %}never ends", "{% raw +%}x{% endraw %}", "{% endraw %}", "{% raw x %}y{% endraw %}"]
+    for _ in range(count):
+        begin = f"{{%{rng.choice(['', '-', '+'])}{rng.choice(blanks)}raw{rng.choice([' %}', '-%}'])}"
+        end = "{%" + rng.choice(["", "-", "+"]) + " endraw " + rng.choice(["%}", "-%}", "+%}"])
+        kept = rng.choices(inside, k=rng.randrange(4))
+        parts = [*rng.choices(PIECES[:6], k=2), begin, *kept, end, *rng.choices(PIECES[:10], k=2)]
+        found.append("".join(parts))
+    return found
+
+
 def sources() -> list[str]:
     """All small templates."""
-    return [*(f"{{{{ {line} }}}}" for line in EXPRESSIONS), *TEMPLATES, *white_space()]
+    return [*(f"{{{{ {line} }}}}" for line in EXPRESSIONS), *TEMPLATES, *white_space(), *raw_blocks()]
