@@ -88,16 +88,42 @@ INLINE void q5_0(const uint8_t *b, int64_t count, float *out)
     }
 }
 
-INLINE void q4_k(const uint8_t *b, int64_t count, float *out)
+INLINE void q2_k(const uint8_t *b, int64_t count, float *out)
 {
-    for (; count--; b += 144)
+    for (; count--; b += 84)
+        for (int group = 0; group < 16; group++, out += 16) {
+            const uint8_t *q = b + 16 + group / 8 * 32 + group % 2 * 16;
+            float d = half_at(b + 80) * (float)(b[group] & 15), m = half_at(b + 82) * (float)(b[group] >> 4);
+            for (int i = 0; i < 16; i++)
+                out[i] = (float)(q[i] >> group / 2 % 4 * 2 & 3) * d - m;
+        }
+}
+
+INLINE void q3_k(const uint8_t *b, int64_t count, float *out)
+{
+    for (; count--; b += 110)
+        for (int group = 0; group < 16; group++, out += 16) {
+            const uint8_t *low = b + 32 + group / 8 * 32 + group % 2 * 16, *third = b + group % 2 * 16;
+            int s = b[96 + group % 8] >> group / 8 * 4 & 15, top = b[104 + group % 4] >> group / 4 * 2 & 3;
+            float d = half_at(b + 108) * (float)((s | top << 4) - 32);
+            for (int i = 0; i < 16; i++)
+                out[i] = (float)((low[i] >> group / 2 % 4 * 2 & 3) + (third[i] >> group / 2 & 1) * 4 - 4) * d;
+        }
+}
+
+/* Q4_K (fifth 0) or Q5_K, which has 32 bytes of fifth bits before the nibbles. */
+INLINE void q4_or_q5_k(const uint8_t *b, int64_t count, float *out, const int fifth)
+{
+    for (; count--; b += fifth ? 176 : 144)
         for (int group = 0; group < 8; group++, out += 32) {
-            const uint8_t *q = b + 16 + group / 2 * 32;
+            const uint8_t *q = b + (fifth ? 48 : 16) + group / 2 * 32;
             uint8_t scale, least;
             q4_k_scale(b, group, &scale, &least);
             float d = half_at(b) * (float)scale, m = half_at(b + 2) * (float)least;
-            for (int i = 0; i < 32; i++)
-                out[i] = (float)(q[i] >> group % 2 * 4 & 15) * d - m;
+            for (int i = 0; i < 32; i++) {
+                int high = fifth ? (b[16 + i] >> group & 1) << 4 : 0;
+                out[i] = (float)((q[i] >> group % 2 * 4 & 15) | high) * d - m;
+            }
         }
 }
 
@@ -118,6 +144,21 @@ INLINE void q6_k(const uint8_t *b, int64_t count, float *out)
             }
 }
 
+/* The nibbles are numbers of E2M1, here doubled; the first byte is the exponent of their scale, + 128. */
+INLINE void mxfp4(const uint8_t *b, int64_t count, float *out)
+{
+    static const int8_t doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+    for (; count--; b += 17, out += 32) {
+        uint32_t bits = b[0] > 1 ? (uint32_t)(b[0] - 1) << 23 : 0x200000u << b[0];
+        float scale;
+        memcpy(&scale, &bits, 4);
+        for (int i = 0; i < 16; i++) {
+            out[i] = (float)doubled[b[1 + i] & 15] * scale;
+            out[16 + i] = (float)doubled[b[1 + i] >> 4] * scale;
+        }
+    }
+}
+
 INLINE void decode_blocks(int kind, const uint8_t *b, int64_t count, float *out)
 {
     switch (kind) {
@@ -128,8 +169,12 @@ INLINE void decode_blocks(int kind, const uint8_t *b, int64_t count, float *out)
     case G_Q4_1: q4_1(b, count, out); break;
     case G_Q5_0: q5_0(b, count, out); break;
     case G_Q8_0: q8_0(b, count, out); break;
-    case G_Q4_K: q4_k(b, count, out); break;
+    case G_Q2_K: q2_k(b, count, out); break;
+    case G_Q3_K: q3_k(b, count, out); break;
+    case G_Q4_K: q4_or_q5_k(b, count, out, 0); break;
+    case G_Q5_K: q4_or_q5_k(b, count, out, 1); break;
     case G_Q6_K: q6_k(b, count, out); break;
+    case G_MXFP4: mxfp4(b, count, out); break;
     }
 }
 

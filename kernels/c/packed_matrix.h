@@ -32,9 +32,13 @@ enum {
     G_Q4_1 = 3,
     G_Q5_0 = 6,
     G_Q8_0 = 8,
+    G_Q2_K = 10,
+    G_Q3_K = 11,
     G_Q4_K = 12,
+    G_Q5_K = 13,
     G_Q6_K = 14,
-    G_BF16 = 30
+    G_BF16 = 30,
+    G_MXFP4 = 39
 };
 
 /* By format: bytes of a block's scales and minima, of the block, and of what eight blocks begin with. */
@@ -139,7 +143,7 @@ static inline float minimum_of(int format, const uint8_t *group, const uint8_t *
     return half_to_float(m) * (format == Q4K ? -(float)block[PANEL + column % PANEL] : 1);
 }
 
-/* The 6-bit scale and minimum of an eighth of a Q4_K block; the last four's are split over two bytes. */
+/* The 6-bit scale and minimum of an eighth of a Q4_K or Q5_K block; the last four are split over two. */
 static inline void q4_k_scale(const uint8_t *raw, int eighth, uint8_t *scale, uint8_t *least)
 {
     const uint8_t *bytes = raw + 4 + eighth % 4;

@@ -31,8 +31,12 @@ static int64_t block_of(int kind, int64_t *bytes)
     case G_Q4_1: *bytes = 20; return 32;
     case G_Q5_0: *bytes = 22; return 32;
     case G_Q8_0: *bytes = 34; return 32;
+    case G_Q2_K: *bytes = 84; return 256;
+    case G_Q3_K: *bytes = 110; return 256;
     case G_Q4_K: *bytes = 144; return 256;
+    case G_Q5_K: *bytes = 176; return 256;
     case G_Q6_K: *bytes = 210; return 256;
+    case G_MXFP4: *bytes = 17; return 32;
     default: return 0;
     }
 }

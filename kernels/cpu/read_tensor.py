@@ -6,7 +6,8 @@ from torch import Tensor
 from .library import library
 
 # GGUF's own numbers of its tensor types
-KINDS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q8_0": 8, "Q4_K": 12, "Q6_K": 14, "BF16": 30}
+KINDS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11, "Q4_K": 12,
+         "Q5_K": 13, "Q6_K": 14, "BF16": 30, "MXFP4": 39}
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SHORTER, OUT_OF_RANGE, NOT_FINITE, NO_MEMORY = -1, -2, -3, -4  # results beside 0 and an errno
 

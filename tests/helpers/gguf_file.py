@@ -4,7 +4,7 @@ import struct
 import numpy as np
 
 TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q8_0": 8, "Q4_K": 12, "Q6_K": 14, "BF16": 30,
-         "Q3_K": 11, "IQ2_XS": 17, "MXFP4": 39}
+         "Q2_K": 10, "Q3_K": 11, "Q5_K": 13, "IQ2_XS": 17, "MXFP4": 39}
 ARRAYS = {"i4": 5, "u4": 4, "f4": 6, "i8": 11, "b1": 7}
 
 

@@ -10,7 +10,7 @@ import torch
 from make_gguf_type_goldens import BLOCKS, random_blocks
 
 from redlite.errors import Error
-from redlite.kernels.cpu import read_tensor
+from redlite.kernels.cpu import library, read_tensor
 from redlite.weights.gguf import GGUF
 from redlite.weights.gguf_formats import PIECE, decoded, place_in
 from redlite.weights.gguf_types import NAMES, OTHERS, TYPES
@@ -36,6 +36,18 @@ def test_every_bit_is_that_of_the_gguf_package(kind):
     assert hashlib.sha256(out.tobytes()).hexdigest() == golden["sha256"]
 
 
+@pytest.mark.skipif(bool(library.missing()), reason=library.missing())
+@pytest.mark.parametrize("isa", library.isas())
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4"])
+def test_the_reader_in_c_gives_the_bits_of_the_gguf_package(tmp_path, kind, isa):
+    form = TYPES[kind]
+    with GGUF(test_gguf.one_tensor(tmp_path, kind, random_blocks(kind, form.size).tobytes(),
+                                   (BLOCKS * form.elements,))) as file, library.using(isa):
+        place, out = place_in(file, "t"), torch.empty(BLOCKS * form.elements)
+        assert read_tensor.fill(file.parts[0].fileno(), place.offset, kind, out) == 0
+    assert hashlib.sha256(out.numpy().tobytes()).hexdigest() == GOLDEN[kind]["sha256"]
+
+
 def test_grids_hold_their_points_in_order():
     sizes = {name: (len(grid(name)), width) for name, (_, width, _) in GRIDS.items()}
     assert sizes == {"IQ2_XXS": (256, 8), "IQ2_XS": (512, 8), "IQ2_S": (1024, 8), "IQ3_XXS": (256, 4),
@@ -46,7 +58,7 @@ def test_grids_hold_their_points_in_order():
 
 @pytest.mark.parametrize("kind", ["Q3_K", "IQ2_XS", "MXFP4"])
 def test_a_tensor_of_several_pieces_with_reordered_rows(tmp_path, kind):
-    """These types may have no reader in C; the file's reader in numpy gives rows where they belong."""
+    """Also a type without a reader in C, which numpy's serves."""
     form, rows = TYPES[kind], 3 * PIECE // 4096 + 1
     raw = np.concatenate([random_blocks(kind, form.size)] * (rows * 4096 // form.elements // BLOCKS + 1))
     raw = raw[:rows * 4096 // form.elements]
