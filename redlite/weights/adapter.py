@@ -1,9 +1,10 @@
 """A PEFT adapter's directory, merged into a model's weights while they are loaded.
 
 Read: LoRA (arXiv 2106.09685), rank-stabilised LoRA (2312.03732), DoRA (2402.09353), adapters of embeddings,
-ranks and alphas by pattern, trained biases, and modules that were trained whole. Source: PEFT 0.21,
-github.com/huggingface/peft, src/peft/tuners/lora. The file of weights says which matrices are adapted. A
-regular expression in target_modules is not evaluated: the file has tensors for exactly what it matched.
+ranks and alphas by pattern, trained biases, modules that were trained whole, embeddings that were resized,
+and trained rows of embeddings. Source: PEFT 0.21, github.com/huggingface/peft, src/peft/tuners/lora and
+trainable_tokens. The file of weights says which matrices are adapted. A regular expression in target_modules
+is not evaluated: the file has tensors for exactly what it matched.
 """
 import dataclasses
 import hashlib
@@ -12,81 +13,39 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 from redlite.errors import Error
 from redlite.model.config import Config
 from redlite.store.files import read_json, sha256_file
 from redlite.store.text import short
 from redlite.text.lazy_pattern import LazyPattern
-from redlite.weights import hf_files
+from redlite.weights import fused, hf_files
 from redlite.weights.hf_files import Stored
+from redlite.weights.merged import Merged, Replaced
 from redlite.weights.source import ADAPTER_CONFIG
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 READ = {"peft_type", "task_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern",
         "alpha_pattern", "target_modules", "modules_to_save", "bias", "fan_in_fan_out",
-        "init_lora_weights", "ensure_weight_tying"}
+        "init_lora_weights", "ensure_weight_tying", "trainable_token_indices"}
 # Fields of training, and those of which the file of weights shows the outcome.
 HARMLESS = {"auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "lora_dropout",
             "peft_version", "layers_to_transform", "layers_pattern", "exclude_modules", "megatron_config",
             "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config",
             "qalora_group_size"}
 # Fields that must be off: what they do is not read.
-OFF = {"lora_bias", "use_qalora", "use_bdlora", "target_parameters", "trainable_token_indices",
-       "layer_replication", "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config",
-       "velora_config"}
+OFF = {"lora_bias", "use_qalora", "use_bdlora", "target_parameters", "layer_replication",
+       "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config"}
 INITS = (None, True, False, "gaussian", "eva", "orthogonal")  # the others change the base's weights as well
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 TENSOR = LazyPattern(r"base_model\.model\.(?P<module>.+?)\.(?:(?P<part>lora_A|lora_B|lora_embedding_A|"
-                     r"lora_embedding_B|lora_magnitude_vector)(?:\.weight)?|(?P<base>base_layer\.)?"
-                     r"(?P<whole>weight|bias))")
+                     r"lora_embedding_B|lora_magnitude_vector)(?:\.weight)?|"
+                     r"token_adapter\.(?P<rows>trainable_tokens_delta)|"
+                     r"(?P<base>base_layer\.|original_module\.|token_adapter\.base_layer\.)?"
+                     r"(?:modules_to_save\.)?(?P<whole>weight|bias))")
+ORIGINAL = "original_module."   # PEFT's name for what a trained module was before
 LITERAL = LazyPattern(r"\^?(?:[A-Za-z0-9_-]|\\?\.)+\$?")
 # What could make a regular expression take exponential time.
 NESTED = LazyPattern(r"\)[*+?{]|\(\?|\\[1-9]|(?:[*+?{].*){4}")
-
-
-class Merged(NamedTuple):
-    """A matrix [out, in] with its update: weight + scale · B·A, and DoRA's norms of the rows.
-
-    a, b       A [rank, in] and B [out, rank]; of an embedding [V, D] PEFT has them the other way round, so
-               there a is Bᵀ's and b Aᵀ's tensor, and `embedding` is true
-    magnitude  [out] or None: DoRA scales each row of the sum to this length
-    """
-    base: Stored
-    a: Stored
-    b: Stored
-    scale: float
-    magnitude: Stored | None
-    embedding: bool
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.base.shape
-
-    @property
-    def where(self) -> str:
-        return self.base.where
-
-    def fill(self, out: Tensor) -> None:
-        """Fill `out` [out, in], computed in float32 and rounded once."""
-        whole = _read(self.base)
-        a, b = _read(self.a), _read(self.b)
-        update = (b @ a).T if self.embedding else b @ a
-        whole.add_(update, alpha=self.scale)
-        if self.magnitude is not None:
-            whole *= (_read(self.magnitude) / whole.norm(dim=1))[:, None]
-        out.copy_(whole)
-        if out.numel() and not all(extreme.isfinite() for extreme in out.aminmax()):
-            raise Error(f"{self.a.where}: the merged matrix has NaN, infinite values or values beyond the "
-                        "range of its dtype; use float32, or fetch the adapter again")
-
-
-def _read(stored: Stored) -> Tensor:
-    out = torch.empty(stored.shape)
-    stored.fill(out)
-    return out
 
 
 class Update(NamedTuple):
@@ -103,12 +62,16 @@ class Adapter:
     updates  module, such as "model.layers.0.self_attn.q_proj" → its update
     wholes   parameters that replace the base's: name → tensor
     kept     the base's own embedding and output, which PEFT may save as well: name → tensor
+    tokens   parameters of which some rows are replaced: name → (their indices, the rows)
+    follows  whether the rows of the embedding are the output's too, which needs a model that ties them
     tying    whether the adapter says that a trained embedding is tied to the output
     """
     path: Path
     updates: dict[str, Update]
     wholes: dict[str, Stored]
     kept: dict[str, Stored]
+    tokens: dict[str, tuple[list[int], Stored]]
+    follows: bool
     tying: bool
 
     def sha256(self) -> str:
@@ -119,18 +82,41 @@ class Adapter:
         return whole.hexdigest()
 
     def config(self, config: Config) -> Config:
-        """The configuration of the merged model: an output that is no longer the embedding is untied.
+        """The configuration of the merged model: its vocabulary is that of an embedding that the adapter
+        brings, and an output that is no longer the embedding is untied.
 
-        Raises Error where PEFT would keep the two tied although the adapter changes one.
+        Raises Error where PEFT would keep the two tied although the adapter changes one, and for an embedding
+        of another size without an output of that size.
         """
+        config = dataclasses.replace(config, vocab_size=self._vocabulary(config))
+        if self.follows and not config.tied:
+            raise Error(f"{self.path / ADAPTER_CONFIG}: trainable_token_indices has rows for the embedding "
+                        "alone, which the base does not use as its output; "
+                        "give the base that the adapter was trained on")
         changed = {name for name in (EMBEDDING, HEAD)
                    if name in self.wholes or name.removesuffix(".weight") in self.updates}
+        if HEAD in self.tokens:
+            changed.add(HEAD)
         if not config.tied or not changed:
             return config
         if self.tying:
             raise Error(f"{self.path / ADAPTER_CONFIG}: ensure_weight_tying is not supported where the "
                         f"adapter changes {min(changed)} of a model that ties it; merge it with PEFT")
         return dataclasses.replace(config, tied=False)
+
+    def _vocabulary(self, config: Config) -> int:
+        """The rows of the embedding and of the output: the adapter's, where it has them whole."""
+        own = {name: t for name, t in (self.kept | self.wholes).items() if name in (EMBEDDING, HEAD)}
+        sizes = {t.shape[0] for t in own.values() if t.shape}
+        if sizes <= {config.vocab_size}:
+            return config.vocab_size
+        both = len(own) == 2 or config.tied and not self.wholes.keys() & own.keys()
+        if len(sizes) > 1 or not both:
+            first = next(t for t in own.values() if t.shape and t.shape[0] != config.vocab_size)
+            raise Error(f"{first.where} has shape {list(first.shape)} for a vocabulary of "
+                        f"{config.vocab_size}, and the adapter has no {EMBEDDING} and {HEAD} of one size; "
+                        "save it with save_embedding_layers=True, or give the base that it was trained on")
+        return sizes.pop()
 
     def merged(self, stored: dict[str, Stored], config: Config) -> dict[str, Stored]:
         """The model's tensors with the adapter in them.
@@ -142,24 +128,57 @@ class Adapter:
         found = dict(stored)
         if not config.tied and HEAD not in found and EMBEDDING in found:
             found[HEAD] = found[EMBEDDING]
-        # Of a tied model PEFT saves one of the two, which is the other as well.
+        # Of a tied model PEFT saves one of the two, which is the other as well, or both, which are equal.
         kept = self.kept
         if len(kept) == 1 and kept.keys() <= {EMBEDDING, HEAD}:
             both = (EMBEDDING, HEAD) if HEAD in found else (EMBEDDING,)
             kept = dict.fromkeys(both, next(iter(kept.values())))
-        for name, tensor in (kept | self.wholes).items():
-            if name in found and found[name].shape != tensor.shape:
-                raise Error(f"{tensor.where} has shape {list(tensor.shape)} and the base's {name} "
-                            f"{list(found[name].shape)}; give the base that the adapter was trained on")
+        elif config.tied and HEAD not in found:
+            kept = {name: t for name, t in kept.items() if name != HEAD}
+        for name, tensor in fused.split(kept | self.wholes, config).items():
+            if name in found:
+                first = (config.vocab_size,) if name in (EMBEDDING, HEAD) else found[name].shape[:1]
+                _check_shape(tensor, (*first, *found[name].shape[1:]), name)
             found[name] = tensor
-        for module, (parts, scale) in self.updates.items():
-            name = f"{module}.weight"
-            where = next(iter(parts.values())).where
-            if name not in found:
-                raise Error(f"{where} belongs to no matrix of the model; "
-                            "give the base that the adapter was trained on")
-            found[name] = _merged(found[name], parts, scale, where)
+        for module, update in self.updates.items():
+            for name, part in _parts(module, update, config):
+                where = next(iter(part.parts.values())).where
+                if name not in found:
+                    raise Error(f"{where} belongs to no matrix of the model; "
+                                "give the base that the adapter was trained on")
+                found[name] = _merged(found[name], part.parts, part.scale, where)
+        for name, (indices, rows) in self._tokens(found, config).items():
+            _check_shape(rows, (len(indices), *found[name].shape[1:]), name)
+            if max(indices) >= config.vocab_size:
+                raise Error(f"{rows.where} is for token {max(indices)} of a vocabulary of "
+                            f"{config.vocab_size}; give the base that the adapter was trained on")
+            found[name] = Replaced(found[name], indices, rows)
         return found
+
+    def _tokens(self, found: dict[str, Stored], config: Config) -> dict[str, tuple[list[int], Stored]]:
+        """`tokens`, with those of a tied output, where the base's files have that as well."""
+        if config.tied and HEAD in found and EMBEDDING in self.tokens:
+            return {**self.tokens, HEAD: self.tokens[EMBEDDING]}
+        return self.tokens
+
+
+def _check_shape(tensor: Stored, wanted: tuple[int, ...], name: str) -> None:
+    if tensor.shape != wanted:
+        raise Error(f"{tensor.where} has shape {list(tensor.shape)} and the base's {name} "
+                    f"needs {list(wanted)}; give the base that the adapter was trained on")
+
+
+def _parts(module: str, update: Update, config: Config) -> list[tuple[str, Update]]:
+    """(parameter, update) of a module; of a fused one each part, which has its rows of B and A whole."""
+    tall = [name for name in ("lora_B", "lora_magnitude_vector") if name in update.parts]
+    if not tall:
+        return [(f"{module}.weight", update)]
+    parts = fused.parts_of(module, update.parts["lora_B"], config)
+    if len(parts) == 1:
+        return [(f"{module}.weight", update)]
+    return [(f"{part}.weight", update._replace(parts=update.parts | {
+        name: fused.rows_of(update.parts[name], rows.start, len(rows)) for name in tall}))
+        for part, rows in parts]
 
 
 def _merged(base: Stored, parts: dict[str, Stored], scale: float, where: str) -> Merged:
@@ -195,6 +214,7 @@ def read(path: str | Path) -> Adapter:
     groups: dict[str, dict[str, Stored]] = {}
     wholes: dict[str, Stored] = {}
     kept: dict[str, Stored] = {}
+    rows: dict[str, Stored] = {}
     found = hf_files.tensors_of(_weights(path))
     hf_files.check_plain(found)
     for name, tensor in found.items():
@@ -203,15 +223,46 @@ def read(path: str | Path) -> Adapter:
             raise Error(f"{tensor.where} is of no kind that redlite reads (LoRA, DoRA, trained modules)")
         if match["part"]:
             groups.setdefault(match["module"], {})[match["part"]] = tensor
+        elif match["rows"]:
+            rows[f"{match['module']}.weight"] = tensor
         else:
             name = f"{match['module']}.{match['whole']}"
             frozen = match["base"] or name in (EMBEDDING, HEAD) and not _ends_in(match["module"], saved)
-            (kept if frozen and match["whole"] == "weight" else wholes)[name] = tensor
+            plain = match["whole"] == "weight" or match["base"] == ORIGINAL
+            (kept if frozen and plain else wholes)[name] = tensor
     updates = {}
     for module, parts in groups.items():
         updates[module] = _update(module, parts, raw, where)
     _check_modules(raw, where, groups.keys(), wholes)
-    return Adapter(path, updates, wholes, kept, bool(raw.get("ensure_weight_tying")))
+    tokens, follows = _token_rows(raw, where, rows)
+    return Adapter(path, updates, wholes, kept, tokens, follows, bool(raw.get("ensure_weight_tying")))
+
+
+def _token_rows(raw: dict, where: Path, rows: dict[str, Stored]) -> tuple[dict, bool]:
+    """`Adapter.tokens` and `follows`, from trainable_token_indices and the rows in the file.
+
+    The field is a list for the embedding, or an object: module → list. Of equal lists for the embedding and
+    a tied output PEFT may save the rows once, and of one list twice.
+    """
+    given: Any = raw.get("trainable_token_indices") or {}
+    given = {"embed_tokens": given} if isinstance(given, list) else given
+    listed: dict[str, list[int]] = {}
+    for module, indices in given.items() if isinstance(given, dict) else [("?", given)]:
+        named = [name for name in (EMBEDDING, HEAD) if _ends_in(name.removesuffix(".weight"), [module])]
+        sound = isinstance(indices, list) and all(type(i) is int and i >= 0 for i in indices)
+        if not named or not sound or not indices or len(set(indices)) < len(indices):
+            raise Error(f"{where}: trainable_token_indices has {short({module: indices})}; different ids of "
+                        "tokens for embed_tokens or lm_head are needed")
+        listed[named[0]] = indices
+    follows = EMBEDDING in listed and listed.get(HEAD, listed[EMBEDDING]) == listed[EMBEDDING] and (
+        (HEAD in listed) != (HEAD in rows))
+    if follows:
+        listed.pop(HEAD, None)
+        rows = {name: tensor for name, tensor in rows.items() if name != HEAD}
+    if listed.keys() != rows.keys():
+        raise Error(f"{where}: trainable_token_indices and the file of weights differ on "
+                    f"{min(listed.keys() ^ rows.keys())}; fetch the adapter again")
+    return {name: (indices, rows[name]) for name, indices in listed.items()}, follows
 
 
 def _weights(path: Path) -> Path:

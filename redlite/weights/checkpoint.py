@@ -89,10 +89,10 @@ def tensors(source: Source, model: LLaMA, adapter: Adapter | None = None) -> dic
         raw = read_json(source / "config.json")
         stored = quantised_safetensors.decoded(stored, raw, str(source / "config.json"))
         hf_files.check_plain(stored)
-    if adapter:
-        stored = adapter.merged(stored, model.config)
     if model.config.family.fused:
         stored = fused.split(stored, model.config)
+    if adapter:
+        stored = adapter.merged(stored, model.config)
     if model.config.tied:
         _settle_tied(model, stored)
     wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -130,6 +130,8 @@ def _pack(stored: Stored, packed: str, dtype: torch.dtype, device: str | torch.d
             return kernels.pack_gguf(stored.kind, raw.reshape(-1), (rows, columns), dtype, device)
     filled = torch.empty(stored.shape)
     stored.fill(filled)
+    if format == "bfloat16" and filled.numel():
+        hf_files.check_finite(torch.stack(filled.aminmax()).bfloat16(), stored.where)
     return kernels.pack(filled, format, dtype, device)
 
 
@@ -151,8 +153,10 @@ def _settle_tied(model: LLaMA, stored: dict[str, Stored]) -> None:
 
 
 def _same(one: Stored, other: Stored) -> bool:
-    """Whether two matrices of one shape hold the same numbers; read in blocks of rows."""
+    """Whether two matrices of one shape hold the same numbers; read in blocks of rows where they can be."""
     rows = max(1, COMPARED // max(1, math.prod(one.shape[1:])))
+    if not all(isinstance(matrix, (Place, hf_files.Mapped)) for matrix in (one, other)):
+        rows = max(1, one.shape[0])
     for first in range(0, one.shape[0], rows):
         count = min(rows, one.shape[0] - first)
         a, b = (torch.empty(count, *one.shape[1:]) for _ in range(2))

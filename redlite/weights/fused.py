@@ -1,4 +1,5 @@
 """Matrices that files keep as one and the model as several: q, k, v and gate, up of Phi-3."""
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -40,24 +41,36 @@ class Rows(NamedTuple):
 
 def split(stored: dict[str, Stored], config: Config) -> dict[str, Stored]:
     """name → tensor with each fused matrix taken apart by rows. Raises Error for one of another size."""
+    found: dict[str, Stored] = {}
+    for name, tensor in stored.items():
+        module, _, leaf = name.rpartition(".")
+        for part, rows in parts_of(module, tensor, config):
+            if part == module:
+                found[name] = tensor
+            else:
+                found[f"{part}.{leaf}"] = rows_of(tensor, rows.start, len(rows))
+    return found
+
+
+def parts_of(module: str, tensor: Stored, config: Config) -> list[tuple[str, range]]:
+    """The modules that a module is in the model, each with its rows of a tensor; itself if it is not fused.
+
+    Raises Error if a fused module's tensor has another number of rows.
+    """
     heads, groups, size = config.n_heads, config.n_kv_heads, config.head_dim
     sizes = {"self_attn.qkv_proj": (heads * size, groups * size, groups * size),
              "mlp.gate_up_proj": (config.ffn_dim, config.ffn_dim)}
-    found: dict[str, Stored] = {}
-    for name, tensor in stored.items():
-        match = re.fullmatch(r"(model\.layers\.[0-9]+\.)(.*)(\.weight|\.bias)", name)
-        if match is None or match[2] not in PARTS:
-            found[name] = tensor
-            continue
-        rows = sizes[match[2]]
-        if not tensor.shape or tensor.shape[0] != sum(rows):
-            raise Error(f"{tensor.where} has shape {list(tensor.shape)} and the configuration needs "
-                        f"{sum(rows)} rows; they do not belong together")
-        first = 0
-        for part, count in zip(PARTS[match[2]], rows, strict=True):
-            found[f"{match[1]}{part}{match[3]}"] = rows_of(tensor, first, count)
-            first += count
-    return found
+    rows = tensor.shape[0] if tensor.shape else 0
+    match = re.fullmatch(r"(model\.layers\.[0-9]+\.)(.*)", module)
+    if match is None or match[2] not in PARTS:
+        return [(module, range(rows))]
+    counts = sizes[match[2]]
+    if rows != sum(counts):
+        raise Error(f"{tensor.where} has shape {list(tensor.shape)} and the configuration needs "
+                    f"{sum(counts)} rows; they do not belong together")
+    ends = [0, *itertools.accumulate(counts)]
+    return [(match[1] + part, range(first, last))
+            for part, first, last in zip(PARTS[match[2]], ends, ends[1:], strict=False)]
 
 
 def rows_of(tensor: Stored, first: int, count: int) -> Stored:

@@ -25,7 +25,7 @@ CHECKED = 1 << 20  # numbers of a `FileRows` that are looked at together
 READ_FAULTS = {
     read_tensor.SHORTER: "the file became shorter while it was read",
     read_tensor.NOT_FINITE: "NaN or infinite {what}; the file is damaged, fetch it again",
-    read_tensor.OUT_OF_RANGE: "values beyond the range of {dtype}; use float32 or bfloat16",
+    read_tensor.OUT_OF_RANGE: "values beyond the range of {dtype}; use {wider}",
 }
 
 
@@ -173,7 +173,8 @@ def read_error(fault: int, where: str, dtype: torch.dtype, what: str = "values")
     if fault == read_tensor.NO_MEMORY:
         raise MemoryError(f"{where}: no memory to decode it in")
     words = READ_FAULTS.get(fault, f"cannot be read ({os.strerror(abs(fault))})")
-    return Error(f"{where}: " + words.format(what=what, dtype=str(dtype).removeprefix("torch.")))
+    wider = "float32 or bfloat16" if dtype == torch.float16 else "float32"
+    return Error(f"{where}: " + words.format(what=what, dtype=str(dtype).removeprefix("torch."), wider=wider))
 
 
 def read_into(descriptor: int, offset: int, into: np.ndarray, where: str) -> None:

@@ -77,9 +77,12 @@ class LessOne(NamedTuple):
 
     def fill(self, out: Tensor) -> None:
         import torch
+
+        from redlite.weights.hf_files import check_finite
         exact = torch.empty(self.shape)
         self.stored.fill(exact)
         out.copy_(exact - 1.0)  # rounded once, behind the subtraction
+        check_finite(out, self.where)
 
 
 def tensors(source: GGUF, config: Config) -> dict[str, Stored]:

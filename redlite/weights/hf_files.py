@@ -42,12 +42,20 @@ class Mapped(NamedTuple):
         for first in range(0, len(self.tensor), rows):
             block, copy = self.tensor[first:first + rows], out[first:first + rows]
             copy.copy_(block)
-            # The extremes need no memory of the block's size, as isfinite of all numbers would.
-            if copy.numel() and not all(extreme.isfinite() for extreme in copy.aminmax()):
-                dtype = str(out.dtype).removeprefix("torch.")
-                raise Error(f"{self.where}: NaN, infinite values or values beyond the range of {dtype}; "
-                            "use float32 or fetch the file again")
+            check_finite(copy, self.where)
             _release(block)
+
+
+def check_finite(numbers: Tensor, where: str) -> None:
+    """Raises Error for NaN and infinity in numbers that were rounded to their dtype.
+
+    The extremes need no memory of the tensor's size, as isfinite of all numbers would.
+    """
+    if numbers.numel() and not all(extreme.isfinite() for extreme in numbers.aminmax()):
+        dtype = str(numbers.dtype).removeprefix("torch.")
+        other = "" if dtype == "float32" else "use float32 or "
+        raise Error(f"{where}: NaN, infinite values or values beyond the range of {dtype}; "
+                    f"{other}fetch the file again")
 
 
 class Stored(Protocol):

@@ -23,7 +23,7 @@ from redlite.store.text import short
 from redlite.weights.configuration import quantisation
 from redlite.weights.gguf_formats import Place, read_into
 from redlite.weights.headers import FETCH
-from redlite.weights.hf_files import Stored
+from redlite.weights.hf_files import Stored, check_finite
 
 PIECE = 1 << 20  # numbers decoded at a time
 Piece = tuple[slice, slice, np.ndarray]  # rows, columns, and the float32 numbers that belong there
@@ -46,9 +46,7 @@ class Coded(NamedTuple):
         for rows, columns, values in self.pieces():
             part = out[rows, columns]
             part.copy_(torch.from_numpy(values))
-            if part.numel() and not all(extreme.isfinite() for extreme in part.aminmax()):
-                raise Error(f"{self.where}: NaN, infinite values or values beyond the range of the dtype; "
-                            "use float32 or fetch the file again")
+            check_finite(part, self.where)
 
 
 # ---- numbers as they are stored ----

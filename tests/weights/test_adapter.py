@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import test_checkpoint as made
 import torch
-from make_adapter_goldens import SEED, values
+from make_adapter_goldens import SEED, TIED_TWICE, values
 from make_model_goldens import BASE, weights
 
 import redlite
@@ -17,7 +17,7 @@ from redlite.errors import Error
 from redlite.inference import lm
 from redlite.model.config import Config
 from redlite.model.llama import LLaMA
-from redlite.weights import adapter, checkpoint, hf_files
+from redlite.weights import adapter, checkpoint, fused, hf_files
 from redlite.weights.source import open_source, resolve
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "adapters.json").read_text())["cases"]
@@ -28,7 +28,8 @@ def base_of(folder, name):
     raw = {"model_type": "llama", **BASE, **GOLDEN[name]["base"]}
     with torch.device("meta"):
         model = LLaMA(Config.from_hf(raw, "x"))
-    shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
+    held = fused.joined(dict(model.named_parameters()), model.config)
+    shapes = {n: (sum(map(len, parts)), *parts[0].shape[1:]) for n, parts in held.items()}
     return made.write_directory(folder / "base", raw, weights(shapes, SEED))
 
 
@@ -39,7 +40,7 @@ def adapter_of(folder, name, tensors=None, **change):
     config = GOLDEN[name]["config"] | change
     config = {field: value for field, value in config.items() if value is not ...}
     (path / "adapter_config.json").write_text(json.dumps(config))
-    found = {n: torch.from_numpy(w) for n, w in values(GOLDEN[name]["shapes"]).items()}
+    found = {n: torch.from_numpy(w) for n, w in values(GOLDEN[name]["shapes"], TIED_TWICE in name).items()}
     safetensors.torch.save_file({n: t for n, t in (found | (tensors or {})).items() if t is not ...},
                                 path / "adapter_model.safetensors")
     return path
@@ -65,6 +66,40 @@ def test_logits_are_those_of_peft(tmp_path, name):
         assert (made.logits(load(base, path, packed="int8")) - expected).abs().max() <= 0.2
 
 
+def test_fused_and_split_matrices_meet(tmp_path):
+    """An adapter of Phi-3's fused matrices fits a base that keeps them apart, and the other way round."""
+    fused_base = dict(safetensors.torch.load_file(base_of(tmp_path, "fused") / "model.safetensors"))
+    raw = {"model_type": "phi3", **BASE, "pad_token_id": 0, "sliding_window": None}
+    with torch.device("meta"):
+        model = LLaMA(Config.from_hf(raw, "x"))
+    stored = {n: hf_files.Mapped(t, n) for n, t in fused_base.items()}
+    apart = {n: torch.empty(t.shape) for n, t in fused.split(stored, model.config).items()}
+    for name, tensor in fused.split(stored, model.config).items():
+        tensor.fill(apart[name])
+    split = raw | {"model_type": "llama", "rms_norm_eps": 1e-5}
+    base = made.write_directory(tmp_path / "apart", split, apart)
+    for name in ("fused", "fused, dora"):
+        expected = torch.tensor(GOLDEN[name]["logits"])
+        assert (made.logits(load(base, adapter_of(tmp_path, name))) - expected).abs().max() <= 1e-5
+    plain = dict(safetensors.torch.load_file(base_of(tmp_path, "patterns") / "model.safetensors"))
+    for i in range(BASE["num_hidden_layers"]):
+        for whole, parts in fused.PARTS.items():
+            rows = [plain.pop(f"model.layers.{i}.{part}.weight") for part in parts]
+            plain[f"model.layers.{i}.{whole}.weight"] = torch.cat(rows)
+    base = made.write_directory(tmp_path / "together", raw | {"rms_norm_eps": 1e-6}, plain)
+    for name in ("patterns", "dora"):
+        expected = torch.tensor(GOLDEN[name]["logits"])
+        assert (made.logits(load(base, adapter_of(tmp_path, name))) - expected).abs().max() <= 1e-5
+
+
+def test_rows_that_do_not_fit_the_base(tmp_path):
+    path = adapter_of(tmp_path, "tokens", trainable_token_indices=[211, 7, 3])
+    with pytest.raises(Error, match="trainable_tokens_delta' is for token 211 of a vocabulary of 211"):
+        load(base_of(tmp_path, "tokens"), path)
+    with pytest.raises(Error, match="rows for the embedding alone, which the base does not use"):
+        load(base_of(tmp_path, "tokens"), adapter_of(tmp_path, "tokens, tied, both"))
+
+
 def test_a_merged_matrix_is_rounded_once(tmp_path):
     base, path = base_of(tmp_path, "plain"), adapter_of(tmp_path, "plain")
     whole = dict(load(base, path).named_parameters())
@@ -84,7 +119,11 @@ def test_a_merged_matrix_is_rounded_once(tmp_path):
     ({"use_rslora": 1}, "use_rslora is 1; true or false"),
     ({"fan_in_fan_out": True}, "fan_in_fan_out is true"),
     ({"lora_bias": True}, "field 'lora_bias' is not known"),
-    ({"trainable_token_indices": [3]}, "field 'trainable_token_indices'"),
+    ({"trainable_token_indices": [3]}, "trainable_token_indices and the file .* differ on model.embed"),
+    ({"trainable_token_indices": [3, 3]}, "trainable_token_indices has .*3, 3.*; different ids"),
+    ({"trainable_token_indices": {"lm_head": [-1]}}, "trainable_token_indices has .*-1"),
+    ({"trainable_token_indices": {"q_proj": [1]}}, "trainable_token_indices has .*q_proj"),
+    ({"trainable_token_indices": 7}, "trainable_token_indices has .*7"),
     ({"alora_invocation_tokens": [1, 2]}, "field 'alora_invocation_tokens'"),
     ({"target_parameters": ["experts"]}, "field 'target_parameters'"),
     ({"later": False}, "field 'later' is not known"),
@@ -122,7 +161,11 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj."
     ({FIRST + "lora_A.weight": torch.full((4, 48), float("nan"))}, "lora_A.weight.*NaN or infinite"),
     ({FIRST.replace("layers.0", "layers.9") + f"lora_{s}.weight": torch.ones(*shape)
       for s, shape in (("A", (4, 48)), ("B", (48, 4)))}, "belongs to no matrix of the model"),
-    ({"base_model.model.lm_head.weight": torch.ones(213, 48)}, r"has shape \[213, 48\] and the base's"),
+    ({"base_model.model.lm_head.weight": torch.ones(211, 47)}, r"has shape \[211, 47\] and the base's"),
+    ({"base_model.model.lm_head.weight": torch.ones(213, 48)},
+     r"has shape \[213, 48\] for a vocabulary of 211, and the adapter has no .* of one size"),
+    ({"base_model.model.lm_head.weight": torch.ones(213, 48),
+      "base_model.model.model.embed_tokens.weight": torch.ones(212, 48)}, "of one size"),
 ])
 def test_tensors_that_are_refused(tmp_path, tensors, words):
     base = base_of(tmp_path, "plain")
@@ -186,6 +229,19 @@ def test_the_organism_with_an_adapter(organisms):
     found = changed.fingerprints()
     assert {k: v for k, v in found.items() if k != "adapter"} == plain.fingerprints()
     assert lm.fingerprints(lm.parts("organism", adapter=organisms(0.06)))["adapter"] != found["adapter"]
+
+
+def test_an_adapter_that_adds_a_token(organisms):
+    path, plain = organisms(0.0), redlite.load("organism")
+    tensors = safetensors.torch.load_file(path / "adapter_model.safetensors")
+    rows = plain.model.model.embed_tokens(torch.arange(plain.config.vocab_size))    # tied
+    name = "base_model.model.model.embed_tokens.weight"
+    tensors[name] = torch.cat([rows, torch.zeros(1, rows.shape[1])])
+    safetensors.torch.save_file(tensors, path / "adapter_model.safetensors")
+    grown = redlite.load("organism", adapter=path)
+    assert grown.config.vocab_size == plain.config.vocab_size + 1
+    logits = grown.logits([1, 2, plain.config.vocab_size])
+    assert torch.equal(logits[:2, :-1], plain.logits([1, 2])) and not logits[:, -1].any()
 
 
 def test_a_run_goes_on_with_its_adapter_alone(organisms, tmp_path, capsys):

@@ -312,6 +312,31 @@ def test_float16_is_refused_where_it_overflows(tmp_path):
     refused(folder, "'model.norm.weight': .*beyond the range of float16", torch.float16)
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.mlp.down_proj.weight"])
+def test_bfloat16_is_refused_where_it_overflows(tmp_path, kind, name):
+    """The largest bfloat16 is (2 − 2⁻⁷) · 2¹²⁷ = 3.3895e38, and the largest float32 3.4028e38."""
+    raw, tensors = case_weights("grouped")
+    for number, fits in ((3.38e38, True), (3.4e38, False)):
+        tensors[name].reshape(-1)[3] = number
+        folder = write_directory(tmp_path / f"{fits}", raw, tensors)
+        if kind == "bin":
+            (folder / "model.safetensors").unlink()
+            torch.save({n: torch.from_numpy(w) for n, w in tensors.items()}, folder / "pytorch_model.bin")
+        packs = [None] if kernels.unpackable("cpu") or "norm" in name else [None, "bfloat16"]
+        for packed in packs:
+            def fill(packed=packed, folder=folder):
+                with torch.device("meta"):
+                    model = LLaMA(checkpoint.read_config(folder)[0])
+                dtype = torch.float32 if packed else torch.bfloat16
+                checkpoint.load_weights(model, folder, dtype, packed=packed)
+            if fits:
+                fill()
+            else:
+                with pytest.raises(Error, match=f"'{name}': .*beyond the range of bfloat16; use float32"):
+                    fill()
+
+
 @pytest.mark.parametrize("where", ["../other.safetensors", "/etc/other.safetensors", "sub/other.safetensors",
                                    "..", "C:\\x.safetensors", "other.bin", "", 7, None, "a\0.safetensors"])
 def test_an_index_that_points_elsewhere_is_refused(tmp_path, where):

@@ -1,0 +1,68 @@
+"""Matrices that an adapter makes of a base's: computed when they are read, whole, in float32."""
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from redlite.weights.hf_files import Stored, check_finite
+
+
+class Merged(NamedTuple):
+    """A matrix [out, in] with its update: weight + scale · B·A, and DoRA's norms of the rows.
+
+    a, b       A [rank, in] and B [out, rank]; of an embedding [V, D] PEFT has them the other way round, so
+               there a is Bᵀ's and b Aᵀ's tensor, and `embedding` is true
+    magnitude  [out] or None: DoRA scales each row of the sum to this length
+    """
+    base: Stored
+    a: Stored
+    b: Stored
+    scale: float
+    magnitude: Stored | None
+    embedding: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    @property
+    def where(self) -> str:
+        return self.base.where
+
+    def fill(self, out: Tensor) -> None:
+        """Fill `out` [out, in], computed in float32 and rounded once."""
+        whole = _read(self.base)
+        a, b = _read(self.a), _read(self.b)
+        update = (b @ a).T if self.embedding else b @ a
+        whole.add_(update, alpha=self.scale)
+        if self.magnitude is not None:
+            whole *= (_read(self.magnitude) / whole.norm(dim=1))[:, None]
+        out.copy_(whole)
+        check_finite(out, f"{self.a.where}, merged into the base's")
+
+
+class Replaced(NamedTuple):
+    """A matrix [V, D] of which some rows are others: rows[i] is row indices[i]."""
+    base: Stored
+    indices: list[int]
+    rows: Stored
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    @property
+    def where(self) -> str:
+        return self.base.where
+
+    def fill(self, out: Tensor) -> None:
+        self.base.fill(out)
+        rows = torch.empty(self.rows.shape, dtype=out.dtype)
+        self.rows.fill(rows)
+        out[self.indices] = rows
+
+
+def _read(stored: Stored) -> Tensor:
+    out = torch.empty(stored.shape)
+    stored.fill(out)
+    return out
