@@ -111,7 +111,7 @@ def inspect(path: str | Path, template: str | None = None) -> Inspection:
         "types": _types(tensors), "quantisation": method, "config": _sizes(config) if config else {},
         "tokenizer": _words(words) if words else None, "special_tokens": dict(words.special) if words else {},
         "stop_ids": sorted(stop_ids), "chat": chat, "chat_refused": why, "refused": refused,
-        "runs": _runs(tensors, method),
+        "runs": _runs(tensors, method, config),
         "memory": {format: _memory(tensors, format) for format in FORMATS} if known else None,
         "cache_bytes_per_token": _cache(config) if config else None}
 
@@ -186,6 +186,7 @@ def _words(words: tokenizer.Tokenizer) -> dict[str, Any]:
 
 # ---- what it would need ----
 
+ACTIVATIONS_IN_C = ("silu", "gelu_tanh", "relu2", "xielu")  # kernels.PACKED_ACTIVATIONS, which needs torch
 FORMATS = ("float32", "bfloat16", "int8", "int4")
 HEADS, EMBEDDINGS = ("lm_head.weight", "output.weight"), ("model.embed_tokens.weight", "token_embd.weight")
 # Of a packed matrix: kernels/c/packed_matrix.h
@@ -224,11 +225,17 @@ def library_is_built() -> bool:
     return any((folder / f"_c{suffix}").exists() for suffix in EXTENSION_SUFFIXES)
 
 
-def _runs(tensors: dict[str, Stored], method: str | None) -> list[str]:
-    """What runs in C on this machine's processor, in words."""
+def _runs(tensors: dict[str, Stored], method: str | None, config: Any) -> list[str]:
+    """What runs in C on this machine's processor, in words. config: of the model, None where it is refused"""
     if not library_is_built():
         return ["the C library is not built: everything runs in PyTorch, which is slower"]
-    found = ["layers, attention and matrix products: C, in float32, bfloat16, int8 or int4"]
+    formats = "C, in float32, bfloat16, int8 or int4 (float16 in PyTorch)"
+    if config and config.act not in ACTIVATIONS_IN_C:
+        found = [f"layers of {config.model_type}: PyTorch, for C has no activation {config.act}",
+                 f"attention and matrix products: {formats}"]
+    else:
+        of = f" of {config.model_type}" if config else ""
+        found = [f"layers{of}, attention and matrix products: {formats}"]
     slow = sorted(kind for kind, use in _types(tensors).items() if not use["in_c"])
     if method:
         found.append(f"weights of {method}: decoded in Python at load; float32 in memory unless quantised")

@@ -12,9 +12,12 @@ import test_checkpoint as made
 from test_source import ROOT, TOKENIZER
 
 import redlite
-from redlite import kernels
+from redlite import inspection, kernels
 from redlite.cli import redeval
 from redlite.errors import Error
+from redlite.inference import lm
+from redlite.model.llama import LLaMA
+from redlite.weights import checkpoint
 from redlite.weights.source import resolve
 
 
@@ -74,6 +77,30 @@ def test_what_would_be_refused_is_told(tmp_path):
     assert "names the method 'hqq'" in reasons[0] and "copy the model's tokenizer there" in reasons[1]
     with pytest.raises(Error, match="there is no such file or directory"):
         redlite.inspect("nowhere")
+
+
+def test_where_layers_run(tmp_path):
+    """What `inspect` and a manifest say, beside what the loaded model's layers do."""
+    assert inspection.ACTIVATIONS_IN_C == kernels.PACKED_ACTIVATIONS
+    raw, tensors = made.case_weights("grouped")
+    for act in ("silu", "gelu", "relu"):
+        folder = made.write_directory(tmp_path / act, raw | {"hidden_act": act}, tensors)
+        config, _ = checkpoint.read_config(folder)
+        told = "\n".join(redlite.inspect(folder)["runs"])
+        plain = [(dtype, None) for dtype in ("float32", "bfloat16", "float16")]
+        for dtype, quantize in [*plain, ("float32", "int8")]:
+            if quantize and kernels.unpackable("cpu"):
+                continue
+            model = LLaMA(config)
+            checkpoint.load_weights(model, folder, packed=lm.packing(dtype, "cpu", quantize))
+            in_c = all(block.packed for block in model.blocks)
+            said = lm.how_layers_run(config, dtype, "cpu", quantize)
+            assert ("all layers in C" in said) == in_c and said.startswith("llama: "), said
+            assert act == "silu" or kernels.unpackable("cpu") or f"C has no {dtype}" in said \
+                or f"C has no activation {act}" in said
+            if dtype == "float32" and not kernels.unpackable("cpu"):
+                assert ("layers of llama, attention" in told) == in_c
+                assert (f"layers of llama: PyTorch, for C has no activation {act}" in told) != in_c
 
 
 def test_the_command(tmp_path, capsys):

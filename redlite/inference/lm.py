@@ -15,6 +15,7 @@ from redlite.inference import sampling
 from redlite.inference.engine import Arrivals, Engine, Request
 from redlite.inference.parts import Parts, fingerprints, parts
 from redlite.inference.score import Score, score
+from redlite.model.config import Config
 from redlite.model.llama import LLaMA
 from redlite.model.sequences import PackedSequences, packed_attention
 from redlite.text import tokenizer as text_tokenizer
@@ -239,3 +240,24 @@ def packing(dtype: str, device: str, quantize: str | None) -> str | None:
         raise Error(f"quantize {quantize!r} cannot be had: {reason}", "quantize")
     own = kind == "cpu" and dtype in ("float32", "bfloat16") and not kernels.unpackable(kind)
     return quantize or (dtype if own else None)
+
+
+def how_layers_run(config: Config, dtype: str, device: str, quantize: str | None) -> str:
+    """Where a model's layers run, and why not in C where they do not: a line for the reader of a manifest.
+
+    Arguments as for `redlite.load`, which must be able to load such a model.
+    """
+    kind, packed = torch.device(device).type, packing(dtype, device, quantize)
+    attention = kernels.implementation("cached_attention", kind)
+    reason = ""
+    if kind != "cpu":
+        reason = f"so they do on {kind}, with attention by {attention}"
+    elif packed is None:
+        reason = kernels.unpackable(kind) or f"C has no {dtype}"
+    elif config.act not in kernels.PACKED_ACTIVATIONS:
+        reason = f"C has no activation {config.act}; it does the matrix products and the attention"
+    elif attention != "c":
+        reason = f"the attention of generation is by {attention}"
+    if reason:
+        return f"{config.model_type}: layers in PyTorch ({reason})"
+    return f"{config.model_type}: all layers in C, weights in {packed}"

@@ -66,6 +66,7 @@ class ModelChoice:
     seconds   rough upper bound of the time for (prompt tokens, new tokens); None if it is not known
     cost      dollars at most for (prompt tokens, new tokens): 0 on this machine; None if no price is known
     chat      the chat format in words and a sample (`chat_choice.describe`); None where there is none
+    runs      where its layers run, in words (`lm.how_layers_run`); None behind an API and for a mere plan
     """
     name: str
     identity: dict
@@ -74,6 +75,11 @@ class ModelChoice:
     seconds: Callable[[int, int], float] | None = None
     cost: Callable[[int, int], float | None] = lambda prompt, new: 0.0
     chat: dict | None = None
+    runs: str | None = None
+
+    def information(self, more: dict | None) -> dict:
+        """A manifest's field `info`, which is never compared: `more`, and where the layers run."""
+        return (more or {}) | ({"runs": self.runs} if self.runs else {})
 
 
 def once_loaded(model: ModelChoice, run: Run) -> ModelChoice:
@@ -145,10 +151,13 @@ def local_model(path: str | Path, dtype: str, device: str, quantize: str | None 
     source = open_source(path)
     if isinstance(source, GGUF):
         source.start_hashing()  # in a thread, while torch is imported
+    runs = None
     if not (plan and _surely_runs(dtype, device, quantize)):
         from redlite.inference import lm
+        from redlite.weights.configuration import read_config
         lm.check_device(device)
-        lm.packing(dtype, device, quantize)  # what loading would refuse, before a run directory is made
+        # What loading would refuse is refused before a run directory is made.
+        runs = lm.how_layers_run(read_config(source)[0], dtype, device, quantize)
     parts = parts_of(source, template, date, adapter)
     name = parts.path.name
     if parts.adapter:
@@ -163,7 +172,7 @@ def local_model(path: str | Path, dtype: str, device: str, quantize: str | None 
         name, identity, load,
         count=lambda messages: len(parts.template.encode(messages, add_generation_prompt=True).ids),
         seconds=partial(_seconds_at_most, source, device),
-        chat=None if isinstance(parts.chat, NoFormat) else describe(parts.chat))
+        chat=None if isinstance(parts.chat, NoFormat) else describe(parts.chat), runs=runs)
 
 
 def _surely_runs(dtype: str, device: str, quantize: str | None) -> bool:

@@ -66,8 +66,8 @@ class RunJournals:
 def read_made(folder: str | Path) -> dict:
     """The manifest of a RED-EVAL run. Raises Error naming the field that is missing or of another kind."""
     made, fields = read_manifest(folder), MANIFEST
-    if isinstance(info := made.get("info"), dict) and "kernels" in info:
-        fields = fields | {"info.kernels": dict}
+    if isinstance(info := made.get("info"), dict):
+        fields = fields | {f"info.{n}": kind for n, kind in (("kernels", dict), ("runs", str)) if n in info}
     if "imported" in made:
         fields = fields | {"answers": int}
     mend = "restore it from a copy, or start a run in another directory"

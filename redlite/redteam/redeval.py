@@ -56,7 +56,7 @@ def manifest(*, command: str, seed: int, model: ModelChoice, question_path: Path
                       "of": len(questions), "n": count},
         "prompts": {p.name: p.fingerprint() for p in prompts},
         "system": None if system is None else sha256_json(system),
-        "judge": judged_by, "decoding": asdict(decoding), "info": info or {},
+        "judge": judged_by, "decoding": asdict(decoding), "info": model.information(info),
         **({"attack": attack.identity} if attack else {}),
     }
 

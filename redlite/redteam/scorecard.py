@@ -73,7 +73,7 @@ def bench_manifest(command: str, model: ModelChoice, battery: Battery, info: dic
         tokens = battery.refusal_tokens
     return {"command": command, "version": __version__, "seed": battery.seed, "model": model.identity,
             "protocol": battery.protocol, "chat": battery.chat, "tasks": tasks, "judge": judge,
-            "refusal_tokens": tokens, "info": info or {}}
+            "refusal_tokens": tokens, "info": model.information(info)}
 
 
 def run_bench(folder: Path, command: str, model: ModelChoice, battery: Battery,

@@ -327,7 +327,8 @@ def _how(made: dict, summary: dict, agreement: str) -> str:
     if summary["judge"] != "none":
         rows.append(("agreement of the judge with people", agreement))
     kernels = ", ".join(f"{op}: {name}" for op, name in info.get("kernels", {}).items())
-    return facts([*rows, ("kernels", kernels or "unknown")])
+    rows.append(("kernels", kernels or "unknown"))
+    return facts([*rows, ("where the model ran", info["runs"])] if "runs" in info else rows)
 
 
 def _attack(made: dict, summary: dict) -> list[tuple[str, object]]:

@@ -662,6 +662,7 @@ def test_an_edited_id_is_noticed(fake, capsys, command, with_asked):
     "name, change, message",
     [
         ("manifest.json", lambda made: made["info"].update(kernels=["c"]), "field 'info.kernels'"),
+        ("manifest.json", lambda made: made["info"].update(runs=3), "field 'info.runs'"),
         ("manifest.json", lambda made: made.update(info=5), "field 'info'"),
         ("asked.json", lambda asked: asked.update({"1": ["a?"]}), "asked.json: must hold an object of ids"),
     ],

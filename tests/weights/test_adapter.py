@@ -249,7 +249,11 @@ def test_a_run_goes_on_with_its_adapter_alone(organisms, tmp_path, capsys):
                "--output-dir", str(tmp_path / "run")]
     with_adapter = ["--adapter", str(organisms(0.05))]
     assert redeval.main([*command, *with_adapter]) < 2  # 1: four tokens may get no label
-    made_by = json.loads((tmp_path / "run" / "manifest.json").read_text())["model"]
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    if not kernels.unpackable("cpu"):
+        assert manifest["info"]["runs"] == "llama: all layers in C, weights in float32"
+        assert manifest["info"]["runs"] in (tmp_path / "run" / "report.html").read_text()
+    made_by = manifest["model"]
     assert made_by["name"] == "organism + mine" and len(made_by["adapter"]) == 64
     assert redeval.main([*command, *with_adapter]) < 2  # 1: four tokens may get no label
     capsys.readouterr()
