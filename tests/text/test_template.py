@@ -46,7 +46,7 @@ def test_public_templates_were_compared():
 
 
 @pytest.mark.parametrize("source, words", [
-    ("a\n{% include 'x' %}", ("line 2", "include")), ("{% filter upper %}a{% endfilter %}", ("filter",)),
+    ("a\n{% include 'x' %}", ("line 2", "include")), ("{% call f() %}a{% endcall %}", ("call",)),
     ("\n\n{{ 'a' | nosuch }}", ("line 3", "filter 'nosuch'")), ("{{ 1 is nosuch }}", ("test 'nosuch'",)),
     ("{{ 'a'.encode() }}", ("'encode'",)),
     ("{{ items.append(1) }}", ("'append'",)),
