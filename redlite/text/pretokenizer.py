@@ -3,6 +3,7 @@
 They follow github.com/huggingface/tokenizers 0.23.3, and are tested against it. A step, a field or a value
 that is not known here is refused by name, since it would change the ids.
 """
+import functools
 import re
 import unicodedata
 from collections.abc import Callable
@@ -87,6 +88,41 @@ def pattern_of(pattern: Any, kind: str) -> re.Pattern:
 
 # ---- normalizers ----
 
+# tokenizers 0.23.3 normalizes by the tables of Unicode 9: to it these later characters (up to 17.0) neither
+# decompose, compose nor change places. Python's tables are later, and differ from version to version.
+NEWER = """
+    7FD 897-89F 8CA-8D3 9FE C3C D3B-D3C EBA 1715 1ABF-1ADD 1AE0-1AEB 1DF6-1DFA 32FF A7F1-A7F4 A82C AB69
+    105C9 105D2 105DA 105E4 10781-10785 10787-107B0 107B2-107BA 10D24-10D27 10D69-10D6D 10EAB-10EAC
+    10EFA-10EFB 10EFD-10EFF 10F46-10F50 10F82-10F85 11070 1133B 11382-11385 1138B 1138E 11390-11391
+    113B8 113BB 113C2 113C5 113C7-113C9 113CE-113D0 1145E 11839-1183A 11930 11935 11938 1193D-1193E
+    11943 119E0 11A34 11A47 11A99 11D42 11D44-11D45 11D97 11F41-11F42 1611E-16129 1612F 16D63-16D6A
+    16FF0-16FF1 1CCD6-1CCF9 1E030-1E06D 1E08F 1E130-1E136 1E2AE 1E2EC-1E2EF 1E4EC-1E4EF 1E5EE-1E5EF
+    1E6E3 1E6E6 1E6EE-1E6EF 1E6F5 1F16C 1FBF0-1FBF9
+"""
+
+
+@functools.cache
+def _newer() -> tuple[frozenset[str], re.Pattern[str]]:
+    """The characters of NEWER, and a pattern that splits a text at them."""
+    found: list[str] = []
+    for word in NEWER.split():
+        first, _, last = word.partition("-")
+        found += map(chr, range(int(first, 16), int(last or first, 16) + 1))
+    return frozenset(found), re.compile(f"([{''.join(found)}]+)")
+
+
+def _in_form(kind: Any, text: str) -> str:
+    """Unicode's normal form of a text, as of Unicode 9."""
+    if text.isascii():
+        return text
+    newer, pattern = _newer()
+    if newer.isdisjoint(text):      # looked up before the split, which is 20 times as slow
+        return unicodedata.normalize(kind, text)
+    parts = pattern.split(text)
+    parts[::2] = [unicodedata.normalize(kind, part) for part in parts[::2]]   # the others are newer
+    return "".join(parts)
+
+
 def normalizer(entry: Any) -> Normalize | None:
     """The function of a `normalizer`; None for one that does nothing. Raises ValueError."""
     if entry is None:
@@ -107,7 +143,7 @@ def _normalizer(step: dict[str, Any]) -> Normalize:
     kind = step["type"]
     if kind in ("NFC", "NFD", "NFKC", "NFKD"):
         fields(step)
-        return lambda text: unicodedata.normalize(kind, text)
+        return lambda text: _in_form(kind, text)
     if kind == "Prepend":
         (lead,) = fields(step, prepend="")
         return lambda text: lead + text if text else text

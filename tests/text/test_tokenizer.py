@@ -8,7 +8,6 @@ import json
 import random
 import shutil
 import struct
-import unicodedata
 from pathlib import Path
 
 import gguf_file
@@ -18,7 +17,7 @@ import pytest
 import sentencepiece
 
 from redlite.errors import Error
-from redlite.text import bpe, patterns, spm, tokenizer
+from redlite.text import bpe, patterns, pretokenizer, spm, tokenizer
 
 HERE = Path(__file__).parents[1]
 GOLDEN = json.loads((HERE / "golden" / "tokenizer.json").read_text())
@@ -175,7 +174,21 @@ def test_decoding_gives_the_text_back(tmp_path, pattern):
                        for _ in range(200)]
     for text in texts:
         back = words.decode(words.encode(text))
-        assert back == (unicodedata.normalize("NFC", text) if pattern == "qwen2" else text)
+        assert back == (pretokenizer.normalizer({"type": "NFC"})(text) if pattern == "qwen2" else text)
+
+
+@pytest.mark.parametrize("form, text, normal", [     # what tokenizers 0.23.3 gives, whose tables are Unicode 9's
+    ("NFKC", "\u32ff\uff21", "\u32ffA"),
+    ("NFC", "a\u0323\u1abf\u0334", "\u1ea1\u1abf\u0334"),
+    ("NFC", "a\u1abf\u0323\u0302", "a\u1abf\u0323\u0302"),
+    ("NFC", "\U00011935\U00011930e\u0301", "\U00011935\U00011930\u00e9"),
+    ("NFD", "\U00011938\u00e9", "\U00011938e\u0301"),
+    ("NFKD", "\U00010797\ufb01", "\U00010797fi"),
+    ("NFKC", "\U0001ccd6\u2460", "\U0001ccd61"),
+    ("NFKC", "\ufb01", "fi"),
+])
+def test_normal_forms_are_those_of_the_library_on_every_python(form, text, normal):
+    assert pretokenizer.normalizer({"type": form})(text) == normal
 
 
 def slow_merge(core, symbols):
