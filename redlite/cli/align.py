@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redlite import __version__
 from redlite.cli import evaluation
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from redlite.inference.lm import LM, Parts
     from redlite.model.llama import LLaMA
     from redlite.organism.measure import Stages
+    from redlite.redteam.scorecard import Battery
     from redlite.training.dataset import Mixture
     from redlite.training.plan import Corpus, Plan
     from redlite.training.trainer import Recipe, TrainingResult
@@ -50,15 +51,26 @@ def run(args: argparse.Namespace, command: str) -> int:
         return _train(args, command, processes.rank() == 0, many)
 
 
-def _train(args: argparse.Namespace, command: str, first: bool, many: bool) -> int:
-    """One process's part. first: the one that speaks and writes; many: whether there may be others."""
-    from redlite import loss
+class _Prepared(NamedTuple):
+    """What a run is made of, checked before the model is loaded.
+
+    manifest  {} in all processes but the first
+    battery   what evaluations during training ask; None where there are none
+    """
+    parts: "Parts"
+    plan: "Plan"
+    corpus: "Corpus"
+    mixture: "Mixture"
+    recipe: "Recipe"
+    manifest: dict[str, Any]
+    output: Path
+    battery: "Battery | None"
+
+
+def _prepared(args: argparse.Namespace, command: str, first: bool) -> _Prepared:
     from redlite.inference import lm
-    from redlite.training import colours, trainer
+    from redlite.training import colours
     from redlite.training import plan as planning
-    if args.demo and not args.quiet:
-        note(f"{PROGRAM}: offline, with the embedded model organism: a toy that shows how the program works "
-             "and says nothing about real models")
     parts = lm.parts(args.model, args.template, args.date)
     plan, files = _plan(args), files_of(args, args.demo)
     corpus = planning.corpus(files, parts.template, plan, args.limit)
@@ -76,6 +88,18 @@ def _train(args: argparse.Namespace, command: str, first: bool, many: bool) -> i
         evaluation.require_apart(battery, corpus, args.anyway)
     if first:
         check_output(output, manifest | {"recipe": recipe.deciding()}, parts.path)
+    return _Prepared(parts, plan, corpus, mixture, recipe, manifest, output, battery)
+
+
+def _train(args: argparse.Namespace, command: str, first: bool, many: bool) -> int:
+    """One process's part. first: the one that speaks and writes; many: whether there may be others."""
+    from redlite import loss
+    from redlite.training import plan as planning
+    from redlite.training import trainer
+    if args.demo and not args.quiet:
+        note(f"{PROGRAM}: offline, with the embedded model organism: a toy that shows how the program works "
+             "and says nothing about real models")
+    parts, plan, corpus, mixture, recipe, manifest, output, battery = _prepared(args, command, first)
     if args.dry_run:
         return _show_plan(args, parts.path, corpus, mixture, output) if first else DONE
 
@@ -115,15 +139,15 @@ def _train(args: argparse.Namespace, command: str, first: bool, many: bool) -> i
         if first:
             note(f"{PROGRAM}: stopped: {result.stopped}; no checkpoint was sound, so no model was written: "
                  "lower --learning-rate, --checkpoint-every or --evaluate-every")
-        return FAILED
+        return GATE if result.watched else FAILED
     _save(model.model, output, parts.path, args)
     if stages:
         stages.measure(f"after {plan.strategy}")
     if first:
         _finish(args, output, corpus, mixture, result, stages)
-    if args.until and not result.reached or watch and result.stopped.startswith("--while"):
-        return GATE
-    return FAILED if result.stopped else DONE
+    if result.stopped:
+        return GATE if result.watched else FAILED
+    return GATE if args.until and not result.reached else DONE
 
 
 def _loaded(args: argparse.Namespace, parts: "Parts", device: str) -> "LM":

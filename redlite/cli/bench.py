@@ -103,15 +103,35 @@ def add_task_options(group: Any) -> None:
                        help="of sampling and of the bootstrap (default: 0)")
 
 
-def suites_of(text: str) -> list[str]:
-    """The suites that --tasks names, each once."""
+def suites_of(text: str, option: str = "--tasks") -> list[str]:
+    """The suites that an option names, each once."""
     names = [n.strip() for n in text.split(",") if n.strip()]
     if not names:
-        raise Error(f"--tasks {text!r}: names no task; use {', '.join(SUITES)}")
+        raise Error(f"{option} {text!r}: names no task; use {', '.join(SUITES)}")
     for name in names:
         if name not in SUITES:
-            raise Error(f"--tasks {text}: {name!r} is not known; use {', '.join(SUITES)}")
+            raise Error(f"{option} {text}: {name!r} is not known; use {', '.join(SUITES)}")
     return list(dict.fromkeys(names))
+
+
+def tasks_of(suites: list[str], data: str | None, protocol: str, quick: bool,
+             limit: int | None = None) -> "tuple[list[Task], list[Task]]":
+    """(tasks, refusals): the benches of these suites and XSTest's, whole, cut by `quick`, or to `limit`."""
+    from redlite.bench import runner, xstest
+    from redlite.bench import task as bench_task
+    from redlite.redteam import scorecard
+
+    def cut(task: "Task", suite: str) -> "Task":
+        if quick:
+            return bench_task.subset(task, scorecard.QUICK[suite], scorecard.QUICK_SEED)
+        return bench_task.subset(task, limit) if limit else task
+    tasks, refusals = [], []
+    for suite in suites:
+        if suite == "xstest":
+            refusals = [cut(task, suite) for task in xstest.load(bench_task.folder(data, suite))]
+        else:
+            tasks += [cut(task, suite) for task in runner.load(suite, data, protocol)]
+    return tasks, refusals
 
 
 def battery_of(args: Namespace, reach: "Network | None", suites: list[str], quick: bool = False,
@@ -120,22 +140,10 @@ def battery_of(args: Namespace, reach: "Network | None", suites: list[str], quic
 
     red_eval  Battery's fields of RED-EVAL; without them there is no RED-EVAL in it
     """
-    from redlite.bench import runner, xstest
-    from redlite.bench import task as bench_task
+    from redlite.bench import xstest
     from redlite.judges.choice import rules_judge
     from redlite.redteam import answerers, scorecard
-
-    def cut(task: "Task", suite: str) -> "Task":
-        if quick:
-            return bench_task.subset(task, scorecard.QUICK[suite], scorecard.QUICK_SEED)
-        limit = getattr(args, "limit", None)
-        return bench_task.subset(task, limit) if limit else task
-    tasks, refusals = [], []
-    for suite in suites:
-        if suite == "xstest":
-            refusals = [cut(task, suite) for task in xstest.load(bench_task.folder(args.data, suite))]
-        else:
-            tasks += [cut(task, suite) for task in runner.load(suite, args.data, args.protocol)]
+    tasks, refusals = tasks_of(suites, args.data, args.protocol, quick, getattr(args, "limit", None))
     judge = refusal_judge = network.judge(args, reach)
     if refusals and not xstest.can_judge(judge):
         if not red_eval.get("prompts"):

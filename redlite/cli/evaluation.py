@@ -67,26 +67,16 @@ def check(args: argparse.Namespace, many: bool) -> None:
 
 def battery(args: argparse.Namespace) -> "Battery":
     """What is asked in each evaluation. Raises Error for a gate on what it does not measure."""
-    from redlite.bench import runner, xstest
-    from redlite.bench import task as bench_task
-    from redlite.cli.bench import check_names, suites_of
+    from redlite.cli.bench import check_names, suites_of, tasks_of
     from redlite.judges.choice import local_judge, rules_judge
     from redlite.redteam import answerers, questions, scorecard
     longest, path, known, prompts = args.evaluate_tokens or 128, None, [], []
     if args.evaluate_questions:
         path = questions.find_questions(args.evaluate_questions, args.evaluate_data)
         known = questions.load_questions(path)
-        names = args.evaluate_prompt or ["standard", "cot", "cou"]
-        prompts = [questions.load_prompt(name) for name in names]
-    tasks: list[bench_task.Task] = []
-    refusals: list[bench_task.Task] = []
-    for suite in suites_of(args.evaluate_tasks) if args.evaluate_tasks else []:
-        count = scorecard.QUICK[suite]
-        if suite == "xstest":
-            found, into = xstest.load(bench_task.folder(args.evaluate_data, suite)), refusals
-        else:
-            found, into = runner.load(suite, args.evaluate_data, "lm_eval"), tasks
-        into += [bench_task.subset(task, count, scorecard.QUICK_SEED) for task in found]
+        prompts = [questions.load_prompt(name) for name in args.evaluate_prompt or questions.PROMPTS]
+    suites = suites_of(args.evaluate_tasks, "--evaluate-tasks") if args.evaluate_tasks else []
+    tasks, refusals = tasks_of(suites, args.evaluate_data, "lm_eval", quick=True)
     judge = args.evaluate_judge or ("rules" if args.demo else "linear")
     made = scorecard.Battery(
         path, known, known[:args.evaluate_limit or 20], prompts, answerers.Decoding(longest),
@@ -101,16 +91,11 @@ def _gates(texts: list[str]) -> "list[Gate]":
     return [parse_gate(text) for text in texts]
 
 
-def trained_on(battery: "Battery", corpus: "Corpus") -> list[str]:
-    """The ids of the evaluation's questions that training conversations ask as well."""
-    from redlite.training.conversations import question_key
-    known = {example.question for example in corpus.training}
-    return [q.id for q in battery.asked if question_key(q.question) in known]
-
-
 def require_apart(battery: "Battery", corpus: "Corpus", anyway: bool) -> None:
     """Raises Error where the training data ask the evaluation's questions; with `anyway` a note instead."""
-    found = trained_on(battery, corpus)
+    from redlite.training.conversations import question_key
+    known = {example.question for example in corpus.training}
+    found = [q.id for q in battery.asked if question_key(q.question) in known]
     if not found:
         return
     said = (f"--evaluate-questions: {len(found)} of {len(battery.asked)} questions are asked in the training "

@@ -57,11 +57,13 @@ class TrainingResult:
     history  its figures, step by step
     step     the step whose weights the model now holds; None if there is no sound one
     stopped  why it stopped early, or ""
-    reached  what was aimed at and ended it (see watch.py), or ""
+    watched  whether the watch (see watch.py) stopped it, and not a divergence
+    reached  what was aimed at and ended it, or ""
     """
     history: list[Record] = field(default_factory=list)
     step: int | None = None
     stopped: str = ""
+    watched: bool = False
     reached: str = ""
 
 
@@ -179,12 +181,14 @@ def _step(scorer: Scorer, optimizer: AdamW, mixture: Mixture, recipe: Recipe,
     if watch and _is_evaluated(recipe, mixture, done):
         record["measured"] = watch.measure(done)
         result.stopped = watch.fault(done)
+        result.watched = bool(result.stopped)
         result.reached = "" if result.stopped else watch.reached(done)
     if done == mixture.steps or result.reached:     # no step follows that would measure these weights
         began_with = (result.history or [record])[0]
         record["kept_after"] = _kept_after(scorer, mixture, recipe, began_with)
         forgotten = forgot(began_with, record["kept_after"], recipe.helpful_rise)
-        result.stopped, result.reached = forgotten or result.stopped, "" if forgotten else result.reached
+        if forgotten:
+            result.stopped, result.reached, result.watched = forgotten, "", False
     return record
 
 

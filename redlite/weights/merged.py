@@ -1,5 +1,5 @@
 """Matrices that an adapter makes of a base's: computed when they are read, whole, in float32."""
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -7,19 +7,10 @@ from torch import Tensor
 from redlite.weights.hf_files import Stored, check_finite
 
 
-class Merged(NamedTuple):
-    """A matrix [out, in] with its update: weight + scale · B·A, and DoRA's norms of the rows.
-
-    a, b       A [rank, in] and B [out, rank]; of an embedding [V, D] PEFT has them the other way round, so
-               there a is Bᵀ's and b Aᵀ's tensor, and `embedding` is true
-    magnitude  [out] or None: DoRA scales each row of the sum to this length
-    """
+@dataclass(frozen=True)
+class _OfBase:
+    """A matrix of the shape of the base's."""
     base: Stored
-    a: Stored
-    b: Stored
-    scale: float
-    magnitude: Stored | None
-    embedding: bool
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -28,6 +19,21 @@ class Merged(NamedTuple):
     @property
     def where(self) -> str:
         return self.base.where
+
+
+@dataclass(frozen=True)
+class Merged(_OfBase):
+    """A matrix [out, in] with its update: weight + scale · B·A, and DoRA's norms of the rows.
+
+    a, b       A [rank, in] and B [out, rank]; of an embedding [V, D] PEFT has them the other way round, so
+               there a is Bᵀ's and b Aᵀ's tensor, and `embedding` is true
+    magnitude  [out] or None: DoRA scales each row of the sum to this length
+    """
+    a: Stored
+    b: Stored
+    scale: float
+    magnitude: Stored | None
+    embedding: bool
 
     def fill(self, out: Tensor) -> None:
         """Fill `out` [out, in], computed in float32 and rounded once."""
@@ -41,19 +47,11 @@ class Merged(NamedTuple):
         check_finite(out, f"{self.a.where}, merged into the base's")
 
 
-class Replaced(NamedTuple):
+@dataclass(frozen=True)
+class Replaced(_OfBase):
     """A matrix [V, D] of which some rows are others: rows[i] is row indices[i]."""
-    base: Stored
     indices: list[int]
     rows: Stored
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.base.shape
-
-    @property
-    def where(self) -> str:
-        return self.base.where
 
     def fill(self, out: Tensor) -> None:
         self.base.fill(out)

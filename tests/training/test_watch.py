@@ -57,21 +57,33 @@ def test_a_fault_ends_it_with_the_last_weights_that_had_none(tmp_path):
     watch = Scripted(faults=(6,))
     model, result = trained(watch, tmp_path)
     assert (result.step, result.stopped, len(result.history)) == (4, "bad at 6", 6)
+    assert result.watched
     assert torch.equal(model.model.norm.weight, watch.weights[4])
     assert not torch.equal(watch.weights[4], watch.weights[6])
 
 
 def test_a_fault_at_the_first_evaluation_leaves_nothing_to_write(tmp_path):
-    assert trained(Scripted(faults=(2,)), tmp_path)[1].step is None
+    result = trained(Scripted(faults=(2,)), tmp_path)[1]
+    assert result.step is None and result.watched
 
 
 def test_what_was_aimed_at_ends_it_and_a_run_that_ended_stays_so(tmp_path):
     _, result = trained(Scripted(ends=(4,)), tmp_path)
     assert (result.step, result.reached, result.stopped, len(result.history)) == (4, "good at 4", "", 4)
+    assert not result.watched
     assert "kept_after" in result.history[-1]       # nothing follows that would measure these weights
     again = Scripted(ends=(4,))
     _, result = trained(again, tmp_path)
     assert again.asked == [] and (result.step, result.reached) == (4, "good at 4")
+
+
+def test_a_divergence_is_told_from_a_fault_of_the_watch(tmp_path):
+    model = worker.model()
+    recipe = trainer.Recipe(learning_rate=1e-2, tokens_per_batch=100, evaluate_every=2, helpful_rise=-100.0)
+    watch = Scripted()
+    watch.model = model
+    result = trainer.run(model, worker.mixture(), recipe, tmp_path, watch=watch)
+    assert result.stopped and not result.watched
 
 
 def measures(asr, acc):
