@@ -10,21 +10,26 @@ T = TypeVar("T")
 
 # Fields that do not change what the model computes at inference, or that other modules read.
 HARMLESS = {
-    "architectures", "attention_dropout", "attn_implementation", "auto_map", "begin_suppress_tokens",
-    "bos_token_id", "cache_implementation", "chunk_size_feed_forward", "custom_pipelines",
-    "decoder_start_token_id", "do_sample", "dtype", "embd_pdrop", "embedding_dropout", "eod_token_id",
-    "eos_token_id", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id",
-    "gradient_checkpointing", "hidden_dropout", "id2label", "initializer_factor", "initializer_range",
-    "is_decoder", "is_llama_config", "keys_to_ignore_at_inference", "label2id", "max_length",
-    "max_new_tokens", "max_sequence_length", "max_window_layers", "min_length", "model_max_length",
-    "num_beams", "num_labels", "output_attentions", "output_hidden_states", "output_router_logits",
-    "pad_token_id", "prefix", "pretraining_tp", "problem_type",
+    "architectures", "attention_dropout", "attention_probs_dropout_prob", "attn_dropout",
+    "attn_implementation", "attn_pdrop", "auto_map", "bad_words_ids", "begin_suppress_tokens", "bos_token",
+    "bos_token_id", "cache_implementation", "chunk_size_feed_forward", "classifier_dropout",
+    "custom_pipelines", "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype",
+    "early_stopping", "embd_pdrop", "embedding_dropout", "encoder_no_repeat_ngram_size", "eod_token_id",
+    "eos_token", "eos_token_id", "exponential_decay_length_penalty", "finetuning_task", "flash_attention",
+    "forced_bos_token_id", "forced_eos_token_id", "gradient_checkpointing", "hidden_dropout",
+    "hidden_dropout_prob", "id2label", "ignore_index", "init_std", "initializer_factor",
+    "initializer_range", "is_decoder", "is_llama_config", "keys_to_ignore_at_inference", "label2id",
+    "length_penalty", "license", "max_length", "max_new_tokens", "max_sequence_length", "max_window_layers",
+    "min_length", "model_max_length", "model_name", "name_or_path", "no_repeat_ngram_size",
+    "num_beam_groups", "num_beams", "num_labels", "num_return_sequences", "output_attentions",
+    "output_hidden_states", "output_router_logits", "output_scores", "pad_token", "pad_token_id", "prefix",
+    "pretraining_tp", "problem_type", "remove_invalid_values", "repetition_penalty", "resid_dropout",
+    "resid_pdrop", "residual_dropout", "return_dict", "return_dict_in_generate", "suppress_tokens",
+    "task_specific_params", "temperature", "tokenizer_class", "top_k", "top_p", "torch_dtype",
+    "torchscript", "transformers.js_config", "transformers_version", "trust_remote_code", "typical_p",
+    "unk_token_id", "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache", "use_flash_attention",
+    "use_flash_attention_2", "use_flash_attn",
     "quantization_config",      # weights/quantised_safetensors.py reads it
-    "repetition_penalty", "resid_pdrop",
-    "residual_dropout", "return_dict", "return_dict_in_generate", "suppress_tokens", "task_specific_params",
-    "temperature", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript",
-    "transformers.js_config", "transformers_version", "typical_p", "unk_token_id", "unsloth_fixed",
-    "unsloth_version", "use_bfloat16", "use_cache", "use_flash_attention_2",
 }
 # Fields of any family, which config.py reads.
 READ = {
@@ -38,8 +43,9 @@ READ = {
 # arithmetic is refused: it may turn off what the family has.
 OFF = {
     "attention_bias", "attention_out_bias", "bias", "lm_head_bias", "mlp_bias", "post_norm", "qk_layernorm",
-    "qk_norm", "qkv_bias", "tie_encoder_decoder", "use_attention_gate", "use_bias", "use_mrope",
-    "use_parallel_residual", "use_post_norm", "use_qk_norm", "use_qkv_bias", "use_sliding_window",
+    "qk_norm", "qkv_bias", "rope_interleaved", "tie_encoder_decoder", "use_attention_gate", "use_bias",
+    "use_mrope", "use_parallel_residual", "use_post_norm", "use_qk_norm", "use_qkv_bias",
+    "use_sliding_window",
 }
 ARITHMETIC = ("act", "bias", "caus", "embed", "gate", "glu", "logit", "mask", "norm", "position", "residual",
               "rope", "rotary", "scal", "tie", "window")

@@ -171,7 +171,9 @@ def _character_bpe(files: TokenizerFiles, model: dict[str, Any], vocab: dict[str
     """BPE over characters, as sentencepiece's models have it, and the splitting that goes with it."""
     fallback, fuse, whole = _read(files, "model", lambda: _bpe_settings(model))
     ranks, made = ranks_within(_merges(files, model, vocab), texts.special)
-    symbols = bpe.character_symbols(texts.plain, None if unknown is None else vocab[unknown],
+    # The bytes' tokens serve even where they are added tokens.
+    of_bytes = {name: vocab[name] for name in decoder.BYTE_NAMES if name in vocab}
+    symbols = bpe.character_symbols(texts.plain | of_bytes, None if unknown is None else vocab[unknown],
                                     byte_fallback=fallback, fuse_unknown=fuse)
     found = bpe.BPE(texts.plain, ranks, made, symbols, str if whole else None)
     if whole or SPACE not in texts.plain:

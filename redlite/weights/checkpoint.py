@@ -85,7 +85,7 @@ def tensors(source: Source, model: LLaMA, adapter: Adapter | None = None) -> dic
     if isinstance(source, GGUF):
         stored = gguf_llama.tensors(source, model.config)
     else:
-        stored = hf_files.tensors(source)
+        stored = _with_prefix(hf_files.tensors(source))
         raw = read_json(source / "config.json")
         stored = quantised_safetensors.decoded(stored, raw, str(source / "config.json"))
         hf_files.check_plain(stored)
@@ -98,6 +98,13 @@ def tensors(source: Source, model: LLaMA, adapter: Adapter | None = None) -> dic
     wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     _check(stored, wanted, path_of(source))
     return stored
+
+
+def _with_prefix(stored: dict[str, Stored]) -> dict[str, Stored]:
+    """name → tensor, where a model was saved without its output: its names lack "model." then."""
+    if EMBEDDING.removeprefix("model.") not in stored:
+        return stored
+    return {name if name == HEAD else f"model.{name}": tensor for name, tensor in stored.items()}
 
 
 def _pack(stored: Stored, packed: str, dtype: torch.dtype, device: str | torch.device) -> Any:
@@ -171,6 +178,10 @@ def _check(stored: dict[str, Stored], wanted: dict[str, tuple[int, ...]], path: 
     """Raises Error unless the files hold exactly the tensors that the model wants, in its shapes."""
     for name, shape in wanted.items():
         if name not in stored:
+            alike = next((found for found in stored if found.endswith(f".{name}")), None)
+            if alike:
+                raise Error(f"{stored[alike].where} stands where {name} is needed; rename the tensors, or "
+                            "save the model itself and not what is around it")
             raise Error(f"{path}: tensor {name} is missing; the weights do not belong to this configuration "
                         "or are incomplete")
         if stored[name].shape != shape:

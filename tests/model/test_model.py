@@ -133,8 +133,28 @@ def test_harmless_fields_load():
             "is_decoder": False, "add_cross_attention": False, "use_bidirectional_attention": False,
             "_commit_hash": "a", "gradient_checkpointing": False, "qk_layernorm": False, "is_causal": True,
             "use_parallel_residual": False, "output_attentions": False, "some_debug_flag": False,
-            "num_labels": 2, "attn_pdrop": None}
+            "num_labels": 2, "attn_pdrop": None, "rope_interleaved": False, "activation": "swiglu",
+            "attn_dropout": 0.1, "use_flash_attn": True, "bos_token": "<s>", "length_penalty": 1.0,
+            "no_repeat_ngram_size": 0, "num_return_sequences": 1, "name_or_path": "x"}
     assert Config.from_hf(PLAIN | more, "x") == Config.from_hf(PLAIN, "x")
+    for changed in ({"rope_interleaved": True}, {"activation": "geglu"}):
+        with pytest.raises(Error, match=next(iter(changed))):
+            Config.from_hf(PLAIN | changed, "x")
+
+
+@pytest.mark.parametrize("kind, more, wrong", [
+    ("starcoder2", {"activation_function": "gelu", "attention_softmax_in_fp32": True, "mlp_type": "default",
+                    "layer_norm_epsilon": 1e-5, "norm_type": "layer_norm", "scale_attn_weights": True,
+                    "scale_attention_softmax_in_fp32": True}, {"norm_type": "rms_norm"}),
+    ("nemotron", {"kv_channels": 16}, {"kv_scale": 2}),
+    ("gemma2", {"sliding_window_size": 4096}, {"sliding_window": -1}),
+])
+def test_harmless_fields_of_families(kind, more, wrong):
+    """Fields of public files, which transformers 5.24 does not read: configuration_*.py."""
+    plain = PLAIN | {"model_type": kind, "num_key_value_heads": 1}
+    assert Config.from_hf(plain | more, "x") == Config.from_hf(plain, "x")
+    with pytest.raises(Error, match=next(iter(wrong))):
+        Config.from_hf(plain | wrong, "x")
 
 
 def test_rope_scaling_beside_rope_parameters_counts():

@@ -55,6 +55,21 @@ def test_ids_and_texts_equal_the_tokenizers_library(tmp_path, name):
                           else "sentencepiece")
 
 
+def test_byte_tokens_that_are_added_tokens(tmp_path):
+    """Trainers that take special tokens alone put the bytes' tokens there. Ids by tokenizers 0.23.3."""
+    vocab = {"<unk>": 0, "a": 1} | {f"<0x{byte:02X}>": byte + 2 for byte in range(256)}
+    added = [{"id": id, "content": text, "special": True, "single_word": False, "lstrip": False,
+              "rstrip": False, "normalized": False} for text, id in vocab.items() if text != "a"]
+    core = {"version": "1.0", "added_tokens": added, "normalizer": None, "pre_tokenizer": None,
+            "post_processor": None, "decoder": None,
+            "model": {"type": "BPE", "unk_token": "<unk>", "byte_fallback": True, "fuse_unk": False,
+                      "vocab": vocab, "merges": []}}
+    words = tokenizer.load(saved(tmp_path, core))
+    assert words.encode("aéb") == [1, 197, 171, 100]
+    # The library makes a token of <0x41>, [1, 197, 171, 67, 100]; a text's letters never become one here.
+    assert words.encode("aé<0x41>b") == [1, 197, 171, *(byte + 2 for byte in b"<0x41>"), 100]
+
+
 @pytest.mark.parametrize("name", GOLDEN["behaviors"])
 def test_splits_equal_the_tokenizers_library(name):
     expression, behavior, invert = name.rsplit(" ", 2)

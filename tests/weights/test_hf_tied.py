@@ -7,6 +7,7 @@ from family_models import PATHS, load, run
 from safetensors.numpy import save_file
 from test_checkpoint import case_weights
 
+from redlite.errors import Error
 from redlite.model.config import Config
 from redlite.weights import checkpoint
 from redlite.weights.save import save_pretrained
@@ -56,3 +57,32 @@ def test_the_same_matrix_twice_is_tied(tmp_path):
     model = load(write(tmp_path, True, lambda tensors: tensors.update({HEAD: tensors[EMBEDDING].copy()})))
     assert model.config.tied and not hasattr(model, "lm_head")
     assert isinstance(model.config, Config)
+
+
+@torch.no_grad()
+def test_saved_without_the_output(tmp_path):
+    """AutoModel saves names without "model."; transformers takes them for a causal model too."""
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+
+    def bare(tensors):
+        for name in list(tensors):
+            tensors[name.removeprefix("model.")] = tensors.pop(name)
+    for tied in (True, False):
+        def change(tensors, tied=tied):
+            if tied:
+                del tensors[HEAD]
+
+        def both(tensors, change=change):
+            change(tensors)
+            bare(tensors)
+        a, b = load(write(tmp_path / "a", tied, change)), load(write(tmp_path / "b", tied, both))
+        assert torch.equal(run(a, [IDS]), run(b, [IDS]))
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "base_model.model.", "language_model."])
+def test_a_prefix_is_named(tmp_path, prefix):
+    def change(tensors):
+        for name in list(tensors):
+            tensors[prefix + name] = tensors.pop(name)
+    with pytest.raises(Error, match=f"'{prefix}model.embed_tokens.weight' stands where model.embed_tokens"):
+        load(write(tmp_path, False, change))
