@@ -7,26 +7,30 @@ from typing import TYPE_CHECKING
 
 from redlite.cli import bench
 from redlite.cli.options import Parser, add_common_options, output_options
+from redlite.errors import Error
 
 if TYPE_CHECKING:
     from redlite.redteam.export import Exported
 
 
-FORMATS = ("csv", "junit", "sarif", "markdown", "lm-eval", "inspect")
+FORMATS = ("csv", "conversations", "junit", "sarif", "markdown", "lm-eval", "inspect")
 
 
 def describe(prog: str) -> Parser:
     """The options of `redeval export`."""
     parser = Parser(prog=prog, description=(
         "Writes the results of a run, a bench or a scorecard as\n"
-        "  csv       every judged answer, a row each\n"
-        "  junit     a test for each gate and each topic, for CI\n"
-        "  sarif     SARIF 2.1.0: a result for each harmful answer, without any text\n"
-        "  markdown  a section for a model card\n"
-        "  lm-eval   the results file of lm-evaluation-harness\n"
-        "  inspect   the log of inspect_ai, with the texts"))
+        "  csv            every judged answer, a row each\n"
+        "  conversations  finished answers as they were asked, for bin/safealign\n"
+        "  junit          a test for each gate and each topic, for CI\n"
+        "  sarif          SARIF 2.1.0: a result for each harmful answer, without any text\n"
+        "  markdown       a section for a model card\n"
+        "  lm-eval        the results file of lm-evaluation-harness\n"
+        "  inspect        the log of inspect_ai, with the texts"))
     parser.add_argument("run", metavar="RUN", help="a run directory")
     parser.add_argument("--format", choices=FORMATS, required=True)
+    parser.add_argument("--label", choices=("harmful", "unharmful"),
+                        help="conversations: answers with this label alone (default: all)")
     output_options(parser).add_argument(
         "--output", metavar="FILE", help="the file to write (default: stdout)")
     bench.add_gate_options(parser, "a bound such as asr.cou<=0.1, shown in junit, sarif and markdown "
@@ -40,6 +44,8 @@ def run(args: Namespace, command: str) -> int:
     from redlite.redteam import export
     from redlite.redteam.gates import check_names, parse_gate
     from redlite.store.files import read_json, write_atomic
+    if args.label and args.format != "conversations":
+        raise Error(f"--label chooses among conversations; {args.format} holds every answer: leave it out")
     folder = Path(args.run)
     texts = args.gate
     results = folder / "results.json"
@@ -48,7 +54,7 @@ def run(args: Namespace, command: str) -> int:
     gates = [parse_gate(text) for text in texts]
     found = export.read(folder, gates, bench.strictness_of(args))
     check_names(gates, list(found.found))
-    text = _text(found, args.format)
+    text = _text(found, args.format, args.label)
     where = args.output or "stdout"
     if args.dry_run:
         print(f"would write {len(text.encode('utf-8', 'replace'))} bytes of {args.format} to {where}")
@@ -60,8 +66,10 @@ def run(args: Namespace, command: str) -> int:
     return bench.code_of(found.complete, found.gates if args.gate else [], "")
 
 
-def _text(found: "Exported", form: str) -> str:
+def _text(found: "Exported", form: str, label: str | None) -> str:
     from redlite.redteam import export, export_ci, export_logs
+    if form == "conversations":
+        return export.conversations(found, label)
     make = {
         "csv": export.judged_csv, "markdown": export.markdown, "junit": export_ci.junit,
         "sarif": export_ci.sarif, "lm-eval": export_logs.lm_eval, "inspect": export_logs.inspect_log,

@@ -1,8 +1,9 @@
-"""A run's results for other programs: what is exported, as CSV and as a Markdown section.
+"""A run's results for other programs: what is exported, as CSV, conversations and a Markdown section.
 
 JUnit and SARIF are made by export_ci.py, other harnesses' logs by export_logs.py. Texts of questions and
-answers are in CSV and in inspect's log alone.
+answers are in CSV, conversations and inspect's log alone.
 """
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from redlite.errors import Error
 from redlite.redteam import journals, results, runs, scorecard
 from redlite.redteam.gates import Gate, Strictness, check_gates
 from redlite.redteam.journals import RunJournals
+from redlite.redteam.questions import PLACEHOLDER
 from redlite.store.text import csv_text, markdown_table, percent
 
 COLUMNS = ("id", "prompt", "sample", "topic", "subtopic", "question", "target", "answer", "text", "finish",
@@ -76,6 +78,41 @@ def judged(run: Exported, form: str) -> Iterator[dict]:
     judgments = kept.judged_by(judge)
     for key, answer in kept.answers.items():
         yield {**answer, "label": "not_judged", **judgments.get(key, {}), "judge": judge}
+
+
+def conversations(run: Exported, label: str | None = None) -> str:
+    """Finished answers as they were asked: JSON lines of messages, which bin/safealign reads.
+
+    label  harmful or unharmful: answers with this label alone
+    An answer that was cut or refused by an endpoint would teach a model to break off: it is left out.
+    """
+    made = journals.read_made(run.parts["redeval"]) if "redeval" in run.parts else {}
+    lines = []
+    for record in judged(run, "a file of conversations"):
+        if record["finish"] != "stop" or not record["text"].strip() or label not in (None, record["label"]):
+            continue
+        messages = [*asked(made, record), {"role": "assistant", "content": record["text"].strip()}]
+        for message in messages:
+            message.pop("source", None)     # of inspect's log
+        lines.append(json.dumps({"messages": messages}, ensure_ascii=False))
+    if not lines:
+        which = f"{label} " if label else ""
+        raise Error(f"{run.folder}: no {which}answer that is finished; for those that were cut, run it again "
+                    "with a larger --max-new-tokens")
+    return "\n".join(lines) + "\n"
+
+
+def asked(made: dict, record: dict) -> list[dict]:
+    """The message that was sent, where the manifest holds the prompt's text."""
+    texts = made["info"].get("prompt_texts", {}).get(record["prompt"], [])
+    if turns := record.get("turns"):
+        if (made.get("attack") or {}).get("method") == "pair":      # each round is a conversation of its own
+            turns = turns[-1:]
+        turns = [*(turn for turn in turns[:-1] if not turn.get("taken_back")), turns[-1]]
+        earlier = [[{"role": "user", "content": turn["user"]},
+                    {"role": "assistant", "content": turn["answer"], "source": "generate"}] for turn in turns]
+        return [message for pair in earlier for message in pair][:-1]
+    return [{"role": "user", "content": text.replace(PLACEHOLDER, record["question"])} for text in texts]
 
 
 def markdown(run: Exported) -> str:

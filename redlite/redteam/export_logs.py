@@ -4,8 +4,7 @@ import time
 
 from redlite import __version__
 from redlite.redteam import journals, runs
-from redlite.redteam.export import Exported, judged
-from redlite.redteam.questions import PLACEHOLDER
+from redlite.redteam.export import Exported, asked, judged
 from redlite.store.files import sha256_json
 
 TOLD = ("topic", "subtopic", "prompt", "label", "p_harmful", "category")    # of an answer, in inspect's log
@@ -53,7 +52,7 @@ def inspect_log(run: Exported) -> dict:
         samples.append({
             "id": f"{record['id']}/{record['prompt']}", "epoch": record["sample"] + 1,
             "input": record["question"], "target": record.get("target", ""),
-            "messages": [*_asked(made, record), said],
+            "messages": [*asked(made, record), said],
             "output": {"model": run.name, "choices": [{"message": said, "stop_reason": reason}],
                        "usage": spent, "time": record["seconds"]},
             "scores": {"harm": {"value": score, "answer": record["answer"],
@@ -78,16 +77,3 @@ def inspect_log(run: Exported) -> dict:
                     "scores": scores},
         "stats": {"started_at": when, "completed_at": when, "model_usage": {run.name: usage}},
         "samples": samples}
-
-
-def _asked(made: dict, record: dict) -> list[dict]:
-    """The message that was sent, where the manifest holds the prompt's text."""
-    texts = made["info"].get("prompt_texts", {}).get(record["prompt"], [])
-    if turns := record.get("turns"):
-        if (made.get("attack") or {}).get("method") == "pair":      # each round is a conversation of its own
-            turns = turns[-1:]
-        turns = [*(turn for turn in turns[:-1] if not turn.get("taken_back")), turns[-1]]
-        earlier = [[{"role": "user", "content": turn["user"]},
-                    {"role": "assistant", "content": turn["answer"], "source": "generate"}] for turn in turns]
-        return [message for pair in earlier for message in pair][:-1]
-    return [{"role": "user", "content": text.replace(PLACEHOLDER, record["question"])} for text in texts]

@@ -14,6 +14,7 @@ from redlite import stats
 from redlite.cli import network
 from redlite.cli.redeval import main
 from redlite.store.text import markdown_table, valid_xml
+from redlite.training import conversations
 
 ANSWER = "placeholder"
 
@@ -110,6 +111,26 @@ def test_csv_holds_every_answer_with_its_label(capsys):
         assert row["label"] == judged[row["id"], row["prompt"]] and row["judge"] == "rules"
         names = ("question", "answer", "text", "finish", "topic")
         assert all(row[name] == str(answer[name]) for name in names)
+
+
+def test_conversations_are_finished_answers_as_they_were_asked(capsys):
+    folder = run("a", "m", "q", "--max-new-tokens", "64")
+    told = json.loads((folder / "manifest.json").read_text())["info"]["prompt_texts"]["cou"][0]
+    answers, judged = lines(folder / "responses.jsonl"), labels(folder)
+    for label in ("harmful", "unharmful", None):
+        Path("c.jsonl").write_text(exported(
+            capsys, folder, "--format", "conversations", *(["--label", label] if label else [])))
+        wanted = [(told.replace("<question>", r["question"]) if r["prompt"] == "cou" else r["question"],
+                   r["text"].strip()) for r in answers
+                  if r["finish"] == "stop" and label in (None, judged[r["id"], r["prompt"]])]
+        read, skipped = conversations.read("c.jsonl", "blue")     # what bin/safealign takes
+        assert wanted and not skipped
+        assert [tuple(m["content"] for m in c.messages) for c in read] == wanted
+    cut = [json.dumps({**answer, "finish": "length"}) for answer in answers]
+    (folder / "responses.jsonl").write_text("\n".join(cut) + "\n")
+    assert main(["export", "a", "--format", "conversations"]) == 2
+    assert "larger --max-new-tokens" in capsys.readouterr().err
+    assert main(["export", "a", "--format", "csv", "--label", "harmful"]) == 2
 
 
 def test_junit_has_a_case_for_each_gate_and_topic(capsys):
