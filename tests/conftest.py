@@ -33,7 +33,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
-def pytest_collection_finish() -> None:
-    """Leave what has been imported and collected out of every later search for garbage."""
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Leave what has been imported and collected out of every later search for garbage.
+
+    What is marked `ahead` starts now, as a process of its own: one core serves the tests, another is idle.
+    """
     gc.collect()
     gc.freeze()
+    for item in session.items:
+        if item.get_closest_marker("ahead") and not session.config.option.collectonly:
+            item.module.start()

@@ -223,13 +223,16 @@ def _plan(args: argparse.Namespace) -> "Plan":
     objective = chosen_objective(args)
     parameters = plan.parameters(objective, args.preset, args.parameter)
     return plan.Plan(args.strategy, objective, parameters, args.steps_a, args.epochs, args.steps,
-                     args.batch_size, mix, args.max_tokens, args.validation, args.seed, _prompts(args))
+                     args.batch_size, mix, args.max_tokens, args.validation, args.seed, _prompts(args),
+                     args.plain_helpful)
 
 
 def _prompts(args: argparse.Namespace) -> dict[str, str]:
     """What --prompt names, name → text; none where questions are asked as they stand."""
     from redlite.redteam.questions import load_prompt
     prompts = [load_prompt(name) for name in args.prompt or ()]
+    if args.plain_helpful and not prompts:
+        raise Error("--plain-helpful leaves helpful conversations out of --prompt, which names none; add one")
     names = [p.name for p in prompts]
     if twice := [name for name in names if names.count(name) > 1]:
         raise Error(f"--prompt: {twice[0]!r} is named twice; name each prompt once")

@@ -144,6 +144,8 @@ def _add_data(parser: Parser) -> None:
                        help="how conversations ask their first question, in turns: standard, cot, cou, play "
                             "(a Chain of Utterances that RED-EVAL does not use), or text files with a "
                             "<question> placeholder (default: as they stand)")
+    flag(group, "plain-helpful", "leave helpful conversations out of --prompt: the model learns to withstand "
+         "an attack, and keeps its answers to plain questions")
     group.add_argument("--max-tokens", type=whole(8), default=1280, metavar="N",
                        help="of a conversation; later exchanges are cut, whole (default: %(default)s)")
     group.add_argument("--tokens-per-batch", type=whole(8), default=2048, metavar="N",

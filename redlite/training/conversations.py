@@ -274,15 +274,20 @@ def split(conversations: list[Conversation], share: float,
     return parts
 
 
-def ask_through(conversations: Iterable[Conversation], prompts: Sequence[str]) -> list[Conversation]:
+def ask_through(conversations: Iterable[Conversation], prompts: Sequence[str],
+                colours: Sequence[str]) -> list[Conversation]:
     """The conversations with their first user turns put into red-teaming prompts.
 
     prompts  texts with a <question> placeholder; the questions take them in turns
+    colours  whose conversations; the others stay as they are
     All conversations of a question have one prompt, since a pair of answers is compared after the same words.
     """
     places: dict[str, int] = {}
     asked = []
     for c in conversations:
+        if c.colour not in colours:
+            asked.append(c)
+            continue
         place = places.setdefault(question_key(c.question), len(places))
         first = next(i for i, m in enumerate(c.messages) if m["role"] == "user")
         messages = [dict(m) for m in c.messages]

@@ -42,6 +42,7 @@ class Plan:
     seed: int = 0
     # name → text that first user turns are put into; questions take them in turns
     prompts: dict[str, str] = field(default_factory=dict)
+    plain_helpful: bool = False          # helpful conversations stay as they are, whatever the prompts
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def corpus(files: Files, template: Format, plan: Plan, limit: int | None = None)
     parts = []
     for part in conversations.split(found, plan.validation, plan.seed):
         if plan.prompts:
-            part = conversations.ask_through(part, list(plan.prompts.values()))
+            wrapped = ("blue", "red") if plan.plain_helpful else loss.COLOURS
+            part = conversations.ask_through(part, list(plan.prompts.values()), wrapped)
         examples, dropped = dataset.encode_all(part, template, plan.max_tokens)
         notes.update(dropped)
         parts.append(examples)

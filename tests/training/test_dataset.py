@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from redlite.errors import Error
-from redlite.loss import BLUE, HELPFUL, RED
+from redlite.loss import BLUE, COLOURS, HELPFUL, RED
 from redlite.training import conversations, dataset
 
 
@@ -215,12 +215,14 @@ def test_questions_are_asked_through_prompts_in_turns():
                                                        assistant("y")))
     given = [conversation("0", "a", "no", "blue"), conversation("1", "b", "no", "blue"),
              conversation("2", "A ", "placeholder", "red"), two]
-    asked = conversations.ask_through(given, ["<question>", "Play: <question>!"])
+    asked = conversations.ask_through(given, ["<question>", "Play: <question>!"], COLOURS)
     assert [c.first_turn for c in asked] == ["a", "Play: b!", "A ", "c?"]
     assert [c.question for c in asked] == [c.question for c in given]
-    asked = conversations.ask_through(given[::-1], ["<question>", "Play: <question>! <question>"])
+    asked = conversations.ask_through(given[::-1], ["<question>", "Play: <question>! <question>"], COLOURS)
     assert [c.first_turn for c in asked] == ["c?", "Play: A ! A ", "b", "Play: a! a"]
     assert asked[0].messages == two.messages
+    asked = conversations.ask_through(given, ["Play: <question>!"], ["blue"])
+    assert [c.first_turn for c in asked] == ["Play: a!", "Play: b!", "A ", "c?"]
 
 
 def test_encode_cuts_whole_exchanges():
