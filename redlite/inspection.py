@@ -1,16 +1,20 @@
 """What a model is and would do, told from its files' headers: no weight is read, and no torch is needed."""
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 from redlite.errors import Error
+from redlite.model.config import Config
+from redlite.model.parameters import shapes
 from redlite.store.files import read_json
 from redlite.store.text import columns, printable, short
 from redlite.text import chat_choice, tokenizer
+from redlite.weights import configuration, fit, gguf_llama
 from redlite.weights.gguf import GGUF
 from redlite.weights.gguf_types import TYPES, packed_format
-from redlite.weights.headers import safetensors_entries, weight_files
+from redlite.weights.headers import CODES, gathered, safetensors_entries, weight_files
 from redlite.weights.source import Source, open_source, path_of
 
 MERGES = "tokenizer.ggml.merges"  # the longest part of a header, and no part of what is told here
@@ -65,11 +69,12 @@ class Inspection(TypedDict):
     cache_bytes_per_token: dict[str, int] | None
 
 
-class Stored(TypedDict):
-    """A tensor as a header tells it."""
+class Stored(NamedTuple):
+    """A tensor as a header tells it. where: file and tensor, for errors."""
     kind: str
     shape: tuple[int, ...]
     nbytes: int
+    where: str
 
 
 def inspect(path: str | Path, template: str | None = None) -> Inspection:
@@ -88,8 +93,12 @@ def inspect(path: str | Path, template: str | None = None) -> Inspection:
             refused.append(str(error))
             return None
     tensors, size, files = _stored(source)
-    found = attempt(lambda: _configuration(source))
+    found = attempt(lambda: configuration.read_config(source))
     config, raw = found if found else (None, {})
+    method = None
+    if config:
+        method = configuration.quantisation(raw, str(path_of(source)))
+        attempt(lambda: _check_tensors(source, config, tensors, method is not None))
     words = attempt(lambda: _tokenizer(source))
     if config and words and words.base_size > config.vocab_size:
         refused.append(f"{path_of(source)}: the tokenizer has {words.base_size} tokens and the model only "
@@ -103,11 +112,10 @@ def inspect(path: str | Path, template: str | None = None) -> Inspection:
             why = chosen.why
         else:
             chat, why = chat_choice.describe(chosen), ""
-    method = (raw.get("quantization_config") or {}).get("quant_method") if config else None
     known = bool(tensors) and method is None
     return {
         "path": str(path_of(source)), "files": files, "family": _family(source), "bytes": size,
-        "parameters": sum(_count(t["shape"]) for t in tensors.values()) if known else None,
+        "parameters": sum(_count(t.shape) for t in tensors.values()) if known else None,
         "types": _types(tensors), "quantisation": method, "config": _sizes(config) if config else {},
         "tokenizer": _words(words) if words else None, "special_tokens": dict(words.special) if words else {},
         "stop_ids": sorted(stop_ids), "chat": chat, "chat_refused": why, "refused": refused,
@@ -122,21 +130,60 @@ def _stored(source: Source) -> tuple[dict[str, Stored], int, int]:
     """(the tensors that headers name, bytes of the files, how many files). A .bin file has no header."""
     if isinstance(source, GGUF):
         size = sum(part.path.stat().st_size for part in source.parts)
-        named = {t.name: Stored(kind=t.type, shape=t.shape, nbytes=t.nbytes) for t in source.tensors.values()}
+        named = {}
+        for t in source.tensors.values():
+            where = f"{source.parts[t.part].path}: tensor {short(t.name)}"
+            named[t.name] = Stored(t.type, t.shape, t.nbytes, where)
         return named, size, len(source.parts)
     files = [file for file in weight_files(source)[1] if file.suffix != ".json"]
-    found: dict[str, Stored] = {}
-    for file in files:
-        if not file.is_file():
-            raise Error(f"{file}: is missing; fetch the files again")
-        for name, entry in safetensors_entries(file).items() if file.suffix == ".safetensors" else ():
-            found[name] = Stored(kind=entry.kind, shape=entry.shape, nbytes=entry.nbytes)
+    found = gathered(source, _of_header)
     return found, sum(file.stat().st_size for file in files), len(files)
 
 
-def _configuration(source: Source) -> tuple[Any, dict]:
-    from redlite.weights.configuration import read_config
-    return read_config(source)
+def _of_header(file: Path) -> dict[str, Stored]:
+    """The tensors of one file of weights; {} of a .bin file."""
+    if file.suffix == ".bin":
+        return {}
+    return {name: Stored(entry.kind, entry.shape, entry.nbytes, f"{file}: tensor {short(name)}")
+            for name, entry in safetensors_entries(file).items()}
+
+
+def _check_tensors(source: Source, config: Config, tensors: dict[str, Stored], quantised: bool) -> None:
+    """Raises the Error with which loading would end for the tensors' names and shapes."""
+    if quantised or not tensors or any(tensor.kind in CODES for tensor in tensors.values()):
+        _check_by_torch(source, config)
+        return
+    if isinstance(source, GGUF):
+        found = {name: tensors[stored] for stored, name in gguf_llama.names(source).items()}
+    else:
+        found = fit.with_prefix(tensors)
+    if config.family.fused:
+        found = _split(found, config)
+    if config.tied and fit.HEAD in found:   # see checkpoint._settle_tied, which compares the numbers too
+        found.setdefault(fit.EMBEDDING, found[fit.HEAD])
+        config = replace(config, tied=False)
+    fit.check(found, shapes(config), path_of(source))
+
+
+def _split(tensors: dict[str, Stored], config: Config) -> dict[str, Stored]:
+    """What loading takes apart, taken apart; see `fused.split`."""
+    found = {}
+    for name, tensor in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        for part, rows in fit.parts_of(module, tensor, config):
+            found[f"{part}.{leaf}"] = tensor._replace(shape=(len(rows), *tensor.shape[1:]))
+    return found
+
+
+def _check_by_torch(source: Source, config: Config) -> None:
+    """`_check_tensors` of files whose headers do not tell enough. torch maps them, and reads little."""
+    import torch
+
+    from redlite.model.llama import LLaMA
+    from redlite.weights import checkpoint
+    with torch.device("meta"):
+        model = LLaMA(config)
+    checkpoint.tensors(source, model)
 
 
 def _tokenizer(source: Source) -> tokenizer.Tokenizer:
@@ -162,12 +209,12 @@ def _count(shape: tuple[int, ...]) -> int:
 def _types(tensors: dict[str, Stored]) -> dict[str, TypeUse]:
     found: dict[str, TypeUse] = {}
     for tensor in tensors.values():
-        kind = tensor["kind"]
+        kind = tensor.kind
         in_c = kind in TYPES and TYPES[kind].in_c
         use = found.setdefault(kind, TypeUse(tensors=0, parameters=0, bytes=0, in_c=in_c))
         use["tensors"] += 1
-        use["parameters"] += _count(tensor["shape"])
-        use["bytes"] += tensor["nbytes"]
+        use["parameters"] += _count(tensor.shape)
+        use["bytes"] += tensor.nbytes
     return found
 
 
@@ -200,13 +247,13 @@ def _memory(tensors: dict[str, Stored], format: str) -> int:
     """
     total, untied = 0.0, any(name in tensors for name in HEADS)
     for name, tensor in tensors.items():
-        shape = tensor["shape"]
+        shape = tensor.shape
         if untied and name in EMBEDDINGS:
             continue
         if len(shape) != 2:
             total += 4 * _count(shape)
             continue
-        own = packed_format(tensor["kind"], format)[0] if tensor["kind"] in TYPES else format
+        own = packed_format(tensor.kind, format)[0] if tensor.kind in TYPES else format
         rows = -(-shape[0] // PANEL) * PANEL
         inputs = shape[1] if own == "float32" else -(-shape[1] // BLOCK) * BLOCK
         total += rows * inputs * WEIGHT_BITS[own] / 8

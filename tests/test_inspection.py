@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import family_models
 import gguf_file
 import numpy as np
 import pytest
@@ -168,3 +169,17 @@ def test_no_torch_is_imported(tmp_path, kind):
         model = tmp_path / "m.gguf"
     code = f"import sys, redlite; redlite.inspect({str(model)!r}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["tied", "gemma2", "phi3 longrope", "smollm3"])
+def test_nothing_is_refused_that_loads(tmp_path, name):
+    """Tied outputs under either name, fused matrices, and the names of GGUF files."""
+    if name == "tied":
+        raw, tensors = made.case_weights("tied")
+        embedding = tensors.pop("model.embed_tokens.weight")
+        folder = made.write_directory(tmp_path, raw, tensors | {"lm_head.weight": embedding})
+    else:
+        folder = family_models.directory(name, tmp_path)
+    made.load(folder)
+    refused = redlite.inspect(folder)["refused"]
+    assert len(refused) == 1 and "copy the model's tokenizer there" in refused[0]

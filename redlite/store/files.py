@@ -84,6 +84,13 @@ class Hashing(threading.Thread):
         return self._found
 
 
+def check_fetched(path: Path, start: bytes) -> None:
+    """Raises Error for a file that begins as the pointers do that Git LFS leaves where it fetches nothing."""
+    if start.startswith(b"version https://git-lfs"):
+        raise Error(f"{path}: is a pointer of Git LFS and not the file itself; run git lfs pull there, "
+                    "or download the file")
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file that becomes `path` when the block ends well, and is removed when it does not.

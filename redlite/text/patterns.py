@@ -133,7 +133,7 @@ def _categories(letters: int) -> str:
     for name, runs in NEWER.items():
         for first, last in ranges_of(runs):
             every[first:last + 1] = [name] * (last + 1 - first)
-    return "".join(every if letters == 2 else (name[0] for name in every))
+    return "".join(every)[::3 - letters]
 
 
 def word_characters() -> Ranges:

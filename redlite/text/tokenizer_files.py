@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from redlite.errors import Error
+from redlite.store.files import check_fetched
 from redlite.store.text import short
 from redlite.text.added_tokens import Rule
 
@@ -43,6 +44,7 @@ class TokenizerFiles:
             content = (self.path / name).read_bytes()
         except OSError as error:
             raise Error(f"{self.path / name}: cannot be read ({error.strerror})") from None
+        check_fetched(self.path / name, content[:32])
         self._hash.update(f"{name} {len(content)}\n".encode() + content)
         return content
 

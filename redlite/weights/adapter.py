@@ -19,6 +19,7 @@ from redlite.store.files import read_json, sha256_file
 from redlite.store.text import short
 from redlite.text.lazy_pattern import LazyPattern
 from redlite.weights import fused, hf_files
+from redlite.weights.fit import EMBEDDING, HEAD, parts_of
 from redlite.weights.hf_files import Stored
 from redlite.weights.merged import Merged, Replaced
 from redlite.weights.source import ADAPTER_CONFIG
@@ -36,7 +37,6 @@ HARMLESS = {"auto_mapping", "base_model_name_or_path", "revision", "inference_mo
 OFF = {"lora_bias", "use_qalora", "use_bdlora", "target_parameters", "layer_replication",
        "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config"}
 INITS = (None, True, False, "gaussian", "eva", "orthogonal")  # the others change the base's weights as well
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 TENSOR = LazyPattern(r"base_model\.model\.(?P<module>.+?)\.(?:(?P<part>lora_A|lora_B|lora_embedding_A|"
                      r"lora_embedding_B|lora_magnitude_vector)(?:\.weight)?|"
                      r"token_adapter\.(?P<rows>trainable_tokens_delta)|"
@@ -173,7 +173,7 @@ def _parts(module: str, update: Update, config: Config) -> list[tuple[str, Updat
     tall = [name for name in ("lora_B", "lora_magnitude_vector") if name in update.parts]
     if not tall:
         return [(f"{module}.weight", update)]
-    parts = fused.parts_of(module, update.parts["lora_B"], config)
+    parts = parts_of(module, update.parts["lora_B"], config)
     if len(parts) == 1:
         return [(f"{module}.weight", update)]
     return [(f"{part}.weight", update._replace(parts=update.parts | {

@@ -14,20 +14,20 @@ import torch
 from torch import nn
 
 from redlite import kernels
-from redlite.errors import Error
 from redlite.kernels.cpu import read_tensor
 from redlite.model.llama import Embedding, Linear, LLaMA
+from redlite.model.parameters import shapes
 from redlite.store.files import read_json
-from redlite.weights import fused, gguf_llama, hf_files, quantised_safetensors
+from redlite.weights import fit, fused, gguf_llama, hf_files, quantised_safetensors
 from redlite.weights.adapter import Adapter
 from redlite.weights.configuration import read_config as read_config
+from redlite.weights.fit import EMBEDDING, HEAD
 from redlite.weights.gguf import GGUF
 from redlite.weights.gguf_formats import FileRows, Place, read_error
 from redlite.weights.gguf_types import TYPES, packed_format
 from redlite.weights.hf_files import Stored
 from redlite.weights.source import Source, open_source, path_of
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 COMPARED = 1 << 22  # numbers of two matrices that are compared at a time
 
 
@@ -85,7 +85,7 @@ def tensors(source: Source, model: LLaMA, adapter: Adapter | None = None) -> dic
     if isinstance(source, GGUF):
         stored = gguf_llama.tensors(source, model.config)
     else:
-        stored = _with_prefix(hf_files.tensors(source))
+        stored = fit.with_prefix(hf_files.tensors(source))
         raw = read_json(source / "config.json")
         stored = quantised_safetensors.decoded(stored, raw, str(source / "config.json"))
         hf_files.check_plain(stored)
@@ -95,16 +95,8 @@ def tensors(source: Source, model: LLaMA, adapter: Adapter | None = None) -> dic
         stored = adapter.merged(stored, model.config)
     if model.config.tied:
         _settle_tied(model, stored)
-    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    _check(stored, wanted, path_of(source))
+    fit.check(stored, shapes(model.config), path_of(source))
     return stored
-
-
-def _with_prefix(stored: dict[str, Stored]) -> dict[str, Stored]:
-    """name → tensor, where a model was saved without its output: its names lack "model." then."""
-    if EMBEDDING.removeprefix("model.") not in stored:
-        return stored
-    return {name if name == HEAD else f"model.{name}": tensor for name, tensor in stored.items()}
 
 
 def _pack(stored: Stored, packed: str, dtype: torch.dtype, device: str | torch.device) -> Any:
@@ -172,21 +164,3 @@ def _same(one: Stored, other: Stored) -> bool:
         if not torch.equal(a, b):
             return False
     return True
-
-
-def _check(stored: dict[str, Stored], wanted: dict[str, tuple[int, ...]], path: Path) -> None:
-    """Raises Error unless the files hold exactly the tensors that the model wants, in its shapes."""
-    for name, shape in wanted.items():
-        if name not in stored:
-            alike = next((found for found in stored if found.endswith(f".{name}")), None)
-            if alike:
-                raise Error(f"{stored[alike].where} stands where {name} is needed; rename the tensors, or "
-                            "save the model itself and not what is around it")
-            raise Error(f"{path}: tensor {name} is missing; the weights do not belong to this configuration "
-                        "or are incomplete")
-        if stored[name].shape != shape:
-            raise Error(f"{stored[name].where} has shape {list(stored[name].shape)} and the configuration "
-                        f"needs {list(shape)}; they do not belong together")
-    for name, found in stored.items():
-        if name not in wanted:
-            raise Error(f"{found.where} does not belong to a model of this configuration")

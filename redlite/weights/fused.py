@@ -1,5 +1,4 @@
 """Matrices that files keep as one and the model as several: q, k, v and gate, up of Phi-3."""
-import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -8,14 +7,12 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from redlite.errors import Error
 from redlite.model.config import Config
+from redlite.weights.fit import FUSED, parts_of
 from redlite.weights.gguf_formats import Place
 from redlite.weights.gguf_types import TYPES
 from redlite.weights.hf_files import Mapped, Stored
 
-PARTS = {"self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-         "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj")}
 T = TypeVar("T")
 
 
@@ -52,27 +49,6 @@ def split(stored: dict[str, Stored], config: Config) -> dict[str, Stored]:
     return found
 
 
-def parts_of(module: str, tensor: Stored, config: Config) -> list[tuple[str, range]]:
-    """The modules that a module is in the model, each with its rows of a tensor; itself if it is not fused.
-
-    Raises Error if a fused module's tensor has another number of rows.
-    """
-    heads, groups, size = config.n_heads, config.n_kv_heads, config.head_dim
-    sizes = {"self_attn.qkv_proj": (heads * size, groups * size, groups * size),
-             "mlp.gate_up_proj": (config.ffn_dim, config.ffn_dim)}
-    rows = tensor.shape[0] if tensor.shape else 0
-    match = re.fullmatch(r"(model\.layers\.[0-9]+\.)(.*)", module)
-    if match is None or match[2] not in PARTS:
-        return [(module, range(rows))]
-    counts = sizes[match[2]]
-    if rows != sum(counts):
-        raise Error(f"{tensor.where} has shape {list(tensor.shape)} and the configuration needs "
-                    f"{sum(counts)} rows; they do not belong together")
-    ends = [0, *itertools.accumulate(counts)]
-    return [(match[1] + part, range(first, last))
-            for part, first, last in zip(PARTS[match[2]], ends, ends[1:], strict=False)]
-
-
 def rows_of(tensor: Stored, first: int, count: int) -> Stored:
     """Some rows of a stored tensor, as a tensor."""
     if isinstance(tensor, Mapped):
@@ -86,7 +62,7 @@ def rows_of(tensor: Stored, first: int, count: int) -> Stored:
 
 def joined(parameters: Mapping[str, T], config: Config) -> dict[str, list[T]]:
     """name in files → the parameters whose rows make it up, in order."""
-    whole = {part: name for name, parts in PARTS.items() for part in parts} if config.family.fused else {}
+    whole = {part: name for name, parts in FUSED.items() for part in parts} if config.family.fused else {}
     found: dict[str, list[T]] = {}
     for name, parameter in parameters.items():
         match = re.fullmatch(r"(model\.layers\.[0-9]+\.)(.*)(\.weight|\.bias)", name)

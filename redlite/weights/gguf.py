@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from redlite.errors import Error
-from redlite.store.files import Hashing
+from redlite.store.files import Hashing, check_fetched
 from redlite.store.text import short
 from redlite.text.lazy_pattern import LazyPattern
 from redlite.weights.gguf_types import NAMES, OTHERS, TYPES
@@ -247,8 +247,10 @@ class _Reader:
 
     def start(self) -> tuple[int, int]:
         """The fixed header: (number of tensors, number of metadata pairs)."""
+        check_fetched(self.path, self.data[:32])
         if self.data[:4] != b"GGUF":
-            raise Error(f"{self.path}: is not a GGUF file (it does not begin with the letters GGUF)")
+            raise Error(f"{self.path}: is not a GGUF file (it does not begin with the letters GGUF); "
+                        "give a .gguf file, or a model's directory")
         self.at = 4
         version = self.u32("the version")
         if version not in (2, 3):

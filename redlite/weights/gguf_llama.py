@@ -90,16 +90,22 @@ def tensors(source: GGUF, config: Config) -> dict[str, Stored]:
     from redlite.weights.gguf_formats import place_in
     stored: dict[str, Stored] = {}
     architecture = source.metadata["general.architecture"]
-    for info in source.tensors.values():
-        if info.name in (ROPE, LONG, SHORT):  # factors of the rotary frequencies, which config_of has read
-            continue
-        name = hf_name(info.name, architecture)
-        order = row_order(config, architecture, name) if name else None
-        place = place_in(source, info.name, order)
+    for tensor, name in names(source).items():
+        place = place_in(source, tensor, row_order(config, architecture, name))
         # The converter has added 1 to the weights of Gemma's norms.
-        folded = config.family.norm == "rms+1" and name is not None and name.endswith("norm.weight")
-        stored[name or info.name] = LessOne(place) if folded else place
+        folded = config.family.norm == "rms+1" and name != tensor and name.endswith("norm.weight")
+        stored[name] = LessOne(place) if folded else place
     return stored
+
+
+def names(source: GGUF) -> dict[str, str]:
+    """tensor → our parameter, or the tensor's own name where it is none.
+
+    Factors of the rotary frequencies are left out: config_of has read them.
+    """
+    architecture = source.metadata["general.architecture"]
+    return {name: hf_name(name, architecture) or name for name in source.tensors
+            if name not in (ROPE, LONG, SHORT)}
 
 
 def hf_name(name: str, architecture: str = "llama") -> str | None:

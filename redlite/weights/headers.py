@@ -4,17 +4,24 @@ Names, shapes, dtypes and offsets are compared with the files' sizes before the 
 """
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 from redlite.errors import Error
-from redlite.store.files import loads, read_json
+from redlite.store.files import check_fetched, loads, read_json
 from redlite.store.text import short
+from redlite.text.lazy_pattern import LazyPattern
+from redlite.weights.fit import Told
 
 HEADER_BYTES = 100_000_000  # the most that the safetensors format allows
 PLAIN = {"F32": 4, "F16": 2, "BF16": 2}  # bytes of a number
 CODES = {"F8_E4M3": 1, "I8": 1, "U8": 1, "I32": 4, "I64": 8}  # of what quantised weights consist of
+INVERSE_FREQUENCIES = "rotary_emb.inv_freq"  # a buffer of old checkpoints; it follows from the configuration
 FETCH = "the file is damaged, fetch it again"
+OWN_LAYOUT = "consolidated"     # the beginning of names of Meta's and Mistral's own files
+SHARD = LazyPattern(r"(?P<name>.+)-(?P<part>[0-9]{5})-of-(?P<count>[0-9]{5})(?P<suffix>\.[a-z]+)")
+T = TypeVar("T", bound=Told)
 
 
 class Entry(NamedTuple):
@@ -35,12 +42,58 @@ def weight_files(folder: Path) -> tuple[dict[str, str], list[Path]]:
         if (folder / index).exists():
             listed = _read_index(folder / index)
             return listed, [folder / index, *(folder / name for name in sorted(set(listed.values())))]
-        if found := sorted(folder.glob(pattern)):
+        found = [path for path in sorted(folder.glob(pattern)) if not path.name.startswith(OWN_LAYOUT)]
+        if found:
+            _check_shards(found)
             return {}, found
+    if found := sorted(folder.glob(f"{OWN_LAYOUT}*.safetensors")):
+        return {}, found
     message = f"{folder}: has no weights (model.safetensors, pytorch_model.bin or their index)"
     if others := sorted(folder.glob("*.gguf")):
         message += f"; to use {others[0].name}, name that file itself"
     raise Error(message)
+
+
+def _check_shards(found: list[Path]) -> None:
+    """Raises Error for a file that is missing by the names of the others, NAME-00001-of-00003 and so on."""
+    names = {path.name for path in found}
+    for path in found:
+        match = SHARD.fullmatch(path.name)
+        for i in range(int(match["count"]) if match else 0):
+            name = f"{match['name']}-{i + 1:05d}-of-{match['count']}{match['suffix']}"
+            if name not in names:
+                raise Error(f"{path.with_name(name)}: is missing; the weights are split over "
+                            f"{int(match['count'])} files, which must lie side by side")
+
+
+def gathered(folder: Path, read: Callable[[Path], dict[str, T]]) -> dict[str, T]:
+    """name → tensor, of all files of weights of a directory.
+
+    read  gives the tensors of one file
+    Raises Error for files that are missing or contradict each other or their index.
+    """
+    listed, paths = weight_files(folder)
+    found: dict[str, T] = {}
+    for path in paths:
+        if path.suffix == ".json":
+            continue
+        if not path.is_file():
+            raise Error(f"{path}: is missing; fetch the files again")
+        for name, tensor in read(path).items():
+            if name.endswith(INVERSE_FREQUENCIES):
+                continue
+            if name in found:
+                raise Error(f"{tensor.where} is also in another file of {folder}; "
+                            "keep one set of weights there")
+            if listed and listed.get(name) != path.name:
+                raise Error(f"{tensor.where} is not where the index in {folder} puts it; "
+                            "fetch the files again")
+            found[name] = tensor
+    for name, file in listed.items():
+        if name not in found and not name.endswith(INVERSE_FREQUENCIES):
+            raise Error(f"{folder / file}: tensor {short(name)} is missing, though the index puts it there; "
+                        "fetch the files again")
+    return found
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -84,10 +137,13 @@ def _safetensors_header(path: Path) -> tuple[dict[str, Any], int, int]:
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            start = file.read(32)
+            check_fetched(path, start)
+            length = int.from_bytes(start[:8], "little")
             if size < 8 or length > min(size - 8, HEADER_BYTES):
                 raise Error(f"{path}: the header claims {length} bytes in a file of {size}; "
                             "it is truncated or no safetensors file, fetch it again")
+            file.seek(8)
             header = loads(file.read(length).decode("utf-8"))
     except OSError as error:
         raise Error(f"{path}: cannot be read ({error.strerror})") from None

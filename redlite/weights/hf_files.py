@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from redlite.errors import Error
+from redlite.store.files import check_fetched
 from redlite.store.text import short
 from redlite.weights.gguf_formats import Place
-from redlite.weights.headers import CODES, safetensors_entries, weight_files
+from redlite.weights.headers import CODES, INVERSE_FREQUENCIES, gathered, safetensors_entries
 
 COPY_BYTES = 1 << 22        # of a mapped .bin file that are touched at a time
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # names in safetensors files
-INVERSE_FREQUENCIES = "rotary_emb.inv_freq"  # a buffer of old checkpoints; it follows from the configuration
 
 
 class Mapped(NamedTuple):
@@ -76,26 +76,7 @@ def tensors(folder: Path) -> dict[str, Stored]:
 
     Raises Error for files that contradict each other or are damaged.
     """
-    listed, paths = weight_files(folder)
-    stored: dict[str, Stored] = {}
-    for path in paths:
-        if path.suffix == ".json":
-            continue
-        for name, tensor in tensors_of(path).items():
-            if name.endswith(INVERSE_FREQUENCIES):
-                continue
-            if name in stored:
-                raise Error(f"{tensor.where} is also in another file of {folder}; "
-                            "keep one set of weights there")
-            if listed and listed.get(name) != path.name:
-                raise Error(f"{tensor.where} is not where the index in {folder} puts it; "
-                            "fetch the files again")
-            stored[name] = tensor
-    for name, file in listed.items():
-        if name not in stored and not name.endswith(INVERSE_FREQUENCIES):
-            raise Error(f"{folder / file}: tensor {short(name)} is missing, though the index puts it there; "
-                        "fetch the files again")
-    return stored
+    return gathered(folder, tensors_of)
 
 
 def tensors_of(path: Path) -> dict[str, Stored]:
@@ -125,7 +106,11 @@ def _safetensors(path: Path) -> dict[str, Stored]:
 def _bin_tensors(path: Path) -> dict[str, Stored]:
     """The tensors of one file, mapped into memory and not read yet."""
     try:
+        with open(path, "rb") as file:
+            check_fetched(path, file.read(32))
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Error:
+        raise
     except OSError as error:
         raise Error(f"{path}: cannot be read ({error.strerror})") from None
     except Exception as error:  # a damaged archive or pickle makes torch raise almost anything

@@ -16,6 +16,8 @@ from redlite.inference.forward import CForward
 from redlite.inference.score import score
 from redlite.model import lora
 from redlite.model.families import FAMILIES
+from redlite.model.llama import LLaMA
+from redlite.model.parameters import shapes
 from redlite.model.sequences import PackedSequences, packed_attention
 from redlite.weights import checkpoint
 from redlite.weights.save import save_pretrained
@@ -54,6 +56,14 @@ def test_packing_and_scores(name, packed, tmp_path):
         logp = torch.log_softmax(run(model, [context + more]).double(), -1)
         wanted = sum(float(logp[len(context) - 1 + i, t]) for i, t in enumerate(more))
         assert found.logprob == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_parameters_are_named_without_the_model(name, tmp_path):
+    config, _ = checkpoint.read_config(directory(name, tmp_path))
+    with torch.device("meta"):
+        model = LLaMA(config)
+    assert shapes(config) == {n: tuple(p.shape) for n, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("name", GOLDEN)

@@ -17,7 +17,7 @@ from redlite.errors import Error
 from redlite.inference import lm
 from redlite.model.config import Config
 from redlite.model.llama import LLaMA
-from redlite.weights import adapter, checkpoint, fused, hf_files
+from redlite.weights import adapter, checkpoint, fit, fused, hf_files
 from redlite.weights.source import open_source, resolve
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "adapters.json").read_text())["cases"]
@@ -83,7 +83,7 @@ def test_fused_and_split_matrices_meet(tmp_path):
         assert (made.logits(load(base, adapter_of(tmp_path, name))) - expected).abs().max() <= 1e-5
     plain = dict(safetensors.torch.load_file(base_of(tmp_path, "patterns") / "model.safetensors"))
     for i in range(BASE["num_hidden_layers"]):
-        for whole, parts in fused.PARTS.items():
+        for whole, parts in fit.FUSED.items():
             rows = [plain.pop(f"model.layers.{i}.{part}.weight") for part in parts]
             plain[f"model.layers.{i}.{whole}.weight"] = torch.cat(rows)
     base = made.write_directory(tmp_path / "together", raw | {"rms_norm_eps": 1e-6}, plain)

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from make_model_goldens import IDS, SHOWN, weights
 
+import redlite
 from redlite import kernels
 from redlite.errors import Error
 from redlite.model.config import Config
@@ -107,9 +108,16 @@ def same(model, tensors, dtype=torch.float32):
 
 
 def refused(path, words, dtype=torch.float32):
+    """Loading ends with such an Error, and `inspect` tells the same, where it is not in the numbers."""
     with pytest.raises(Error, match=words) as caught:
         load(path, dtype)
-    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+    message = str(caught.value)
+    assert "\n" not in message and str(path) in message
+    try:
+        told = redlite.inspect(path)["refused"]
+    except Error as error:
+        told = [str(error)]
+    assert message in told or "NaN" in message or "beyond the range" in message
 
 
 # ---- every container ----
@@ -228,7 +236,19 @@ def test_sharded(tmp_path, suffix):
     found = files(folder)
     assert found == {p.name: p for p in folder.iterdir() if p.name != "none"}
     next(folder.glob("*.index.json")).unlink()       # shards alone are read as well
+    (folder / "consolidated.safetensors").write_bytes(b"Mistral's own, beside the others")
     same(load(folder), tensors)
+    next(folder.glob("*-00002-of*")).unlink()
+    refused(folder, f"00002-of-00002.{suffix}: is missing; the weights are split over 2 files")
+
+
+def test_files_of_another_layout_are_named(tmp_path):
+    raw, tensors = case_weights("grouped")
+    tensors["tok_embeddings.weight"] = tensors.pop("model.embed_tokens.weight")
+    folder = write_directory(tmp_path / "m", raw, {}, none=b"")
+    safetensors.torch.save_file({n: torch.from_numpy(w) for n, w in tensors.items()},
+                                folder / "consolidated.safetensors")
+    refused(folder, "the names of Meta's and Mistral's own files; fetch the files of Hugging Face's layout")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -367,7 +387,7 @@ def test_an_index_that_disagrees_with_its_files(tmp_path):
     index.write_text(json.dumps({"weight_map": listed | {"model.more.weight": listed["lm_head.weight"]}}))
     refused(folder, "model-00001-of-00002.safetensors: tensor 'model.more.weight' is missing")
     index.write_text(json.dumps({"weight_map": listed | {"more": "model-00000-of-00009.safetensors"}}))
-    refused(folder, "model-00000-of-00009.safetensors: cannot be read")
+    refused(folder, "model-00000-of-00009.safetensors: is missing")
     index.unlink()
     safetensors.torch.save_file({"model.norm.weight": torch.ones(48)}, folder / "more.safetensors")
     refused(folder, "tensor 'model.norm.weight' is also in another file")

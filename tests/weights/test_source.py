@@ -88,7 +88,8 @@ def test_a_gguf_is_closed_when_nothing_refers_to_it(tmp_path):
 
 
 def test_names_paths_and_what_is_neither(tmp_path):
-    assert (resolve("organism") / "model.safetensors").exists() and open_source(tmp_path) == tmp_path
+    folder = resolve("organism")
+    assert (folder / "model.safetensors").exists() and open_source(folder) == folder
     with pytest.raises(Error, match="'nowhere': there is no such file or directory, .*organism"):
         open_source("nowhere")
 
@@ -99,3 +100,50 @@ def test_names_paths_and_what_is_neither(tmp_path):
 def test_these_import_no_torch(modules):
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 4943162336\n"
+
+
+def test_what_is_no_model_says_what_to_give(tmp_path):
+    def message(path):
+        for tell in (redlite.inspect, redlite.load):
+            with pytest.raises(Error) as caught:
+                tell(path)
+        return str(caught.value).replace(str(tmp_path), "D")
+
+    raw, tensors = made.case_weights("grouped")
+    hub = tmp_path / "models--org--name"
+    model = hub / "snapshots" / "abc"
+    model.mkdir(parents=True)
+    made.write_directory(model, raw, tensors)
+    assert message(hub) == "D/models--org--name: has no config.json; " \
+        "did you mean D/models--org--name/snapshots/abc?"
+    assert message(model.parent).endswith("did you mean D/models--org--name/snapshots/abc?")
+    for name in ("model.safetensors", "config.json"):
+        assert message(model / name).endswith(f"{name}: is one file of a model; give its directory "
+                                              "D/models--org--name/snapshots/abc")
+    (model / "model.safetensors").write_bytes(POINTER)
+    made.refused(model, "model.safetensors: is a pointer of Git LFS and not the file itself")
+    own = tmp_path / "own"
+    own.mkdir()
+    assert message(own) == "D/own: has no config.json; give a directory in Hugging Face's layout, " \
+        "or a .gguf file"
+    (own / "params.json").write_text("{}")
+    assert "a layout of Meta's or Mistral's own (params.json)" in message(own)
+    (own / "x.gguf").write_bytes(POINTER)
+    assert message(own).endswith("to use x.gguf, name that file itself")
+    assert "x.gguf: is a pointer of Git LFS and not the file itself" in message(own / "x.gguf")
+    (own / "y.bin").write_bytes(b"ggjt" + bytes(99))
+    assert message(own / "y.bin").endswith("give a .gguf file, or a model's directory")
+
+
+def test_an_adapter_beside_its_bases_configuration(tmp_path):
+    """Some trainers copy config.json there. Merged weights beside an adapter are a model."""
+    raw, tensors = made.case_weights("grouped")
+    folder = made.write_directory(tmp_path / "a", raw, tensors)
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    assert open_source(folder) == folder
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    with pytest.raises(Error, match="is an adapter of org/base: give --model org/base --adapter"):
+        open_source(folder)
