@@ -4,7 +4,7 @@ Models that reason take no temperature, top_p or stop, and call max_tokens max_c
 """
 import re
 
-from redlite.net.reply import error_of
+from redlite.net.refusals import error_of
 from redlite.text.lazy_pattern import LazyPattern
 
 RENAMED = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}

@@ -181,7 +181,8 @@ def test_what_no_retry_mends_is_not_retried(tmp_path, status, mend):
                                                                                              {}) as run:
         with pytest.raises(Error, match=mend) as caught:
             list(made(run, server, concurrency=1).ask(calls(5)))
-        assert server.counts()["requests"] == 1 and KEY not in str(caught.value)
+        tried = client.REFUSALS if status == 403 else 1     # one 403 may be about one request
+        assert server.counts()["requests"] == tried and KEY not in str(caught.value)
         assert "[redacted]" in str(caught.value)
 
 
