@@ -49,7 +49,7 @@ def _place(name: str, message: str) -> int | None:
     if name == "stop":
         pattern = (r"['\"`“‘]stop['\"`”’]"
                    r"|(?i:\b(?:parameter|argument|field|option|property|supplied)s?:? stop\b"
-                   r"|\bstop (?:parameter|sequence|string|word|is|are|not)|^stop\b|\bstop:)")
+                   r"|\bstop (?:parameter|sequence|string|word|is|are|not)|^stop\b|\bstop:|: stop\.?$)")
     elif name == "temperature":
         pattern = r"(?i:\btemperature\b)"
     found = re.search(pattern, message)

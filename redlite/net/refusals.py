@@ -24,6 +24,7 @@ CODES = {
     # numbers of Zhipu, Mistral, MiniMax (input, output) and Cloudflare (prompt, response)
     "1301", "1900", "1026", "1027", "2016", "2017"
 }
+WRONG = ("base_resp", "error", "error_code", "error_msg")   # fields of a reply that something went wrong with
 GUARDRAIL = 446     # Portkey's status for what its guardrails deny; it means nothing else
 # The statuses with which a refusal may come in words alone.
 WORDS_COUNT = {200, 400, 403, 406, 422, 424, 451}
@@ -85,8 +86,7 @@ def _base(value: object) -> int:
 
 def went_wrong(value: dict) -> dict[str, Any]:
     """The error object of a reply with status 200; {} where nothing in it says that something went wrong."""
-    wrong = any(value.get(name) for name in ("error", "error_code", "error_msg")) or _base(value)
-    return error_of(value) if wrong else {}
+    return error_of(value) if any(map(value.get, WRONG[1:])) or _base(value) else {}
 
 
 def status_of(status: int, value: object) -> int:

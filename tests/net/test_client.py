@@ -422,6 +422,9 @@ def test_waits_are_read(text, value):
 
 
 @pytest.mark.slow
-def test_nothing_is_lost_or_paid_twice_under_sigkill(tmp_path):
-    result = kill_client.trial(tmp_path / "run", 250, 5)
-    assert kill_client.holds(result, 250, 5), result
+@pytest.mark.parametrize("api", kill_client.APIS)
+def test_nothing_is_lost_or_paid_twice_under_sigkill(tmp_path, api):
+    """The full trial is tests/beside/kill_client.py."""
+    requests, kills = (250, 5) if api == "openai" else (60, 2)
+    result = kill_client.trial(tmp_path / "run", requests, kills, api=api)
+    assert kill_client.holds(result, requests, kills), result

@@ -135,6 +135,20 @@ def test_any_endpoint_by_a_file(tmp_path, monkeypatch):
     assert answer == Answer("With [redacted] care.", "stop", 5, 9, answer.seconds)
 
 
+@pytest.mark.parametrize("spec, reply", [
+    ("anthropic:m", {"content": [{"type": "text", "text": "half"}], "stop_reason": "end_turn"}),
+    ("gemini:m", {"candidates": [{"finishReason": "STOP", "content": {"parts": [{"text": "half"}]}}]}),
+    ("endpoint:own.json", {"outputs": [{"text": "half", "why": "stop"}]})])
+def test_an_error_beside_an_answer_breaks_it_off(tmp_path, monkeypatch, spec, reply):
+    monkeypatch.setenv("DRAGON_KEY", "dragon-secret-0005")
+    template(tmp_path)
+    broken = {**reply, "error": {"message": "the worker went away"}}
+    answer, _, _ = asked(tmp_path, spec, [(200, broken), (200, reply)])
+    assert answer.text == "half" and answer.finish == "stop"
+    with Run(tmp_path / "run") as run:
+        assert client.ApiJournal(run, "m", client.Limits()).spent["requests"] == 2
+
+
 def test_a_reply_without_the_answer_is_explained(tmp_path, monkeypatch):
     monkeypatch.setenv("DRAGON_KEY", "dragon-secret-0005")
     with pytest.raises(Error, match="2 times in a row .*no chat completion: .*result"):

@@ -97,11 +97,11 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_refusal_is_known_and_asked_once(tmp_path, name):
-    answers, requests = asked(tmp_path, [REFUSED[name], (200, OK)])
-    assert [a.finish for a in answers] == ["refused_by_api", "stop"] and requests == 2
-    assert answers[0].detail
+def test_each_refusal_is_known_and_asked_once(tmp_path):
+    answers, requests = asked(tmp_path, [*REFUSED.values(), (200, OK)], len(REFUSED) + 1)
+    *found, last = [a.finish for a in answers]
+    assert dict(zip(REFUSED, found, strict=True)) == dict.fromkeys(REFUSED, "refused_by_api")
+    assert last == "stop" and requests == len(answers) and all(a.detail for a in answers[:-1])
 
 
 NOT_REFUSED = {
