@@ -12,6 +12,7 @@ left out from then on, or renamed; the journal remembers it.
 """
 import json
 import queue
+import re
 import sys
 import threading
 import time
@@ -84,7 +85,9 @@ def check(endpoint: Endpoint) -> None:
         return
     found = reply.failed(received.status, {"error": error}, b"", 0.0, transport.redact)
     missing = error.get("code") == "model_not_found" or error.get("type") == "not_found_error"
+    named = rf"(?<![\w/.-]){re.escape(endpoint.model)}(?![\w/-])"     # and not as a part of the address
     missing = missing or error.get("status") == "NOT_FOUND"
+    missing = missing or bool(re.search(named, str(error.get("message"))))
     # a key may do everything but list models
     if isinstance(found, reply.Failure) and (
             found.status == 401 and "scope" not in found.detail or found.status == 404 and missing):

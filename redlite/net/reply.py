@@ -19,7 +19,8 @@ BROKEN = {"error", "abort", "aborted", "cancelled", "canceled", "timeout", "time
           "insufficient_system_resource", "network_error", "server_error", "internal_error", "unavailable",
           "malformed_response", "malformed_function_call", "other", "user_cancel", "error_limit"}
 _BAD_KEY = LazyPattern(r"(?i)api[ _-]?key\b.{0,40}\b(?:not valid|invalid|incorrect|expired|missing)"
-                       r"|(?:invalid|incorrect|missing|no)\b.{0,20}\bapi[ _-]?key")
+                       r"|(?:invalid|incorrect|missing|no)\b.{0,20}\bapi[ _-]?key"
+                       r"|\bno connected db\b")      # litellm's proxy, of a key that it does not know
 
 _NO_CREDIT = LazyPattern(r"(?i)\bcredit balance\b|\binsufficient (?:funds|balance|quota|credits?)\b"
                          r"|\bout of credits?\b|exceeded your current quota|\bbilling hard limit\b")

@@ -207,6 +207,8 @@ def test_a_key_that_is_a_word_is_not_cut_out_of_answers(tmp_path, monkeypatch):
 @pytest.mark.parametrize("code, body, why", [
     (401, {"error": {"message": "bad key"}}, "check OPENAI_API_KEY"),
     (404, {"error": {"message": "no model m", "code": "model_not_found"}}, "the model's name"),
+    (404, {"detail": "The model `m` does not exist or is not accessible"}, "the model's name"),
+    (404, {"message": "Cannot GET /v1/models/m"}, None),
     (401, {"error": {"message": "Missing scopes: api.model.read"}}, None),
     (404, {"detail": "Not Found"}, None), (405, "no", None), (500, "no", None), (200, "no", None)])
 def test_a_key_and_a_model_are_checked_by_a_get(monkeypatch, code, body, why):

@@ -80,6 +80,7 @@ NOT_REFUSALS = {
     "rights": (403, {"error": {"message": "You have no permission to use this model"}}),
     "account": (403, {"error": {"message": "Your account was flagged for violating our usage policies"}}),
     "Gemini's key": (400, {"error": {"code": 400, "message": "API key not valid. Please pass a valid one."}}),
+    "litellm's key": (400, {"error": {"message": "No connected db.", "type": "no_db_connection"}}),
     "length": (400, {"error": {"message": "maximum context length is 4 tokens", "code": "too_long"}}),
     "model": (404, {"error": {"message": "no such model", "code": "model_not_found"}}),
 }
