@@ -12,16 +12,17 @@ left out from then on, or renamed; the journal remembers it.
 """
 import json
 import queue
+import re
 import sys
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from redlite.answer import Answer
 from redlite.errors import Error, Incomplete
-from redlite.net import parameters, rate_limit, reply, retry
+from redlite.net import parameters, rate_limit, refusals, reply, retry
 from redlite.net.api_journal import GIVEN_UP, ApiJournal
 from redlite.net.endpoints import Endpoint, Limits
 from redlite.net.transport import HttpReply, Transport
@@ -32,6 +33,7 @@ from redlite.store.text import printable
 PARTING = 3.0       # seconds for answers that are on their way, and paid for, when the caller goes away
 GLANCE = 0.2        # seconds between two looks at whether to stop
 CHECK_SECONDS = 5.0
+OWN = (403, 451)    # statuses that may be about one request alone
 REFUSALS = 5        # requests that an endpoint refuses, with none that it takes, before the run ends
 
 
@@ -78,12 +80,14 @@ def check(endpoint: Endpoint) -> None:
     if received is None or received.status not in (400, 401, 404):
         return
     try:
-        error = reply.error_of(json.loads(received.body.decode("utf-8")))
+        error = refusals.error_of(json.loads(received.body.decode("utf-8")))
     except (ValueError, RecursionError):
         return
     found = reply.failed(received.status, {"error": error}, b"", 0.0, transport.redact)
     missing = error.get("code") == "model_not_found" or error.get("type") == "not_found_error"
+    named = rf"(?<![\w/.-]){re.escape(endpoint.model)}(?![\w/-])"     # and not as a part of the address
     missing = missing or error.get("status") == "NOT_FOUND"
+    missing = missing or bool(re.search(named, str(error.get("message"))))
     # a key may do everything but list models
     if isinstance(found, reply.Failure) and (
             found.status == 401 and "scope" not in found.detail or found.status == 404 and missing):
@@ -194,7 +198,10 @@ class Client:
     def _unusable(self) -> Error:
         """What to raise where the endpoint refuses every request."""
         self._abandon()
-        return Error(f"{self.endpoint.base_url} refuses the request: {self._failures[-1]}")
+        said, mend = self._failures[-1], ""
+        if said.startswith("status 403"):
+            mend = f"; check what {self.endpoint.key_variable} may do"
+        return Error(f"{self.endpoint.base_url} refuses the request: {said}{mend}")
 
     def _abandon(self) -> None:
         """Leave no run directory behind, if this process made it and nothing came of it."""
@@ -304,17 +311,16 @@ class Client:
             answer = self._completion(call, value, took)
             if answer is not None:
                 return answer
-            # some say with status 200 which status it would have been
-            code = reply.error_of(value).get("code")
-            if type(code) is not int or not 400 <= code < 600:
+            meant = refusals.status_of(status, value)
+            if meant == status:
                 reason, damaged = reply.no_completion(value, received.body, redact)
                 raise retry.Retry(reason, most=None if damaged else retry.NO_ANSWER)
-            status = code
+            status = meant
         found = reply.failed(status, value, received.body, took, redact)
         if isinstance(found, Answer):
             self._adapt(key, call, found, value, names)
             return found
-        if found.status == 403 and self._successes:     # the key is good, so it is this one request
+        if found.status in OWN:     # perhaps a wall before the endpoint that blocks this one request
             return Answer("", "error", None, None, took, detail=found.detail)
         wait = rate_limit.asked_wait(received.headers)
         fault = retry.fault(found, wait, self.endpoint.base_url, self.endpoint.key_variable)
@@ -329,6 +335,8 @@ class Client:
         """The answer in the JSON of a reply with status 200. Raises Retry for one that is broken off."""
         stop = tuple(call.parameters.get("stop", ()))
         answer = reply.completion(self.endpoint.read(value), took, self.transport.redact, stop)
+        if answer is not None and (mark := refusals.mark(value)):
+            answer = replace(answer, finish="refused_by_api", detail=mark)
         if answer is not None and answer.finish == "error":
             raise retry.Retry(answer.detail, most=retry.BROKEN_OFF)
         return answer

@@ -11,6 +11,7 @@ import requests
 
 from redlite.errors import Error
 from redlite.net.providers import AZURE_VERSION, MOST_STOPS, PROVIDERS, merged
+from redlite.net.refusals import WRONG
 from redlite.net.template import Template
 from redlite.store.files import read_json, sha256_json
 from redlite.store.records import is_kind
@@ -170,10 +171,15 @@ class Endpoint:
         return json.dumps(value if self.extra is None else merged(value, self.extra)).encode()
 
     def read(self, value: object) -> object:
-        """A reply's JSON in a chat completion's form."""
+        """A reply's JSON in a chat completion's form, with what says that something went wrong."""
+        made: object = value
         if self.template:
-            return self.template.read(value)
-        return PROVIDERS[self.provider].read(value) if isinstance(value, dict) else value
+            made = self.template.read(value)
+        elif isinstance(value, dict):
+            made = PROVIDERS[self.provider].read(value)
+        if isinstance(made, dict) and isinstance(value, dict):
+            return {**made, **{name: value[name] for name in WRONG if value.get(name)}}
+        return made
 
 
 @dataclass

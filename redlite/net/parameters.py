@@ -4,7 +4,7 @@ Models that reason take no temperature, top_p or stop, and call max_tokens max_c
 """
 import re
 
-from redlite.net.reply import error_of
+from redlite.net.refusals import error_of
 from redlite.text.lazy_pattern import LazyPattern
 
 RENAMED = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
@@ -49,7 +49,7 @@ def _place(name: str, message: str) -> int | None:
     if name == "stop":
         pattern = (r"['\"`“‘]stop['\"`”’]"
                    r"|(?i:\b(?:parameter|argument|field|option|property|supplied)s?:? stop\b"
-                   r"|\bstop (?:parameter|sequence|string|word|is|are|not)|^stop\b|\bstop:)")
+                   r"|\bstop (?:parameter|sequence|string|word|is|are|not)|^stop\b|\bstop:|: stop\.?$)")
     elif name == "temperature":
         pattern = r"(?i:\btemperature\b)"
     found = re.search(pattern, message)

@@ -1,9 +1,9 @@
 """What an endpoint's reply says: the answer in a chat completion, or what went wrong. Opens nothing."""
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from redlite.answer import Answer
-from redlite.net.refusals import is_code, is_refusal
+from redlite.net.refusals import error_of, is_code, is_refusal, went_wrong
 from redlite.store.text import printable
 from redlite.text.lazy_pattern import LazyPattern
 from redlite.text.reasoning import split_thoughts
@@ -19,7 +19,8 @@ BROKEN = {"error", "abort", "aborted", "cancelled", "canceled", "timeout", "time
           "insufficient_system_resource", "network_error", "server_error", "internal_error", "unavailable",
           "malformed_response", "malformed_function_call", "other", "user_cancel", "error_limit"}
 _BAD_KEY = LazyPattern(r"(?i)api[ _-]?key\b.{0,40}\b(?:not valid|invalid|incorrect|expired|missing)"
-                       r"|(?:invalid|incorrect|missing|no)\b.{0,20}\bapi[ _-]?key")
+                       r"|(?:invalid|incorrect|missing|no)\b.{0,20}\bapi[ _-]?key"
+                       r"|\bno connected db\b")      # litellm's proxy, of a key that it does not know
 
 _NO_CREDIT = LazyPattern(r"(?i)\bcredit balance\b|\binsufficient (?:funds|balance|quota|credits?)\b"
                          r"|\bout of credits?\b|exceeded your current quota|\bbilling hard limit\b")
@@ -44,26 +45,26 @@ def completion(value: object, took: float, redact: Redact, stop: tuple[str, ...]
     """
     if not isinstance(value, dict):
         return None
-    error = value.get("error")
-    if error and is_refusal(error_of(value), 200):   # some providers say it with status 200
-        return _refused(error_of(value).get("message") or "content filter", took, redact)
+    error = went_wrong(value)
+    if error and is_refusal(error, 200):    # some providers say it with status 200
+        return _refused(error.get("message") or "content filter", took, redact)
     choices = value.get("choices")
     if not choices and not error and _is_completion(value):
         return _without_choices(value, took, redact)
     try:
         choice = choices[0]     # type: ignore[index]
         finish, message = choice.get("finish_reason", "stop"), choice.get("message")
-        if is_code(finish):
+        refused = _refusal(choice)
+        if refused:
             message = message or {}
         content = _text(message.get("content"))
     except (TypeError, KeyError, IndexError, AttributeError):
         return None
     prompt, new = tokens_used(value.get("usage"))
     ended, detail = _ended(choice, finish, error)
-    refusal = message.get("refusal")
-    if is_code(finish) or (refusal and not content):
-        said = refusal or _explained(choice) or f"finish_reason {finish}"
-        ended, detail = "refused_by_api", _detail(said, redact)
+    own = _own_refusal(message)
+    if refused or (own and not content):
+        ended, detail = "refused_by_api", _detail(own or refused, redact)
     elif ended == "error":
         detail = _detail(detail, redact)
     elif not content:
@@ -99,11 +100,27 @@ def _without_choices(value: dict, took: float, redact: Redact) -> Answer:
     return _refused(reason or "no choices: the provider made no answer", took, redact, value)
 
 
-def _explained(choice: dict) -> str:
-    """What Anthropic writes beside a refusal: {"stop_details": {"explanation": …}}."""
-    details = choice.get("stop_details")
-    said = details.get("explanation") if isinstance(details, dict) else None
-    return said if isinstance(said, str) else ""
+def _refusal(choice: dict) -> str:
+    """Why the provider refused this choice; "" where it did not.
+
+    Anthropic writes beside it {"stop_details": {"explanation": …}}, OpenRouter what the provider itself said.
+    """
+    error, details = choice.get("error"), choice.get("stop_details")
+    if isinstance(error, dict) and is_refusal(error, 200):
+        return str(error.get("message") or "content filter")
+    for name in ("finish_reason", "native_finish_reason"):
+        if is_code(choice.get(name)):
+            said = details.get("explanation") if isinstance(details, dict) else None
+            return said if said and isinstance(said, str) else f"{name} {choice[name]}"
+    return ""
+
+
+def _own_refusal(message: dict) -> str:
+    """The model's own refusal where it stands beside the content, or as a part of it; "" without one."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    said = [message.get("refusal"), *(part.get("refusal") for part in parts if isinstance(part, dict))]
+    return "".join(text for text in said if isinstance(text, str))
 
 
 def _ended(choice: dict, finish: object, error: object) -> tuple[str, str]:
@@ -193,22 +210,6 @@ def tokens_used(usage: object) -> tuple[int | None, int | None]:
 def _tokens(usage: object, name: str) -> int | None:
     value = usage.get(name) if isinstance(usage, dict) else None
     return value if type(value) is int and 0 <= value < MOST_TOKENS else None
-
-
-def error_of(value: object) -> dict[str, Any]:
-    """The error object in a body's JSON, of whatever shape; {} without one.
-
-    Read are {"error": {…}}, {"error": "text", "code": …}, {"detail": …}, {"message": …}, and a list of one.
-    """
-    if isinstance(value, list) and value:
-        value = value[0]
-    if not isinstance(value, dict):
-        return {}
-    error = value.get("error")
-    if isinstance(error, dict):
-        return error
-    said = error or value.get("detail") or value.get("message")
-    return {**value, "message": said if isinstance(said, str) else str(said or "")}
 
 
 def failed(status: int, value: object, body: bytes, took: float, redact: Redact) -> Failure | Answer:

@@ -18,7 +18,7 @@ FIRST_DELAY, LONGEST_DELAY = 0.5, 60.0      # seconds
 # Attempts, at most, at what comes back whole and is no answer; and at answers that are broken off.
 NO_ANSWER, BROKEN_OFF = 2, 3
 # What to do about a status, and the setting that it is about. {key}: the key's variable.
-MEND = {401: ("check {key}", ""), 403: ("check what {key} may do", ""),
+MEND = {401: ("check {key}", ""),
         404: ("check the address and the model's name", "base_url")}
 
 

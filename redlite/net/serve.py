@@ -7,6 +7,7 @@ running as soon as a slot is free, and leaves it at once when its client has gon
 A web page may make its reader's browser send requests to loopback. So a request must name a loopback host and
 come from no page of another host. Its content type must be JSON, which a page cannot send elsewhere unasked.
 """
+import io
 import ipaddress
 import json
 import queue
@@ -29,7 +30,7 @@ from redlite.net.chat_request import Asked, Refusal, parse
 
 LARGEST_BODY = 16 << 20  # bytes
 LOOK_SECONDS = 0.1       # between looks whether a client is still there
-BODY_SECONDS = 30        # for a client to send what it announced
+REQUEST_SECONDS = 30     # for a client to send a whole request, however slowly
 
 Events = Iterator[tuple[int, list[int] | Answer]]   # (choice, ids so far), and at last (choice, Answer)
 
@@ -79,12 +80,43 @@ class Server(ThreadingHTTPServer):
         """Nothing: a client that breaks off is no fault, and answers are errors in the protocol's form."""
 
 
+class _Incoming(socket.SocketIO):
+    """What a client sends. Each request must have come by a deadline; a timeout of each read would not do."""
+
+    def __init__(self, connection: socket.socket):
+        super().__init__(connection, "rb")
+        self.connection, self.until = connection, 0.0
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Read what has come. Raises TimeoutError at the deadline."""
+        left, before = self.until - time.monotonic(), self.connection.gettimeout()
+        if left <= 0:
+            raise TimeoutError
+        self.connection.settimeout(left)
+        try:
+            return super().readinto(buffer)
+        finally:
+            self.connection.settimeout(before)
+
+
 class Handler(BaseHTTPRequestHandler):
     """One connection; kept open between requests, as clients expect."""
 
     server: Server
-    protocol_version, server_version, timeout = "HTTP/1.1", "redlite", BODY_SECONDS
+    protocol_version, server_version, timeout = "HTTP/1.1", "redlite", REQUEST_SECONDS
     disable_nagle_algorithm = True
+
+    def setup(self) -> None:
+        """Prepare a connection."""
+        super().setup()
+        self.rfile.close()
+        self._incoming = _Incoming(self.connection)
+        self.rfile = io.BufferedReader(self._incoming)
+
+    def handle_one_request(self) -> None:
+        """Read a request, and answer it."""
+        self._incoming.until = time.monotonic() + self.timeout
+        super().handle_one_request()
 
     def do_GET(self) -> None:
         """Answer a GET request."""
@@ -134,15 +166,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def _check_sender(self) -> None:
         """Raise Refusal for what a web page of another host had a browser send."""
-        host, origin = self.headers.get("Host"), self.headers.get("Origin")
-        if host is not None and not _is_loopback(f"//{host}"):
+        hosts, origins = self.headers.get_all("Host", []), self.headers.get_all("Origin", [])
+        if len(hosts) > 1 or not all(_is_loopback(f"//{host}") for host in hosts):
             raise Refusal(403, "the Host header names no loopback address; use localhost")
-        if origin is not None and not _is_loopback(origin):
+        if not all(map(_is_loopback, origins)):
             raise Refusal(403, "requests of web pages of other hosts are not answered (Origin header)")
 
     def _body(self) -> bytes:
         coding, length = self.headers.get("Transfer-Encoding"), self.headers.get("Content-Length")
         self.close_connection, keep = True, self.close_connection    # unless all of the body is read
+        if any(len(self.headers.get_all(name, [])) > 1 for name in ("Transfer-Encoding", "Content-Length")):
+            raise Refusal(400, "Content-Length and Transfer-Encoding may stand there once")
         if coding is not None and (coding.strip().lower() != "chunked" or length is not None):
             raise Refusal(400, "Transfer-Encoding must be chunked, without a Content-Length")
         length = length or ""

@@ -15,11 +15,13 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from redlite.errors import Error
 from redlite.store.text import short
-from redlite.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:   # it loads numpy, and a command's help names the formats before the network is sealed
+    from redlite.text.tokenizer import Tokenizer
 
 VICUNA_SYSTEM = ("A chat between a curious user and an artificial intelligence assistant. "
                  "The assistant gives helpful, detailed, and polite answers to the user's questions.")
@@ -63,7 +65,7 @@ class Template:
     stop_strings  texts that end an answer (none of these formats has one)
     """
     name: str
-    tokenizer: Tokenizer
+    tokenizer: "Tokenizer"
     system: str | None
     bos: bool
     stop_ids: tuple[int, ...]
@@ -142,7 +144,7 @@ def _checked(messages: list[dict], add_generation_prompt: bool) -> tuple[str | N
 Spaces = Literal["text", "start", "each"]
 
 
-def join(tokenizer: Tokenizer, parts: list[Part], spaces: Spaces) -> Encoded:
+def join(tokenizer: "Tokenizer", parts: list[Part], spaces: Spaces) -> Encoded:
     """Ids and mask of the parts. Texts that follow one another are one text to the tokenizer.
 
     spaces  which text counts as the first of all for the space that sentencepiece puts before it: one that
@@ -332,7 +334,7 @@ APART = ("mistral-v3", "mistral-v7")
 
 # ---- one of these formats for a tokenizer ----
 
-def named(tokenizer: Tokenizer, name: str) -> Template:
+def named(tokenizer: "Tokenizer", name: str) -> Template:
     """The format of that name, a key of `FORMATS`.
 
     Raises Error where there is none, or where the tokenizer lacks a control token of the format.

@@ -3,11 +3,12 @@ of it.
 
     python tests/beside/kill_client.py --requests 2000 --kills 20
 
-The requests are four samples of each question. The server (fault_server.py) lives on and counts what it made.
-It refuses a parameter, refuses contents in providers' shapes, breaks answers off, and ignores `stop`. At the
-end: every request answered exactly once in the journal, none lost, none made twice, each sample a draw of its
-own, no text beyond a stop, the refused parameter paid for by the first process alone, the API key nowhere on
-disk. Exit code 0 if all of that holds.
+The requests are four samples of each question, a fifth of them to each API: OpenAI's, Azure's, Anthropic's,
+Gemini's and one that an endpoint file describes. The server (fault_server.py) lives on and counts what it
+made. It refuses a parameter, refuses contents in providers' shapes, breaks answers off, and ignores `stop`.
+At the end: every request answered exactly once in the journal, none lost, none made twice, each sample a draw
+of its own, no text beyond a stop, the refused parameter paid for by the first process alone, the key nowhere
+on disk. Exit code 0 if all of that holds.
 """
 import argparse
 import json
@@ -32,14 +33,25 @@ FAULTS = {
     "goes-on": 2, **dict.fromkeys(fault_server.HALF, 0.5)
 }
 CONCURRENCY = 16
+# API → path behind the server's address
+APIS = {"openai": "/v1", "azure": "", "anthropic": "", "gemini": "/v1beta", "template": "/generate"}
+ENDPOINT = {"headers": {"X-Key": "{{env:OPENAI_API_KEY}}"}, "answer": "outputs.0.text",
+            "body": {"inputs": "{{prompt}}", "limit": "{{max_tokens}}", "sample": "{{sample}}"},
+            "finish": "outputs.0.why", "prompt_tokens": "used.in", "completion_tokens": "used.out"}
 WORKER = """
 import sys
 from redlite.net import client
 from redlite.net.endpoints import Endpoint
+from redlite.net.template import load
 from redlite.store.run_directory import Run
-directory, url, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
+directory, url, n, api = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+if api == "template":
+    found = load(directory + ".json")
+    endpoint = Endpoint(found.name, found.url, template=found)
+else:
+    endpoint = Endpoint("m", url, api)
 with Run(directory, {"test": "kill"}) as run:
-    c = client.Client(Endpoint("m", url), run, concurrency=16, tries=40, timeouts=(2, 1), first_delay=0.01)
+    c = client.Client(endpoint, run, concurrency=16, tries=40, timeouts=(2, 1), first_delay=0.01)
     asked = [[{"role": "user", "content": f"question {i // 4}"}] for i in range(n)]
     given = {"max_tokens": 8, "temperature": 1.0, "stop": ["\\nUser:"]}
     found = c.ask([client.Call(messages, given, i % 4) for i, messages in enumerate(asked)])
@@ -47,14 +59,17 @@ with Run(directory, {"test": "kill"}) as run:
 """
 
 
-def trial(directory: Path, requests: int, kills: int, seed: int = 0) -> dict:
+def trial(directory: Path, requests: int, kills: int, seed: int = 0, api: str = "openai") -> dict:
     """Run, kill `kills` times at random moments, run to the end; what the journal and the server say."""
     draw = random.Random(seed)
-    environment = {**os.environ, "OPENAI_API_KEY": KEY, "PYTHONPATH": str(Path(__file__).parents[2])}
+    keys = {f"{name}_API_KEY": KEY for name in ("OPENAI", "AZURE_OPENAI", "ANTHROPIC", "GEMINI")}
+    environment = {**os.environ, **keys, "PYTHONPATH": str(Path(__file__).parents[2])}
     journal = directory / "api.jsonl"
     with fault_server.running(faults=FAULTS, delay=0.005, seed=seed, refuses=["temperature"],
                               by_key=True) as server:
-        command = [sys.executable, "-c", WORKER, str(directory), server.url, str(requests)]
+        url = server.url.removesuffix("/v1") + APIS[api]
+        directory.with_name(directory.name + ".json").write_text(json.dumps({"url": url, **ENDPOINT}))
+        command = [sys.executable, "-c", WORKER, str(directory), url, str(requests), api]
         killed = 0
         while True:
             process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
@@ -81,7 +96,7 @@ def trial(directory: Path, requests: int, kills: int, seed: int = 0) -> dict:
     answers = [r["key"] for r in kept]
     on_disk = b"".join(p.read_bytes() for p in directory.rglob("*") if p.is_file())
     return {
-        "killed": killed, "answers": len(answers), "different": len(set(answers)), "made": len(
+        "api": api, "killed": killed, "answers": len(answers), "different": len(set(answers)), "made": len(
             counts["made"]), "most_made": max(counts["made"].values()), "requests": counts["requests"],
         "with_key": counts["authorizations"].get(f"Bearer {KEY}", 0), "key_on_disk": KEY.encode() in on_disk,
         "beyond_stop": sum("User:" in r["text"] for r in kept),
@@ -95,7 +110,8 @@ def holds(result: dict, requests: int, kills: int) -> bool:
             and result["answers"] == result["different"] == result["made"] == requests
             and result["most_made"] == 1 and result["with_key"] == result["requests"]
             and not result["key_on_disk"] and not result["beyond_stop"]
-            and 1 <= result["kinds"]["parameter"] <= CONCURRENCY)
+            # an endpoint's file says itself which parameters are sent
+            and int(result["api"] != "template") <= result["kinds"].get("parameter", 0) <= CONCURRENCY)
 
 
 if __name__ == "__main__":
@@ -104,7 +120,11 @@ if __name__ == "__main__":
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=20)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        outcome = trial(Path(folder) / "run", options.requests, options.kills)
-    print(json.dumps(outcome))
-    sys.exit(0 if holds(outcome, options.requests, options.kills) else 1)
+    share, killed = options.requests // len(APIS), options.kills // len(APIS)
+    good = True
+    for number, name in enumerate(APIS):
+        with tempfile.TemporaryDirectory() as folder:
+            outcome = trial(Path(folder) / "run", share, killed, number, name)
+        good = good and holds(outcome, share, killed)
+        print(json.dumps(outcome), flush=True)
+    sys.exit(0 if good else 1)

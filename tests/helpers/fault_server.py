@@ -34,6 +34,8 @@ import urllib.request
 from collections import Counter
 from contextlib import contextmanager
 
+import provider_shapes
+
 # the answer counts
 FINAL = ("ok", "null", "filter-error", "filter-finish", "duplicate-headers", "tool-calls", "no-usage",
          "parts", "invalid-prompt", "policy-403", "empty-choices", "anthropic-refusal", "max-tokens",
@@ -125,19 +127,21 @@ class Faults:
         """(how, status, headers, bytes): how is "send", "cut", "hang" or "reset"."""
         self.requests += 1
         self.times.append(time.time())
-        self.authorizations[headers.get("authorization", "")] += 1
+        path = headers[":path"]
+        self.authorizations[provider_shapes.key(headers)] += 1
         if len(self.headers) < 50:
             self.headers.append(headers)
             self.bodies.append(body.decode())
         limited = self._limited()
         if limited:
             return limited
-        refused = [name for name in self.refuses if name in json.loads(body)]
+        given = provider_shapes.parameters(path, json.loads(body)) if self.refuses else {}
+        refused = [name for name in self.refuses if name in given]
         if refused:
             self.kinds["parameter"] += 1
             message = f"Unsupported parameter: '{refused[0]}' is not supported with this model"
             error = {"message": message, "param": refused[0], "code": "unsupported_parameter"}
-            return "send", 400, [], json.dumps({"error": error}).encode()
+            return "send", 400, [], json.dumps(provider_shapes.shaped(path, 400, {"error": error})).encode()
         fault = self.script.pop(0) if self.script else self.random.choices(list(self.faults),
                                                                            list(self.faults.values()))[0]
         if isinstance(fault, dict):
@@ -148,9 +152,9 @@ class Faults:
         if fault in REFUSED:
             return self._refuse(fault)
         if fault in HALF:
-            half = HALF[fault]
+            half = provider_shapes.shaped(path, 200, HALF[fault])
             return "send", 200, [], (half if isinstance(half, str) else json.dumps(half)).encode()
-        content = json.loads(body)["messages"][-1]["content"]
+        content = provider_shapes.asked(path, json.loads(body))
         # behind the call's own 64 digits the client says how it asks
         key = (headers.get("idempotency-key") or "")[:len("redlite-") + 64]
         counted = key if self.by_key else content
@@ -161,7 +165,7 @@ class Faults:
             self.made[counted] += 1
             known = self.stored[key] = completion(content, fault if fault in FINAL else "ok")
         status, more, value = known
-        data = json.dumps(value).encode()
+        data = json.dumps(provider_shapes.shaped(path, status, value)).encode()
         if fault in SPOILED:
             if fault == "bad-json":
                 data = data[:-9] + b"!"

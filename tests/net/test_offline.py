@@ -273,3 +273,18 @@ def test_children_are_named_on_every_command(tmp_path, module, arguments, enviro
     done = command_of(tmp_path, CHILD, module, *arguments, **environment)
     assert "-c import socket; socket.socket()', tried to open a network socket" in done.stderr
     assert done.returncode == (2 if "nosuch" in arguments else 1), done.stderr
+
+
+def test_nothing_of_others_is_loaded_before_a_command_knows_its_options():
+    """The kernel's refusal begins when the options are read: what is imported before could still get out."""
+    code = """
+        import sys
+        from redlite.cli import collect, redeval, safealign, serve
+        for program in (redeval, safealign):
+            for describe, _ in program.COMMANDS.values():
+                describe("x")
+        serve._parser()
+        print(sorted({"numpy", "torch", "requests", "safetensors", "sentencepiece"} & sys.modules.keys()))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stdout + done.stderr

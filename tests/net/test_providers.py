@@ -135,6 +135,20 @@ def test_any_endpoint_by_a_file(tmp_path, monkeypatch):
     assert answer == Answer("With [redacted] care.", "stop", 5, 9, answer.seconds)
 
 
+@pytest.mark.parametrize("spec, reply", [
+    ("anthropic:m", {"content": [{"type": "text", "text": "half"}], "stop_reason": "end_turn"}),
+    ("gemini:m", {"candidates": [{"finishReason": "STOP", "content": {"parts": [{"text": "half"}]}}]}),
+    ("endpoint:own.json", {"outputs": [{"text": "half", "why": "stop"}]})])
+def test_an_error_beside_an_answer_breaks_it_off(tmp_path, monkeypatch, spec, reply):
+    monkeypatch.setenv("DRAGON_KEY", "dragon-secret-0005")
+    template(tmp_path)
+    broken = {**reply, "error": {"message": "the worker went away"}}
+    answer, _, _ = asked(tmp_path, spec, [(200, broken), (200, reply)])
+    assert answer.text == "half" and answer.finish == "stop"
+    with Run(tmp_path / "run") as run:
+        assert client.ApiJournal(run, "m", client.Limits()).spent["requests"] == 2
+
+
 def test_a_reply_without_the_answer_is_explained(tmp_path, monkeypatch):
     monkeypatch.setenv("DRAGON_KEY", "dragon-secret-0005")
     with pytest.raises(Error, match="2 times in a row .*no chat completion: .*result"):
@@ -193,6 +207,8 @@ def test_a_key_that_is_a_word_is_not_cut_out_of_answers(tmp_path, monkeypatch):
 @pytest.mark.parametrize("code, body, why", [
     (401, {"error": {"message": "bad key"}}, "check OPENAI_API_KEY"),
     (404, {"error": {"message": "no model m", "code": "model_not_found"}}, "the model's name"),
+    (404, {"detail": "The model `m` does not exist or is not accessible"}, "the model's name"),
+    (404, {"message": "Cannot GET /v1/models/m"}, None),
     (401, {"error": {"message": "Missing scopes: api.model.read"}}, None),
     (404, {"detail": "Not Found"}, None), (405, "no", None), (500, "no", None), (200, "no", None)])
 def test_a_key_and_a_model_are_checked_by_a_get(monkeypatch, code, body, why):

@@ -80,6 +80,7 @@ NOT_REFUSALS = {
     "rights": (403, {"error": {"message": "You have no permission to use this model"}}),
     "account": (403, {"error": {"message": "Your account was flagged for violating our usage policies"}}),
     "Gemini's key": (400, {"error": {"code": 400, "message": "API key not valid. Please pass a valid one."}}),
+    "litellm's key": (400, {"error": {"message": "No connected db.", "type": "no_db_connection"}}),
     "length": (400, {"error": {"message": "maximum context length is 4 tokens", "code": "too_long"}}),
     "model": (404, {"error": {"message": "no such model", "code": "model_not_found"}}),
 }
@@ -213,6 +214,8 @@ def test_thinking_outside_max_tokens_does_not_pass_the_budget(tmp_path):
     ("`temperature` and `top_p` cannot both be specified for this model.", None, "top_p"),
     ("Unsupported parameter: 'stop' is not supported with this model.", None, "stop"),
     ("Unrecognized request argument supplied: top_p", None, "top_p"),
+    ("Argument not supported on this model: stop", None, "stop"),
+    ("Unsupported value: the server is to stop", None, None),
     ("Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' "
      "instead.", "max_tokens", "max_tokens"),
     ("max_tokens is too large: 500. This model supports at most 400 tokens", "max_tokens", None),

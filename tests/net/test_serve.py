@@ -192,6 +192,39 @@ def test_a_body_that_does_not_come_is_given_up(server, monkeypatch):
     assert b" 408 " in head and "did not come" in json.loads(body)["error"]["message"]
 
 
+@pytest.mark.parametrize("begun, more", [
+    (b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n", b"X-Y: 1\r\n"),
+    (b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n", b" "),
+    (b"POST /v1/chat/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n")])
+def test_a_request_that_drips_is_given_up_too(server, monkeypatch, begun, more):
+    """Each piece comes soon enough, the whole does not."""
+    monkeypatch.setattr(serve.Handler, "timeout", 0.6)
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", server.server_port), 9) as connection:
+        connection.sendall(begun)
+        connection.settimeout(0.1)
+        while time.monotonic() - began < 9:
+            try:
+                connection.sendall(more)
+                if connection.recv(1) in (b"", b"H"):   # closed, or told
+                    break
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+    assert 0.5 < time.monotonic() - began < 8
+
+
+def test_a_connection_is_kept_between_requests_beyond_one_deadline(server, monkeypatch):
+    monkeypatch.setattr(serve.Handler, "timeout", 2)
+    with requests.Session() as session:
+        session.trust_env = False
+        for _ in range(3):
+            url = f"http://127.0.0.1:{server.server_port}/v1/models"
+            assert session.get(url, timeout=9).status_code == 200
+            time.sleep(0.8)
+
+
 def test_a_name_with_a_space_is_found(server, monkeypatch):
     monkeypatch.setattr(server, "name", "my model \u00fc")
     assert requests.get(f"http://127.0.0.1:{server.server_port}/v1/models/my%20model%20%C3%BC",
@@ -284,7 +317,8 @@ def test_chunked_bodies(server):
     for coding, data, status in (("chunked", pieces + b"0\r\nTrailer: 1\r\n\r\n", b"200"),
                                  ("chunked", b"zz\r\n", b"400"), ("chunked", b"fffffff\r\n", b"413"),
                                  ("chunked", b"1\r\n{}\r\n", b"400"), ("gzip", b"", b"400"),
-                                 ("chunked\r\nContent-Length: 4", b"0\r\n\r\n", b"400")):
+                                 ("chunked\r\nContent-Length: 4", b"0\r\n\r\n", b"400"),
+                                 ("chunked\r\nTransfer-Encoding: identity", b"0\r\n\r\n", b"400")):
         with sent(server, data, f"Transfer-Encoding: {coding}") as connection:
             assert connection.recv(12) == b"HTTP/1.1 " + status, (coding, data)
 
@@ -303,6 +337,15 @@ def test_only_programs_of_this_machine_are_answered(server, headers, status):
     assert requests.post(f"{url}/chat/completions", body, headers=given, timeout=30).status_code == status
     if status == 403:
         assert requests.get(f"{url}/models", headers=headers, timeout=30).status_code == 403
+
+
+@pytest.mark.parametrize("headers, status", [
+    (["Host: evil.example"], 403), (["Origin: http://localhost", "Origin: https://evil.example"], 403),
+    (["Origin: http://localhost"], 200)])
+def test_no_second_header_passes_the_check(server, headers, status):
+    body = json.dumps({"model": "organism", "messages": ASK, "max_tokens": 1}).encode()
+    with sent(server, body, f"Content-Length: {len(body)}", *headers) as connection:
+        assert connection.recv(12) == b"HTTP/1.1 %d" % status
 
 
 @pytest.mark.slow
