@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from redlite.cli.config_file import from_config
-from redlite.cli.options import Add, Parser, options_of, respelled
+from redlite.cli.options import Add, Parser, check_once, options_of, respelled
 from redlite.cli.progress import note, note_kernels
 from redlite.errors import Error, Incomplete
 from redlite.net import kernel, offline
@@ -44,6 +44,7 @@ def parse(parser: Parser, arguments: list[str], seals_later: bool = False) -> ar
     started the command, whose processes talk to each other. seals_later: the command calls `seal` itself.
     """
     arguments = respelled(parser, arguments)
+    check_once(parser, arguments)
     first = Parser(prog=parser.prog, add_help=False)
     first.add_argument("--config")
     path = first.parse_known_args(arguments)[0].config
