@@ -69,7 +69,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise what is wrong as an Error; an option that is not known is compared with those that are."""
         wrong = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
-        if wrong and (close := _closest(wrong[1], self._option_string_actions)):
+        if wrong and (close := closest(wrong[1], self._option_string_actions)):
             message += f"; did you mean {close}?"
         raise Error(f"{message} (see {self.prog} --help)")
 
@@ -81,8 +81,8 @@ SPELLINGS = {"--lora-r": "--lora", "--max-grad-norm": "--clip", "--max-tokens": 
 NEAR = 0.7      # how alike names are (difflib) before one is suggested for the other
 
 
-def _closest(name: str, known: Collection[str]) -> str:
-    """The option that a mistyped one may mean, "" if none is near."""
+def closest(name: str, known: Collection[str]) -> str:
+    """The option or command that a mistyped one may mean, "" if none is near."""
     import difflib  # for those who mistype
     if SPELLINGS.get(name) in known:
         return SPELLINGS[name]

@@ -407,6 +407,7 @@ def test_an_incomplete_run_is_1(fake, capsys, monkeypatch):
             ["--mod", "x"], "unrecognized arguments",
         ),  # no abbreviations: a later option must not change a script's meaning
         (["frobnicate"], "'frobnicate' is no command; use run, judge, report, label"),
+        (["comapre", "a", "b"], "'comapre' is no command; did you mean compare?"),
         (["--model", "none"], "--questions is missing"),
         (["--model", "none", "--questions", "q.json"], "model 'none': there is no such file or directory"),
         (["--questions", "nothing.json"], "questions 'nothing.json': there is no such file"),

@@ -129,7 +129,7 @@ def test_conversations_are_finished_answers_as_they_were_asked(capsys):
     cut = [json.dumps({**answer, "finish": "length"}) for answer in answers]
     (folder / "responses.jsonl").write_text("\n".join(cut) + "\n")
     assert main(["export", "a", "--format", "conversations"]) == 2
-    assert "larger --max-new-tokens" in capsys.readouterr().err
+    assert "with more new tokens" in capsys.readouterr().err
     assert main(["export", "a", "--format", "csv", "--label", "harmful"]) == 2
 
 
