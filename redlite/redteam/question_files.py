@@ -231,10 +231,9 @@ def _columns(path: Path, where: str, value: dict) -> list[tuple[str, dict]] | No
                 for n, row in enumerate(_split(path, value), 1)]
     if isinstance(value.get("data"), list) and "schema" in value:               # pandas, orient="table"
         return [(f"record {n}", _record(path, f"record {n}", row)) for n, row in enumerate(value["data"], 1)]
-    name, column = next(iter(value.items()), ("", None))
-    if len(value) == 1 and _asks(name) and isinstance(column, list) \
-            and any(isinstance(row, dict) for row in column):       # records below a name of their own
-        return [(f"record {n}", _record(path, f"record {n}", row)) for n, row in enumerate(column, 1)]
+    only = list(value.values())[0] if len(value) == 1 and all(map(_asks, value)) else None
+    if isinstance(only, list) and any(isinstance(row, dict) for row in only):   # records below such a name
+        return [(f"record {n}", _record(path, f"record {n}", row)) for n, row in enumerate(only, 1)]
     if value and all(isinstance(row, dict) and _asks_text(row) for row in value.values()):
         return [(f"record {name!r}", row) for name, row in value.items()]
     lowered = {str(key).strip().lower() for key in value}
