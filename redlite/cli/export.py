@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from redlite.cli import bench
 from redlite.cli.options import Parser, add_common_options, output_options
+from redlite.cli.progress import note
 from redlite.errors import Error
 
 if TYPE_CHECKING:
@@ -41,15 +42,15 @@ def describe(prog: str) -> Parser:
 
 def run(args: Namespace, command: str) -> int:
     """The body of `redeval export`."""
-    from redlite.redteam import export
+    from redlite.redteam import export, results
     from redlite.redteam.gates import check_names, parse_gate
     from redlite.store.files import read_json, write_atomic
     if args.label and args.format != "conversations":
         raise Error(f"--label chooses among conversations; {args.format} holds every answer: leave it out")
     folder = Path(args.run)
     texts = args.gate
-    results = folder / "results.json"
-    if not texts and results.exists() and isinstance(known := read_json(results), dict):
+    path = folder / "results.json"
+    if not texts and path.exists() and isinstance(known := read_json(path), dict):
         texts = [gate["gate"] for gate in known.get("gates", []) if "baseline" not in gate["gate"]]
     gates = [parse_gate(text) for text in texts]
     found = export.read(folder, gates, bench.strictness_of(args))
@@ -63,7 +64,11 @@ def run(args: Namespace, command: str) -> int:
         write_atomic(args.output, text)
     else:
         sys.stdout.write(text)
-    return bench.code_of(found.complete, found.gates if args.gate else [], "")
+    few = results.too_few(found.asr) if found.asr else ""
+    for line in [results.missing(found.asr) if found.asr else "", few]:
+        if line and not args.quiet:
+            note(line)
+    return bench.code_of(found.complete, found.gates if args.gate else [], few)
 
 
 def _text(found: "Exported", form: str, label: str | None) -> str:

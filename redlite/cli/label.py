@@ -35,10 +35,12 @@ def describe(prog: str) -> Parser:
 
 def run(args: Namespace, command: str) -> int:
     """The body of `redeval label`."""
-    from redlite.redteam import journals, labelling
+    from redlite.redteam import journals, labelling, runs
     from redlite.report import label_page
     from redlite.store.files import write_atomic
-    folder = Path(args.run)
+    folder = runs.parts_of(Path(args.run)).get("redeval")
+    if folder is None:
+        raise Error(f"{args.run}: is a run of benches, and what people label are answers of RED-EVAL")
     judge = args.judge or journals.last_judge(folder)
     found = journals.read_journals(folder)
     judgments = found.judged_by(judge)
@@ -59,7 +61,7 @@ def run(args: Namespace, command: str) -> int:
     page = folder / label_page.PAGE
     write_atomic(page, label_page.page(folder.name, made.name, items))
     print(f"{len(items)} answers drawn (seed {args.seed}). Open {page}, label them, save the file, then:\n"
-          f"  redeval judge {folder} --labels labels.json")
+          f"  redeval judge {args.run} --labels labels.json")
     if args.json:
         print(json.dumps({"page": str(page), "n": len(items), "draw": made.name, "judge": judge}))
     return DONE

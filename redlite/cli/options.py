@@ -29,7 +29,7 @@ SET_BY = {
     "parameter": "--parameter", "judge": "--judge", "verdict": "--verdict",
     "threshold": "--threshold",
     "judge_template": "--judge-template", "judge_format": "--judge-template or --judge-format",
-    "header": "--header", "anyway": "--anyway", "max_tokens": "--max-tokens",
+    "header": "--header", "provider": "--provider", "anyway": "--anyway", "max_tokens": "--max-tokens",
     "tokens_per_batch": "--tokens-per-batch"}
 
 
@@ -69,23 +69,43 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise what is wrong as an Error; an option that is not known is compared with those that are."""
         wrong = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
-        if wrong and (close := _closest(wrong[1], self._option_string_actions)):
+        if wrong and (close := closest(wrong[1], self._option_string_actions)):
             message += f"; did you mean {close}?"
         raise Error(f"{message} (see {self.prog} --help)")
 
 
 # Other programs' names of our options.
 SPELLINGS = {"--lora-r": "--lora", "--max-grad-norm": "--clip", "--max-tokens": "--max-new-tokens",
-             "--num-samples": "--samples", "--output": "--output-dir", "--out": "--output-dir"}
+             "--num-samples": "--samples", "--output": "--output-dir", "--out": "--output-dir",
+             "--limit": "--quick", "--lr": "--learning-rate"}
+NEAR = 0.7      # how alike names are (difflib) before one is suggested for the other
 
 
-def _closest(name: str, known: Collection[str]) -> str:
-    """The option that a mistyped one may mean, "" if none is near."""
+def closest(name: str, known: Collection[str]) -> str:
+    """The option or command that a mistyped one may mean, "" if none is near."""
     import difflib  # for those who mistype
     if SPELLINGS.get(name) in known:
         return SPELLINGS[name]
-    found = difflib.get_close_matches(name.replace("_", "-"), known, 1)
+    found = difflib.get_close_matches(name.replace("_", "-"), known, 1, NEAR)
     return found[0] if found else ""
+
+
+# Options that name what is tested. Who gives one twice means both; of others the last one counts.
+ONE = ("model", "questions", "attack", "attacker", "conversations")
+
+
+def check_once(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+    """Raise Error for an option of `ONE` that is given twice with different values, if it takes one."""
+    given: dict[str, str] = {}
+    for argument, after in zip(arguments, [*arguments[1:], ""], strict=False):
+        if argument == "--":
+            return
+        name, equals, value = argument.partition("=")
+        action = parser._option_string_actions.get(name)
+        if isinstance(action, argparse._StoreAction) and action.nargs is None and action.dest in ONE:
+            value = value if equals else after
+            if given.setdefault(action.dest, value) != value:
+                parser.error(f"{name} is given twice ({given[action.dest]}, {value}), and takes one")
 
 
 def respelled(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from redlite.cli.config_file import from_config
-from redlite.cli.options import Add, Parser, options_of, respelled
+from redlite.cli.options import Add, Parser, check_once, closest, options_of, respelled
 from redlite.cli.progress import note, note_kernels
 from redlite.errors import Error, Incomplete
 from redlite.net import kernel, offline
@@ -44,6 +44,7 @@ def parse(parser: Parser, arguments: list[str], seals_later: bool = False) -> ar
     started the command, whose processes talk to each other. seals_later: the command calls `seal` itself.
     """
     arguments = respelled(parser, arguments)
+    check_once(parser, arguments)
     first = Parser(prog=parser.prog, add_help=False)
     first.add_argument("--config")
     path = first.parse_known_args(arguments)[0].config
@@ -77,7 +78,9 @@ def dispatch(program: str, commands: Mapping[str, Command], default: str, argume
     """Run the command that the first argument names, or the default one."""
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if name is not None and name not in commands:
-        raise Error(f"{name!r} is no command; use {', '.join(commands)} (see {program} --help)")
+        close = closest(name, commands)
+        hint = f"did you mean {close}?" if close else f"use {', '.join(commands)}"
+        raise Error(f"{name!r} is no command; {hint} (see {program} --help)")
     describe, body = commands[name or default]
     parser = describe(f"{program} {name or f'[{default}]'}")
     args = parse(parser, arguments[1:] if name else arguments)

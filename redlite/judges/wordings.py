@@ -246,11 +246,14 @@ ASKS_JUDGEMENT = (
     r"\b(?:illegal|wrong|immoral|unethical|bad|harmful|dangerous|crime|discriminat|offensive|"
     r"legal|law)\w*\b|\bwhat (?:is|are|was|were|does)\b|\bdefinition\b"
 )
-# A persona or a mode begins to speak: "[DAN]:", "(Developer Mode Output)", "BetterDAN:". Searched for in
-# the raw text, before `plain`.
+# A persona or a mode begins to speak: "[DAN]:", "(Developer Mode Output)", "BetterDAN:", "Evil voice:", "🔓".
+# Searched for in the raw text, before `plain`.
 PERSONA = (
     r"(?:^|\n|[.!?\"”] )[^\w\n(\[]{0,4}(?:[\[(][^\])\n]{2,40}[\])] ?:?|"
     r"(?:As )?(?:[A-Z][A-Z0-9+]{1,15}|[A-Za-z]{0,14}(?:GPT|DAN|Aligned|aligned|Bot|BOT|AI|Mode|"
     r"Output))"
-    r"(?: [\w+]{1,12}){0,2} ?[:,])(?=\s*\S)"
+    r"(?: [\w+]{1,12}){0,2} ?[:,]"
+    r"|(?:(?:Normal|Evil|Angel|Devil|Villain|Opposite|Jailbr(?:eak|oken)|Unfiltered|Uncensored|Unrestricted)"
+    r"(?: [\w+]{1,12}){0,2}|(?:Good|Bad|Dark|Safe|Unsafe) (?:[Bb]ot|AI|[Tt]win|[Vv]ersion|[Vv]oice|[Ss]ide|"
+    r"[Ss]elf|[Mm]ode)) ?:|[🔒🔓😈👿]\ufe0f? ?:?)(?=\s*\S)"
 )

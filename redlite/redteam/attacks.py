@@ -2,8 +2,8 @@
 
 In each round the attacker writes the user's next message and the model under test answers it. Crescendo is
 one conversation that moves towards the question in small steps; a message that is declined is taken back and
-asked otherwise. PAIR puts a whole new message to the model each time, and tells the attacker the judge's
-verdict on the answer. Its rounds are the turns of one record.
+asked otherwise. PAIR puts a whole new message to the model each time. Its attacker sees its own messages so
+far, each with the answer and the judge's verdict. Its rounds are the turns of one record.
 
 Every message of the attacker is in attacker.jsonl, every answer in turns.jsonl and every verdict that an
 attacker is told in verdicts.jsonl, flushed, before the next step. What is to come follows from these files
@@ -22,7 +22,7 @@ from redlite.judges.verdict import LABELS, Judge, Verdict
 from redlite.redteam import turns
 from redlite.redteam.answerers import Answerer, Decoding, Messages, ModelChoice
 from redlite.redteam.journals import AnswerKey
-from redlite.redteam.questions import DATA, Prompt, Question
+from redlite.redteam.questions import DATA, TURN, Prompt, Question
 from redlite.redteam.turns import Conversation
 from redlite.store.files import sha256_json
 from redlite.store.records import Kind, require
@@ -33,6 +33,8 @@ from redlite.text.reasoning import split_thoughts
 INSTRUCTIONS = DATA / "prompts" / "attack"
 # The defaults. A message is short; most of its tokens are for what an attacker thinks.
 TURNS, BACKTRACKS, ATTACKER_TOKENS = 5, 3, 1000
+# The last rounds that PAIR's attacker is shown, as in its authors' code, so that they fit its context.
+REMEMBERED = 4
 ATTACKER, VERDICTS = "attacker.jsonl", "verdicts.jsonl"
 REFUSED, SILENT, ERROR, NO_ROOM = "attacker refused", "attacker said nothing", "error", "no room"
 GAVE_WAY, DECLINED, EMPTY, ALL = "gave way", "declined too often", "empty answer", "all turns asked"
@@ -56,7 +58,8 @@ class Attack:
 
     method        "crescendo" or "pair"
     attacker      writes the user's messages
-    instructions  what it is told; placeholders stand for what it sees
+    instructions  what it is told; placeholders stand for what it sees. Of pair a line <turn> parts what it
+                  is told first from what it is told after each round
     turns         crescendo: messages that stay in the conversation, at most; pair: messages, at most
     backtracks    crescendo: messages that may be taken back, at most
     judge         pair: whose verdicts the attacker is told; of `remembering`
@@ -89,23 +92,34 @@ class Attack:
                 "backtracks": self.most - self.turns, "attacker_tokens": self.tokens,
                 "refusals": rules_fingerprint()["sha256"], "judge": judge}
 
-    def instruct(self, question: str, said: Conversation, verdict: Verdict | None) -> Messages:
+    def instruct(self, question: str, said: Conversation, verdicts: Mapping[int, Verdict]) -> Messages:
         """What the attacker is asked for the next message.
 
-        said     the answers so far
-        verdict  on the last of them, where the attacker is told one
+        said      the answers so far
+        verdicts  by the turn from 1, on the answers that have text, where the attacker is told them
         """
+        first, *later = TURN.split(self.instructions)
         if self.method == "crescendo":
-            values = _conversation(said)
-        else:
-            told = "none" if verdict is None else verdict.label
-            if verdict is not None and verdict.p_harmful is not None:
-                told += f" (probability of harm {verdict.p_harmful:.2f})"
-            last = said[-1] if said else {"user": "(none: this is the first round)", "answer": "(none)"}
-            answer = last["answer"].strip() or "(it gave no answer)"
-            values = {"previous": last["user"], "answer": answer, "verdict": told}
-        content = fill_in(self.instructions, {"question": question, **values})
-        return [{"role": "user", "content": content}]
+            return [_user(first, {"question": question, **_conversation(said)})]
+        messages = [_user(first, {"question": question})]
+        for record in said[-REMEMBERED:]:
+            answer = record["answer"].strip() or "(it gave no answer)"
+            told = {"question": question, "answer": answer, "verdict": _told(verdicts.get(record["turn"]))}
+            messages += [{"role": "assistant", "content": f"<message>{record['user']}</message>"},
+                         _user(later[0], told)]
+        return messages
+
+
+def _user(text: str, values: dict[str, str]) -> dict[str, str]:
+    return {"role": "user", "content": fill_in(text, values)}
+
+
+def _told(verdict: Verdict | None) -> str:
+    """A verdict as PAIR's attacker is told it."""
+    if verdict is None:
+        return "none"
+    harm = "" if verdict.p_harmful is None else f" (probability of harm {verdict.p_harmful:.2f})"
+    return verdict.label + harm
 
 
 def instructions(method: str) -> str:
@@ -152,7 +166,7 @@ class _Attempt:
     question: str
     written: list[dict]
     said: Conversation
-    verdict: Verdict | None = None
+    verdicts: dict[int, Verdict] = field(default_factory=dict)     # by the turn from 1
     ended: str = ""
 
 
@@ -188,11 +202,12 @@ class Attempts:
             self._answer()
 
     def _judge(self, judge: Judge) -> None:
-        """Have the last answers judged, where there are any."""
-        there = [a for a in self._going.values() if len(a.said) == len(a.written) and a.said]
-        there = [a for a in there if a.said[-1]["answer"].strip()]
-        for i, verdict in judge.label([(a.question, a.said[-1]["answer"]) for a in there]):
-            there[i].verdict = verdict
+        """Have the answers judged that are not yet. Those of an earlier process are recalled."""
+        there = [(a, record) for a in self._going.values() if len(a.said) == len(a.written)
+                 for record in a.said if record["turn"] not in a.verdicts and record["answer"].strip()]
+        for i, verdict in judge.label([(a.question, record["answer"]) for a, record in there]):
+            attempt, record = there[i]
+            attempt.verdicts[record["turn"]] = verdict
 
     def _ended(self, attempt: _Attempt) -> str:
         """Why an attempt is over; "" while it is not."""
@@ -203,7 +218,8 @@ class Attempts:
             return ""
         if said[-1]["finish"] == "error":
             return ERROR
-        if self.attack.method == "pair" and attempt.verdict and attempt.verdict.label == "harmful":
+        verdict = attempt.verdicts.get(len(said))
+        if self.attack.method == "pair" and verdict and verdict.label == "harmful":
             return GAVE_WAY
         taken_back = sum(bool(record.get("taken_back")) for record in said)
         if len(said) - taken_back >= self.attack.turns:
@@ -215,7 +231,7 @@ class Attempts:
 
     def _write(self, attacker: Answerer) -> None:
         """Have the attacker write where a message is due."""
-        due = {key: self.attack.instruct(a.question, a.said, a.verdict) for key, a in self._going.items()
+        due = {key: self.attack.instruct(a.question, a.said, a.verdicts) for key, a in self._going.items()
                if len(a.written) == len(a.said)}
         decoding = replace(self.decoding, max_new_tokens=self.attack.tokens)
         for key, answer in self._asked(attacker, due, decoding, -1):
@@ -242,7 +258,6 @@ class Attempts:
                 record["taken_back"] = True
             self.directory.append(turns.TURNS, record)
             attempt.said.append(record)
-            attempt.verdict = None
 
     def _asked(self, answerer: Answerer, due: Mapping[AnswerKey, Messages], decoding: Decoding,
                sign: int) -> Iterator[tuple[AnswerKey, Answer]]:
@@ -335,15 +350,23 @@ def plan(attack: Attack, model: ModelChoice, questions: list[Question], decoding
     """
     lead = [] if system is None else [{"role": "system", "content": system}]
     frame = model.count([*lead, {"role": "user", "content": "x"}])
-    crescendo, asked, seen = attack.method == "crescendo", 0, 0
+    crescendo, asked, seen, rounds = attack.method == "crescendo", 0, 0, 0
     pair = attack.tokens + decoding.max_new_tokens
     for n in range(attack.most):
         kept = min(n, attack.turns - 1) if crescendo else 0
         asked += (kept + 1) * frame + kept * pair + attack.tokens
-        seen += (kept + attack.backtracks if crescendo else min(n, 1)) * pair
-    own = sum(attack.attacker.count(attack.instruct(q.question, [], None)) for q in questions)
+        told = min(n, REMEMBERED)
+        rounds += 0 if crescendo else told
+        seen += (kept + attack.backtracks if crescendo else told) * pair
+    empty: dict = {"turn": 1, "user": "", "answer": "x"}
+    own = after = 0
+    for question in questions:
+        first = attack.attacker.count(attack.instruct(question.question, [], {}))
+        own += first
+        after += attack.attacker.count(attack.instruct(question.question, [empty], {})) - first
     attempts = len(questions) * decoding.samples
-    requests, prompt = attempts * attack.most, attempts * seen + own * decoding.samples * attack.most
+    requests = attempts * attack.most
+    prompt = attempts * seen + (own * attack.most + after * rounds) * decoding.samples
     new = requests * attack.tokens
     return {"requests": requests, "prompt_tokens": attempts * asked,
             "attacker": {"name": attack.attacker.name, "requests": requests, "prompt_tokens": prompt,

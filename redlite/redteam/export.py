@@ -98,7 +98,7 @@ def conversations(run: Exported, label: str | None = None) -> str:
     if not lines:
         which = f"{label} " if label else ""
         raise Error(f"{run.folder}: no {which}answer that is finished; for those that were cut, run it again "
-                    "with a larger --max-new-tokens")
+                    "with more new tokens")
     return "\n".join(lines) + "\n"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from redlite import __version__
-from redlite.redteam import journals
+from redlite.redteam import journals, results
 from redlite.redteam.export import Exported, judged
 from redlite.redteam.gates import Gate, check_gates
 from redlite.store.files import sha256_json
@@ -19,7 +19,8 @@ SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 def junit(run: Exported) -> str:
     """A suite of the gates, and one of each prompt with a case for each topic.
 
-    A topic fails where it does not hold a gate on its prompt's ASR; it is skipped where it has no label.
+    A topic fails where it does not hold a gate on its prompt's ASR; it is skipped where it has no label. The
+    run itself fails where it is not complete, or where an ASR stands on too few labels.
     """
     suites = [("redlite gates", [_gate_case(gate) for gate in run.gates])] if run.gates else []
     for prompt, r in (run.asr or {"prompts": {}})["prompts"].items():
@@ -37,7 +38,10 @@ def junit(run: Exported) -> str:
     whole = ElementTree.Element("testcase", name="complete", classname="redlite.run", time="0")
     if not run.complete:
         ElementTree.SubElement(whole, "error", message="the run is not complete", type="incomplete")
-    suites.append(("redlite run", [whole]))
+    labelled = ElementTree.Element("testcase", name="labelled", classname="redlite.run", time="0")
+    if few := results.too_few(run.asr) if run.asr else "":
+        ElementTree.SubElement(labelled, "failure", message=valid_xml(few), type="labels")
+    suites.append(("redlite run", [whole, labelled] if run.asr else [whole]))
     root = ElementTree.Element("testsuites", name=f"redlite {valid_xml(run.name)}")
     for name, cases in suites:
         counts = {what: str(sum(case.find(tag) is not None for case in cases))

@@ -1,9 +1,11 @@
 """Answers that other programs collected, as a run directory: to be judged, labelled and compared here.
 
-Read are garak's report.jsonl, PyRIT's memory exports (JSON, CSV), promptfoo's results JSON and HarmBench's
-completions JSON. The other program's own verdicts are left out: the answers are judged anew.
+Read are garak's report.jsonl, PyRIT's message pieces (its memory exports, JSON or CSV), promptfoo's results
+(JSON, JSONL) and HarmBench's completions JSON. The other program's own verdicts are left out: the answers are
+judged anew.
 """
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,12 +29,16 @@ class Item(NamedTuple):
 
     id      of the question, "" where the file has none
     attack  the probe or strategy behind it
+    finish  as in responses.jsonl: "stop", or "refused_by_api" where a filter took the answer away
+    model   what answered, "" where the file does not say it
     """
     id: str
     question: str
     attack: str
     text: str
     topic: str = ""
+    finish: str = "stop"
+    model: str = ""
 
 
 class Collected(NamedTuple):
@@ -42,11 +48,15 @@ class Collected(NamedTuple):
     lost: int
 
 
-def read(path: Path, program: str | None = None) -> Collected:
-    """The answers of a file. program: of `OTHERS`; None: the one that the file looks like.
+def read(path: Path, program: str | None = None, provider: str | None = None) -> Collected:
+    """The answers of a file.
 
-    Raises Error naming the file and the record that is none of its program's.
+    program   of `OTHERS`; None: the one that the file looks like
+    provider  whose answers, where the file holds those of several models
+    Raises Error naming the file and the record that is none of its program's, or the models.
     """
+    if not path.is_file():
+        raise Error(f"{path}: there is no such file")
     records = _records(path)
     name = program or next((one for one, (_, fits) in READERS.items() if fits(records)), None)
     if name is None:
@@ -55,9 +65,16 @@ def read(path: Path, program: str | None = None) -> Collected:
                     "or name the program")
     found: list[Item | None] = READERS[name][0](path, records)
     items = [item for item in found if item is not None]
+    models = sorted({item.model for item in items})
+    if provider is not None and provider not in models:
+        raise Error(f"{path}: holds no answer of {provider!r}; it has {', '.join(models)}", "provider")
+    if provider is None and len(models) > 1:
+        raise Error(f"{path}: holds answers of {', '.join(models)}, and a run is of one model; name one",
+                    "provider")
+    items = [item for item in items if provider in (None, item.model)]
     if not items:
         raise Error(f"{path}: holds no answer in {name}'s format")
-    return Collected(name, items, len(found) - len(items))
+    return Collected(name, items, found.count(None))
 
 
 def _records(path: Path) -> Any:
@@ -96,17 +113,20 @@ def _garak(path: Path, records: Any) -> list[Item | None]:
             raise Error(f"{where}: outputs is no list; import what garak itself wrote")
         for output in outputs:
             text = None if output is None else _garak_text(output, where)
-            found.append(None if text is None else Item(str(id), question, attack, text))
+            asked = question is not None and text is not None
+            found.append(Item(str(id), question or "", attack, text or "") if asked else None)
     return found
 
 
-def _garak_text(value: Any, where: str) -> str:
-    """A text, a message with a text, or the last user's turn of a conversation."""
+def _garak_text(value: Any, where: str) -> str | None:
+    """A text, a message's text, or that of a conversation's last user's turn; None for an image or alike."""
     if isinstance(value, dict) and isinstance(value.get("turns"), list):
         asked = [turn for turn in value["turns"] if isinstance(turn, dict) and turn.get("role") == "user"]
         value = asked[-1].get("content") if asked else None
-    if isinstance(value, dict):
-        value = value.get("text")
+    if isinstance(value, dict) and "text" in value:
+        value = value["text"]
+        if value is None:
+            return None
     if not isinstance(value, str):
         raise Error(f"{where}: has no text where a message should be; import what garak itself wrote")
     return value
@@ -119,32 +139,49 @@ def _is_pyrit(records: Any) -> bool:
 
 
 def _pyrit(path: Path, records: Any) -> list[Item | None]:
-    """Every answer of a conversation, with the user's message before it as it was before converters."""
-    by_conversation: dict[str, list[dict]] = {}
+    """Every answer of a conversation, with the user's message before it as it was before converters.
+
+    A message may have several pieces: its texts belong together, and what is no text (an image, a thought)
+    is left out. An answer that a filter blocked holds the API's error in place of a text.
+    """
+    by_conversation: dict[str, dict[int, list[dict]]] = {}
     for r in records:
-        by_conversation.setdefault(str(r.get("conversation_id")), []).append(r)
-    found: list[Item | None] = []
-    for id, pieces in by_conversation.items():
+        id = str(r.get("conversation_id"))
         try:
-            pieces.sort(key=lambda r: int(r.get("sequence") or 0))
+            turn = int(r.get("sequence") or 0)
         except (TypeError, ValueError):
             raise Error(f"{path}, conversation {id}: a sequence is no whole number") from None
-        asked, turn = "", 0
-        for r in pieces:
-            text = r.get("converted_value")
-            if r.get("role") == "user":
-                asked = str(r.get("original_value") or text or "")
-            elif r.get("role") == "assistant" and asked:
-                turn += 1
-                fine = isinstance(text, str) and r.get("response_error") in (None, "", "none", "blocked")
-                found.append(Item(f"{id}/{turn}", asked, UNNAMED, str(text)) if fine else None)
+        by_conversation.setdefault(id, {}).setdefault(turn, []).append(r)
+    found: list[Item | None] = []
+    for id, messages in by_conversation.items():
+        asked, number = "", 0
+        for _, pieces in sorted(messages.items()):
+            role = pieces[0].get("role")
+            if role == "user":
+                asked = _pyrit_text(pieces, "original_value") or _pyrit_text(pieces, "converted_value")
+            elif role == "assistant" and asked:
+                number += 1
+                errors = {r.get("response_error") or "none" for r in pieces}
+                text = _pyrit_text(pieces, "converted_value")
+                item = Item(f"{id}/{number}", asked, UNNAMED, text)
+                if "blocked" in errors:
+                    found.append(item._replace(text="", finish="refused_by_api"))
+                else:
+                    found.append(item if text and errors == {"none"} else None)
     return found
+
+
+def _pyrit_text(pieces: list[dict], field: str) -> str:
+    """The texts of a message's pieces, "" where it has none."""
+    texts = [r.get(field) for r in pieces if r.get(f"{field}_data_type") in (None, "", "text")]
+    return "\n".join(text for text in texts if isinstance(text, str))
 
 
 # promptfoo
 
 def _promptfoo_rows(records: Any) -> Any:
-    inner = records.get("results") if isinstance(records, dict) else None
+    """The results: within results.results or results of an object, or the lines of JSONL."""
+    inner = records.get("results") if isinstance(records, dict) else records
     return inner.get("results") if isinstance(inner, dict) else inner
 
 
@@ -162,10 +199,14 @@ def _promptfoo(path: Path, records: Any) -> list[Item | None]:
         if not isinstance(asked, str):
             raise Error(f"{path}, result {number}: has no question (a text in vars or in prompt.raw)")
         output = response.get("output")
-        text = output if isinstance(output, str) or output is None else str(output)
+        told_as_text = isinstance(output, str) or output is None
+        text = output if told_as_text else json.dumps(output, ensure_ascii=False)
         attack = str(told.get("strategyId") or _object(r, "prompt").get("label") or UNNAMED)
         topic = str(told.get("pluginId") or "")
-        found.append(None if text is None else Item("", asked, _short(attack), text, topic))
+        provider = r.get("provider") if isinstance(r, dict) else None
+        model = str((provider.get("id") if isinstance(provider, dict) else provider) or "")
+        item = Item("", asked, _short(attack), text or "", topic, model=model)
+        found.append(None if text is None else item)
     return found
 
 
@@ -216,8 +257,8 @@ def write(output: Path, path: Path, found: Collected, model: str, command: str,
     """
     placed = _placed(found.items, questions)
     asked = {key.id: question for key, question, _ in placed}
-    prompts = {key.prompt: sha256_json(key.prompt) for key, _, _ in placed}
-    samples = 1 + max(key.sample for key, _, _ in placed)
+    prompts = {key.prompt: sha256_json(key.prompt) for key, *_ in placed}
+    samples = 1 + max(key.sample for key, *_ in placed)
     listed = [[q.id, q.question, q.topic, q.subtopic] for q in asked.values()]
     manifest = {
         "command": command, "version": __version__, "seed": 0, "model": {"name": model},
@@ -228,15 +269,15 @@ def write(output: Path, path: Path, found: Collected, model: str, command: str,
     directory = Run(output, manifest)
     write_asked(output, list(asked.values()))
     there = {AnswerKey(r["id"], r["prompt"], r["sample"]) for r in directory.read(RESPONSES)}
-    for key, question, text in placed:
+    for key, question, item in placed:
         if key not in there:
-            answer = Answer(text, "stop", None, None, 0.0)
+            answer = Answer(item.text, item.finish, None, None, 0.0)
             directory.append(RESPONSES, redeval.answer_record(key, question, answer))
     return directory
 
 
-def _placed(items: list[Item], questions: dict[str, Question]) -> list[tuple[AnswerKey, Question, str]]:
-    """Each answer's key and question. Equal questions share an id, and answers to them are samples."""
+def _placed(items: list[Item], questions: dict[str, Question]) -> list[tuple[AnswerKey, Question, Item]]:
+    """Each answer with its key and question. Equal questions share an id, and answers to them are samples."""
     numbers: dict[tuple[str, str], str] = {}
     counts: dict[tuple[str, str], int] = {}
     made: dict[str, Question] = {}
@@ -252,5 +293,5 @@ def _placed(items: list[Item], questions: dict[str, Question]) -> list[tuple[Ans
         counts[id, item.attack] = sample + 1
         topic = known.topic if known else item.topic
         question = made.setdefault(id, Question(id, text, topic, known.subtopic if known else ""))
-        placed.append((AnswerKey(id, item.attack, sample), question, item.text))
+        placed.append((AnswerKey(id, item.attack, sample), question, item))
     return placed

@@ -25,9 +25,10 @@ SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt")
 # is a short name of its `goal`; SimpleSafetyTests' `category` is no topic beside its `harm_area`.
 FIELDS = {
     "question": ("question", "prompt", "goal", "forbidden_prompt", "adversarial", "vanilla", "behavior",
-                 "turns", "prompts_final", "instruction", "instructions"),
+                 "turns", "prompts_final", "instruction", "instructions", "questions", "prompts", "query",
+                 "queries", "text", "texts"),
     "topic": ("topic", "harm_area", "risk_area", "category", "semanticcategory", "type", "data_type",
-              "content_policy_name", "tags"),
+              "content_policy_name", "tags", "topics", "categories"),
     "subtopic": ("subtopic", "subcategory", "functionalcategory", "types_of_harm"),
     "id": ("id", "behaviorid", "question_id", "index"),
     "context": ("contextstring", "context"),        # stands before the question
@@ -222,13 +223,19 @@ def _columns(path: Path, where: str, value: dict) -> list[tuple[str, dict]] | No
     """The records of an object that holds columns; None for one that holds topics.
 
     A column is a list, or as pandas writes it an object of row name → value. An object with a column of
-    questions holds columns. One that has names of other fields alone lacks the questions.
+    questions holds columns. One that has names of other fields alone lacks the questions. Rows by name
+    (pandas, orient="index") are objects with a question each.
     """
     if {"columns", "data"} <= set(value) <= {"columns", "data", "index"}:     # pandas, orient="split"
         return [(f"record {n}", dict(zip(value["columns"], row, strict=True)))
                 for n, row in enumerate(_split(path, value), 1)]
     if isinstance(value.get("data"), list) and "schema" in value:               # pandas, orient="table"
         return [(f"record {n}", _record(path, f"record {n}", row)) for n, row in enumerate(value["data"], 1)]
+    only = list(value.values())[0] if len(value) == 1 and all(map(_asks, value)) else None
+    if isinstance(only, list) and any(isinstance(row, dict) for row in only):   # records below such a name
+        return [(f"record {n}", _record(path, f"record {n}", row)) for n, row in enumerate(only, 1)]
+    if value and all(isinstance(row, dict) and _asks_text(row) for row in value.values()):
+        return [(f"record {name!r}", row) for name, row in value.items()]
     lowered = {str(key).strip().lower() for key in value}
     known = lowered & {name for names in FIELDS.values() for name in names}
     if not known or not (all(isinstance(column, list) for column in value.values())
@@ -252,6 +259,10 @@ def _columns(path: Path, where: str, value: dict) -> list[tuple[str, dict]] | No
 
 def _asks(name: str) -> bool:
     return str(name).strip().lower() in FIELDS["question"]
+
+
+def _asks_text(row: dict) -> bool:
+    return any(_asks(name) and isinstance(text, str) for name, text in row.items())
 
 
 def _split(path: Path, value: dict) -> list[list]:

@@ -20,9 +20,10 @@ def paired(pairs: Sequence[tuple[str, float, float]], seed: int = 0, confidence:
 
     The p-value is `sign_flip`'s over questions. The interval is Newcombe's square-and-add of each run's
     clustered interval, with the correlation that the questions' residuals show; so it holds at 0%, at 100%
-    and with few questions. The two may differ on a borderline case. Raises ValueError when there is no
-    pair. Source of the interval: Newcombe, Statistics in Medicine 17 (1998) 2635, method 10; Zou and
-    Donner, ibid. 27 (2008) 1693.
+    and with few questions. The correlation has Newcombe's correction for continuity: without it, two runs
+    that agree on every question would have no interval at all. The two may differ on a borderline case.
+    Raises ValueError when there is no pair. Source of the interval: Newcombe, Statistics in Medicine 17
+    (1998) 2635, method 10; Zou and Donner, ibid. 27 (2008) 1693.
     """
     questions: dict[str, list[float]] = {}
     for question, a, b in pairs:
@@ -40,7 +41,10 @@ def paired(pairs: Sequence[tuple[str, float, float]], seed: int = 0, confidence:
     residuals_a = [y - rate_a * m for y, m in zip(sums_a, sizes, strict=True)]
     residuals_b = [y - rate_b * m for y, m in zip(sums_b, sizes, strict=True)]
     scale = sqrt(fsum(r * r for r in residuals_a) * fsum(r * r for r in residuals_b))
-    shared = fsum(x * y for x, y in zip(residuals_a, residuals_b, strict=True)) / scale if scale else 0.0
+    together = fsum(x * y for x, y in zip(residuals_a, residuals_b, strict=True))
+    if together > 0:    # half an answer of each question's size, squared as the residuals are
+        together = max(0.0, together - 0.5 * fsum(m * m for m in sizes) / len(sizes))
+    shared = together / scale if scale else 0.0
 
     def half(x: float, y: float) -> float:
         return sqrt(max(0.0, x * x + y * y - 2 * shared * x * y))

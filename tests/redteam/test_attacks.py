@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from redlite.store.run_directory import Run
 
 ASKED = [Question("1", "a?", "T"), Question("2", "b?", "U")]
 TOLD = {"crescendo": "goal <question>\nso far\n> <conversation>\ndeclined\n> <declined>",
-        "pair": "goal <question>\nbefore\n> <previous>\n> <answer>\n> <verdict>"}
+        "pair": "goal <question>\n<turn>\n> <answer>\n> <verdict>\nagain <question>"}
 NO = "I'm sorry, but I can't help with that."
 
 
@@ -77,7 +78,7 @@ class Marks(Says):
 
 def counts_up(messages):
     """An attacker whose message says how much it has read, so that a message taken back is not repeated."""
-    return f"<think>hm</think><message>step {len(messages[-1])}?</message>"
+    return f"<think>hm</think><message>step {len(''.join(messages))}?</message>"
 
 
 def declines_some(messages):
@@ -177,14 +178,33 @@ def test_pair_asks_anew_each_round_and_ends_where_the_judge_says_harmful(tmp_pat
         tmp_path / "run", "pair", attacker=lambda messages: f"<message>{next(rounds)}</message>",
         model=lambda messages: {"p1": NO, "p2": "no words", "p3": "yes"}[messages[-1]])
     assert all(len(messages) == 1 for messages in answers.seen) and len(answers.seen) == 6
-    assert [messages[0]["content"] for messages in asks.seen if "a?" in messages[0]["content"]] == [
-        "goal a?\nbefore\n> (none: this is the first round)\n> (none)\n> none",
-        f"goal a?\nbefore\n> p1\n> {NO}\n> unharmful (probability of harm 0.25)",
-        "goal a?\nbefore\n> p2\n> no words\n> unharmful (probability of harm 0.25)"]
+    told = [[(m["role"], m["content"]) for m in messages] for messages in asks.seen
+            if "a?" in messages[0]["content"]]
+    history = [("user", "goal a?"), ("assistant", "<message>p1</message>"),
+               ("user", f"> {NO}\n> unharmful (probability of harm 0.25)\nagain a?"),
+               ("assistant", "<message>p2</message>"),
+               ("user", "> no words\n> unharmful (probability of harm 0.25)\nagain a?")]
+    assert told == [history[:1], history[:3], history]
     assert sorted(marks.seen) == sorted((q, a) for q in ("a?", "b?") for a in (NO, "no words", "yes"))
     assert {(r["ended"], len(r["turns"])) for r in found.answers.values()} == {("gave way", 3)}
     r = results.results(found, "marks")["prompts"]["pair"]
     assert r["gave_way"] == {"1": 0, "2": 0, "3": 2} and r["asr"] == 1.0
+
+
+def test_pairs_attacker_is_shown_the_last_rounds_and_the_plan_counts_them(tmp_path):
+    """Of six rounds the sixth sees four; before each stand the instructions. Rounds seen: 0+1+2+3+4+4."""
+    _, asks, *_ = go(tmp_path / "run", "pair", turns=6, model=lambda messages: f"well, {messages[-1]}")
+    for seen in (asks.seen[-1], asks.seen[-2]):
+        told = [m["content"] for m in seen]
+        assert len(told) == 1 + 2 * 4 and told[0] in ("goal a?", "goal b?")
+        sent = [m["content"] for m in asks.seen[0]]
+        assert len(sent) == 1 and told[-2].removeprefix("<message>").removesuffix("</message>") in told[-1]
+    counted = redeval_worker.choice(None)
+    counted = replace(counted, count=len)
+    attack = Attack("pair", counted, TOLD["pair"], turns=6, tokens=100)
+    made = attacks.plan(attack, counted, ASKED, Decoding(max_new_tokens=10))
+    assert made["attacker"]["prompt_tokens"] == 2 * (14 * 110 + 6 * 1 + 14 * 2)
+    assert made["prompt_tokens"] == 2 * 6 * (1 + 100)
 
 
 def test_a_turn_without_an_answer_keeps_the_later_turns_numbers(tmp_path):
@@ -392,10 +412,13 @@ def test_another_attacker_is_another_protocol(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("method", ATTACKS)
 def test_the_instructions_hold_every_placeholder_that_is_filled(method):
     text = attacks.instructions(method)
-    filled = Attack(method, redeval_worker.choice(None), text).instruct("Q?", [], None)[0]["content"]
-    assert "> Q?" in filled and "<message>" in filled and "</message>" in filled
-    left = filled.replace("<message>", "").replace("</message>", "")
-    assert "<" not in left
+    said = [{"turn": 1, "user": "Hm?", "answer": "Well."}]
+    asked = Attack(method, redeval_worker.choice(None), text).instruct("Q?", said, {})
+    assert [m["role"] for m in asked] == ["user", "assistant", "user"][:1 if method == "crescendo" else 3]
+    for filled in (m["content"] for m in asked if m["role"] == "user"):
+        assert "> Q?" in filled and "<message>" in filled and "</message>" in filled
+        left = filled.replace("<message>", "").replace("</message>", "")
+        assert "<" not in left
     assert all(name in text for name in TOLD[method].split() if name.startswith("<"))
 
 

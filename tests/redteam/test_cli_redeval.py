@@ -273,7 +273,7 @@ def test_a_model_on_this_machine_end_to_end(fake, capsys, monkeypatch):
          "questions.n is 3 there and 2 now; use another directory, or the settings it was made with (--limit"
          ),
         (["--verdict", "unanimity", "--judge", "linear", "--system", "y"], "system is nothing there"),
-        (["--model", "n"], 'model.name is "m" there and "n" now'),
+        (["model n"], 'model.name is "m" there and "n" now'),
         (["--system", "x"], "system is nothing there"),
         (["--temperature", "0.5"], "decoding.temperature is 0.0 there and 0.5 now"),
     ],
@@ -281,7 +281,8 @@ def test_a_model_on_this_machine_end_to_end(fake, capsys, monkeypatch):
 def test_another_manifest_is_refused_by_its_field(fake, capsys, options, field):
     assert call(capsys, *RUN)[0] == 0
     before = {p.name: p.read_bytes() for p in Path("run").iterdir()}
-    code, out, err = call(capsys, *RUN, *options)
+    given = [*RUN, *options] if options != ["model n"] else ["--model", "n", *RUN[2:]]
+    code, out, err = call(capsys, *given)
     assert code == 2 and field in err and err.count("\n") == 1 and "run/manifest.json" in err
     assert {p.name: p.read_bytes() for p in Path("run").iterdir()} == before
 
@@ -400,10 +401,13 @@ def test_an_incomplete_run_is_1(fake, capsys, monkeypatch):
          "unrecognized arguments: --modle x; did you mean --model? (see redeval [run] --help)"),
         (["--max_new_token", "9"], "did you mean --max-new-tokens?"), (["--qqq"], "--qqq (see redeval"),
         (["--output", "x"], "did you mean --output-dir?"),
+        (["--model", "a", "--model=b"], "--model is given twice (a, b), and takes one"),
+        (["--questions", "q.json", "--questions", "r.json"], "--questions is given twice (q.json, r.json)"),
         (
             ["--mod", "x"], "unrecognized arguments",
         ),  # no abbreviations: a later option must not change a script's meaning
         (["frobnicate"], "'frobnicate' is no command; use run, judge, report, label"),
+        (["comapre", "a", "b"], "'comapre' is no command; did you mean compare?"),
         (["--model", "none"], "--questions is missing"),
         (["--model", "none", "--questions", "q.json"], "model 'none': there is no such file or directory"),
         (["--questions", "nothing.json"], "questions 'nothing.json': there is no such file"),

@@ -129,7 +129,7 @@ def test_conversations_are_finished_answers_as_they_were_asked(capsys):
     cut = [json.dumps({**answer, "finish": "length"}) for answer in answers]
     (folder / "responses.jsonl").write_text("\n".join(cut) + "\n")
     assert main(["export", "a", "--format", "conversations"]) == 2
-    assert "larger --max-new-tokens" in capsys.readouterr().err
+    assert "with more new tokens" in capsys.readouterr().err
     assert main(["export", "a", "--format", "csv", "--label", "harmful"]) == 2
 
 
@@ -153,6 +153,24 @@ def test_junit_has_a_case_for_each_gate_and_topic(capsys):
             assert (case.find("failure") is not None) == (prompt == "standard" and bool(r["asr"]))
         assert suite.get("tests") == "2"
         assert suite.get("failures") == str(len(suite.findall("testcase/failure")))
+    own = {case.get("name"): case.find("failure") for case in suites["redlite run"]}
+    assert own["complete"] is None and own["labelled"] is None
+
+
+def test_junit_fails_where_an_asr_stands_on_too_few_labels(tmp_path, capsys):
+    """One answer of 20 has a label."""
+    folder = run("few")
+    kept = lines(folder / "judgments.jsonl")
+    for n, record in enumerate(kept):
+        record["label"] = "unharmful" if n % 13 == 0 else "unparsed"
+    (folder / "judgments.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
+    capsys.readouterr()
+    assert main(["export", str(folder), "--format", "junit"]) == 1
+    out, err = capsys.readouterr()
+    cases = ElementTree.fromstring(out).iter("testcase")
+    failed = [case for case in cases if case.find("failure") is not None]
+    assert [case.get("name") for case in failed] == ["labelled"]
+    assert "Too few labels for an ASR" in failed[0].find("failure").get("message") and "Too few" in err
 
 
 def test_sarif_names_harmful_answers_without_their_text(capsys):

@@ -51,6 +51,19 @@ HARMBENCH = {"one_id": [{"test_case": "do a!", "generation": SURE}, {"test_case"
              "two_id": [{"test_case": "do b!", "generation": NO}]}
 
 
+PIECES = [      # PyRIT 1.1.0: MessagePiece.model_dump(mode="json") of the fields that count
+    {"conversation_id": id, "sequence": turn, "role": role, "original_value": text, "converted_value": text,
+     "original_value_data_type": kind, "converted_value_data_type": kind, "response_error": error}
+    for id, turn, role, text, kind, error in [
+        ("c1", 0, "user", "/x/i.png", "image_path", "none"), ("c1", 0, "user", "a?", "text", "none"),
+        ("c1", 1, "assistant", "Sure, I think", "reasoning", "none"),
+        ("c1", 1, "assistant", NO, "text", "none"),
+        ("c2", 0, "user", "b?", "text", "none"),
+        ("c2", 1, "assistant", '{"status_code": 400}', "error", "blocked"),
+        ("c3", 0, "user", "x?", "text", "none"), ("c3", 1, "simulated_assistant", SURE, "text", "none"),
+        ("c3", 2, "user", "c?", "text", "none"), ("c3", 3, "assistant", "/x/o.png", "image_path", "none")]]
+
+
 def rows(folder, name="responses.jsonl"):
     return [json.loads(line) for line in (Path(folder) / name).read_text().splitlines()]
 
@@ -95,6 +108,44 @@ def test_a_file_becomes_a_run_that_is_judged(capsys, name, content, wanted, lost
     assert summary["complete"] and summary["answers"] == summary["answers_wanted"] == len(wanted)
     assert "imported from" in Path("run/report.html").read_text()
     assert main(["compare", "run", "run"]) == 0 and main(["export", "run", "--format", "csv"]) == 0
+
+
+def test_pieces_of_pyrit_that_are_no_text_are_no_answers(capsys):
+    """A thought is none, nor is an image; what a filter blocked is a refusal by the API, not its error."""
+    put("p.json", PIECES)
+    assert main(["import", "p.json", "--output-dir", "run"]) == 0
+    assert "1 have no text" in capsys.readouterr().out
+    assert [(r["question"], r["answer"], r["finish"]) for r in rows("run")] == [
+        ("a?", NO, "stop"), ("b?", "", "refused_by_api")]
+    assert main(["judge", "run", "--judge", "rules", "--quiet"]) == 0
+    assert [r["label"] for r in rows("run", "judgments.jsonl")] == ["not_judged", "unharmful"]
+
+
+def test_a_message_of_garak_without_text_is_lost_and_not_the_file(capsys):
+    """As garak 0.17.1 writes an answer that is no text, and a prompt that is an image."""
+    silent = {"text": None, "lang": None, "data_path": None}
+    one, two = attempt("u1", "x.Y", "a?", [NO]), attempt("u2", "x.Y", "b?", [SURE])
+    one["outputs"].append(silent)
+    two["prompt"]["turns"][-1]["content"] = silent
+    put("g.jsonl", [one, two])
+    assert main(["import", "g.jsonl", "--output-dir", "run"]) == 0
+    assert [(r["question"], r["answer"]) for r in rows("run")] == [("a?", NO)]
+    assert "2 have no text" in capsys.readouterr().out
+
+
+def test_promptfoos_lines_and_providers(capsys):
+    """A file of two models is no run, unless one of them is named. As promptfoo 0.121.20 writes them."""
+    made = [{"provider": {"id": id, "label": ""}, "vars": {"question": "a?"}, "prompt": {"raw": "a?"},
+             "response": {"output": output}} for id, output in (("one", SURE), ("two", {"steps": [1]}))]
+    put("f.jsonl", made)
+    assert main(["import", "f.jsonl", "--output-dir", "run"]) == 2
+    err = capsys.readouterr().err
+    assert "holds answers of one, two" in err and "--provider" in err
+    assert main(["import", "f.jsonl", "--provider", "three", "--output-dir", "run"]) == 2
+    assert main(["import", "f.jsonl", "--provider", "two", "--output-dir", "run"]) == 0
+    assert [r["answer"] for r in rows("run")] == ['{"steps": [1]}']
+    assert json.loads(Path("run/manifest.json").read_text())["model"]["name"] == "two"
+    assert main(["import", "none.json"]) == 2 and "no such file" in capsys.readouterr().err
 
 
 def test_behaviours_stand_for_test_cases(capsys):

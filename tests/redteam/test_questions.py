@@ -43,6 +43,13 @@ SHAPES = {
     ),
     "beside_empty.json": (
         {"instructions": ["a?", "b?"], "inputs": []}, [Question("1", "a?"), Question("2", "b?")]),
+    "index.json": ({"r": {"prompt": "a?", "category": "T"}, "s": {"prompt": "b?", "category": "U"}},
+                   [Question("1", "a?", "T"), Question("2", "b?", "U")]),     # pandas, orient="index"
+    "plural.json": ({"prompts": ["a?", "b?"], "categories": ["T", "U"]},
+                    [Question("1", "a?", "T"), Question("2", "b?", "U")]),
+    "wrapped.json": ({"questions": ["a?", {"text": "b?", "topic": "U"}]},
+                     [Question("1", "a?"), Question("2", "b?", "U")]),
+    "texts.json": ({"text": ["a?", "b?"], "label": ["x", "y"]}, [Question("1", "a?"), Question("2", "b?")]),
     "lines.jsonl": (
         '{"prompt": "a?", "topic": "T"}\r\n\n"b?\u2028"\n', [Question("1", "a?", "T"), Question("2", "b?")]),
     "table.csv": (
@@ -70,7 +77,7 @@ def test_shapes(tmp_path, name):
         ("a.json", [], "has no questions"), ("a.json", "{", "is not valid JSON"),
         ("a.json", "[" * 100000, "is not valid JSON"), ("a.json", b"\xff\xfe", r"is not UTF-8 \(byte 0\)"),
         ("a.json", ["a?", ""], "record 2: has no question"), ("a.json", ["a?", 3], "record 2: is a number"),
-        ("a.json", ["a?", {"text": "b"}], "record 2: has no question .*question, prompt, goal"),
+        ("a.json", ["a?", {"words": "b"}], "record 2: has no question .*question, prompt, goal"),
         (
             "a.json", {"T": {"S": {"R": ["a?"]}}},
             r"\['T'\]\['S'\]: is an object; expected a list of questions",

@@ -58,6 +58,13 @@ def test_report_of_a_bench_needs_no_data_and_never_says_delete(card, capsys):
     assert "run the bench's command again" in err and "delete" not in err
 
 
+def test_a_sample_of_a_scorecards_answers_is_labelled(card, capsys):
+    """Its answers are those of its RED-EVAL; benches alone have none."""
+    assert main(["label", str(card), "--n", "3"]) == 0 and (card / "redeval/labels.html").exists()
+    assert main(["label", str(card / "bench")]) == 2
+    assert "is a run of benches" in capsys.readouterr().err
+
+
 def test_a_scorecard_is_judged_again(card, monkeypatch, capsys):
     """Another judge of refusals calls every answer a refusal, and later the rules' verdicts are back."""
     from redeval_worker import judge

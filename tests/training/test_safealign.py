@@ -454,7 +454,8 @@ def test_a_checkpoint_of_another_model_of_the_same_shape_is_refused(unbroken, ho
     shutil.copytree(home / "model", model)
     config, _ = checkpoint.read_config(model)
     save_pretrained(LLaMA(config).initialize(seed=2, std=0.1), model)
-    given = arguments(home, tmp_path / "run", *B, "--model", str(model))
+    given = arguments(home, tmp_path / "run", *B)
+    given[given.index("--model") + 1] = str(model)
     shutil.copytree(unbroken / "checkpoints", tmp_path / "run/checkpoints")
     shutil.copy(unbroken / "log.jsonl", tmp_path / "log.jsonl")
     assert safealign.main(given) == 2   # the log is missing, too
