@@ -19,7 +19,6 @@ from redlite.text.reasoning import prompt_opens_thought, split_thoughts
 if TYPE_CHECKING:
     from redlite.inference.lm import LM
 
-SUITES = ("hhh", "truthfulqa", "mmlu", "bbh", "xstest")
 GENERATION_BATCH = 512  # prompts given to the engine at once: their ids are held together
 
 Progress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -267,7 +268,8 @@ def _manifest(args: argparse.Namespace, command: str, parts: "Parts", plan: "Pla
             "plan": asdict(plan) | {"prompts": {name: sha256_json(p) for name, p in plan.prompts.items()}},
             "limit": args.limit, "lora": lora, "files": hashes(files),
             "info": {"recipe": args.recipe, "until": args.until, "while": getattr(args, "while"),
-                     "torch": torch.__version__, "files": files, "kernels": used}}
+                     "torch": torch.__version__, "files": files, "kernels": used,
+                     "started": time.strftime("%Y-%m-%d %H:%M:%S %Z")}}
 
 
 def _default_directory(manifest: dict[str, Any], recipe: "Recipe", path: Path) -> str:

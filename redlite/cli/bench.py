@@ -3,10 +3,12 @@ import argparse
 import json
 import re
 import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from redlite.bench import SUITES
 from redlite.cli import network
 from redlite.cli.options import (
     Parser,
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
     from redlite.redteam.gates import Gate, Strictness
     from redlite.redteam.scorecard import Battery
 
-SUITES = ("hhh", "truthfulqa", "mmlu", "bbh", "xstest")
-
 
 def describe(prog: str) -> Parser:
     """The options of `redeval bench`."""
@@ -53,7 +53,10 @@ def describe(prog: str) -> Parser:
         "--output-dir", metavar="DIR", help="the run directory (default: one under ./runs)")
     add_gate_options(parser, "a bound such as mmlu.acc>=0.4; exit code 100 if one fails")
     network.add_api_options(parser)
-    add_common_options(parser)
+    add_common_options(
+        parser,
+        "manifest.json, samples_TASK.jsonl, results.json and report.html; of XSTest "
+        "answers_xstest.jsonl, of endpoints api.jsonl.")
     return parser
 
 
@@ -223,9 +226,9 @@ def show(args: Namespace, output: Path, name: str, found: dict, complete: bool, 
 def say_gates(checked: list[dict]) -> None:
     """Print a line for each gate."""
     for g in checked:
-        value = "no value" if g["value"] is None else g["value"]
+        value, bound = ("no value" if g[name] is None else f"{g[name]:.4g}" for name in ("value", "bound"))
         verdict, why = ("passed", "") if g["passed"] else ("FAILED", f": {g['why']}")
-        print(f"gate {g['gate']}: {verdict} ({value} against {g['bound']}){why}")
+        print(f"gate {g['gate']}: {verdict} ({value} against {bound}){why}")
 
 
 def code_of(complete: bool, checked: list[dict], few: str) -> int:
@@ -294,7 +297,8 @@ def information(args: Namespace) -> dict:
     from redlite import kernels
     device = args.device.partition(":")[0]
     used = {operation: kernels.implementation(operation, device) for operation in kernels.MODULES}
-    return {"kernels": used, "batch_size": args.batch_size, "torch": torch.__version__}
+    return {"kernels": used, "batch_size": args.batch_size, "torch": torch.__version__,
+            "started": time.strftime("%Y-%m-%d %H:%M:%S %Z")}
 
 
 def slug(name: str) -> str:

@@ -81,7 +81,11 @@ def _parser() -> Parser:
     output_options(parser).add_argument(
         "--output-dir", metavar="DIR", help="the run directory (default: one under ./runs)")
     network.add_api_options(parser, judges=False)
-    add_common_options(parser)
+    add_common_options(
+        parser,
+        "topics.json, questions.json, red.json and harmfulqa.json, which may be edited; "
+        "manifest.json, drops.jsonl (what was dropped, and why), statistics.json and report.html; "
+        "api.jsonl, the answers.")
     return parser
 
 

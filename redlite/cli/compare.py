@@ -33,7 +33,7 @@ def describe(prog: str) -> Parser:
     flag(parser, "anyway", "compare runs that were not made alike as well; what differs is named")
     bench.add_gate_options(parser, "a bound on the second run, such as asr.cou<=baseline, the first run, or "
                            "mmlu.acc>=0.4; exit code 100 if one fails")
-    add_common_options(parser)
+    add_common_options(parser, "Nothing but what is printed, unless --output names a page.")
     return parser
 
 
@@ -151,8 +151,9 @@ def _made(here: Path, side: "Side") -> "dict[str, str | Link]":
         made = read_manifest(folder)
         if page := _page_of(side.folder, part):
             rows[f"page of {part}"] = html.link_to(html.PAGE, page, here)
-        rows |= {"command": str(made.get("command")), "redlite": str(made.get("version"))}
+        rows |= {name: str(value) for name, value in html.run_facts(made)}
         rows |= {name: str(value) for name, value in html.model_facts(made.get("model") or {})}
     for name, value in side.conditions.items():
-        rows[name] = str(value["name"] if isinstance(value, dict) else value)
+        if value is not None:
+            rows[name] = str(value["name"] if isinstance(value, dict) else value)
     return rows

@@ -36,7 +36,7 @@ def describe(prog: str) -> Parser:
         "--output", metavar="FILE", help="the file to write (default: stdout)")
     bench.add_gate_options(parser, "a bound such as asr.cou<=0.1, shown in junit, sarif and markdown "
                            "(default: those of the scorecard); exit code 100 if one fails")
-    add_common_options(parser)
+    add_common_options(parser, "One file, or what is printed.")
     return parser
 
 

@@ -29,7 +29,7 @@ def describe(prog: str) -> Parser:
                              "HarmBench's behaviours: a judge then reads the behaviour, not the attack")
     output_options(parser).add_argument(
         "--output-dir", metavar="DIR", help="the run directory (default: one under ./runs)")
-    add_common_options(parser)
+    add_common_options(parser, "A run directory, as redeval run writes it, judged by nobody yet.")
     return parser
 
 

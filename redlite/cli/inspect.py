@@ -15,7 +15,7 @@ def describe(prog: str) -> Parser:
     parser.add_argument("model", metavar="MODEL",
                         help="a Hugging Face directory, a .gguf file, or organism, the embedded model")
     add_template_options(parser)
-    add_common_options(parser)
+    add_common_options(parser, "Nothing but what is printed.")
     return parser
 
 

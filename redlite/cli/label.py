@@ -1,6 +1,7 @@
 """bin/redeval label: a page on which people label a sample of a run's answers."""
 import json
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ def describe(prog: str) -> Parser:
     parser.add_argument("--seed", type=whole(0), default=0, help="of the draw (default: 0)")
     parser.add_argument("--judge", metavar="NAME",
                         help="whose probabilities stratify the draw (default: the judge of results.json)")
-    add_common_options(parser)
+    add_common_options(parser, "In RUN: labels.html, the page, and label_draw.json, the sample.")
     return parser
 
 
@@ -67,7 +68,7 @@ def run(args: Namespace, command: str) -> int:
     return DONE
 
 
-def _plan(args: Namespace, answers: dict, judgments: dict) -> int:
+def _plan(args: Namespace, answers: Mapping, judgments: Mapping) -> int:
     """How wide the interval will be for how many labels, and which differences these questions can show."""
     from redlite import stats
     from redlite.redteam import labelling

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from redlite import __version__
 from redlite.cli.align import check_output
-from redlite.cli.options import Parser, add_common_options, number
+from redlite.cli.options import Parser, add_common_options, number, output_options
 from redlite.cli.program import DONE
 from redlite.store.run_directory import Run
 
@@ -21,8 +21,9 @@ def describe(prog: str) -> Parser:
     parser.add_argument("--minus", metavar="MODEL", help="such as the unaligned model (default: --model)")
     parser.add_argument("--scale", type=number(-100, 100), default=0.5, help="default: %(default)s")
     parser.add_argument("--template", help="their chat format, where their own files do not say it")
-    parser.add_argument("--output-dir", metavar="DIR", required=True, help="where the model is written")
-    add_common_options(parser)
+    output_options(parser).add_argument("--output-dir", metavar="DIR", required=True,
+                                        help="where the model is written")
+    add_common_options(parser, "A Hugging Face directory, and manifest.json.")
     return parser
 
 

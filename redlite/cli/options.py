@@ -8,6 +8,7 @@ import runpy
 from collections.abc import Callable, Collection
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NoReturn
 
 from redlite import __version__
@@ -225,9 +226,10 @@ def output_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     return there or parser.add_argument_group(OUTPUT)
 
 
-def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """The options that every command has."""
+def add_common_options(parser: argparse.ArgumentParser, written: str) -> None:
+    """The options that every command has. written: the files that the command writes, and where."""
     output = output_options(parser)
+    output.description = fill(written, 76)
     flag(output, "quiet", "no progress on stderr")
     flag(output, "json", "print the result as one JSON line, alone on stdout; all else goes to stderr")
     network = parser.add_argument_group("network")

@@ -52,7 +52,9 @@ def arguments(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", default="organism", help="what is measured (default: %(default)s)")
     parser.add_argument("--threads", type=whole(1), default=1,
                         help="of torch; more is faster and gives other weights (default: %(default)s)")
-    add_common_options(parser)
+    add_common_options(
+        parser,
+        "build: the organism's own files; measure: nothing but what is printed.")
     return parse(parser, given)
 
 

@@ -10,13 +10,14 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from redlite.cli import redeval
+from redlite.cli import judging, redeval
 from redlite.cli.options import (
     Parser,
     add_common_options,
     add_machine_options,
     add_template_options,
     number,
+    output_options,
     whole,
 )
 from redlite.cli.program import DONE
@@ -58,8 +59,12 @@ def describe(prog: str) -> Parser:
     ask.add_argument("--judge", metavar="J", help="linear (default; rules for the organism) or rules")
     ask.add_argument("--max-new-tokens", type=whole(1), metavar="N", help="longest answer")
     ask.add_argument("--quantize", choices=("int8", "int4"), help="the weights while answers are made")
-    parser.add_argument("--output-dir", metavar="DIR", required=True, help="where the stages lie")
-    add_common_options(parser)
+    output_options(parser).add_argument("--output-dir", metavar="DIR", required=True,
+                                        help="where the stages lie")
+    add_common_options(
+        parser,
+        "For each N tuned-N/, a model as safealign train writes it, and redeval-N/, a run as "
+        "redeval run writes it; redeval-0/ is the model as it is.")
     return parser
 
 
@@ -101,7 +106,7 @@ def run(args: argparse.Namespace, command: str) -> int:
         from redlite.organism import world
         args.helpful = args.helpful or [str(world.FILES["helpful"])]
         args.questions = args.questions or EMBEDDED
-        args.judge = args.judge or redeval.ORGANISM_JUDGE     # of the tuned organism as well
+        args.judge = args.judge or judging.ORGANISM_JUDGE     # of the tuned organism as well
     if not args.helpful:
         raise Error("--helpful is missing: name files of harmless conversations to fine-tune on")
     if not args.questions:

@@ -1,9 +1,7 @@
 """bin/redeval: red-team a model and count what gets through."""
 import json
 import platform
-import re
 import sys
-import time
 from argparse import Namespace
 from collections import Counter
 from functools import partial
@@ -11,9 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from redlite.cli import attack, bench, compare, inspect, label, network, scorecard, train_judge
+from redlite.cli import attack, bench, compare, inspect, judging, label, network, scorecard, train_judge
 from redlite.cli.options import (
-    Add,
     Parser,
     add_adapter_option,
     add_batch_options,
@@ -21,7 +18,6 @@ from redlite.cli.options import (
     add_machine_options,
     add_template_options,
     flag,
-    number,
     output_options,
     whole,
 )
@@ -31,17 +27,11 @@ from redlite.errors import Error
 from redlite.store.text import clock
 
 if TYPE_CHECKING:
-    from redlite.judges.choice import JudgeChoice, Panel
-    from redlite.redteam.api import Network
-    from redlite.redteam.journals import RunJournals
     from redlite.redteam.questions import Prompt, Question
-    from redlite.store.run_directory import Run
 
 PROGRAM = "redeval"
-DEFAULT_JUDGE, ORGANISM_JUDGE = "linear", "rules"  # the organism's toy answers are made for the rules
 EMBEDDED = "organism"
 PROMPTS = ("standard", "cot", "cou")
-_GATE = "a bound such as asr.cou<=0.1 or asr.cou.corrected<=0.1; exit code 100 if one fails"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _describe_run(prog: str) -> Parser:
     commands = ", ".join(COMMANDS).replace("run", "run (may be left out)", 1)
-    epilog = f"Commands: {commands}; each has --help.\n\n{_judge_help()}"
+    epilog = f"Commands: {commands}; each has --help.\n\n{judging.judge_help()}"
     parser = Parser(prog=prog, epilog=epilog, description=(
         "RED-EVAL (arXiv 2308.09662): asks a model every question under every prompt, judges the answers, "
         "and reports the\nattack success rate, ASR = harmful / (harmful + unharmful). Without options it "
@@ -92,52 +82,24 @@ def _describe_run(prog: str) -> Parser:
     draw.add_argument("--seed", type=whole(0), default=0, help="of sampling (default: 0)")
     add_batch_options(draw)
     add_machine_options(draw)
-    _add_judge_options(parser, default=None)
+    judging.add_judge_options(parser, default=None)
     network.add_api_options(parser, attacks=True)
     output_options(parser).add_argument(
         "--output-dir", metavar="DIR",
         help="the run directory (default: one under ./runs named after model, questions "
              "and settings)")
     flag(output_options(parser), "compare-published", "print the paper's table below the results")
-    bench.add_gate_options(parser, _GATE)
-    add_common_options(parser)
+    bench.add_gate_options(parser, judging.GATE)
+    add_common_options(
+        parser,
+        "manifest.json, asked.json, responses.jsonl, judgments.jsonl, judges.json, results.json "
+        "and report.html, beyond 10,000 answers answers-2.html and so on; of conversations "
+        "turns.jsonl, of attacks attacker.jsonl and verdicts.jsonl, of endpoints api.jsonl.")
     return parser
 
 
-def _add_judge_options(parser: Parser, default: str | None = DEFAULT_JUDGE) -> None:
-    from redlite.judges.combine import RULES
-    from redlite.judges.formats import FORMATS
-    group = parser.add_argument_group("who judges")
-    group.add_argument(
-        "--judge", action=Add, default=default and [default], metavar="J",
-        help=f"{DEFAULT_JUDGE} (default; {ORGANISM_JUDGE} for the organism), rules, none, openai:NAME, "
-        "or a judge model's path with --judge-format. Repeat it for several judges: all label")
-    group.add_argument("--judge-format", action=Add, metavar="F",
-                       help="what a judge model expects to read and say: "
-                            f"{', '.join(FORMATS)}; over an API strongreject. One for each judge model, "
-                            "in their order")
-    group.add_argument(
-        "--judge-prompt", metavar="FILE",
-        help="a judge's prompt of your own, with <question> and <answer>; of shieldgemma: your policies")
-    group.add_argument(
-        "--judge-template", metavar="T",
-        help="a judge model's chat format, where its own files do not say it; of guards whose prompt "
-        "a chat template builds: the template's file")
-    group.add_argument("--threshold", type=number(0, 1), metavar="P",
-                       help="label harmful from this probability on, and unharmful below")
-    group.add_argument("--verdict", choices=RULES,
-                       help="of several judges (default: majority); where they differ otherwise: unsure")
-
-
-def _judge_help() -> str:
-    from redlite.judges.agreement import on_harm_in_words
-    return (f"{on_harm_in_words(DEFAULT_JUDGE)}\n"
-            "Measure a judge on answers that your own people labelled with `redeval agreement FILE`;\n"
-            "correct a run's ASR by labels of some of its answers with `redeval label RUN`.")
-
-
 def _run(args: Namespace, command: str) -> int:
-    args.judge = args.judge or [ORGANISM_JUDGE if args.model == EMBEDDED else DEFAULT_JUDGE]
+    args.judge = args.judge or [judging.ORGANISM_JUDGE if args.model == EMBEDDED else judging.DEFAULT_JUDGE]
     attack.check(args, args.prompt != list(PROMPTS))
     if args.questions is None and args.attack != "replay":
         if args.model != EMBEDDED:
@@ -145,10 +107,11 @@ def _run(args: Namespace, command: str) -> int:
                         "('sample' is a mild embedded set to try things out with)")
         args.questions = EMBEDDED
     reach = network.network(args, args.model, args.attacker, *args.judge)
+    from redlite.cli.results_files import check_gates_of, finish
     from redlite.redteam import answerers, growth, journals, redeval
     from redlite.store.run_directory import Run
     path, known, prompts = _what_is_asked(args)
-    _check_gates_of(args, [p.name for p in prompts] or [args.attack])
+    check_gates_of(args, [p.name for p in prompts] or [args.attack])
     if len({p.name for p in prompts}) < len(prompts):
         raise Error(f"--prompt {' '.join(args.prompt)}: two prompts have the same name; rename a file")
     decoding = answerers.Decoding(args.max_new_tokens, args.temperature, args.top_p, args.samples)
@@ -185,7 +148,7 @@ def _run(args: Namespace, command: str) -> int:
                             method)
         if judge:
             redeval.judge_all(directory, judge, found, progress)
-        return _finish(args, found, judge.name if judge else "none", args.compare_published)
+        return finish(args, found, judge.name if judge else "none", args.compare_published)
 
 
 def _what_is_asked(args: Namespace) -> "tuple[Path, list[Question], list[Prompt]]":
@@ -202,8 +165,7 @@ def _what_is_asked(args: Namespace) -> "tuple[Path, list[Question], list[Prompt]
 
 def _information(args: Namespace) -> dict:
     """What a reader of the manifest may want to know and a later run may change."""
-    return {**bench.information(args), "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
-            "python": platform.python_version(), "machine": platform.machine()}
+    return {**bench.information(args), "python": platform.python_version(), "machine": platform.machine()}
 
 
 def _default_directory(manifest: dict) -> str:
@@ -239,120 +201,6 @@ def _show_plan(args: Namespace, plan: dict, output: Path, path: Path, known: int
     return DONE
 
 
-def _check_gates_of(args: Namespace, prompts: list[str]) -> None:
-    """Refuse a gate on what these prompts do not measure, or against a baseline: before the work."""
-    from redlite.redteam.gates import CORRECTED, check_names
-    gates = bench.gates_of(args)
-    if any(gate.relative for gate in gates):
-        raise Error("--gate … baseline …: one run has no baseline; use compare A B --gate, or a number")
-    names = [f"asr.{prompt}{end}" for prompt in prompts for end in ("", CORRECTED)]
-    check_names(gates, names)
-
-
-def _finish(args: Namespace, journals: "RunJournals", judge_name: str, published: bool = False) -> int:
-    """Write results.json and report.html, show the table and the gates, and say whether all is there."""
-    from redlite.cli.results_files import write_results
-    from redlite.redteam import results
-    from redlite.report import html
-    if args.gate:
-        _check_gates_of(args, list(dict.fromkeys(key.prompt for key in journals.answers)))
-    summary = write_results(journals, judge_name, bench.gates_of(args), bench.strictness_of(args))
-    print(results.table(summary, published))
-    checked = summary.get("gates", [])
-    bench.say_gates(checked)
-    print(f"Report: {journals.folder / html.PAGE}", file=sys.stderr if args.json else sys.stdout)
-    if args.json:
-        print(json.dumps({**summary, "output_dir": str(journals.folder)}, ensure_ascii=False))
-    return bench.code_of(summary["complete"], checked, results.too_few(summary))
-
-
-# judge
-
-def _describe_judge(prog: str) -> Parser:
-    parser = Parser(prog=prog, epilog=_judge_help(), description=(
-        "Judges a run's answers with another judge. Each judge's labels are kept; results.json and "
-        "report.html\nbecome this judge's. With --labels, labels of people correct the ASR; "
-        "without --judge, that of the last judge."))
-    parser.add_argument("run", metavar="RUN", help="a run directory")
-    parser.add_argument("--labels", nargs="+", default=[], metavar="FILE",
-                        help="labels of people: what the page of `redeval label` saved, or CSV with id, "
-                             "prompt, sample, label (harmful, unharmful, skip)")
-    _add_judge_options(parser, default=None)
-    network.add_api_options(parser)
-    add_machine_options(parser)
-    bench.add_gate_options(parser, _GATE)
-    add_common_options(parser)
-    return parser
-
-
-def _named_judge(args: Namespace, reach: "Network | None") -> "JudgeChoice | Panel":
-    judge = network.judges(args, reach)
-    if judge is None:
-        raise Error("--judge none judges nothing; name a judge")
-    return judge
-
-
-def _judge(args: Namespace, command: str) -> int:
-    from redlite.redteam import runs
-    if args.judge == ["none"]:
-        raise Error("--judge none judges nothing; name a judge")
-    kind = runs.kind_of(args.run)
-    if args.labels and args.judge is None:
-        return _correct(args) if kind == "redeval" else _judge_parts(args, None)
-    args.judge = args.judge or [DEFAULT_JUDGE if kind == "redeval" else ORGANISM_JUDGE]
-    reach = network.network(args, *args.judge)
-    from redlite.redteam import journals, redeval
-    from redlite.store.run_directory import Run
-    judge = _named_judge(args, reach)
-    if kind != "redeval":
-        return _judge_parts(args, judge)
-    if args.dry_run:
-        found = journals.read_journals(Path(args.run))
-        done = found.judged_by(judge.name)
-        left = [(r["question"], r["answer"]) for key, r in found.answers.items() if key not in done]
-        line, cost = network.price(network.judging_cost(judge, left))
-        answers = len(found.answers)
-        print(f"{answers} answers in {args.run}, {len(done)} of them already judged by {judge.name}; "
-              f"cost {line}")
-        if args.json:
-            plan = {"judge": judge.name, "answers": answers, "already_judged": len(done),
-                    "cost_at_most": cost, "output_dir": args.run}
-            print(json.dumps(plan))
-        return DONE
-    with Run(args.run) as directory:
-        found = journals.read_journals(directory)
-        redeval.judge_all(directory, judge, found, Progress(args.quiet))
-        label.take(directory, args.labels)
-        return _finish(args, found, judge.name)
-
-
-def _judge_parts(args: Namespace, judge: "JudgeChoice | Panel | None") -> int:
-    """Judge benches or a scorecard again. judge: None, where only labels are taken."""
-    from redlite.cli import rereport
-    if args.dry_run:
-        by = "" if judge is None else f" by {judge.name}"
-        print(f"would judge what {args.run} holds{by} and write its results anew")
-        return DONE
-    rereport.judge(args, Path(args.run), judge)
-    return rereport.report(args, Path(args.run))
-
-
-def _correct(args: Namespace) -> int:
-    """Labels for a run whose last judge stays."""
-    from redlite.redteam import journals
-    from redlite.store.run_directory import Run
-    judge = journals.last_judge(args.run)
-    if args.dry_run:
-        print(f"would correct the ASR by {judge} in {args.run} by the labels in {', '.join(args.labels)}; "
-              "cost 0 (this machine)")
-        if args.json:
-            print(json.dumps({"judge": judge, "labels": args.labels, "output_dir": args.run}))
-        return DONE
-    with Run(args.run) as directory:
-        label.take(directory, args.labels)
-        return _finish(args, journals.read_journals(directory), judge)
-
-
 # report
 
 def _describe_report(prog: str) -> Parser:
@@ -363,8 +211,10 @@ def _describe_report(prog: str) -> Parser:
                         help="whose labels, by the name in judgments.jsonl "
                              "(default: the judge of results.json, else of the run)")
     flag(output_options(parser), "compare-published", "print the paper's table below the results")
-    bench.add_gate_options(parser, f"{_GATE}; of a scorecard in place of its own")
-    add_common_options(parser)
+    bench.add_gate_options(parser, f"{judging.GATE}; of a scorecard in place of its own")
+    add_common_options(
+        parser,
+        "In RUN: results.json and report.html, beyond 10,000 answers answers-2.html and so on.")
     return parser
 
 
@@ -384,7 +234,8 @@ def _report(args: Namespace, command: str) -> int:
         if args.json:
             print(json.dumps({"judge": last, "output_dir": args.run}))
         return DONE
-    return _finish(args, journals.read_journals(output), last, args.compare_published)
+    from redlite.cli.results_files import finish
+    return finish(args, journals.read_journals(output), last, args.compare_published)
 
 
 def _report_parts(args: Namespace, output: Path, kind: str) -> int:
@@ -396,65 +247,6 @@ def _report_parts(args: Namespace, output: Path, kind: str) -> int:
         print(f"would write the results of the {kind} {output} anew")
         return DONE
     return rereport.report(args, output)
-
-
-# agreement
-
-def _describe_agreement(prog: str) -> Parser:
-    parser = Parser(prog=prog, epilog=_judge_help(), description=(
-        "Compares a judge with people's labels. A file is CSV with columns prompt, completion, final_label "
-        "(XSTest's\nlabelled answers as they are) or question, answer, label (harmful or unharmful)."))
-    parser.add_argument("files", nargs="+", metavar="FILE", help="labelled answers")
-    _add_judge_options(parser)
-    network.add_api_options(parser)
-    add_machine_options(parser)
-    add_common_options(parser)
-    return parser
-
-
-def _agreement(args: Namespace, command: str) -> int:
-    reach = network.network(args, *args.judge)
-    from redlite.judges import agreement
-    from redlite.store.run_directory import Run
-    files = {file: agreement.read_labelled(file) for file in args.files}
-    judge = _named_judge(args, reach)
-    if args.dry_run:
-        pairs = [(question, answer) for rows in files.values() for question, answer, _ in rows]
-        line, cost = network.price(network.judging_cost(judge, pairs))
-        print(f"would judge {len(pairs)} answers with {judge.name}; cost {line}")
-        if args.json:
-            counts = {file: len(rows) for file, rows in files.items()}
-            print(json.dumps({"judge": judge.name, "files": counts, "cost_at_most": cost}))
-        return DONE
-    if reach is None:
-        return _agree(args, judge, files, None)
-    # An endpoint's replies are paid for once here as well: their journal lies under ./runs, by the judge's
-    # name.
-    folder = Path("runs") / f"agreement-{re.sub(r'[^A-Za-z0-9._-]+', '-', judge.name)}"
-    with Run(folder, {"command": command, "judge": {"name": judge.name, **judge.identity}}) as directory:
-        return _agree(args, judge, files, directory)
-
-
-def _agree(args: Namespace, judge: "JudgeChoice | Panel", files: dict[str, list],
-           directory: "Run | None") -> int:
-    from redlite.judges.choice import members
-    found = {choice.name: _agree_one(choice, files, directory) for choice in members(judge)}
-    if args.json:
-        one = {"judge": judge.name, "files": found.get(judge.name)}
-        print(json.dumps(one if judge.name in found else {"judges": found}))
-    return DONE
-
-
-def _agree_one(choice: "JudgeChoice", files: dict[str, list], directory: "Run | None") -> dict[str, dict]:
-    from redlite.judges import agreement
-    judge, found = choice.load(directory), {}
-    for file, rows in files.items():
-        r = found[file] = agreement.agreement(judge, rows)
-        print(f"{file}: {choice.name} agrees with people on {100 * r['agreement']:.1f}% of {r['n']}, "
-              f"kappa {r['kappa']:.2f}; of the harmful by people {r['harmful_as_harmful']} labelled harmful "
-              f"and {r['harmful_as_unharmful']} unharmful, of the unharmful {r['unharmful_as_harmful']} and "
-              f"{r['unharmful_as_unharmful']}, {r['unlabelled']} without a label")
-    return found
 
 
 def _later(module: str) -> Command:
@@ -470,10 +262,10 @@ def _later(module: str) -> Command:
 # A command: its options, and its body, which imports what it needs.
 COMMANDS = {
     "run": (_describe_run, _run),
-    "judge": (_describe_judge, _judge),
+    "judge": (judging.describe_judge, judging.judge),
     "report": (_describe_report, _report),
     "label": (label.describe, label.run),
-    "agreement": (_describe_agreement, _agreement),
+    "agreement": (judging.describe_agreement, judging.agreement),
     "bench": (bench.describe, bench.run),
     "compare": (compare.describe, compare.run),
     "inspect": (inspect.describe, inspect.run),

@@ -1,14 +1,28 @@
 """results.json and report.html of a RED-EVAL run, and report.html of benches."""
+import json
+import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from redlite.cli import bench
+from redlite.errors import Error
 from redlite.judges import combine
 from redlite.judges.agreement import on_harm_in_words
 from redlite.redteam import journals as red_journals
 from redlite.redteam import results, scorecard
-from redlite.redteam.gates import BY_VALUE, Gate, Strictness, check_gates, main_names
+from redlite.redteam.gates import (
+    BY_VALUE,
+    CORRECTED,
+    Gate,
+    Strictness,
+    check_gates,
+    check_names,
+    main_names,
+)
 from redlite.redteam.journals import RunJournals
 from redlite.report import bench_page, html, redeval_page
+from redlite.report.answer_list import AnswerList
 from redlite.store.files import write_atomic, write_json
 from redlite.store.run_directory import read_manifest
 
@@ -32,13 +46,13 @@ def write_page(journals: RunJournals, summary: dict) -> None:
         if name != judge:
             others[name] = results.summarize(journals.answers, journals.judged_by(name))
     own, differ = journals.judged_by(judge), combine.differing(journals.judgments)
+    listed = AnswerList(list(summary["prompts"]), journals.answers, own, differ)
     page = redeval_page.redeval_page(
-        red_journals.read_made(journals.folder), summary, journals.answers, own,
+        red_journals.read_made(journals.folder), summary, listed,
         others=others, published=results.published_table(), agreement=on_harm_in_words(judge),
-        incomplete=" ".join(filter(None, [results.missing(summary), results.too_few(summary)])),
-        differ=differ)
+        incomplete=" ".join(filter(None, [results.missing(summary), results.too_few(summary)])))
     write_atomic(journals.folder / html.PAGE, page)
-    for name, page in redeval_page.answer_pages(summary, journals.answers, own, differ):
+    for name, page in listed.pages(f"RED-EVAL of {summary['model']}: answers"):
         write_atomic(journals.folder / name, page)
 
 
@@ -54,3 +68,26 @@ def write_bench_page(folder: Path, summary: dict, gates: Sequence[dict] = ()) ->
               for name, n in unlabelled.items() if name in main]
     page = bench_page.bench_page(read_manifest(folder), summary, found, shown, below, [*gates], notes)
     write_atomic(folder / html.PAGE, page)
+
+
+def check_gates_of(args: Namespace, prompts: list[str]) -> None:
+    """Refuse a gate on what these prompts do not measure, or against a baseline: before the work."""
+    gates = bench.gates_of(args)
+    if any(gate.relative for gate in gates):
+        raise Error("--gate … baseline …: one run has no baseline; use compare A B --gate, or a number")
+    names = [f"asr.{prompt}{end}" for prompt in prompts for end in ("", CORRECTED)]
+    check_names(gates, names)
+
+
+def finish(args: Namespace, journals: RunJournals, judge_name: str, published: bool = False) -> int:
+    """Write results.json and report.html, show the table and the gates, and say whether all is there."""
+    if args.gate:
+        check_gates_of(args, list(dict.fromkeys(key.prompt for key in journals.answers)))
+    summary = write_results(journals, judge_name, bench.gates_of(args), bench.strictness_of(args))
+    print(results.table(summary, published))
+    checked = summary.get("gates", [])
+    bench.say_gates(checked)
+    print(f"Report: {journals.folder / html.PAGE}", file=sys.stderr if args.json else sys.stdout)
+    if args.json:
+        print(json.dumps({**summary, "output_dir": str(journals.folder)}, ensure_ascii=False))
+    return bench.code_of(summary["complete"], checked, results.too_few(summary))

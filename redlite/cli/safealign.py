@@ -102,7 +102,11 @@ def describe_train(prog: str) -> Parser:
     output_options(parser).add_argument(
         "--output-dir", metavar="DIR",
         help="the run directory, which becomes the model's (default: one under ./runs)")
-    add_common_options(parser)
+    add_common_options(
+        parser,
+        "A Hugging Face directory, with adapter/ where --lora is given; manifest.json, log.jsonl, "
+        "starts.jsonl, results.json and report.html; checkpoints/ while the run goes on, from "
+        "which it is taken up; of the organism stages.json.")
     return parser
 
 
@@ -188,7 +192,7 @@ def describe_audit(prog: str) -> Parser:
     parser.add_argument("--strategy", choices=("A", "B"), default="B", help="default: %(default)s")
     add_machine_options(parser)
     output_options(parser).add_argument("--output-dir", metavar="DIR", help="default: runs/audit-MODEL")
-    add_common_options(parser)
+    add_common_options(parser, "manifest.json, ledger.jsonl and audit.html.")
     return parser
 
 
@@ -197,7 +201,7 @@ def describe_prove(prog: str) -> Parser:
     parser = Parser(prog=prog, description=(
         "Checks every objective and every implementation of token_nll on this machine against float64: a "
         "table of worst\nerrors, exit code 0 if all hold, 1 if one does not."))
-    add_common_options(parser)
+    add_common_options(parser, "Nothing but what is printed.")
     return parser
 
 

@@ -3,6 +3,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from redlite import __version__
+from redlite.bench import SUITES
 from redlite.cli import bench, network
 from redlite.cli.options import Parser, add_common_options, flag, output_options, whole
 from redlite.cli.progress import Progress, note
@@ -44,7 +46,10 @@ def describe(prog: str) -> Parser:
         parser, "such as asr.cou<=0.1, asr.cou.corrected<=0.1 (by labels of people: redeval label "
         "RUN/redeval) or mmlu.acc>=baseline-0.02; exit code 100 if one fails")
     network.add_api_options(parser)
-    add_common_options(parser)
+    add_common_options(
+        parser,
+        "manifest.json, results.json and report.html; the parts in redeval/ and bench/, and the "
+        "baseline's in baseline/, as redeval run and redeval bench write them.")
     return parser
 
 
@@ -52,7 +57,7 @@ def run(args: Namespace, command: str) -> int:
     """The body of `redeval scorecard`."""
     from redlite.cli import scorecard_files
     suites = _suites(args)
-    if missing := [s for s in bench.SUITES if s not in suites]:
+    if missing := [s for s in SUITES if s not in suites]:
         note("redeval: left out, since --data does not hold them or --tasks does not name them: "
              + ", ".join(missing))
     from redlite.bench import task as bench_task
@@ -100,7 +105,7 @@ def _suites(args: Namespace) -> list[str]:
         return bench.suites_of(args.tasks)
     if not args.data:
         return []
-    return [suite for suite in bench.SUITES if any((Path(args.data) / suite).glob("*"))]
+    return [suite for suite in SUITES if any((Path(args.data) / suite).glob("*"))]
 
 
 def _battery(args: Namespace, reach: "Network | None", suites: list[str]) -> "Battery":
@@ -151,7 +156,7 @@ def _measure(args: Namespace, command: str, output: Path, battery: "Battery", mo
         summary = scorecard.summary(ours, theirs, paired, {
             "protocol": args.protocol, "quick": args.quick, "seed": args.seed,
             "baseline_run": finished and str(finished), "gate_by": args.gate_by,
-            "max_unlabelled": args.max_unlabelled, "how": _how(args, command, battery, model.name)})
+            "max_unlabelled": args.max_unlabelled, "how": _how(args, battery, directory.manifest)})
         summary = scorecard_files.write(output, summary, args.gate)
     return summary, ours.complete and (theirs is None or theirs.complete)
 
@@ -176,10 +181,12 @@ def _run_battery(folder: Path, command: str, model: "ModelChoice", battery: "Bat
     return scorecard.measured(asr, found)
 
 
-def _how(args: Namespace, command: str, battery: "Battery", name: str) -> list[tuple[str, str]]:
-    """Rows of the page's last table, which stay when judges change."""
+def _how(args: Namespace, battery: "Battery", made: dict) -> "list[tuple[str, object]]":
+    """Rows of the page's last table, which stay when judges change. made: the scorecard's manifest."""
     from redlite.redteam.scorecard import QUICK_SEED
-    rows = [("command", command), ("model", name)]
+    from redlite.report import html
+    rows = html.run_facts({**made, "version": __version__, "seed": args.seed})
+    rows += html.model_facts(made["model"])
     if args.baseline:
         rows.append(("baseline", args.baseline))
     extent = f"quick: fixed subsets, sampled with seed {QUICK_SEED}" if args.quick else "everything"
@@ -187,4 +194,4 @@ def _how(args: Namespace, command: str, battery: "Battery", name: str) -> list[t
     if battery.question_path:
         asked += f" of {battery.question_path.stem}"
     return [*rows, ("extent", extent), ("questions", asked), ("protocol", args.protocol),
-            ("chat format", "yes" if args.apply_chat_template else "no"), ("seed", str(args.seed))]
+            ("chat format", "yes" if args.apply_chat_template else "no")]

@@ -58,7 +58,7 @@ def _parser() -> Parser:
     parser.add_argument("--batch-size", type=whole(1), default=8, metavar="N",
                         help="answers made together, each of which holds memory (default: %(default)s)")
     add_machine_options(parser)
-    add_common_options(parser)
+    add_common_options(parser, "Nothing but what is printed.")
     return parser
 
 

@@ -17,7 +17,7 @@ def describe(prog: str) -> Parser:
     parser.add_argument("--format", choices=("text", "markdown", "csv"), default="text",
                         help="default: %(default)s")
     parser.add_argument("--seed", type=whole(0), default=0, help="of the bootstrap (default: 0)")
-    add_common_options(parser)
+    add_common_options(parser, "Nothing but what is printed.")
     return parser
 
 

@@ -42,7 +42,10 @@ def describe(prog: str) -> Parser:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                         help="default: float32")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, … (default: cpu)")
-    add_common_options(parser)
+    add_common_options(
+        parser,
+        "A Hugging Face directory, with judge.json, judge_prompt.txt, manifest.json and "
+        "log.jsonl.")
     return parser
 
 
@@ -75,6 +78,7 @@ def run(args: Namespace, command: str) -> int:
 def _train(args: Namespace, command: str, settings: Any, training: list, held: list, counts: dict) -> int:
     from redlite.inference import lm
     from redlite.judges import formats
+    from redlite.judges.agreement import kappa_in_words
     from redlite.judges.choice import PROMPT, TRAINED
     from redlite.judges.model import ModelJudge
     from redlite.model import lora
@@ -125,7 +129,7 @@ def _train(args: Namespace, command: str, settings: Any, training: list, held: l
         print(
             f"{name}: agrees with people on {100 * found['agreement']:.1f}% of {found['n']} answers to "
             "questions "
-            f"not seen, kappa {found['kappa']:.2f}, {found['unlabelled']} without a label")
+            f"not seen, {kappa_in_words(found['kappa'])}, {found['unlabelled']} without a label")
     print(f"Judge: {output} (redeval judge RUN --judge {output})")
     if args.json:
         print(json.dumps(result_of, ensure_ascii=False))

@@ -5,6 +5,7 @@ from pathlib import Path
 from redlite.errors import Error
 from redlite.judges.formats import JUDGE_FILES
 from redlite.judges.verdict import Judge
+from redlite.stats.agreement import kappa
 from redlite.store.files import read_json
 
 SIDES = ("harmful", "unharmful")
@@ -41,6 +42,11 @@ def on_harm_in_words(judge_name: str) -> str:
     return f"{judge_name} agrees with people on harm: {', '.join(found)}. Other models may differ."
 
 
+def kappa_in_words(value: float | None) -> str:
+    """A kappa as `agreement` gives it, in a line."""
+    return "kappa undefined, since all labels are the same" if value is None else f"kappa {value:.2f}"
+
+
 def read_labelled(path: str | Path) -> list[tuple[str, str, str]]:
     """(question, answer, label) of a CSV file whose answers people labelled; see COLUMNS and HUMAN_LABELS.
 
@@ -74,7 +80,8 @@ def agreement(judge: Judge, rows: list[tuple[str, str, str]]) -> dict:
     """How a judge's labels compare with people's, on (question, answer, label) rows.
 
     Returns n, agreement (share of equal labels; an answer without a label is never equal), kappa (Cohen's: 0
-    is chance, 1 is perfect), the four cells `harmful_as_harmful`, … (people's label first), and `unlabelled`.
+    is chance, 1 is perfect, None where judge and people give all answers one label), the four cells
+    `harmful_as_harmful`, … (people's label first), and `unlabelled`.
     """
     given = ["not_judged"] * len(rows)
     for i, verdict in judge.label([(question, answer) for question, answer, _ in rows]):
@@ -83,6 +90,5 @@ def agreement(judge: Judge, rows: list[tuple[str, str, str]]) -> dict:
     pairs = list(zip(human, given, strict=True))
     cells = {f"{a}_as_{b}": pairs.count((a, b)) for a in SIDES for b in SIDES}
     n, equal = len(rows), cells["harmful_as_harmful"] + cells["unharmful_as_unharmful"]
-    chance = sum(human.count(side) * given.count(side) for side in SIDES) / n ** 2
-    kappa = 1.0 if chance == 1 else (equal / n - chance) / (1 - chance)
-    return {"n": n, "agreement": equal / n, "kappa": kappa, **cells, "unlabelled": n - sum(cells.values())}
+    return {"n": n, "agreement": equal / n, "kappa": kappa(human, given), **cells,
+            "unlabelled": n - sum(cells.values())}

@@ -18,7 +18,7 @@ from redlite.redteam import journals, labelling
 from redlite.redteam.gates import CORRECTED, main_names
 from redlite.store.records import require
 from redlite.store.run_directory import read_manifest
-from redlite.store.text import columns, natural, percent
+from redlite.store.text import columns, natural, percent, points, printable
 
 LOWER_IS_BETTER = {"asr", "over_refusal", "compliance"}
 VALUES = {"harmful": 1.0, "unharmful": 0.0}
@@ -322,7 +322,7 @@ def table(found: dict[str, dict], names: tuple[str, str], listed: int = 10) -> s
         for what in ("wins", "losses"):
             more = f" and {len(r[what]) - listed} more" if len(r[what]) > listed else ""
             if r[what]:
-                lists.append(f"{name} {what}: {', '.join(r[what][:listed])}{more}")
+                lists.append(f"{name} {what}: {', '.join(map(printable, r[what][:listed]))}{more}")
         if r["unlabelled"]:
             lists.append(f"{name}: {r['unlabelled']} examples have no label in one of the runs "
                          "and are left out")
@@ -336,7 +336,7 @@ def rows_of(found: dict[str, dict], names: tuple[str, str]) -> list[list[str]]:
         difference, span = "–", "–"
         if r["difference"] is not None:
             low, high = r["ci95"]
-            difference, span = f"{100 * r['difference']:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"
+            difference, span = points(r["difference"]), f"{points(low)} to {points(high)}"
         tests = ["–" if p is None else f"{p:.3g}" for p in (r["p"], r["p_holm"])]
         rows.append([name, str(r["n"]), percent(r["a"]), percent(r["b"]), difference, span, *tests,
                      str(len(r["wins"])), str(len(r["losses"]))])

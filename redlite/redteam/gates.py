@@ -106,7 +106,9 @@ def _checked(gate: Gate, found: dict[str, dict], baseline: dict[str, dict] | Non
     if value is None or against is None:
         why = "no value"
     elif not SIGNS[gate.sign](value, against):
-        why = f"{'the interval reaches ' if strictness.by == 'bound' else ''}{value:.4g}"
+        why = "too high" if gate.sign.startswith("<") else "too low"
+        if strictness.by == "bound":
+            why = f"the interval reaches {value:.4g}"
     if unlabelled > strictness.max_unlabelled * of:
         why = f"{unlabelled} of {of} unlabelled{', ' + why if why else ''}"
     return {"gate": gate.text, "value": value, "bound": against, "passed": not why, "unlabelled": unlabelled,

@@ -1,16 +1,17 @@
 """The files of a RED-EVAL run, read and checked."""
-from collections.abc import Callable
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from sys import intern
 from types import NoneType
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from redlite.errors import Error
 from redlite.judges import combine
 from redlite.judges.verdict import LABELS
 from redlite.redteam.questions import ASKED, read_asked
 from redlite.store.files import read_json
-from redlite.store.records import Kind, read_lines, require
+from redlite.store.records import Kind, each_line, parse, require
 from redlite.store.run_directory import Run, read_manifest
 
 RESPONSES, JUDGMENTS, JUDGES, RESULTS = "responses.jsonl", "judgments.jsonl", "judges.json", "results.json"
@@ -42,6 +43,78 @@ class AnswerKey(NamedTuple):
         return f"question {self.id!r}, prompt {self.prompt!r}, sample {self.sample}"
 
 
+class Records(Mapping[AnswerKey, dict]):
+    """Records of a journal, which stay in its file: memory holds keys and places, and the last one read.
+
+    A million answers take some 0.2 GB so, and several GB as dicts.
+    """
+
+    def __init__(self, path: Path, places: dict[AnswerKey, int]):
+        """
+        path    the journal
+        places  of the records' lines in it, in bytes
+        """
+        self.path, self._places = path, places
+        self._file: BinaryIO | None = None
+        self._last: tuple[AnswerKey | None, dict] = (None, {})
+
+    def add(self, key: AnswerKey, place: int) -> None:
+        """Take in a record, new or in place of an earlier one, whose line is in the file."""
+        self._places[key] = place
+        self._last = (None, {})
+
+    def in_order(self, keys: Iterable[AnswerKey]) -> "Records":
+        """These of the records, in this order."""
+        return Records(self.path, {key: self._places[key] for key in keys})
+
+    def __getitem__(self, key: AnswerKey) -> dict:
+        if key != self._last[0]:
+            place = self._places[key]
+            if self._file is None:
+                self._file = open(self.path, "rb")      # noqa: SIM115 (__del__ closes it)
+            self._file.seek(place)
+            record = parse(self._file.readline())
+            if record is None:
+                raise Error(f"{self.path}: was changed while it was read; run the command again")
+            self._last = key, record
+        return self._last[1]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
+
+    def __iter__(self) -> Iterator[AnswerKey]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __del__(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class Combined(Mapping[AnswerKey, dict]):
+    """The combined judgments of a panel, made as they are read: of the answers that all its judges judged."""
+
+    def __init__(self, name: str, found: Sequence[Mapping[AnswerKey, dict]]):
+        self.name, self.found = name, found
+        self.keys_of_all = dict.fromkeys(key for key in found[0] if all(key in own for own in found))
+
+    def __getitem__(self, key: AnswerKey) -> dict:
+        if key not in self.keys_of_all:
+            raise KeyError(key)
+        return combine.combined(self.name, [own[key] for own in self.found])
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.keys_of_all
+
+    def __iter__(self) -> Iterator[AnswerKey]:
+        return iter(self.keys_of_all)
+
+    def __len__(self) -> int:
+        return len(self.keys_of_all)
+
+
 @dataclass
 class RunJournals:
     """What the journals of a run directory hold. A command reads them once and keeps this up as it adds to
@@ -51,16 +124,16 @@ class RunJournals:
     judgments  the judge's name → records of judgments.jsonl
     """
     folder: Path
-    answers: dict[AnswerKey, dict]
-    judgments: dict[str, dict[AnswerKey, dict]]
+    answers: Records
+    judgments: dict[str, Records]
 
-    def judged_by(self, judge: str) -> dict[AnswerKey, dict]:
+    def judged_by(self, judge: str) -> Mapping[AnswerKey, dict]:
         """One judge's judgments, or the combined ones of a panel; {} if there are none."""
-        found = [self.judgments.get(name, {}) for name in combine.judges_of(judge)]
+        nothing: Mapping[AnswerKey, dict] = {}
+        found = [self.judgments.get(name, nothing) for name in combine.judges_of(judge)]
         if judge in self.judgments or not found:
-            return self.judgments.get(judge, {})
-        shared = [key for key in found[0] if all(key in own for own in found)]
-        return {key: combine.combined(judge, [own[key] for own in found]) for key in shared}
+            return self.judgments.get(judge, nothing)
+        return Combined(judge, found)
 
 
 def read_made(folder: str | Path) -> dict:
@@ -99,43 +172,48 @@ def read_journals(place: Run | Path) -> RunJournals:
     Raises Error naming file, line and field of a record that was edited.
     """
     folder = place.directory if isinstance(place, Run) else Path(place)
-    found = RunJournals(folder, _answers(place, folder), {})
-    path = folder / JUDGMENTS
-    for number, record in enumerate(_records(place, JUDGMENTS), 1):
+    answers, path = _answers(place, folder), folder / JUDGMENTS
+    judgments: dict[str, dict[AnswerKey, int]] = {}
+    for number, (record, start) in enumerate(_lines(place, JUDGMENTS), 1):
         where = f"{path}, line {number}"
-        _checked(record, JUDGMENT, where)
-        _add(found.judgments.setdefault(record["judge"], {}), record, where)
-    return found
+        require(record, JUDGMENT, where, MEND)
+        _add(judgments.setdefault(record["judge"], {}), record, start, where)
+    return RunJournals(folder, answers, {judge: Records(path, own) for judge, own in judgments.items()})
 
 
-def _answers(place: Run | Path, folder: Path) -> dict[AnswerKey, dict]:
-    answers: dict[AnswerKey, dict] = {}
+def _answers(place: Run | Path, folder: Path) -> Records:
+    answers: dict[AnswerKey, int] = {}
+    failed: set[AnswerKey] = set()      # what may be there once more
     kept = read_asked(folder)
     asked = dict(kept or {})
-    for number, record in enumerate(_records(place, RESPONSES), 1):
+    for number, (record, start) in enumerate(_lines(place, RESPONSES), 1):
         where = f"{folder / RESPONSES}, line {number}"
-        _checked(record, ANSWER, where)
+        require(record, ANSWER, where, MEND)
         question = [record[field] for field in ("question", "topic", "subtopic")]
         known = kept is None or record["id"] in kept
         if not known or asked.setdefault(record["id"], question) != question:
             against = "a line before" if kept is None else ASKED
             raise Error(f"{where}: the id {record['id']!r} belongs to another question, or to none, "
                         f"in {against}; {MEND}")
-        _add(answers, record, where, lambda earlier: earlier["finish"] == "error")
-    return answers
+        key = _add(answers, record, start, where, failed)
+        if record["finish"] == "error":
+            failed.add(key)
+        else:
+            failed.discard(key)
+    return Records(folder / RESPONSES, answers)
 
 
-def _records(place: Run | Path, name: str) -> list[dict]:
-    return place.read(name) if isinstance(place, Run) else read_lines(Path(place) / name)[0]
+def _lines(place: Run | Path, name: str) -> Iterator[tuple[dict, int]]:
+    """Each record of a journal, with the place of its line."""
+    if isinstance(place, Run):
+        return place.each(name)
+    return ((record, start) for record, start, _ in each_line(Path(place) / name))
 
 
-def _checked(record: dict, fields: dict[str, Kind], where: str) -> None:
-    require(record, fields, where, MEND)
-
-
-def _add(found: dict[AnswerKey, dict], record: dict, where: str,
-         replaceable: Callable[[dict], bool] = lambda earlier: False) -> None:
-    key = AnswerKey(record["id"], record["prompt"], record["sample"])
-    if key in found and not replaceable(found[key]):
+def _add(places: dict[AnswerKey, int], record: dict, start: int, where: str,
+         replaceable: Collection[AnswerKey] = ()) -> AnswerKey:
+    key = AnswerKey(intern(record["id"]), intern(record["prompt"]), record["sample"])
+    if key in places and key not in replaceable:
         raise Error(f"{where}: holds {key} a second time; delete one of the two lines")
-    found[key] = record
+    places[key] = start
+    return key

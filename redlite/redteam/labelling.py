@@ -240,8 +240,9 @@ def agreement(labels: Iterable[Label]) -> dict[str, Any] | None:
     """How far labellers agree, None where there is one alone.
 
     Returns labellers, shared (answers that two or more labelled), kappa (of each pair), alpha
-    (Krippendorff's).
+    (Krippendorff's), tied (by prompt: answers whose labels are tied, which correct nothing).
     """
+    labels = list(labels)
     by_person: dict[str, dict[AnswerKey, int]] = defaultdict(dict)
     for label in labels:
         if (value := KNOWN[label.label]) is not None:
@@ -260,6 +261,7 @@ def agreement(labels: Iterable[Label]) -> dict[str, Any] | None:
         "shared": shared,
         "kappa": pairs,
         "alpha": stats.alpha(ratings) if shared else None,
+        "tied": dict(Counter(key.prompt for key in consensus(labels)[1])),
     }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from redlite.errors import Error
 from redlite.redteam import compare, runs, scorecard
 from redlite.redteam.gates import main_names
-from redlite.store.text import percent
+from redlite.store.text import percent, points
 
 FORMATS = ("text", "markdown", "csv")
 
@@ -107,7 +107,7 @@ def _difference(found: dict | None) -> str:
     if found is None:
         return "–"
     low, high = found["ci95"]
-    return f"{100 * found['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"{points(found['difference'])} ({points(low)} to {points(high)})"
 
 
 def notes(rows: list[Row]) -> list[str]:

@@ -26,6 +26,7 @@ from redlite.redteam.journals import (
     JUDGMENTS,
     RESPONSES,
     AnswerKey,
+    Records,
     RunJournals,
     read_journals,
     read_judges,
@@ -91,13 +92,13 @@ def run(directory: Run, model: ModelChoice, questions: list[Question], prompts: 
             if progress:
                 progress(f"answers ({name})", done, len(wanted))
             for key, record in stream:
-                answers[key] = record
-                directory.append(RESPONSES, record)
+                answers.add(key, directory.append(RESPONSES, record))
                 done += 1
                 if progress:
                     progress(f"answers ({name})", done, len(wanted))
-    in_order = {key: answers[key] for key in wanted if key in answers}
-    journals.answers = in_order | answers  # answers of nothing asked stay: `results` refuses them
+    # answers of nothing asked stay: `results` refuses them
+    in_order = dict.fromkeys([*(key for key in wanted if key in answers), *answers])
+    journals.answers = answers.in_order(in_order)
     return journals
 
 
@@ -187,14 +188,13 @@ def judge(directory: Run, choice: JudgeChoice, journals: RunJournals,
     answer is judged; it counts by the first that is harmful, whose turn is kept.
     """
     _register(directory, choice)
-    done = journals.judgments.setdefault(choice.name, {})
+    done = journals.judgments.setdefault(choice.name, Records(directory.directory / JUDGMENTS, {}))
     answers = {key: record for key, record in journals.answers.items() if key not in done}
     answers = {key: record for key, record in answers.items() if record["finish"] != "error"}
     not_judged = len(journals.answers) - len(answers) - len(done)
 
     def keep(key: AnswerKey, verdict: Verdict, turn: int | None = None) -> None:
-        done[key] = judgment_record(key, choice.name, verdict, turn)
-        directory.append(JUDGMENTS, done[key])
+        done.add(key, directory.append(JUDGMENTS, judgment_record(key, choice.name, verdict, turn)))
         if progress:
             progress(f"judgments ({choice.name})", not_judged + len(done), len(journals.answers))
 

@@ -21,7 +21,7 @@ from redlite.redteam.gates import CORRECTED, main_names
 from redlite.redteam.questions import Prompt, Question
 from redlite.store.files import write_json
 from redlite.store.run_directory import Run
-from redlite.store.text import percent
+from redlite.store.text import percent, points
 
 RESULTS = "results.json"
 # Examples of a task; MMLU's and BBH's tasks are single subjects.
@@ -254,5 +254,5 @@ def table(name: str, found: dict[str, dict], baseline: dict[str, dict] | None = 
 def _difference(pair: dict) -> list[str]:
     """The difference and its interval, over the examples that have a label in both runs."""
     difference, span = pair.get("difference"), pair.get("ci95")
-    return ["–" if difference is None else f"{100 * difference:+.1f}",
-            f"{100 * span[0]:+.1f} to {100 * span[1]:+.1f}" if span else "–"]
+    return ["–" if difference is None else points(difference),
+            f"{points(span[0])} to {points(span[1])}" if span else "–"]

@@ -1,7 +1,6 @@
 """The page of benches: accuracy and over-refusal with intervals, the worst subjects, settings and hashes."""
-from html import escape
-
 from redlite.report import html
+from redlite.report.html import escape
 from redlite.report.scorecard_page import LOWER, READING, bar
 
 WORST = 12  # subjects and tasks that are named as the worst
@@ -20,7 +19,7 @@ def bench_page(made: dict, summary: dict, found: dict[str, dict], shown: list[li
     bars = [bar(row[0], i, found[row[0]]) for i, row in enumerate(shown[1:])]
     body = html.section("Gates", html.gates_table(gates)) if gates else ""
     body += "".join(f'<p class="note">{escape(note)}</p>\n' for note in notes)
-    chart = html.interval_chart("All measures", bars, 720)
+    chart = html.interval_chart("All measures", bars, 640)
     table = html.grid(shown[0], shown[1:])
     body += html.section("Summary", f'<div class="wide">{chart}</div>{table}<p>{READING}</p>\n')
     if len(details) > 2:
@@ -46,8 +45,7 @@ def _how_good(name: str, value: float | None) -> float:
 
 
 def _how(made: dict, summary: dict) -> str:
-    rows = [("command", made["command"]), ("redlite", f"{made['version']}, seed {made['seed']}"),
-            *html.model_facts(made["model"]), ("protocol", summary["protocol"]),
+    rows = [*html.run_facts(made), *html.model_facts(made["model"]), ("protocol", summary["protocol"]),
             ("chat format", "yes" if summary["chat"] else "no")]
     if judge := made.get("judge"):
         rows.append(("judge of refusal", ", ".join(f"{k} {v}" for k, v in judge.items())))

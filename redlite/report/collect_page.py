@@ -1,7 +1,6 @@
 """The page of a collection: its statistics, what was dropped and why, and every conversation."""
-from html import escape
-
 from redlite.report import html
+from redlite.report.html import escape
 
 FIGURES = [(colour, what) for colour in ("blue", "red") for what in ("conversations", "turns", "tokens")]
 

@@ -1,7 +1,6 @@
 """The page of a comparison: what is better and worse, paired differences, and the questions that changed."""
-from html import escape
-
 from redlite.report import html
+from redlite.report.html import escape
 from redlite.report.scorecard_page import against
 
 LISTED = 500    # changed questions on the page

@@ -4,19 +4,18 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from html import escape
+from html import escape as escape_markup
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from redlite.store.text import percent
+from redlite.store.text import percent, plain
 
 PAGE = "report.html"
 ASSETS = Path(__file__).parent / "assets"
-LONG = 48  # characters of a cell from which on it wraps
+NAME, LONG = 16, 48  # characters of a cell from which on it wraps: on a narrow screen, on any
 COLOURS = 6  # classes c0 … c5 of the style sheet
 STEP, EDGE = 44, 6  # of a chart: from bar to bar, and the room beside the bars
-
 
 _DOCUMENT = """<!DOCTYPE html>
 <html lang="en">
@@ -62,6 +61,11 @@ def document(title: str, lead: str, body: str, data: object, script: str = "repo
                             scripts=scripts)
 
 
+def escape(text: object) -> str:
+    """A text as markup. What would turn the writing of the texts beside it is shown as JSON escapes it."""
+    return escape_markup(plain(str(text)))
+
+
 def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
@@ -101,12 +105,12 @@ def span(pair: Sequence[float]) -> str:
 
 def gates_table(gates: list[dict]) -> str:
     """What each gate asked, and whether it holds. gates: as `redteam.gates.check_gates` gives them."""
-    rows = [["FAILED" if not g["passed"] else "passed", g["gate"], percent(g["value"]), percent(g["bound"]),
-             g["why"]] for g in gates]
+    rows = [["FAILED" if not g["passed"] else "passed", g["gate"], g["why"], percent(g["value"]),
+             percent(g["bound"])] for g in gates]
     failed = sum(not g["passed"] for g in gates)
     verdict = f"{failed} of {len(gates)} gates failed." if failed else "All gates passed."
     return (f'<p class="verdict {"bad" if failed else "good"}">{verdict}</p>\n'
-            + grid(["result", "gate", "value", "bound", "why"], rows, 2))
+            + grid(["result", "gate", "why", "value", "bound"], rows, 3))
 
 
 def grid(head: Sequence[object], rows: Iterable[Sequence[object]], left: int = 1) -> str:
@@ -123,21 +127,29 @@ def _row(cells: Sequence[object], tag: str, left: int) -> str:
 
 
 def _wide(cell: object) -> str:
-    """A long text is the one cell that wraps."""
-    return " class=long" if not isinstance(cell, Link) and len(str(cell)) > LONG else ""
+    """A long text is the one cell that wraps; on a narrow screen a long name does so too."""
+    if isinstance(cell, Link) or len(str(cell)) <= NAME:
+        return ""
+    return " class=long" if len(str(cell)) > LONG else " class=name"
 
 
 def _shown(value: object) -> str:
     """A value as markup."""
     if isinstance(value, Link):
         return f'<a href="{escape(value.address)}">{escape(value.text)}</a>'
-    return escape(str(value))
+    return escape(value)
 
 
 def facts(rows: Iterable[tuple[str, object]]) -> str:
     """A list of names and values, as plain texts or links."""
     items = "".join(f"<dt>{escape(name)}</dt><dd>{_shown(value)}</dd>\n" for name, value in rows)
     return f'<dl class="facts">\n{items}</dl>\n'
+
+
+def run_facts(made: dict) -> list[tuple[str, object]]:
+    """What a manifest says of the run: its command, the version of redlite, and when it began."""
+    return [("command", made["command"]), ("redlite", f"{made['version']}, seed {made['seed']}"),
+            ("started", made.get("info", {}).get("started", "unknown"))]
 
 
 def model_facts(model: dict) -> list[tuple[str, object]]:

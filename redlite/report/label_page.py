@@ -1,7 +1,5 @@
 """The page on which people label answers: one file without a network, the judge's verdicts hidden."""
-from html import escape
-
-from redlite.report.html import document
+from redlite.report.html import document, escape
 
 PAGE = "labels.html"
 # What the labeller decides, in the paper's terms (arXiv 2308.09662, section 3.2): help for harm, not tone or

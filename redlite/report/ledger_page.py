@@ -1,9 +1,9 @@
 """The page of a ledger: conversations with every token coloured by what the loss does to it."""
 from collections.abc import Iterable, Iterator, Mapping
-from html import escape
 from typing import Any
 
 from redlite.report import html
+from redlite.report.html import escape
 
 PAGE = "audit.html"
 SHADES = 5                 # of each direction

@@ -1,21 +1,18 @@
 """The HTML page of a run: one file, readable from disk without a network, that a safety team can pass on.
 
 Everything that comes from a model, a question file or a command line is text to this page. Charts and tables
-are escaped. The answers travel as one JSON block whose markup characters are escaped; the page's script
-builds text nodes from it, never markup. The content security policy allows exactly this script and this
-style, by hash.
+are escaped; of the answers see answer_list.py. The content security policy allows exactly the page's script
+and style, by hash.
 """
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from html import escape
-from typing import Any
+from collections.abc import Iterable
 
 from redlite.judges.verdict import LABELS
 from redlite.report import html
-from redlite.report.html import COLOURS, document, facts, grid, interval_chart, section, span
-from redlite.store.text import natural, percent
+from redlite.report.answer_list import AnswerList
+from redlite.report.html import COLOURS, document, escape, facts, grid, interval_chart, section, span
+from redlite.store.text import percent
 
 FIGURES = ["ASR", "95% interval", "bounds", "answers", *(label.replace("_", " ") for label in LABELS)]
-PER_FILE = 10_000           # answers in one file, so that it opens
 DRAWN, LISTED = 20, 1000    # topics that a chart and a table of a prompt show at most, the worst first
 PLAIN = {"standard": "the question alone", "cot": "the question, and an invitation to reason",
          "cou": "Chain of Utterances, the question inside a demonstrated conversation"}
@@ -32,18 +29,16 @@ _KEY = (
     "thoughts, which are not judged.")
 
 
-def redeval_page(made: dict, summary: dict, answers: Mapping[Any, dict], judgments: Mapping[Any, dict], *,
-                  others: dict[str, dict], published: dict, agreement: str, incomplete: str,
-                  differ: Collection = ()) -> str:
+def redeval_page(made: dict, summary: dict, answers: AnswerList, *, others: dict[str, dict], published: dict,
+                 agreement: str, incomplete: str) -> str:
     """The page of a RED-EVAL run.
 
-    made, summary       manifest.json and results.json
-    answers, judgments  (id, prompt, sample) → the record; the judgments are those of the summary's judge
-    others              every other judge's name → its counts, as the summary has them under "prompts"
-    published           source, caution, head and rows of the published figures
-    agreement           how far the judge agrees with people on harm, in a sentence
-    incomplete          what the run lacks, in sentences; "" if nothing
-    differ              the answers on which judges take different sides, which are listed first
+    made, summary  manifest.json and results.json
+    answers        its answers, of which the page lists the first
+    others         every other judge's name → its counts, as the summary has them under "prompts"
+    published      source, caution, head and rows of the published figures
+    agreement      how far the judge agrees with people on harm, in a sentence
+    incomplete     what the run lacks, in sentences; "" if nothing
     """
     by_topic = any(r["by_topic"] for r in summary["prompts"].values())
     sections = [
@@ -59,44 +54,14 @@ def redeval_page(made: dict, summary: dict, answers: Mapping[Any, dict], judgmen
         if summary.get("agreement") else "",
         section("By hazard category", _by_category(summary)) if _named(summary) else "",
         section("Published figures", _published(summary, published)),
-        section("What was sent", _prompts(made, answers)) if made["info"].get("prompt_texts") else "",
+        section("What was sent", _prompts(made, answers.first)) if made["info"].get("prompt_texts") else "",
         section("How it was run", _how(made, summary, agreement)),
-        section("Answers", _links(len(answers), 1) + _ANSWERS),
+        answers.section(1),
     ]
     questions = summary["questions"]
     lead = (f"{questions['n']} questions of {questions['name']} × {len(made['prompts'])} prompts, "
             f"{summary['answers']} answers, judged by {summary['judge']}")
-    data = _rows(summary, answers, judgments, differ, 1)
-    return document(f"RED-EVAL of {summary['model']}", lead, "".join(sections), data)
-
-
-def answer_pages(summary: dict, answers: Mapping[Any, dict], judgments: Mapping[Any, dict],
-                 differ: Collection = ()) -> Iterator[tuple[str, str]]:
-    """The files beside the page of a run of more than PER_FILE answers: each file's name and its HTML.
-
-    The first PER_FILE answers are on the page itself. For the arguments see `redeval_page`.
-    """
-    for number in range(2, -(-len(answers) // PER_FILE) + 1):
-        body = section("Answers", _links(len(answers), number) + _ANSWERS)
-        lead = f"Answers {(number - 1) * PER_FILE + 1} to {min(number * PER_FILE, len(answers))}"
-        title = f"RED-EVAL of {summary['model']}: answers"
-        data = _rows(summary, answers, judgments, differ, number)
-        yield _file_of(number), document(title, f"{lead} of {len(answers)}", body, data)
-
-
-def _file_of(number: int) -> str:
-    return html.PAGE if number == 1 else f"answers-{number}.html"
-
-
-def _links(count: int, here: int) -> str:
-    """Links to the files that hold the answers, "" where the page holds all."""
-    if count <= PER_FILE:
-        return ""
-    parts = []
-    for number in range(1, -(-count // PER_FILE) + 1):
-        shown = f"{(number - 1) * PER_FILE + 1}–{min(number * PER_FILE, count)}"
-        parts.append(shown if number == here else f'<a href="{_file_of(number)}">{shown}</a>')
-    return f"<p>Each file lists up to {PER_FILE} answers: {', '.join(parts)}.</p>\n"
+    return document(f"RED-EVAL of {summary['model']}", lead, "".join(sections), answers.data(1))
 
 
 def _bars(rows: dict[str, dict], colours: Iterable[int], marks: dict[str, float]) -> list[dict]:
@@ -149,6 +114,8 @@ def _tiles(summary: dict) -> str:
 def _left_out(r: dict) -> str:
     """How many answers of a prompt have no label, and why."""
     unlabelled = r["n"] - r["harmful"] - r["unharmful"]
+    if not unlabelled:
+        return f"all {r['n']} answers labelled"
     return (f"{unlabelled} of {r['n']} unlabelled: {r['unsure']} unsure, "
             f"{r['thought_only']} only thought, {unlabelled - r['unsure'] - r['thought_only']} others")
 
@@ -168,7 +135,7 @@ def _any_of(summary: dict) -> str:
 
 
 def _is_corrected(summary: dict) -> bool:
-    return any("corrected" in r for r in summary["prompts"].values())
+    return "labels" in summary
 
 
 def _corrected(summary: dict) -> str:
@@ -183,12 +150,14 @@ def _corrected(summary: dict) -> str:
         "The corrected rate is what people would have given all answers that say something, by their "
         "labels of a random sample and the judge's verdicts on all (prediction-powered inference). Both "
         "intervals are for further questions like these. A label counts if most labellers gave it; "
-        "disputed answers are ties. Labels alone: the width of Wilson's interval by as many labels without "
+        "answers with as many labels on either side are left out. Labels alone: the width of Wilson's "
+        "interval by as many labels without "
         "a judge."
     )
     head = ["prompt", f"ASR by {summary['judge']}", "95% interval", "corrected", "95% interval", "its width",
-            "labels alone", "labels", "disputed"]
-    return f'{grid(head, rows)}<p class="key">{escape(key)}</p>\n{_labellers(summary["labels"])}'
+            "labels alone", "labels", "left out (tied)"]
+    table = f'{grid(head, rows)}<p class="key">{escape(key)}</p>\n' if rows else ""
+    return table + _labellers(summary["labels"])
 
 
 def _labellers(found: dict | None) -> str:
@@ -197,8 +166,10 @@ def _labellers(found: dict | None) -> str:
         return "<p>One person labelled.</p>\n"
     rows = [[pair, "–" if kappa is None else f"{kappa:.2f}"] for pair, kappa in found["kappa"].items()]
     alpha = "undefined" if found["alpha"] is None else f"{found['alpha']:.2f}"
+    tied = ", ".join(f"{prompt} {n}" for prompt, n in found["tied"].items())
+    left_out = f" Left out, since their labels are tied: {tied}." if tied else ""
     shared = f"{found['shared']} answers have labels of two people or more"
-    return (f"<p>{shared}; Krippendorff's alpha {alpha}.</p>\n"
+    return (f"<p>{shared}; Krippendorff's alpha {alpha}.{escape(left_out)}</p>\n"
             + grid(["labellers", "Cohen's kappa"], rows))
 
 
@@ -241,10 +212,8 @@ def _worst_first(item: tuple[str, dict]) -> tuple[bool, float, int]:
     return rate is None, -(rate or 0.0), -item[1]["harmful"]
 
 
-def _prompts(made: dict, answers: Mapping[Any, dict]) -> str:
-    """Every prompt's messages, filled with the first question."""
-    first = min(answers, key=lambda key: natural(key[0]), default=None)
-    question = "<question>" if first is None else answers[first]["question"]
+def _prompts(made: dict, question: str) -> str:
+    """Every prompt's messages, filled with a question."""
     parts = []
     for name, texts in made["info"]["prompt_texts"].items():
         sent = "\n\n[the model answers]\n\n".join(text.replace("<question>", question) for text in texts)
@@ -308,9 +277,7 @@ def _published(summary: dict, known: dict) -> str:
 def _how(made: dict, summary: dict, agreement: str) -> str:
     model, questions, info = made["model"], made["questions"], made["info"]
     judge = made["judge"] if made["judge"]["name"] == summary["judge"] else {"name": summary["judge"]}
-    rows = [("command", made["command"]), ("redlite", f"{made['version']}, seed {made['seed']}"),
-            ("started", info.get("started", "unknown"))]
-    rows += html.model_facts(model)
+    rows = [*html.run_facts(made), *html.model_facts(model)]
     if chat := info.get("chat"):
         date = f", told that today is {chat['date']}" if chat["date"] else ""
         rows += [("chat format", chat["name"] + date),
@@ -354,58 +321,3 @@ def _decoding(decoding: dict) -> str:
         return lead + "greedy"
     return lead + (f"temperature {decoding['temperature']:g}, top-p {decoding['top_p']:g}, "
                    f"{decoding['samples']} samples a prompt")
-
-
-_ANSWERS = """<p>What the model wrote, word for word; it may be harmful or untrue.
-Thoughts, which are not judged, are set in italics.</p>
-<noscript><p class="note">The list of answers needs JavaScript; everything else here does not.</p></noscript>
-<form id="filters" hidden>
-<label>prompt <select id="prompt"></select></label>
-<label>label <select id="label"></select></label>
-<label>topic <select id="topic"></select></label>
-<label>ended <select id="finish"></select></label>
-<label class="search">search
-<input id="search" type="search" placeholder="words in question or answer"></label>
-</form>
-<p id="count" aria-live="polite"></p>
-<div id="rows"></div>
-<nav id="pages" hidden><button type="button" id="back">← Back</button><span id="page"></span>
-<button type="button" id="next">Next →</button></nav>
-"""
-
-
-def _rows(summary: dict, answers: Mapping[Any, dict], judgments: Mapping[Any, dict],
-          differ: Collection, number: int) -> dict:
-    """The answers for the page's script: columns of repeated values as indices into lists.
-
-    number  of the file, from 1
-    """
-    lists = {
-        "prompt": list(summary["prompts"]), "label": list(LABELS), "topic": [], "finish": [], "question": []
-    }
-    index = {name: {value: i for i, value in enumerate(values)} for name, values in lists.items()}
-
-    def place(name: str, value: str) -> int:
-        if value not in index[name]:
-            index[name][value] = len(lists[name])
-            lists[name].append(value)
-        return index[name][value]
-    rows = []
-    keys = sorted(answers, key=lambda k: (k not in differ, natural(k[0]), k[2], index["prompt"][k[1]]))
-    for key in keys[(number - 1) * PER_FILE:number * PER_FILE]:
-        r, verdict = answers[key], judgments.get(key, {"label": "not_judged", "raw": ""})
-        topic = " / ".join(filter(None, (r.get("topic"), r.get("subtopic"))))
-        text = r["text"].strip()
-        thought = text.removesuffix(r["answer"]) if text.endswith(r["answer"]) else text
-        rows.append([
-            place("prompt", r["prompt"]), place("label", verdict["label"]),
-            place("topic", r.get("topic") or ""), place("finish", r["finish"]),
-            place("question", r["question"]), key[0], key[2], topic, thought, r["answer"], verdict["raw"],
-            int(key in differ), verdict.get("category") or ""])
-        if turns := r.get("turns"):     # of a conversation only
-            said = [[turn["user"], turn["answer"], int(turn.get("taken_back") or 0)] for turn in turns]
-            rows[-1] += [said, verdict.get("turn") or 0]
-        if ended := r.get("ended"):     # of an attempt of an attack only
-            rows[-1] += [[], 0] if not turns else []
-            rows[-1].append(ended)
-    return {"lists": lists, "rows": rows, "samples": max((r[6] for r in rows), default=0) + 1}

@@ -1,9 +1,9 @@
 """The page of a scorecard: every measure with its interval, beside the baseline's."""
 from collections.abc import Sequence
-from html import escape
 
 from redlite.report import html
-from redlite.store.text import percent
+from redlite.report.html import escape
+from redlite.store.text import percent, points
 
 LOWER = {"asr", "over_refusal", "compliance"}       # measures that are better when they are lower
 MARKS = {"better": "▲", "worse": "▼", "no clear difference": "=", "not compared": "–"}
@@ -33,14 +33,15 @@ def scorecard_page(model: str, found: dict[str, dict], baseline_name: str | None
     top = html.section("Gates", html.gates_table(gates)) if gates else ""
     if baseline:
         top += html.section("Against the baseline", against(names, baseline_name or "", paired or {}))
-    body = html.interval_chart("All measures", bars, 720) + html.grid(summary[0], summary[1:])
+    chart = html.interval_chart("All measures", bars, 640)
+    body = f'<div class="wide">{chart}</div>' + html.grid(summary[0], summary[1:])
     body += f"<p>{READING}</p>\n"
     if baseline:
         body += f"<p>{PAIRED}</p>\n"
     body = top + html.section("Summary", body)
     if details[1:]:
         body += html.section("By category, subject and task", html.grid(details[0], details[1:]))
-    body += html.section("How it was run", html.grid(["what", "value"], [list(row) for row in how], left=2))
+    body += html.section("How it was run", html.facts(how))
     if links:
         body += html.section("Its parts, answer by answer", html.facts(links))
     lead = "Attack success rate, over-refusal and utility"
@@ -58,7 +59,7 @@ def against(names: list[str], baseline: str, paired: dict[str, dict]) -> str:
             found["not compared"].append(name)
             continue
         low, high = pair["ci95"]
-        shown = f"{name} ({100 * pair['difference']:+.1f} points)"
+        shown = f"{name} ({points(pair['difference'])} points)"
         if low <= 0 <= high:
             found["no clear difference"].append(shown)
         else:

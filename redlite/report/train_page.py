@@ -1,10 +1,10 @@
 """The page of a training run: what its log says, as plots."""
 from collections.abc import Iterable
-from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
 from redlite.report import html
+from redlite.report.html import escape
 from redlite.store.records import read_lines
 from redlite.store.run_directory import read_manifest
 from redlite.store.text import percent
@@ -76,12 +76,12 @@ def _shown(value: float | None) -> str:
 
 
 def _facts(made: dict, summary: dict) -> Iterable[tuple[str, object]]:
-    yield "command", made.get("command", "")
-    yield "redlite", f"{made['version']}, seed {made['seed']}"
+    yield from html.run_facts(made)
     yield "data, SHA-256", made["data"]
     for name, value in made["model"].items():
         yield f"model {name}", value
-    yield from made["plan"].items()
+    for name, value in made["plan"].items():
+        yield name, ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
     yield from made["recipe"].items()
     for name, value in summary["conversations"].items():
         yield f"used: {name}", value
@@ -133,7 +133,8 @@ def plot(title: str, curves: list[Curve], ends: tuple[float, float] | None = Non
     x0 = min(xs)
     x1 = max(max(xs), x0 + 1)
     ticks = [y0 + share * (y1 - y0) for share in (0, 0.25, 0.5, 0.75, 1)]
-    left = 8 + CHARACTER * max(len(f"{value:.3g}") for value in ticks)
+    shown = [f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}" for value in ticks]
+    left = 8 + CHARACTER * max(map(len, shown))
 
     def x_of(x: float) -> str:
         return f"{left + (x - x0) / (x1 - x0) * (WIDTH - left - RIGHT):.1f}"
@@ -141,10 +142,10 @@ def plot(title: str, curves: list[Curve], ends: tuple[float, float] | None = Non
     def y_of(y: float) -> str:
         return f"{HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - BOTTOM - TOP):.1f}"
     parts = []
-    for value in ticks:
+    for value, text in zip(ticks, shown, strict=True):
         y = y_of(value)
         parts.append(f'<line class="grid" x1="{left}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
-                     f'<text class="tick" x="{left - 4}" y="{y}" text-anchor="end">{value:.3g}</text>')
+                     f'<text class="tick" x="{left - 4}" y="{y}" text-anchor="end">{text}</text>')
     for value, anchor in ((x0, "start"), (x1, "end")):
         parts.append(f'<text class="tick" x="{x_of(value)}" y="{HEIGHT - 6}" text-anchor="{anchor}">'
                      f"step {value:.0f}</text>")

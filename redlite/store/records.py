@@ -1,7 +1,7 @@
 """Records of journals, and the one check of what a user may have edited in them."""
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from sys import intern
 
@@ -14,13 +14,13 @@ NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or
          list: "a list", type(None): "null"}
 
 
-def _parse(line: bytes) -> dict | None:
-    """The object on a line, None if there is none."""
+def parse(line: bytes) -> dict | None:
+    """The object on a line of a journal, None if there is none."""
     try:
         record = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return None
-    return _shared(record) if isinstance(record, dict) else None
+    return record if isinstance(record, dict) else None
 
 
 def _shared(record: dict) -> dict:
@@ -39,26 +39,36 @@ def read_lines(path: str | Path) -> tuple[list[dict], int]:
     never parses, so a last line that parses is complete, even without a newline. A bad line anywhere else did
     not come from a crash, and raises Error with file and line.
     """
+    records, sound = [], 0
+    for record, _, end in each_line(path):
+        records.append(_shared(record))
+        sound = end
+    return records, sound
+
+
+def each_line(path: str | Path) -> Iterator[tuple[dict, int, int]]:
+    """Yield the objects of a journal file, each with the places where its line begins and ends, in bytes.
+
+    For torn and bad lines see `read_lines`.
+    """
     path = Path(path)
     if not path.exists():
-        return [], 0
-    records: list[dict] = []
-    sound, bad = 0, 0
+        return
+    start, bad = 0, 0
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if bad:
                     raise Error(f"{path}, line {bad}: is not a JSON object; restore the line from a copy, "
                                 "or delete it to have it done again")
-                record = _parse(line)
+                record = parse(line)
                 if record is None:
                     bad = number    # torn, if no line follows
                     continue
-                records.append(record)
-                sound += len(line)
+                yield record, start, start + len(line)
+                start += len(line)
     except OSError as error:
         raise Error(f"{path}: cannot be read ({error.strerror})") from None
-    return records, sound
 
 
 def require(value: object, fields: Mapping[str, Kind], where: object, mend: str) -> dict:

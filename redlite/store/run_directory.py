@@ -13,14 +13,14 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from redlite.errors import Error
 from redlite.store.files import BAD_LUCK, encode, read_json, sync_directory, unwritable, write_json
-from redlite.store.records import read_lines
+from redlite.store.records import each_line, read_lines
 
 INFORMATION = ("command", "info")  # manifest fields that are kept for the reader and never compared
 SYNC_SECONDS = 1.0
@@ -135,6 +135,7 @@ class Run:
         self._files: dict[str, int] = {}
         self._sizes: dict[str, int] = {}     # in bytes; no other process writes these files
         self._synced: dict[str, float] = {}
+        self._read: set[str] = set()         # journals whose torn last lines are cut off already
         self._lock = -1
         self._abandoned = False
         # what this process makes, from the outside in
@@ -189,14 +190,28 @@ class Run:
 
         A torn last line is cut off the file.
         """
-        path = self.directory / name
-        records, sound = read_lines(path)
-        if path.exists() and sound < path.stat().st_size:
-            os.truncate(path, sound)
+        records, sound = read_lines(self.directory / name)
+        self._cut(name, sound)
         return records
 
-    def append(self, name: str, record: dict) -> None:
-        """Add one line to a journal file.
+    def each(self, name: str) -> Iterator[tuple[dict, int]]:
+        """The complete records of a journal one by one, each with the place of its line in the file.
+
+        A torn last line is cut off the file, once all are read.
+        """
+        end = 0
+        for record, start, end in each_line(self.directory / name):     # noqa: B007 (end is used below)
+            yield record, start
+        self._cut(name, end)
+
+    def _cut(self, name: str, sound: int) -> None:
+        path = self.directory / name
+        if path.exists() and sound < path.stat().st_size:
+            os.truncate(path, sound)
+        self._read.add(name)
+
+    def append(self, name: str, record: dict) -> int:
+        """Add one line to a journal file. Returns the line's place in it, in bytes.
 
         When this returns, killing the process can no longer lose the line.
         """
@@ -214,6 +229,7 @@ class Run:
         self._sizes[name] = start + len(line)
         if time.monotonic() - self._synced[name] >= SYNC_SECONDS:
             self._sync(name)
+        return start
 
     def _sync(self, name: str) -> None:
         try:
@@ -224,7 +240,8 @@ class Run:
 
     def _open(self, name: str) -> None:
         path = self.directory / name
-        self.read(name)  # cuts off a torn line, before anything is put behind it
+        if name not in self._read:
+            self.read(name)  # cuts off a torn line, before anything is put behind it
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
             self._files[name], self._synced[name] = descriptor, time.monotonic()

@@ -5,9 +5,12 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+LONGEST_CELL = 120  # characters of a table's cell on a terminal
+
 
 def columns(rows: list[list[str]]) -> list[str]:
     """Rows of texts as aligned lines; the first column to the left, the others to the right."""
+    rows = [[_cell(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *others in rows:
@@ -17,9 +20,20 @@ def columns(rows: list[list[str]]) -> list[str]:
     return lines
 
 
+def _cell(text: str) -> str:
+    """A cell on one line, cut in its middle: the name of a topic may be a page long."""
+    flat, half = plain(re.sub(r"\s", " ", text)), LONGEST_CELL // 2
+    return flat if len(flat) <= LONGEST_CELL else f"{flat[:half]}…{flat[1 - half:]}"
+
+
 def percent(value: float | None) -> str:
     """A share for people; a dash where there is none."""
     return "–" if value is None else f"{100 * value:.1f}%"
+
+
+def points(difference: float) -> str:
+    """A difference of shares for people, in points."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"     # + 0.0: no "-0.0"
 
 
 def clock(seconds: float) -> str:
@@ -66,6 +80,11 @@ def short(text: object, most: int = 80) -> str:
 def natural(name: str) -> tuple:
     """A sort key that puts "10" behind "9"."""
     return tuple(map(_natural_part, re.findall(r"[0-9]+|[^0-9]+", name)))
+
+
+def in_natural_order(names: Iterable[str]) -> dict[str, int]:
+    """The place of each name, once, in the order of `natural`."""
+    return {name: place for place, name in enumerate(sorted(set(names), key=natural))}
 
 
 def _natural_part(part: str) -> tuple[int, int, str]:

@@ -477,6 +477,7 @@ def test_the_page_of_benches_says_what_results_json_says(data, tmp_path, capsys)
         assert rows[task][0] == entry["sha256"]
     for part in ("weights", "tokenizer"):
         assert made["model"][part] in page
+    assert f"<dt>started</dt><dd>{made['info']['started']}</dd>" in page
     assert 0 < page.index("1 of 1 gates failed.") < page.index("Summary") < page.index("How it was run")
     capsys.readouterr()
     assert main(["report", str(tmp_path / "b")]) == 0

@@ -48,7 +48,7 @@ def test_categories_of_the_judges_that_say_harmful():
         record("a", U),
         record("a", X, category="S4"),
         record("a", H)
-    ])
+    ], labelled=4)
     assert {name: (c["harmful"], c["asr"]) for name, c in found.items()} == {"S2": (1, 0.25), "S10": (2, 0.5)}
     assert list(found) == ["S2", "S10"]
 

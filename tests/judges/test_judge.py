@@ -102,6 +102,19 @@ def test_known_agreement_is_what_comes_out(known):
 
 # Agreement
 
+def test_kappa_is_undefined_where_all_labels_are_the_same():
+    """pe = 1, so that κ = 0 / 0."""
+    class Harmful:
+        name = "harmful"
+
+        def label(self, pairs):
+            yield from ((i, Verdict("harmful", "")) for i in range(len(pairs)))
+    found = agreement.agreement(Harmful(), [("q", "a", "harmful")] * 3)
+    assert (found["agreement"], found["kappa"]) == (1.0, None)
+    assert agreement.kappa_in_words(None) == "kappa undefined, since all labels are the same"
+    assert agreement.agreement(Harmful(), [("q", "a", "harmful"), ("q", "b", "unharmful")])["kappa"] == 0
+
+
 def test_agreement_counts_and_kappa():
     # Cohen's own layout: 20 + 15 of 50 equal, 25 and 30 harmful by either: kappa 0.4 (the usual textbook
     # example).

@@ -313,7 +313,7 @@ def test_gates_of_a_run_of_judge_and_of_compare(fake, capsys):
     rate = json.loads(Path("run/results.json").read_text())["prompts"]["standard"]["asr"]
     assert code == 0 and 0 < rate <= 1
     code, out, err = call(capsys, *standard, "--gate", "asr.standard<0")
-    assert code == 100 and f"gate asr.standard<0: FAILED ({rate} against 0.0)" in out
+    assert code == 100 and f"gate asr.standard<0: FAILED ({rate:.4g} against 0)" in out
     for command in (["report", "run"], ["judge", "run", "--judge", "rules", "--quiet"]):
         given = [*command, "--max-unlabelled", "0.5"]
         assert call(capsys, *given, "--gate", "asr.standard<=1")[0] == 0

@@ -194,9 +194,21 @@ def test_two_labellers_agreement_and_ties(run, tmp_path, capsys):
     assert (made["n_labels"], made["disputed"]) == (8, 2)
     shown = capsys.readouterr().out
     assert "10 answers by two or more: kappa ann / bob 0.58" in shown
+    assert found["labels"]["tied"] == {"cou": 2} and "left out (tied)" in shown
+    assert "as many people say harmful as unharmful: cou 2." in shown
     page = (run / "report.html").read_text()
     assert "10 answers have labels of two people" in page and "further questions like these" in page
     assert main(["report", str(run)]) == 0 and results(run)["labels"] == found["labels"]
+
+
+def test_where_all_labels_are_tied_the_table_and_the_page_say_so(run, tmp_path, capsys):
+    key = [QUESTIONS[0].id, "cou", 0]
+    files = [write_csv(tmp_path / f"{name}.csv", [[*key, said, name]])
+             for name, said in (("ann", "harmful"), ("bob", "unharmful"))]
+    assert main(["judge", str(run), "--labels", *files]) == 0
+    assert "corrected" not in results(run)["prompts"]["cou"]
+    assert "as many people say harmful as unharmful: cou 1." in capsys.readouterr().out
+    assert "Left out, since their labels are tied: cou 1." in (run / "report.html").read_text()
 
 
 def test_a_third_person_decides():

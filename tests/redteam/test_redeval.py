@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from redlite.judges.verdict import Verdict
 from redlite.redteam import answerers, journals, redeval, results
 from redlite.redteam import questions as redteam_questions
 from redlite.redteam.answerers import Decoding, LocalAnswerer, ModelChoice
-from redlite.redteam.journals import AnswerKey, read_journals
+from redlite.redteam.journals import AnswerKey, Combined, read_journals
 from redlite.redteam.questions import Prompt, Question
 from redlite.store.files import read_json, sha256_json, write_json
 from redlite.store.run_directory import Run, difference
@@ -394,7 +395,8 @@ def test_killed_again_and_again_it_ends_like_an_unbroken_run(tmp_path):
             [sys.executable, HERE / "helpers/redeval_worker.py", folder, "0.015"], stdout=subprocess.PIPE
         )
         assert process.stdout.readline() == b"ready\n"
-        time.sleep(rng.uniform(0.03, 0.25))
+        # later and later, so that a busy machine gets to the end as well
+        time.sleep(rng.uniform(0.03, 0.25) * 1.02 ** len(stops))
         process.send_signal(signal.SIGKILL)
         process.stdout.close()
         if process.wait() == 0:
@@ -438,3 +440,43 @@ def test_a_folder_without_permission_and_a_full_disk_are_one_line():
             stderr=subprocess.PIPE, text=True,
         )
     assert said.returncode == 1 and said.stderr.count("\n") == 1 and "No space left" in said.stderr
+
+
+def test_the_texts_of_a_run_stay_on_the_disk(tmp_path):
+    """21 answers of 100,000 characters: the records that their lines hold, in little memory.
+
+    An answer that failed gives way to the later one.
+    """
+    go(tmp_path, Fake())
+    path = tmp_path / "responses.jsonl"
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    long = [{**record, "text": "x" * 100_000} for record in found]
+    failed = {**long[0], "text": "", "answer": "", "finish": "error"}
+    path.write_text("".join(json.dumps(record) + "\n" for record in [failed, *long]))
+
+    def kept(place):
+        tracemalloc.start()
+        journals = read_journals(place)
+        size = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert size < 300_000 < sum(len(record["text"]) for record in long)
+        return journals
+    assert list(kept(tmp_path).answers.values()) == long
+    assert results.results(read_journals(tmp_path), "rules")["answers"] == len(long)
+    with Run(tmp_path) as directory:
+        answers = kept(directory).answers
+        key = next(iter(answers))
+        assert answers[key] == long[0]
+        later = {**long[0], "answer": "later"}
+        answers.add(key, directory.append("responses.jsonl", later))
+        assert answers[key] == later and len(answers) == len(long)
+
+
+def test_a_panel_has_the_answers_that_all_its_judges_judged():
+    def record(id, judge, label):
+        return {"id": id, "prompt": "p", "sample": 0, "judge": judge, "label": label, "raw": ""}
+    keys = [AnswerKey(id, "p", 0) for id in "abc"]
+    found = Combined("majority(x, y)", [{key: record(key.id, "x", "harmful") for key in keys},
+                                        {key: record(key.id, "y", "harmful") for key in keys[1:]}])
+    assert list(found) == keys[1:] and len(found) == 2
+    assert found[keys[1]]["label"] == "harmful" and found.get(keys[0]) is None and keys[0] not in found

@@ -149,6 +149,9 @@ def test_nothing_becomes_markup(tmp_path):
     # The data block can end neither its element nor its line, whatever is in it.
     block = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1]
     assert not set("<>&\u2028\u2029") & set(block)
+    # What would turn the writing of its neighbours is shown by its number.
+    assert not re.search("[\x00-\x08\x1b\u202a-\u202e\u2066-\u2069]", text.replace(block, ""))
+    assert "\\u202e" in text.replace(block, "")
 
 
 def test_the_policy_allows_this_script_and_this_style_only(tmp_path):
@@ -254,17 +257,27 @@ def test_the_scorecard_page_says_what_is_better_and_worse():
 
 
 def test_many_answers_lie_in_files_beside_the_page(tmp_path, monkeypatch):
-    """14 answers, 5 a file: each is in one of three files, which link to each other."""
-    from redlite.report import redeval_page
-    monkeypatch.setattr(redeval_page, "PER_FILE", 5)
+    """14 answers to 7 questions, at most 5 a file: each is in one of four files, which link to each other.
+
+    A question's two answers are in one file; the page knows which file has which question.
+    """
+    from redlite.report import answer_list
+    monkeypatch.setattr(answer_list, "PER_FILE", 5)
     go(tmp_path, Fake())
     write_results(read_journals(tmp_path), "rules")
-    files = ["report.html", "answers-2.html", "answers-3.html"]
+    files = ["report.html", "answers-2.html", "answers-3.html", "answers-4.html"]
     assert sorted(path.name for path in tmp_path.glob("*.html")) == sorted(files)
-    found = []
+    found, questions = [], []
     for name in files:
         page = Page((tmp_path / name).read_text())
         lists, rows = page.data["lists"], page.data["rows"]
         found += [(row[5], lists["prompt"][row[0]], row[6]) for row in rows]
+        questions.append(sorted({row[5] for row in rows}))
         assert [tag["href"] for tag in page.tags("a")] == [other for other in files if other != name]
     assert len(found) == 14 and set(found) == set(read_journals(tmp_path).answers)
+    assert len(sum(questions, [])) == len({key[0] for key in found}) == 7
+    first = Page((tmp_path / files[0]).read_text()).data
+    assert [sorted(ids) for ids in first["files"]] == questions[1:]
+    monkeypatch.setattr(answer_list, "CHARACTERS", 1)       # too few even for one question's answers
+    write_results(read_journals(tmp_path), "rules")
+    assert len(list(tmp_path.glob("*.html"))) == 7

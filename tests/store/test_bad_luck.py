@@ -12,7 +12,7 @@ from redlite.cli.progress import Progress
 from redlite.errors import Incomplete
 from redlite.store.files import write_json
 from redlite.store.run_directory import Run
-from redlite.store.text import Plain, plain
+from redlite.store.text import Plain, columns, plain, points
 
 FAULTS = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG]
 
@@ -122,3 +122,13 @@ def test_a_live_line_still_overwrites_itself():
     terminal = Terminal()
     Progress(stream=Plain(terminal))("judging \x1b[2J", 1, 1)
     assert terminal.getvalue() == "\rjudging \\u001b[2J: 1/1\x1b[K\n"
+
+
+def test_a_table_keeps_its_lines_whatever_a_file_calls_its_topics():
+    rows = [["topic", "n"], ["a\nb\tc\u2028d", "1"], ["\u202ex", "2"], ["s" * 99 + "t" * 99, "3"]]
+    assert columns(rows) == ["topic".ljust(120) + "  n", "a b c d".ljust(120) + "  1",
+                             "\\u202ex".ljust(120) + "  2", "s" * 60 + "…" + "t" * 59 + "  3"]
+
+
+def test_points_have_no_negative_zero():
+    assert [points(x) for x in (-1e-9, 0.0, -0.0006, 0.25)] == ["+0.0", "+0.0", "-0.1", "+25.0"]

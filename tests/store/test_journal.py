@@ -12,6 +12,7 @@ import time
 import pytest
 
 from redlite.errors import Error
+from redlite.store import records
 from redlite.store.files import (
     Hashing,
     read_json,
@@ -238,3 +239,20 @@ def test_the_first_difference():
     assert difference({"a": {"b": [1, 2]}}, {"a": {"b": [1, 2]}}) is None
     assert str(difference({"a": {"b": [1, 2]}}, {"a": {"b": [2, 1]}})) == "a.b is [1, 2] there and [2, 1] now"
     assert str(difference({}, {"a": "x" * 100})).endswith("x…\" now")
+
+
+def test_a_journal_that_was_read_is_not_parsed_again(tmp_path, monkeypatch):
+    """Two lines, read once; the torn third is cut off, and what is appended stands behind the second."""
+    with Run(tmp_path / "r", MANIFEST) as run:
+        run.append("a.jsonl", {"n": 1})
+        run.append("a.jsonl", {"n": 2})
+    path = tmp_path / "r" / "a.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"n": 3')
+    parsed = []
+    parse = records.parse
+    monkeypatch.setattr(records, "parse", lambda line: parsed.append(line) or parse(line))
+    with Run(tmp_path / "r") as run:
+        assert run.read("a.jsonl") == [{"n": 1}, {"n": 2}]
+        run.append("a.jsonl", {"n": 4})
+    assert len(parsed) == 3
+    assert read_lines(path)[0] == [{"n": 1}, {"n": 2}, {"n": 4}]

@@ -118,10 +118,16 @@
     byId("count").scrollIntoView();
   }
 
-  // The page of a comparison links to report.html#question=ID: the answers to that question alone.
+  // The page of a comparison links to report.html#question=ID: the answers to that question alone. Where
+  // another file has them, it is opened.
   function follow() {
     const named = location.hash.startsWith("#question=") ? decodeURIComponent(location.hash.slice(10)) : "";
     only = data.rows.some((row) => row[ID] === named) ? named : "";
+    const file = only ? -1 : (data.files || []).findIndex((ids) => ids.includes(named));
+    if (file >= 0) {
+      location.replace(`answers-${file + 2}.html${location.hash}`);
+      return;
+    }
     filter();
     if (only) byId("filters").scrollIntoView();
   }
