@@ -121,6 +121,14 @@ def test_trained_is_the_answer_with_its_end_token(tmp_path):
     assert "assistant\n«OK: Yo⟦<|im_end|>⟧»\n" in shown(made(words, lead), [USER, ANSWER], False)
     ended = "{% for m in messages %}{{ m.content }} - {% endfor %}"
     assert shown(made(words, ended), [USER, ANSWER, USER], False) == "Hi - «Yo» - Hi - "
+    # contents of others are never trained, wherever they stand (BAAI's BGE-VL repeats the system text)
+    before = ("{% for m in messages[1:] %}<|im_start|>{{ messages[0].content }}: {{ m.content }}<|im_end|>"
+              "{% endfor %}")
+    got = "⟦<|im_start|>⟧be good: Hi⟦<|im_end|>⟧⟦<|im_start|>⟧be good: «Yo⟦<|im_end|>⟧»"
+    assert shown(made(words, before), [SYSTEM, USER, ANSWER], False) == got
+    within = "{% for m in messages %}{{ m.content[0] }}{{ messages[0].content }}{{ m.content[1:] }}{% endfor %}"
+    spaced = {"role": "assistant", "content": "Y 7"}
+    assert shown(made(words, within), [USER, spaced], False) == "HHii«Y»Hi« 7»"
     block = "{% generation %}{{ messages[0].content }}<|im_end|>{% endgeneration %}"
     assert shown(made(words, block), [USER], False) == "«Hi⟦<|im_end|>⟧»"
 
