@@ -126,7 +126,8 @@ def test_trained_is_the_answer_with_its_end_token(tmp_path):
               "{% endfor %}")
     got = "⟦<|im_start|>⟧be good: Hi⟦<|im_end|>⟧⟦<|im_start|>⟧be good: «Yo⟦<|im_end|>⟧»"
     assert shown(made(words, before), [SYSTEM, USER, ANSWER], False) == got
-    within = "{% for m in messages %}{{ m.content[0] }}{{ messages[0].content }}{{ m.content[1:] }}{% endfor %}"
+    within = ("{% for m in messages %}{{ m.content[0] }}{{ messages[0].content }}{{ m.content[1:] }}"
+              "{% endfor %}")
     spaced = {"role": "assistant", "content": "Y 7"}
     assert shown(made(words, within), [USER, spaced], False) == "HHii«Y»Hi« 7»"
     block = "{% generation %}{{ messages[0].content }}<|im_end|>{% endgeneration %}"
