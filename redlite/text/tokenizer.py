@@ -14,6 +14,7 @@ Control tokens cut a conversation into segments, for which there are two convent
 Byte-level models: a byte without a token (SmolLM2 has 21 such values) is left out, as in llama.cpp; see
 bpe.py.
 """
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ REPLACEMENT = "\ufffd"
 def load(directory: str | Path) -> "Tokenizer":
     """The tokenizer of a model's directory: from tokenizer.model, else tokenizer.json, else tekken.json.
 
-    Where tokenizer.json has Mistral's vocabulary with the wrong splitting, tekken.json goes before it.
+    Where tokenizer.json has Mistral's vocabulary with the wrong splitting, tekken.json goes before it. A
+    tokenizer.model that is a list of tokens and ranks (tiktoken's, as Meta's for Llama 3) is not read.
     Raises Error for files that are missing, damaged, or of a kind that redlite does not know.
     """
     path = Path(directory)
@@ -40,7 +42,8 @@ def load(directory: str | Path) -> "Tokenizer":
         raise Error(f"{path}: there is no such model directory")
     try:
         files = TokenizerFiles(path)
-        if files.has("tokenizer.model"):
+        ranks = files.has("tokenizer.model") and _holds_ranks(path / "tokenizer.model")
+        if files.has("tokenizer.model") and not ranks:
             return _tokenizer(path, replace(from_sentencepiece(files), rules=files.rules({})))
         if files.has("tokenizer.json") and not (files.has(tekken.NAME) and tokenizer_json.is_wrong(files)):
             return _tokenizer(path, tokenizer_json.from_tokenizer_json(files))
@@ -48,8 +51,17 @@ def load(directory: str | Path) -> "Tokenizer":
             return _tokenizer(path, tekken.from_tekken(files))
     except RecursionError:
         raise Error(f"{path}: a JSON file of the tokenizer is nested too deeply") from None
+    if ranks:
+        raise Error(f"{path / 'tokenizer.model'}: is a list of tokens and ranks, which lacks the splitting; "
+                    "copy the model's tokenizer.json there")
     raise Error(f"{path}: has neither tokenizer.model nor tokenizer.json nor tekken.json; "
                 "copy the model's tokenizer there")
+
+
+def _holds_ranks(path: Path) -> bool:
+    """Whether the first line is a token in base64 and its rank, which begins no sentencepiece model."""
+    with path.open("rb") as file:
+        return re.fullmatch(rb"[A-Za-z0-9+/]+=* \d+\s*", file.readline(100)) is not None
 
 
 def from_gguf(path: Path, metadata: dict[str, Any]) -> "Tokenizer":
