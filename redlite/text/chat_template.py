@@ -76,7 +76,8 @@ class ChatTemplate:
         self._controls = re.compile("|".join(map(re.escape, texts)) or "(?!)")
         of_id = {id: text for text, id in tokenizer.special.items()}
         named = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
-        self._tokens = {name: of_id[id] for name, id in named.items() if id in of_id}
+        asked = {name: text for name, text in tokenizer.named.items() if name in template.source}
+        self._tokens = {**asked, **{name: of_id[id] for name, id in named.items() if id in of_id}}
         self._ends = self._end_tokens()
         eos = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
         self.stop_ids = tuple(dict.fromkeys([*self._ends, *eos]))

@@ -44,11 +44,11 @@ def load(directory: str | Path) -> "Tokenizer":
         files = TokenizerFiles(path)
         ranks = files.has("tokenizer.model") and _holds_ranks(path / "tokenizer.model")
         if files.has("tokenizer.model") and not ranks:
-            return _tokenizer(path, replace(from_sentencepiece(files), rules=files.rules({})))
+            return _tokenizer(path, replace(from_sentencepiece(files), rules=files.rules({})), files)
         if files.has("tokenizer.json") and not (files.has(tekken.NAME) and tokenizer_json.is_wrong(files)):
-            return _tokenizer(path, tokenizer_json.from_tokenizer_json(files))
+            return _tokenizer(path, tokenizer_json.from_tokenizer_json(files), files)
         if files.has(tekken.NAME):
-            return _tokenizer(path, tekken.from_tekken(files))
+            return _tokenizer(path, tekken.from_tekken(files), files)
     except RecursionError:
         raise Error(f"{path}: a JSON file of the tokenizer is nested too deeply") from None
     if ranks:
@@ -69,11 +69,11 @@ def from_gguf(path: Path, metadata: dict[str, Any]) -> "Tokenizer":
     return _tokenizer(path, gguf_vocabulary.read(path, metadata))
 
 
-def _tokenizer(path: Path, found: Vocabulary) -> "Tokenizer":
+def _tokenizer(path: Path, found: Vocabulary, files: TokenizerFiles | None = None) -> "Tokenizer":
     if len(found.defined) > MAX_DEFINED:
         raise Error(f"{path}: has {len(found.defined)} added tokens that text may hold; "
                     f"redlite takes {MAX_DEFINED} at most")
-    return Tokenizer(found)
+    return Tokenizer(replace(found, named=files.named()) if files else found)
 
 
 class Tokenizer:
@@ -88,6 +88,7 @@ class Tokenizer:
     legacy         see the module's docstring; False for byte-level models, which have no such space
     chat_template  the template text of the model's files, or None
     end_ids        tokens that end an answer beside eos_id
+    named          the tokens that the model's files name, for chat templates: bos_token and so on → text
     trims          added tokens that take white space beside them along → (on the left, on the right)
     """
 
@@ -96,7 +97,7 @@ class Tokenizer:
         self.kind = "byte-level" if byte_level else "sentencepiece"
         self.special, self.bos_id, self.eos_id, self.pad_id = v.special, v.bos_id, v.eos_id, v.pad_id
         self.add_bos, self.legacy, self.chat_template = v.add_bos, v.legacy, v.chat_template
-        self.end_ids = v.end_ids
+        self.end_ids, self.named = v.end_ids, v.named
         self.trims = {text: rule[:2] for text, rule in v.rules.items() if any(rule[:2])}
         self._core, self._texts = v.core, v.texts
         self._fingerprint, self._space_prefix = v.fingerprint, v.space_prefix

@@ -170,6 +170,17 @@ def test_bos_stands_where_the_template_writes_it(tmp_path):
         1, *reference.EncodeAsIds("Hi")]
 
 
+def test_a_template_gets_every_token_that_the_files_name(tmp_path):
+    """As transformers 5.24 gives them: special_tokens_map of tokenization_utils_base.py, model-specific ones
+    included.
+    """
+    words = byte_level(tmp_path, "smollm2", sep_token={"content": "<|im_start|>"}, image_token="<pic>",
+                       extra_special_tokens={"boi_token": "<b>"}, add_prefix_token=True)
+    source = "{{ sep_token }}{{ messages[0].content }}{{ image_token }}{{ boi_token }}{{ eos_token }}"
+    assert shown(made(words, source), [USER]) == "⟦<|im_start|>⟧Hi<pic><b>⟦<|im_end|>⟧"
+    assert shown(made(words, "{{ messages[0].content }}{{ add_prefix_token }}"), [USER]) == "Hi"
+
+
 def test_control_tokens_take_white_space_along_where_their_flags_say_so(tmp_path):
     """As the tokenizers library does with added tokens of lstrip or rstrip, such as Phi-3's end token."""
     byte_level(tmp_path, "smollm2")
