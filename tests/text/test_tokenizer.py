@@ -157,6 +157,12 @@ def test_splitting_equals_the_tokenizers_library(pattern):
         assert maker.digest(words) == digests[8 * i:8 * i + 8], (ascii(text), words)
 
 
+def test_seed_coders_splitting_keeps_line_breaks_apart_from_marks():
+    """By the expression that llama.cpp has for it (llama-vocab.cpp of llama-cpp-python 0.3.36)."""
+    assert patterns.compiled("seed-coder")("It's 12 !?\n\nx") == ["It", "'s", " ", "1", "2", " !?", "\n\n", "x"]
+    assert patterns.compiled("qwen2")("It's 12 !?\n\nx") == ["It", "'s", " ", "1", "2", " !?\n\n", "x"]
+
+
 def without_token(words) -> set[int]:
     """The byte values that are no token by themselves."""
     tokens = set(words._core.tokens.values())
