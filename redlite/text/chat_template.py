@@ -8,7 +8,8 @@ one whole string. BOS stands where the template writes it, and nowhere else.
 Trained is what stands in the template's `{% generation %}` blocks. Without such blocks, each
 assistant message is trained from the end of the generation prompt to the end token behind its content. If
 the rendered conversation does not begin with the rendered prompt (one that opens <think>, say), training
-starts at the content's first character. If no end token follows, it ends with the content's last one.
+starts at the content's first character. So it does where another message's text stands between the two. If
+no end token follows, it ends with the content's last character. Contents of other messages are never trained.
 """
 from __future__ import annotations
 
@@ -75,7 +76,8 @@ class ChatTemplate:
         self._controls = re.compile("|".join(map(re.escape, texts)) or "(?!)")
         of_id = {id: text for text, id in tokenizer.special.items()}
         named = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
-        self._tokens = {name: of_id[id] for name, id in named.items() if id in of_id}
+        asked = {name: text for name, text in tokenizer.named.items() if name in template.source}
+        self._tokens = {**asked, **{name: of_id[id] for name, id in named.items() if id in of_id}}
         self._ends = self._end_tokens()
         eos = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
         self.stop_ids = tuple(dict.fromkeys([*self._ends, *eos]))
@@ -175,7 +177,9 @@ class ChatTemplate:
         for i, message in enumerate(messages):
             if message["role"] == "assistant":
                 start, end = self._answer(messages, i, text, controls)
-                trained[start:end] = bytes([1]) * (end - start)
+                for left, right, mark in runs_of(text.marks[start:end]):
+                    if mark in (TEMPLATE, i + 1):       # some templates put a system text before an answer
+                        trained[start + left:start + right] = bytes([1]) * (right - left)
         return trained
 
     def _answer(self, messages: list[dict], i: int, text: Marked, controls: list[Span]) -> tuple[int, int]:
@@ -187,7 +191,8 @@ class ChatTemplate:
         except Error:       # a template that does not take the beginning alone
             prompt = marked("")
         begins = bool(prompt) and text.startswith(str(prompt)) and text.marks.startswith(prompt.marks)
-        if begins and (first < 0 or len(prompt) <= first):
+        lead = text.marks[len(prompt):max(first, 0)]
+        if begins and (first < 0 or len(prompt) <= first) and lead == chr(TEMPLATE) * len(lead):
             first = len(prompt)
             last = max(last, first)
         if first < 0:

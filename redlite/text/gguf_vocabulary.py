@@ -21,19 +21,22 @@ from redlite.text.vocabulary import Vocabulary, byte_level, merge_ids
 # tokenizer.ggml.pre → the pattern in patterns.py
 PATTERNS = {
     "gpt-2": "gpt-2", "gpt2": "gpt-2", "phi-2": "gpt-2", "olmo": "gpt-2", "exaone4": "gpt-2",
+    "granite-docling": "gpt-2", "mellum": "gpt-2", "trillion": "gpt-2",
     "smollm": "smollm", "starcoder": "smollm", "refact": "smollm", "command-r": "smollm",
+    "minerva-7b": "smollm",
     "llama-bpe": "llama-bpe", "llama3": "llama-bpe", "llama-v3": "llama-bpe", "falcon3": "llama-bpe",
     "lfm2": "llama-bpe", "dbrx": "llama-bpe", "smaug-bpe": "llama-bpe", "glm4": "llama-bpe",
+    "pixtral": "llama-bpe", "midm-2.0": "llama-bpe",
     "qwen2": "qwen2", "deepseek-r1-qwen": "qwen2", "megrez": "qwen2", "stablelm2": "qwen2",
     "hunyuan": "qwen2",
-    "qwen35": "qwen35",
+    "qwen35": "qwen35", "seed-coder": "seed-coder",
     "tekken": "tekken",
     "gpt-4o": "gpt-4o", "llama4": "gpt-4o",
     "deepseek-v3": "deepseek-v3", "hunyuan-dense": "deepseek-v3", "deepseek-coder": "deepseek-coder",
 }
 # Those whose words are not merged where they are tokens as they stand, and those that begin with BOS.
-WHOLE = ("llama-bpe", "llama3", "llama-v3", "falcon3", "lfm2", "glm4", "tekken")
-BEGIN = ("llama-bpe", "llama3", "llama-v3", "falcon3", "lfm2", "tekken")
+BEGIN = ("llama-bpe", "llama3", "llama-v3", "falcon3", "lfm2", "pixtral", "midm-2.0", "tekken")
+WHOLE = (*BEGIN, "glm4")
 NFC = ("qwen2", "deepseek-r1-qwen", "qwen35")   # text is put in Unicode's composed form first
 
 

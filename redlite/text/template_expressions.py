@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from redlite.text.template_filters import FILTERS, SAFE, SELECTING, TESTS, select
-from redlite.text.template_lexer import string_value
+from redlite.text.template_lexer import Token, string_value
 from redlite.text.template_operators import BINARY, COMPARE, attribute, item, part
 from redlite.text.template_reader import Expression, Reader, Scope
 from redlite.text.template_values import Undefined, items_of, key_of, kind_of, number, spend, unsafe
@@ -143,9 +143,10 @@ class Expressions:
         read, token = self.read, self.read.token
         read.place += 1
         if token.kind == "string":
-            text = string_value(token.value)
+            read.place -= 1
+            text = ""
             while read.token.kind == "string":      # texts side by side are one
-                text += string_value(read.token.value)
+                text += self._string(read.token)
                 read.place += 1
             return lambda scope: text
         if token.kind in ("int", "float"):
@@ -158,6 +159,12 @@ class Expressions:
         if token.kind == "mark" and token.value in ("(", "[", "{"):
             return {"(": self._bracketed, "[": self._list, "{": self._object}[token.value]()
         raise read.fail(f"a value is missing before {token.value or token.kind!r}", token.line)
+
+    def _string(self, token: Token) -> str:
+        try:
+            return string_value(token.value)
+        except UnicodeDecodeError:
+            raise self.read.fail(f"a malformed escape in {token.value[:20]}", token.line) from None
 
     def _bracketed(self) -> Expression:
         if self.read.take(")"):

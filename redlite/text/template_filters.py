@@ -29,6 +29,7 @@ from redlite.text.template_values import (
 )
 
 MOST_INDENT = 100   # spaces
+MOST_NUMBER = 1000  # characters of a text that becomes a number
 _WORD = re.compile(r"([-\s({\[<]+)")    # Jinja's beginnings of words, for `title`
 
 
@@ -159,13 +160,16 @@ def _extreme(choose: Callable) -> Callable:
 def _int(value: Any, default: int = 0, base: int = 10) -> int:
     if isinstance(value, Undefined):
         raise TypeError(f"{kind_of(value)}, is no number")
+    if isinstance(value, str) and len(value) > MOST_NUMBER:
+        raise ValueError(f"a text of {len(value):,} characters as a number is not in the subset")
     try:
-        return bounded(int(value, base) if isinstance(value, str) else int(value))
+        found = int(value, base) if isinstance(value, str) else int(value)
     except (TypeError, ValueError):
         try:
-            return int(float(value))
+            found = int(float(value))
         except (TypeError, ValueError, OverflowError):
             return default
+    return bounded(found)
 
 
 def _float(value: Any, default: float = 0.0) -> float:

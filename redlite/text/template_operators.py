@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from redlite.text import marked
@@ -113,10 +114,18 @@ METHODS: dict[type, dict[str, Callable]] = {
 }
 
 
+def _method(method: Callable, value: Any, /, *args: Any, **named: Any) -> Any:
+    """A method's result; those of texts may read all of the text, and of a text to look for."""
+    spend(sum(len(text) for text in (value, *args) if isinstance(text, str)) >> 5)
+    return method(value, *args, **named)
+
+
 def attribute(value: Any, name: str) -> Any:
     """value.name: a method, a field, or Undefined."""
     if isinstance(value, Undefined):
         raise TypeError(f"{kind_of(value)}, has no {name!r}")
+    if name.startswith("__"):
+        raise TypeError(f"the attribute {name!r} of {kind_of(value)} is not in the subset")
     if isinstance(value, Loop):
         return value.field(name)
     if isinstance(value, Namespace):
@@ -124,8 +133,7 @@ def attribute(value: Any, name: str) -> Any:
     unsafe(value)
     for kind, methods in METHODS.items():
         if isinstance(value, kind) and name in methods:
-            method = methods[name]
-            return lambda *args, **named: method(value, *args, **named)
+            return partial(_method, methods[name], value)
     if hasattr(value, name):
         raise TypeError(f"the attribute {name!r} of {kind_of(value)} is not in the subset")
     if isinstance(value, dict) and name in value:
@@ -151,10 +159,10 @@ def item(value: Any, key: Any) -> Any:
 def part(value: Any, start: Any, stop: Any, step: Any) -> Any:
     """value[start:stop:step]."""
     unsafe(value)
-    if isinstance(value, marked.Marked):
-        return value.cut(start, stop, step)
     if isinstance(value, (str, list, tuple, range)):
         spend(len(value) >> 3)
+        if isinstance(value, marked.Marked):
+            return value.cut(start, stop, step)
         return value[start:stop:step]
     raise TypeError(f"{kind_of(value)} cannot be sliced")
 
@@ -208,6 +216,8 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, COLLECTIONS) and isinstance(b, COLLECTIONS):
         texts_in(a)     # both count their work
         texts_in(b)
+    elif isinstance(a, str) and isinstance(b, str):
+        spend(len(a) >> 6)
     return bool(a == b)
 
 
@@ -229,7 +239,9 @@ def contains(a: Any, b: Any) -> bool:
 
 def _ordered(name: str) -> Callable[[Any, Any], bool]:
     def compare(a: Any, b: Any) -> bool:
-        if not (isinstance(a, str) and isinstance(b, str)):
+        if isinstance(a, str) and isinstance(b, str):
+            spend(len(a) >> 6)
+        else:
             a, b = number(a), number(b)
         return {"<": a < b, ">": a > b, "<=": a <= b, ">=": a >= b}[name]
     return compare

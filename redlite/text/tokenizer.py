@@ -14,6 +14,7 @@ Control tokens cut a conversation into segments, for which there are two convent
 Byte-level models: a byte without a token (SmolLM2 has 21 such values) is left out, as in llama.cpp; see
 bpe.py.
 """
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ REPLACEMENT = "\ufffd"
 def load(directory: str | Path) -> "Tokenizer":
     """The tokenizer of a model's directory: from tokenizer.model, else tokenizer.json, else tekken.json.
 
-    Where tokenizer.json has Mistral's vocabulary with the wrong splitting, tekken.json goes before it.
+    Where tokenizer.json has Mistral's vocabulary with the wrong splitting, tekken.json goes before it. A
+    tokenizer.model that is a list of tokens and ranks (tiktoken's, as Meta's for Llama 3) is not read.
     Raises Error for files that are missing, damaged, or of a kind that redlite does not know.
     """
     path = Path(directory)
@@ -40,16 +42,26 @@ def load(directory: str | Path) -> "Tokenizer":
         raise Error(f"{path}: there is no such model directory")
     try:
         files = TokenizerFiles(path)
-        if files.has("tokenizer.model"):
-            return _tokenizer(path, replace(from_sentencepiece(files), rules=files.rules({})))
+        ranks = files.has("tokenizer.model") and _holds_ranks(path / "tokenizer.model")
+        if files.has("tokenizer.model") and not ranks:
+            return _tokenizer(path, replace(from_sentencepiece(files), rules=files.rules({})), files)
         if files.has("tokenizer.json") and not (files.has(tekken.NAME) and tokenizer_json.is_wrong(files)):
-            return _tokenizer(path, tokenizer_json.from_tokenizer_json(files))
+            return _tokenizer(path, tokenizer_json.from_tokenizer_json(files), files)
         if files.has(tekken.NAME):
-            return _tokenizer(path, tekken.from_tekken(files))
+            return _tokenizer(path, tekken.from_tekken(files), files)
     except RecursionError:
         raise Error(f"{path}: a JSON file of the tokenizer is nested too deeply") from None
+    if ranks:
+        raise Error(f"{path / 'tokenizer.model'}: is a list of tokens and ranks, which lacks the splitting; "
+                    "copy the model's tokenizer.json there")
     raise Error(f"{path}: has neither tokenizer.model nor tokenizer.json nor tekken.json; "
                 "copy the model's tokenizer there")
+
+
+def _holds_ranks(path: Path) -> bool:
+    """Whether the first line is a token in base64 and its rank, which begins no sentencepiece model."""
+    with path.open("rb") as file:
+        return re.fullmatch(rb"[A-Za-z0-9+/]+=* \d+\s*", file.readline(100)) is not None
 
 
 def from_gguf(path: Path, metadata: dict[str, Any]) -> "Tokenizer":
@@ -57,11 +69,11 @@ def from_gguf(path: Path, metadata: dict[str, Any]) -> "Tokenizer":
     return _tokenizer(path, gguf_vocabulary.read(path, metadata))
 
 
-def _tokenizer(path: Path, found: Vocabulary) -> "Tokenizer":
+def _tokenizer(path: Path, found: Vocabulary, files: TokenizerFiles | None = None) -> "Tokenizer":
     if len(found.defined) > MAX_DEFINED:
         raise Error(f"{path}: has {len(found.defined)} added tokens that text may hold; "
                     f"redlite takes {MAX_DEFINED} at most")
-    return Tokenizer(found)
+    return Tokenizer(replace(found, named=files.named()) if files else found)
 
 
 class Tokenizer:
@@ -76,6 +88,7 @@ class Tokenizer:
     legacy         see the module's docstring; False for byte-level models, which have no such space
     chat_template  the template text of the model's files, or None
     end_ids        tokens that end an answer beside eos_id
+    named          the tokens that the model's files name, for chat templates: bos_token and so on → text
     trims          added tokens that take white space beside them along → (on the left, on the right)
     """
 
@@ -84,7 +97,7 @@ class Tokenizer:
         self.kind = "byte-level" if byte_level else "sentencepiece"
         self.special, self.bos_id, self.eos_id, self.pad_id = v.special, v.bos_id, v.eos_id, v.pad_id
         self.add_bos, self.legacy, self.chat_template = v.add_bos, v.legacy, v.chat_template
-        self.end_ids = v.end_ids
+        self.end_ids, self.named = v.end_ids, v.named
         self.trims = {text: rule[:2] for text, rule in v.rules.items() if any(rule[:2])}
         self._core, self._texts = v.core, v.texts
         self._fingerprint, self._space_prefix = v.fingerprint, v.space_prefix

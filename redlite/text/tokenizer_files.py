@@ -100,6 +100,20 @@ class TokenizerFiles:
                 return value
         return None
 
+    def named(self) -> dict[str, str]:
+        """The texts of all tokens that the files name: bos_token, unk_token, image_token and so on.
+
+        transformers 5 gives them to chat templates under these names.
+        """
+        found: dict[str, str] = {}
+        for source in (self.map, self.config):
+            extra = source.get("extra_special_tokens")
+            for name, value in {**source, **(extra if isinstance(extra, dict) else {})}.items():
+                text = value.get("content") if isinstance(value, dict) else value
+                if name.endswith("_token") and isinstance(text, str):
+                    found[name] = text
+        return found
+
     def chat_template(self) -> str | None:
         """chat_template.jinja, else tokenizer_config.json's (of a list of named ones, "default"), or None."""
         if self.has("chat_template.jinja"):

@@ -35,6 +35,7 @@ class Vocabulary:
     fingerprint    SHA-256 of the files or tables that decide the ids
     end_ids        tokens that end an answer beside eos_id, where a GGUF file has such
     rules          how added tokens are found, where that is not `added_tokens.PLAIN`: text → rule
+    named          the texts of the tokens that a directory's files name, for chat templates: name → text
     """
     core: spm.SentencePiece | Pipeline
     texts: dict[int, bytes]
@@ -50,6 +51,7 @@ class Vocabulary:
     fingerprint: str
     end_ids: tuple[int, ...] = ()
     rules: dict[str, Rule] = field(default_factory=dict)
+    named: dict[str, str] = field(default_factory=dict)
 
 
 def from_sentencepiece(files: TokenizerFiles) -> Vocabulary:

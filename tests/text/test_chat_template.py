@@ -121,6 +121,15 @@ def test_trained_is_the_answer_with_its_end_token(tmp_path):
     assert "assistant\n«OK: Yo⟦<|im_end|>⟧»\n" in shown(made(words, lead), [USER, ANSWER], False)
     ended = "{% for m in messages %}{{ m.content }} - {% endfor %}"
     assert shown(made(words, ended), [USER, ANSWER, USER], False) == "Hi - «Yo» - Hi - "
+    # contents of others are never trained, wherever they stand (BAAI's BGE-VL repeats the system text)
+    before = ("{% for m in messages[1:] %}<|im_start|>{{ messages[0].content }}: {{ m.content }}<|im_end|>"
+              "{% endfor %}")
+    got = "⟦<|im_start|>⟧be good: Hi⟦<|im_end|>⟧⟦<|im_start|>⟧be good: «Yo⟦<|im_end|>⟧»"
+    assert shown(made(words, before), [SYSTEM, USER, ANSWER], False) == got
+    within = ("{% for m in messages %}{{ m.content[0] }}{{ messages[0].content }}{{ m.content[1:] }}"
+              "{% endfor %}")
+    spaced = {"role": "assistant", "content": "Y 7"}
+    assert shown(made(words, within), [USER, spaced], False) == "HHii«Y»Hi« 7»"
     block = "{% generation %}{{ messages[0].content }}<|im_end|>{% endgeneration %}"
     assert shown(made(words, block), [USER], False) == "«Hi⟦<|im_end|>⟧»"
 
@@ -159,6 +168,17 @@ def test_bos_stands_where_the_template_writes_it(tmp_path):
     assert made(words, "{{ messages[0].content }}").encode([USER]).ids == reference.EncodeAsIds("Hi")
     assert made(words, "{{ bos_token }}{{ messages[0].content }}").encode([USER]).ids == [
         1, *reference.EncodeAsIds("Hi")]
+
+
+def test_a_template_gets_every_token_that_the_files_name(tmp_path):
+    """As transformers 5.24 gives them: special_tokens_map of tokenization_utils_base.py, model-specific ones
+    included.
+    """
+    words = byte_level(tmp_path, "smollm2", sep_token={"content": "<|im_start|>"}, image_token="<pic>",
+                       extra_special_tokens={"boi_token": "<b>"}, add_prefix_token=True)
+    source = "{{ sep_token }}{{ messages[0].content }}{{ image_token }}{{ boi_token }}{{ eos_token }}"
+    assert shown(made(words, source), [USER]) == "⟦<|im_start|>⟧Hi<pic><b>⟦<|im_end|>⟧"
+    assert shown(made(words, "{{ messages[0].content }}{{ add_prefix_token }}"), [USER]) == "Hi"
 
 
 def test_control_tokens_take_white_space_along_where_their_flags_say_so(tmp_path):

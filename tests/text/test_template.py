@@ -41,8 +41,11 @@ def test_small_templates_render_as_in_jinja2():
 
 def test_public_templates_were_compared():
     """The stored outcome of the comparison with jinja2 over public templates: nothing differs silently."""
-    total = json.loads((GOLDEN / "public_templates.json").read_text())["total"]
-    assert total["templates"] >= 60 and total["templates with a difference"] == 0
+    stored = json.loads((GOLDEN / "public_templates.json").read_text())
+    rows, total = stored["templates"].values(), stored["total"]
+    assert total["templates"] == len(rows) >= 900 and not any("different" in row for row in rows)
+    assert {row["source"].split("/")[-1] for row in rows if "refused" in row} == {"openbmb-MiniCPM3-4B.jinja"}
+    assert sum(row.get("exact", 0) for row in rows) == total["exact"]
 
 
 @pytest.mark.parametrize("source, words", [
@@ -52,6 +55,12 @@ def test_public_templates_were_compared():
     ("{{ items.append(1) }}", ("'append'",)),
     ("{{ ''.__class__ }}", ("__class__",)),
     ("{{ range.__name__ }}", ("'__name__'", "function")),
+    ("{{ strftime_now.__self__ }}", ("'__self__'", "function")),
+    ("\n{% set s = namespace(a=1) %}{{ s.__class__ }}", ("line 2", "'__class__' of a namespace")),
+    ("{% for i in items %}{{ loop.__class__ }}{% endfor %}", ("'__class__' of loop",)),
+    ("{{ messages | map(attribute='__class__') | list }}", ("'__class__'",)),
+    ("\n{{ 'a' '\\u12' }}", ("line 2: a malformed escape in '\\u12'",)),
+    ("{{ ('9' * 5000) | int }}", ("5,000 characters as a number",)),
     ("{{ cycler(1) }}", ("cycler",)),
     ("{{ '%s' % 1 }}", ("%",)),
     ("{{ ('a' | safe) + '<' }}", ("safe",)), ("{% for i in items recursive %}{% endfor %}", ("recursive",)),
@@ -93,13 +102,15 @@ def test_a_refusal_of_the_template_gives_its_own_words():
     "{% macro f() %}{{ f() ~ f() }}{% endmacro %}{{ f() }}",
     "{% macro f(n) %}{% if n %}{{ f(n - 1) ~ f(n - 1) }}{% endif %}x{% endmacro %}{{ f(19) }}{{ f(19) "
     "}}{{ f(19) }}",
+    *("{% set a = 'x' * 99999 %}{% for i in range(99999) %}{% set b = " + work + " %}{% endfor %}" for work in
+      ("a.count('xx')", "a.find('y')", "a.isalpha()", "a == a.upper()", "a < a + 'y'", "a.startswith(a)")),
     "{{ " + "(" * 999 + "1" + ")" * 999 + " }}", "{{ " + "not " * 9999 + "1 }}", "{{ " + "-" * 9999 + "1 }}",
     "{% if 1 %}" * 999 + "{% endif %}" * 999, "x" * (1 << 20) + "y", "{{ " + "9" * 400 + " }}",
 ])
 def test_endless_and_exponential_templates_end_in_one_line(source):
-    started = time.perf_counter()
+    started = time.process_time()
     message = fails(source)
-    assert len(message) < 300 and time.perf_counter() - started < 20
+    assert len(message) < 300 and time.process_time() - started < 20
 
 
 def test_mutated_templates_end():

@@ -139,6 +139,14 @@ def test_smollm2_ids_from_tokenizer_json(tmp_path):
     assert words.special == special and words.bos_id == 1
 
 
+def test_tiktokens_list_of_ranks_is_passed_over(tmp_path):
+    """Meta's tokenizer.model for Llama 3, which mirrors have beside tokenizer.json."""
+    (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")
+    refused(tmp_path, "tokenizer.model: is a list of tokens and ranks", "tokenizer.json")
+    words = tokenizer.load(directory(tmp_path, bytes_json()))
+    assert words.kind == "byte-level" and words.decode(words.encode("a b")) == "a b"
+
+
 @pytest.mark.parametrize("pattern", maker.SPLITS)
 def test_splitting_equals_the_tokenizers_library(pattern):
     digests = GOLDEN["splits"][pattern]
@@ -147,6 +155,13 @@ def test_splitting_equals_the_tokenizers_library(pattern):
         words = cut(text)
         assert "".join(words) == text
         assert maker.digest(words) == digests[8 * i:8 * i + 8], (ascii(text), words)
+
+
+def test_seed_coders_splitting_keeps_line_breaks_apart_from_marks():
+    """By the expression that llama.cpp has for it (llama-vocab.cpp of llama-cpp-python 0.3.36)."""
+    text, start = "It's 12 !?\n\nx", ["It", "'s", " ", "1", "2"]
+    assert patterns.compiled("seed-coder")(text) == [*start, " !?", "\n\n", "x"]
+    assert patterns.compiled("qwen2")(text) == [*start, " !?\n\n", "x"]
 
 
 def without_token(words) -> set[int]:
@@ -541,7 +556,7 @@ def test_faults_of_other_files_are_refused_by_name(tmp_path, tiny_model):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
         refused(tmp_path, str(tmp_path), word)
     (tmp_path / "tokenizer_config.json").unlink()
-    for content in (b"", b"\0" * 100, tiny_model[:-30], b"IQ== 0\nIg== 1\n"):
+    for content in (b"", b"\0" * 100, tiny_model[:-30], b"IQ==\nIg==\n"):
         (tmp_path / "tokenizer.model").write_bytes(content)
         refused(tmp_path, "tokenizer.model", "sentencepiece")
     for metadata, word in ((dict(model="gpt2", pre="strange", merges=[]), "strange"),
