@@ -6,7 +6,8 @@
 
 The fastest one that exists for the tensors' device serves. The environment variable
 REDLITE_KERNELS=reference|c|triton, read at import, forces one. `implementation(op, device)` says which one
-runs, `why(op, device)` why no faster one does.
+runs, `why(op, device)` why no faster one does. REDLITE_ISA=portable|avx2|…, read at import too, has the C
+library use that instruction set (README.md lists them) rather than the widest that the processor has.
 
 Shape letters: T tokens of all sequences packed end to end, S keys likewise, H query heads, G key/value heads,
 K head size, B requests, P tokens of a shared prefix, N rows or output columns, D hidden width, V vocabulary.
@@ -30,13 +31,16 @@ from .cpu.transformer import PackedBlock, PackedTrunk
 from .reference import ACTIVATIONS, merge_attention, rms_norm, rotary, softcap
 
 __all__ = [
-    "ACTIVATIONS", "FORCED", "MODULES", "PACKED_ACTIVATIONS", "PackedBlock", "PackedMatrix", "PackedTrunk",
-    "PackedWeight", "attention", "cached_attention", "embedding", "implementation", "linear",
+    "ACTIVATIONS", "FORCED", "FORCED_ISA", "MODULES", "PACKED_ACTIVATIONS", "PackedBlock", "PackedMatrix",
+    "PackedTrunk", "PackedWeight", "attention", "cached_attention", "embedding", "implementation", "linear",
     "merge_attention", "notice", "pack", "pack_gguf", "rms_norm", "rotary", "shared_prefix", "softcap",
     "token_nll", "unpackable", "unusable", "why"]
 FORCED = os.environ.get("REDLITE_KERNELS") or None
 if FORCED not in (None, "reference", "c", "triton"):
     raise ValueError(f"REDLITE_KERNELS={FORCED!r}: use reference, c or triton")
+FORCED_ISA = os.environ.get("REDLITE_ISA") or None
+if FORCED_ISA is not None:
+    library.force(FORCED_ISA)
 
 # operation → implementation → the module here that defines a function of the operation's name
 MODULES = {

@@ -41,8 +41,10 @@ def load(path: str | Path, dtype: str = "float32", device: str = "cpu", quantize
     - a path that is neither file, directory nor embedded name; a dtype, device or quantisation that cannot be
       had;
     - a configuration, tokenizer or tensor that is missing, damaged, or of a kind that redlite does not run;
-    - a chat format that is not known, or that the model's files do not say.
+    - a chat format that is not known, or that the model's files do not say;
+    - REDLITE_KERNELS or REDLITE_ISA in the environment, if it names what is not there.
     """
+    _imported("kernels")
     from redlite.inference.lm import LM
 
     return LM.load(path, dtype=dtype, device=device, quantize=quantize, template=template,
@@ -61,8 +63,18 @@ def inspect(path: str | Path, template: str | None = None) -> "Inspection":
     return inspection.inspect(path, template)
 
 
+def _imported(name: str) -> ModuleType:
+    """A module of redlite. Raises Error where the environment forces kernels that are not there."""
+    try:
+        return import_module(f"redlite.{name}")
+    except ValueError as error:
+        if not str(error).startswith(("REDLITE_KERNELS=", "REDLITE_ISA=")):
+            raise
+        raise Error(str(error)) from None
+
+
 def __getattr__(name: str) -> ModuleType:
     """`redlite.kernels` and `redlite.loss` on first use, so that `import redlite` stays light."""
     if name in ("kernels", "loss"):
-        return import_module(f"redlite.{name}")
+        return _imported(name)
     raise AttributeError(f"module 'redlite' has no attribute {name!r}")

@@ -10,7 +10,7 @@ static CachedScratch divide(const CachedAttention *a, float *memory, size_t *flo
     size_t own = (size_t)(QUERIES * padded(a->capacity));
     size_t scores = n * (size_t)padded(a->prefix), shared = n * (size_t)padded(a->size);
     size_t rows = n * sizeof(float *) / sizeof(float);
-    *floats = rows + own + scores + shared + 2 * n;
+    *floats = rows + own + scores + shared + 2 * n; /* each a multiple of a panel */
     if (!memory)
         return (CachedScratch){0};
     CachedScratch s = {.rows = (const float **)memory, .own = memory + rows};
@@ -41,7 +41,8 @@ int rl_cached_attention(const CachedAttention *attention, int threads)
         threads = (int)(attention->requests * attention->groups);
     size_t floats;
     divide(attention, NULL, &floats);
-    Work work = {attention, malloc((size_t)threads * floats * sizeof(float))};
+    /* Vectors of a whole line of the cache must not straddle two. */
+    Work work = {attention, aligned_alloc(64, (size_t)threads * floats * sizeof(float))};
     if (!work.memory)
         return -1;
     rl_parallel(attend, &work, threads);

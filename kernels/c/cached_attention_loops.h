@@ -16,9 +16,15 @@
 #include "vector.h"
 #include <math.h>
 
-enum { TILE_ROWS = 6, VECTORS = PANEL / LANES }; /* prefix: up to 6 queries × 16 columns stay in registers */
-enum { KEYS = 4, RUNS = 4 };                     /* own cache: QUERIES × 4 keys, or 4 runs of LANES columns */
-enum { CACHE_LINE_BYTES = 64 };                  /* where lines are longer, some are fetched twice */
+/* Prefix: up to TILE_ROWS queries × TILE_PANELS panels of 16 columns stay in registers. */
+#if defined(REDLITE_AVX512)
+enum { TILE_ROWS = 8, TILE_PANELS = 2 };
+#else
+enum { TILE_ROWS = 6, TILE_PANELS = 1 };
+#endif
+enum { VECTORS = PANEL / LANES };
+enum { KEYS = 4, RUNS = 4 };    /* own cache: QUERIES × 4 registers of keys, or 4 runs of LANES columns */
+enum { CACHE_LINE_BYTES = 64 }; /* where lines are longer, some are fetched twice */
 
 /* LANES numbers of a cache from number `at` on. `half` is a constant in each copy of this code. */
 INLINE Floats cached(const void *from, int64_t at, const int half)
@@ -29,11 +35,62 @@ INLINE Floats cached(const void *from, int64_t at, const int half)
 /* The first `count` of those, then 0. */
 INLINE Floats cached_some(const void *from, int64_t at, int64_t count, const int half)
 {
-    float lanes[LANES] = {0};
-    for (int i = 0; i < LANES && i < count; i++)
-        lanes[i] = half ? half_to_float(((const uint16_t *)from)[at + i]) : ((const float *)from)[at + i];
-    return load(lanes);
+    return half ? load_some_halves((const uint16_t *)from + at, count)
+                : load_some((const float *)from + at, count, 0.0f);
 }
+
+#if defined(REDLITE_AVX512)
+/* DOT_LANES numbers of a query in both halves, and of two keys. */
+INLINE Floats of_query(const float *from)
+{
+    return (Floats)_mm512_castpd_ps(_mm512_broadcast_f64x4(_mm256_loadu_pd((const double *)from)));
+}
+
+INLINE Floats of_keys(const void *keys, const int64_t *at, int64_t j, const int half)
+{
+    int64_t a = at[0] + j, b = at[KEYS] + j;
+    if (half) {
+        const uint16_t *from = keys;
+        __m128i low = _mm_loadu_si128((const __m128i *)(from + a)),
+                high = _mm_loadu_si128((const __m128i *)(from + b));
+        return (Floats)_mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1));
+    }
+    const float *from = keys;
+    __m256d low = _mm256_loadu_pd((const double *)(from + a)),
+            high = _mm256_loadu_pd((const double *)(from + b));
+    return (Floats)_mm512_castpd_ps(_mm512_insertf64x4(_mm512_castpd256_pd512(low), high, 1));
+}
+
+INLINE Floats beside(Floats a, Floats b) /* the lower half of each */
+{
+    return LANES_OF(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+}
+
+INLINE Floats some_of_query(const float *from, int64_t count)
+{
+    Floats some = load_some(from, count, 0.0f);
+    return beside(some, some);
+}
+
+INLINE Floats some_of_keys(const void *keys, const int64_t *at, int64_t j, int64_t count, const int half)
+{
+    return beside(cached_some(keys, at[0] + j, count, half), cached_some(keys, at[KEYS] + j, count, half));
+}
+#else
+INLINE Floats of_query(const float *from) { return load(from); }
+
+INLINE Floats of_keys(const void *keys, const int64_t *at, int64_t j, const int half)
+{
+    return cached(keys, *at + j, half);
+}
+
+INLINE Floats some_of_query(const float *from, int64_t count) { return load_some(from, count, 0.0f); }
+
+INLINE Floats some_of_keys(const void *keys, const int64_t *at, int64_t j, int64_t count, const int half)
+{
+    return cached_some(keys, *at + j, count, half);
+}
+#endif
 
 INLINE void into_cache(void *to, int64_t at, const float *from, int64_t count, int half)
 {
@@ -63,21 +120,20 @@ INLINE void round_to_half(float *x, int64_t count)
     }
 }
 
-/* Turn scores into e^(score − largest), in place. Returns the sum. `count` is a multiple of LANES, padded
- * with −∞. */
+/* Turn scores into e^(score − largest), in place. Returns the sum. `count` is a multiple of PANEL, padded with
+ * −∞. */
 static __attribute__((noinline)) float exponentials(float *scores, int64_t count, float *largest)
 {
-    Floats top = all(-INFINITY), sum = {0};
-    for (int64_t j = 0; j < count; j += LANES) {
-        Floats s = load(scores + j);
-        top = choose(s > top, s, top);
-    }
+    Floats top = all(-INFINITY), sum[PARTS] = {{0}};
+    for (int64_t j = 0; j < count; j += LANES)
+        top = larger_of(load(scores + j), top);
     const Floats m = all(*largest = greatest(top));
-    for (int64_t j = 0; j < count; j += LANES) {
-        Floats e = exponential(load(scores + j) - m);
-        store(scores + j, e);
-        sum += e;
-    }
+    for (int64_t j = 0; j < count; j += SUM_LANES)
+        EACH_PART {
+            Floats e = exponential(load(scores + j + i * LANES) - m);
+            store(scores + j + i * LANES, e);
+            sum[i] += e;
+        }
     return total(sum);
 }
 
@@ -97,59 +153,75 @@ INLINE void pad_scores(float *scores, int64_t count)
         scores[count] = -INFINITY;
 }
 
-/* out[m][PANEL] = scale · Σ_i x[m][i] · panel[i][PANEL], for `rows` rows m. */
-INLINE void multiply_rows(const float *const *x, const float *panel, int64_t inputs, float scale, float *out,
-                          int64_t stride, const int rows)
+/* out[m][panels · PANEL] = scale · Σ_i x[m][i] · panel[i][PANEL], for `rows` rows m. The panels are `apart`
+ * numbers apart. */
+INLINE void multiply_rows(const float *const *x, const float *panel, int64_t apart, int64_t inputs,
+                          float scale, float *out, int64_t stride, const int rows, const int panels)
 {
     const float *at[TILE_ROWS];
-    Floats sum[TILE_ROWS][VECTORS];
-    _Pragma("GCC unroll 6") for (int m = 0; m < rows; m++) {
+    Floats sum[TILE_ROWS][TILE_PANELS * VECTORS];
+    _Pragma("GCC unroll 8") for (int m = 0; m < rows; m++) {
         at[m] = x[m];
-        _Pragma("GCC unroll 4") for (int n = 0; n < VECTORS; n++)
+        _Pragma("GCC unroll 4") for (int n = 0; n < panels * VECTORS; n++)
             sum[m][n] = (Floats){0};
     }
     for (int64_t i = 0; i < inputs; i++) {
-        Floats w[VECTORS];
-        _Pragma("GCC unroll 4") for (int n = 0; n < VECTORS; n++)
-            w[n] = load(panel + i * PANEL + n * LANES);
-        _Pragma("GCC unroll 6") for (int m = 0; m < rows; m++) {
+        Floats w[TILE_PANELS * VECTORS];
+        _Pragma("GCC unroll 4") for (int n = 0; n < panels * VECTORS; n++)
+            w[n] = load(panel + n / VECTORS * apart + i * PANEL + n % VECTORS * LANES);
+        _Pragma("GCC unroll 8") for (int m = 0; m < rows; m++) {
             Floats a = all(at[m][i]);
-            _Pragma("GCC unroll 4") for (int n = 0; n < VECTORS; n++)
+            _Pragma("GCC unroll 4") for (int n = 0; n < panels * VECTORS; n++)
                 sum[m][n] += a * w[n];
         }
     }
-    _Pragma("GCC unroll 6") for (int m = 0; m < rows; m++)
-        _Pragma("GCC unroll 4") for (int n = 0; n < VECTORS; n++)
+    _Pragma("GCC unroll 8") for (int m = 0; m < rows; m++)
+        _Pragma("GCC unroll 4") for (int n = 0; n < panels * VECTORS; n++)
             store(out + m * stride + n * LANES, sum[m][n] * all(scale));
 }
 
+typedef void MultiplyRows(const float *const *x, const float *panel, int64_t apart, int64_t inputs,
+                          float scale, float *out, int64_t stride);
+
 /* Functions of their own: one that held several such loops would have no registers left for the rows'
  * addresses. */
-#define FOR_ROWS(rows)                                                                               \
-    static __attribute__((noinline)) void multiply_##rows(const float *const *x, const float *panel, \
-                                                          int64_t inputs, float scale, float *out,   \
-                                                          int64_t stride)                            \
-    {                                                                                                \
-        multiply_rows(x, panel, inputs, scale, out, stride, rows);                                   \
+#define FOR_ROWS(rows, panels)                                                                               \
+    static __attribute__((noinline)) void multiply_##rows##_##panels(                                        \
+        const float *const *x, const float *panel, int64_t apart, int64_t inputs, float scale, float *out,   \
+        int64_t stride)                                                                                      \
+    {                                                                                                        \
+        multiply_rows(x, panel, apart, inputs, scale, out, stride, rows, panels);                            \
     }
-FOR_ROWS(1)
-FOR_ROWS(2) FOR_ROWS(3) FOR_ROWS(4) FOR_ROWS(5) FOR_ROWS(6)
+#if defined(REDLITE_AVX512)
+#define FOR_PANELS(panels)                                                                                   \
+    FOR_ROWS(1, panels) FOR_ROWS(2, panels) FOR_ROWS(3, panels) FOR_ROWS(4, panels) FOR_ROWS(5, panels)      \
+    FOR_ROWS(6, panels) FOR_ROWS(7, panels) FOR_ROWS(8, panels)
+FOR_PANELS(1) FOR_PANELS(2)
+static MultiplyRows *const multiplications[TILE_PANELS][TILE_ROWS] = {
+    {multiply_1_1, multiply_2_1, multiply_3_1, multiply_4_1, multiply_5_1, multiply_6_1, multiply_7_1,
+     multiply_8_1},
+    {multiply_1_2, multiply_2_2, multiply_3_2, multiply_4_2, multiply_5_2, multiply_6_2, multiply_7_2,
+     multiply_8_2}};
+#else
+FOR_ROWS(1, 1) FOR_ROWS(2, 1) FOR_ROWS(3, 1) FOR_ROWS(4, 1) FOR_ROWS(5, 1) FOR_ROWS(6, 1)
+static MultiplyRows *const multiplications[TILE_PANELS][TILE_ROWS] = {
+    {multiply_1_1, multiply_2_1, multiply_3_1, multiply_4_1, multiply_5_1, multiply_6_1}};
+#endif
 
-    /* out[rows, padded(columns)] = scale · x · matrix. The matrix's panels are `apart` numbers apart. Every
-     * row of x meets a panel before the next panel comes. */
-    INLINE void multiply(const float *const *x, const float *matrix, int64_t rows, int64_t inputs,
-                         int64_t columns, int64_t apart, float scale, float *out)
+/* out[rows, padded(columns)] = scale · x · matrix. The matrix's panels are `apart` numbers apart. Every row of
+ * x meets a panel before the next panel comes. */
+INLINE void multiply(const float *const *x, const float *matrix, int64_t rows, int64_t inputs,
+                     int64_t columns, int64_t apart, float scale, float *out)
 {
-    static void (*const copies[TILE_ROWS])(const float *const *, const float *, int64_t, float, float *,
-                                           int64_t) = {multiply_1, multiply_2, multiply_3,
-                                                       multiply_4, multiply_5, multiply_6};
     const int64_t stride = padded(columns);
-    for (int64_t column = 0; column < columns; column += PANEL)
+    for (int64_t column = 0, panels; column < columns; column += panels * PANEL) {
+        panels = stride - column < TILE_PANELS * PANEL ? 1 : TILE_PANELS;
         for (int64_t row = 0; row < rows; row += TILE_ROWS) {
             int64_t count = rows - row < TILE_ROWS ? rows - row : TILE_ROWS;
-            copies[count - 1](x + row, matrix + column / PANEL * apart, inputs, scale,
-                              out + row * stride + column, stride);
+            multiplications[panels - 1][count - 1](x + row, matrix + column / PANEL * apart, apart, inputs,
+                                                   scale, out + row * stride + column, stride);
         }
+    }
 }
 
 /* The prefix's part for requests [first, end) of group g: s->shared, s->largest and s->sum. */
@@ -177,26 +249,26 @@ INLINE void attend_prefix(const CachedAttention *d, int64_t g, int64_t first, in
 INLINE void score(const CachedAttention *d, const float *q, int64_t keys, int64_t count, float *scores,
                   int64_t stride, const int queries, const int half)
 {
-    const int64_t size = d->size, bytes = half ? sizeof(uint16_t) : sizeof(float),
-                  line = CACHE_LINE_BYTES / bytes;
-    for (int64_t s = 0; s < count; s += KEYS) {
-        int64_t key[KEYS];
-        for (int n = 0; n < KEYS; n++)
+    const int64_t size = d->size, bytes = half ? sizeof(uint16_t) : sizeof(float);
+    for (int64_t s = 0; s < count; s += KEYS * DOTS) {
+        int64_t key[KEYS * DOTS];
+        for (int n = 0; n < KEYS * DOTS; n++)
             key[n] = keys + (s + n < count ? s + n : count - 1) * size;
-        for (int n = 0; n < KEYS; n++) /* a long cache comes from memory, at whose speed this runs */
-            for (int64_t j = 0; j < size; j += line)
-                __builtin_prefetch((const char *)d->values + (key[n] + j) * bytes);
         Floats sum[QUERIES][KEYS];
         _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++)
             _Pragma("GCC unroll 4") for (int n = 0; n < KEYS; n++)
                 sum[m][n] = (Floats){0};
         int64_t j = 0;
-        for (; j + LANES <= size; j += LANES) {
+        for (; j + DOT_LANES <= size; j += DOT_LANES) {
+            /* A long cache comes from memory, at whose speed this runs. */
+            const char *ahead = (const char *)d->values + (key[0] + j * KEYS * DOTS) * bytes;
+            _Pragma("GCC unroll 4") for (int n = 0; n < KEYS * LANES * bytes; n += CACHE_LINE_BYTES)
+                __builtin_prefetch(ahead + n);
             Floats a[QUERIES];
             _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++)
-                a[m] = load(q + m * size + j);
+                a[m] = of_query(q + m * size + j);
             _Pragma("GCC unroll 4") for (int n = 0; n < KEYS; n++) {
-                Floats b = cached(d->keys, key[n] + j, half);
+                Floats b = of_keys(d->keys, key + n, j, half);
                 _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++)
                     sum[m][n] += a[m] * b;
             }
@@ -204,13 +276,13 @@ INLINE void score(const CachedAttention *d, const float *q, int64_t keys, int64_
         if (j < size)
             _Pragma("GCC unroll 4") for (int n = 0; n < KEYS; n++)
                 _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++)
-                    sum[m][n] += load_some(q + m * size + j, size - j, 0.0f)
-                        * cached_some(d->keys, key[n] + j, size - j, half);
+                    sum[m][n] += some_of_query(q + m * size + j, size - j)
+                        * some_of_keys(d->keys, key + n, j, size - j, half);
         _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++) {
-            float four[KEYS];
-            totals(sum[m], four);
-            for (int n = 0; n < KEYS; n++) /* those past the last key are overwritten by pad_scores */
-                scores[m * stride + s + n] = four[n] * d->scale;
+            float each[KEYS * DOTS];
+            totals(sum[m], each);
+            for (int n = 0; n < KEYS * DOTS; n++) /* those past the last key are overwritten by pad_scores */
+                scores[m * stride + s + n] = each[n] * d->scale;
         }
     }
 }

@@ -7,41 +7,50 @@
 
 INLINE void norm_row(const float *x, const float *weight, float eps, float *y, int64_t width)
 {
-    Floats square = {0};
+    Floats square[PARTS] = {{0}};
     int64_t j = 0;
-    for (; j + LANES <= width; j += LANES)
-        square += load(x + j) * load(x + j);
-    Floats rest = load_some(x + j, width - j, 0.0f);
-    square += rest * rest;
+    for (; j + SUM_LANES <= width; j += SUM_LANES)
+        EACH_PART square[i] += load(x + j + i * LANES) * load(x + j + i * LANES);
+    EACH_PART {
+        Floats rest = load_some(x + j + i * LANES, width - j - i * LANES, 0.0f);
+        square[i] += rest * rest;
+    }
     const Floats scale = all(1.0f / sqrtf(total(square) / (float)width + eps));
     for (j = 0; j + LANES <= width; j += LANES)
         store(y + j, load(x + j) * scale * load(weight + j));
-    if (j < width)
+    if (j < width) {
+        Floats rest = load_some(x + j, width - j, 0.0f);
         store_some(y + j, rest * scale * load_some(weight + j, width - j, 0.0f), width - j);
+    }
 }
 
 /* LayerNorm: (x − mean) / √(variance + eps) · weight + bias. */
 INLINE void layer_norm_row(const float *x, const float *weight, const float *bias, float eps, float *y,
                            int64_t width)
 {
-    Floats sum = {0}, square = {0};
+    Floats sum[PARTS] = {{0}}, square[PARTS] = {{0}};
     int64_t j = 0;
-    for (; j + LANES <= width; j += LANES)
-        sum += load(x + j);
-    sum += load_some(x + j, width - j, 0.0f);
+    for (; j + SUM_LANES <= width; j += SUM_LANES)
+        EACH_PART sum[i] += load(x + j + i * LANES);
+    EACH_PART sum[i] += load_some(x + j + i * LANES, width - j - i * LANES, 0.0f);
     const float middle = total(sum) / (float)width;
-    for (j = 0; j + LANES <= width; j += LANES) {
-        Floats d = load(x + j) - all(middle);
-        square += d * d;
+    for (j = 0; j + SUM_LANES <= width; j += SUM_LANES)
+        EACH_PART {
+            Floats d = load(x + j + i * LANES) - all(middle);
+            square[i] += d * d;
+        }
+    EACH_PART {
+        Floats d = load_some(x + j + i * LANES, width - j - i * LANES, middle) - all(middle);
+        square[i] += d * d;
     }
-    Floats rest = load_some(x + j, width - j, middle) - all(middle);
-    square += rest * rest;
     const Floats scale = all(1.0f / sqrtf(total(square) / (float)width + eps));
     for (j = 0; j + LANES <= width; j += LANES)
         store(y + j, (load(x + j) - all(middle)) * scale * load(weight + j) + load(bias + j));
-    if (j < width)
+    if (j < width) {
+        Floats rest = load_some(x + j, width - j, middle) - all(middle);
         store_some(y + j, rest * scale * load_some(weight + j, width - j, 0.0f)
                        + load_some(bias + j, width - j, 0.0f), width - j);
+    }
 }
 
 /* Rotates the pairs (i, i + size / 2). */
@@ -53,23 +62,25 @@ INLINE void rotate_head(float *head, const float *cos, const float *sin, int64_t
         store(head + i, a * load(cos + i) - b * load(sin + i));
         store(head + half + i, b * load(cos + half + i) + a * load(sin + half + i));
     }
-    for (; i < half; i++) {
-        float a = head[i], b = head[half + i];
-        head[i] = a * cos[i] - b * sin[i];
-        head[half + i] = b * cos[half + i] + a * sin[half + i];
+    const int64_t left = half - i;
+    if (left) {
+        Floats a = load_some(head + i, left, 0.0f), b = load_some(head + half + i, left, 0.0f);
+        store_some(head + i, a * load_some(cos + i, left, 0.0f) - b * load_some(sin + i, left, 0.0f), left);
+        store_some(head + half + i, b * load_some(cos + half + i, left, 0.0f)
+                       + a * load_some(sin + half + i, left, 0.0f), left);
     }
 }
 
 INLINE Floats silu(Floats x) /* x / (1 + e^−x); where e^−x overflows, the limit 0 */
 {
-    return x / (all(1.0f) + exponential(choose(x < all(-88.0f), all(88.0f), -x)));
+    return x / (all(1.0f) + exponential(smaller_of(all(88.0f), -x)));
 }
 
 /* √(2/π) (x + 0.044715 x³) = u; ½ x (1 + tanh u) = x / (1 + e^−2u). */
 INLINE Floats gelu_tanh(Floats x)
 {
     Floats u2 = all(1.5957691216f) * x * (all(1.0f) + all(0.044715f) * x * x);
-    return x / (all(1.0f) + exponential(choose(u2 < all(-88.0f), all(88.0f), -u2)));
+    return x / (all(1.0f) + exponential(smaller_of(all(88.0f), -u2)));
 }
 
 INLINE Floats relu2(Floats x)

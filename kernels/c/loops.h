@@ -1,7 +1,8 @@
 /*
- * Loops that are written once, on vectors (vector.h), and compiled twice: loops_portable.c for any processor,
- * loops_avx2.c for AVX2 with FMA and F16C. Each is a table of functions; rl_loops() gives the table of the
- * instruction set in use.
+ * Loops that are written once, on vectors (vector.h), and compiled three times: loops_portable.c for any
+ * processor, loops_avx2.c for AVX2 with FMA and F16C, loops_avx512.c for AVX-512. Each is a table of
+ * functions; rl_loops() gives the table of the instruction set in use. All sum in one order; AVX2 and AVX-512
+ * give the same bits, and the portable loops, which round products before they add them, others.
  *
  * They are compiled as whole files because GCC takes a vector apart in a function whose target lacks it,
  * before that function is inlined into one that has it.

@@ -1,7 +1,7 @@
-/* The loops of loops.h for AVX2 with FMA and F16C. Processors with AVX-512 run them too. */
+/* The loops of loops.h for AVX2 with FMA and F16C. */
 #include "loops.h"
 #if defined(__x86_64__)
-#define REDLITE_F16C
+#define REDLITE_AVX2
 #include <immintrin.h>
 #include <math.h>
 #if defined(__clang__)

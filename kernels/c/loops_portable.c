@@ -8,12 +8,14 @@
 
 static const Loops portable = LOOPS;
 #if defined(__x86_64__)
-extern const Loops rl_loops_avx2;
+extern const Loops rl_loops_avx2, rl_loops_avx512;
 #endif
 
 const Loops *rl_loops(void)
 {
 #if defined(__x86_64__)
+    if (rl_level() >= AVX512)
+        return &rl_loops_avx512;
     if (rl_level() >= AVX2)
         return &rl_loops_avx2;
 #endif

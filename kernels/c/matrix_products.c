@@ -264,6 +264,14 @@ static void choose(Product *p)
     p->tiles = (p->rows + p->most - 1) / p->most;
 }
 
+/* The inner loop that serves products of a format: equal in two instruction sets where both run the same. */
+Tile *rl_product_loop(int format)
+{
+    Product p = {.format = format};
+    choose(&p);
+    return p.tile;
+}
+
 /* Products by matrices of one format. */
 static int products(const Matrix *matrices, int count, const float *x, float *const *y, int64_t rows,
                     int threads)

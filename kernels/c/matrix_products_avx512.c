@@ -4,7 +4,6 @@
  * Sums have the order of AVX2's, so the results are the same to the last bit: vpdpbusd is pmaddubsw, pmaddwd
  * and paddd in one.
  *
- * Everything else runs as AVX2 on these processors, because it is bound by the caches, not by arithmetic.
  * Processors with AVX-512 but without VNNI use AVX2 for all: they lower their clock for wide multiplications.
  */
 #include "matrix_products_tiles.h"

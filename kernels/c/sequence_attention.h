@@ -29,8 +29,10 @@ typedef struct {
     float *scores;        /* [C, BLOCK_KEYS] */
     float *part;          /* [C, K̂] Σ e^(score − largest) · value, over one block */
     float *keep, *more;   /* [C] factors of the sums so far, and of the block's sums */
-    float *keys, *values; /* [BLOCK_KEYS, K], [K̂, BLOCK_KEYS]: one block, packed */
     float *largest, *sum; /* [TASK_ROWS · R] of each query, so far */
+    /* Of all threads: the rows of each sequence, packed block by block, G times. */
+    const float *keys, *values; /* [G, N, K], [G, N, K̂], where N is the rows of all, each rounded up */
+    const int64_t *places;      /* [B + 1]: where each sequence's begin; then N */
 } SequenceScratch;
 
 #endif

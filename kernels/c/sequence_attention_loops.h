@@ -2,9 +2,9 @@
  * Attention of packed sequences: prompts, and what is scored. A row of a sequence sees a prefix that all
  * sequences share, then all rows of the sequence's parent if it has one, then its own sequence up to itself.
  *
- * A task is a run of rows of one sequence, for one group of heads. Keys come in blocks. Each task packs the
- * blocks of its sequences; the prefix is packed already. Each block gives a partial softmax; partials are
- * merged with a running maximum and sum (kernels/README.md, "Attention"), in float32.
+ * A task is a run of rows of one sequence, for one group of heads. Keys come in blocks, which are packed
+ * before the first task runs. Each block gives a partial softmax; partials are merged with a running maximum
+ * and sum (kernels/README.md, "Attention"), in float32.
  *
  * Blocks, and the order of every sum, depend on the prefix and a row's own sequence alone. So its result does
  * not depend on what runs beside it, as long as later rows are finite: they are multiplied by 0. See loops.h
@@ -32,24 +32,15 @@ INLINE int64_t query(const SequenceAttention *d, int64_t g, int64_t first, int64
     return (((first + i / d->repeat) * d->groups + g) * d->repeat + i % d->repeat) * d->size;
 }
 
-/* Pack the keys and values of rows [first, first + count). */
-INLINE KeyBlock packed_rows(const SequenceAttention *d, int64_t g, int64_t first, int64_t count,
-                            const SequenceScratch *room)
+/* The block of a sequence's rows [first, first + count), which lies `behind` rows behind its start. */
+INLINE KeyBlock packed_block(const SequenceAttention *d, int64_t g, int64_t b, int64_t behind,
+                             const SequenceScratch *room)
 {
-    const int64_t size = d->size, step = d->groups * size;
-    const float *k = d->k + first * step + g * size, *v = d->v + first * step + g * size;
-    for (int64_t s = 0; s < padded(count); s++) {
-        float *to = room->keys + s / PANEL * PANEL * size + s % PANEL;
-        for (int64_t j = 0; j < size; j++)
-            to[j * PANEL] = s < count ? k[s * step + j] : 0.0f;
-    }
-    for (int64_t column = 0; column < size; column += PANEL)
-        for (int64_t s = 0; s < count; s++) {
-            float *to = room->values + column * count + s * PANEL;
-            for (int64_t j = 0; j < PANEL; j++)
-                to[j] = column + j < size ? v[s * step + column + j] : 0.0f;
-        }
-    return (KeyBlock){room->keys, room->values, .stride = count * PANEL, .count = count, .first = -1};
+    const int64_t left = d->offsets[b + 1] - d->offsets[b] - behind,
+                  count = left < BLOCK_KEYS ? left : BLOCK_KEYS,
+                  place = g * room->places[d->sequences] + room->places[b] + behind;
+    return (KeyBlock){room->keys + place * d->size, room->values + place * padded(d->size),
+                      .stride = count * PANEL, .count = count, .first = -1};
 }
 
 /* Turn a query's scores of the first `seen` keys into exponentials, 0 for keys that its row does not see. i:
@@ -104,8 +95,9 @@ INLINE void add_chunk(const SequenceAttention *d, const Task *t, int64_t first, 
         int64_t j = 0;
         for (; j + LANES <= size; j += LANES)
             store(out + j, load(out + j) * all(room->keep[i]) + load(part + j) * all(room->more[i]));
-        for (; j < size; j++)
-            out[j] = out[j] * room->keep[i] + part[j] * room->more[i];
+        if (j < size)
+            store_some(out + j, load_some(out + j, size - j, 0.0f) * all(room->keep[i])
+                           + load(part + j) * all(room->more[i]), size - j);
     }
 }
 
@@ -118,8 +110,6 @@ INLINE void add_block(const SequenceAttention *d, const Task *t, const KeyBlock 
         add_chunk(d, t, first, end, b, room);
     }
 }
-
-INLINE int64_t block_count(int64_t keys) { return keys < BLOCK_KEYS ? keys : BLOCK_KEYS; }
 
 INLINE void attend_sequence(const SequenceAttention *d, int64_t task, const SequenceScratch *room)
 {
@@ -137,20 +127,18 @@ INLINE void attend_sequence(const SequenceAttention *d, int64_t task, const Sequ
     }
     for (int64_t s = 0; s < d->prefix; s += BLOCK_KEYS) {
         const float *keys = d->prefix_keys[t.g], *values = d->prefix_values[t.g];
-        KeyBlock b = {keys + s * size, values + s * PANEL, d->prefix * PANEL, block_count(d->prefix - s),
-                      .first = -1};
+        KeyBlock b = {keys + s * size, values + s * PANEL, d->prefix * PANEL,
+                      d->prefix - s < BLOCK_KEYS ? d->prefix - s : BLOCK_KEYS, .first = -1};
         add_block(d, &t, &b, room);
     }
-    const int64_t last = parent < 0 ? 0 : d->offsets[parent + 1];
-    for (int64_t s = parent < 0 ? 0 : d->offsets[parent]; s < last; s += BLOCK_KEYS) {
-        KeyBlock b = packed_rows(d, t.g, s, block_count(last - s), room);
+    for (int64_t s = 0; parent >= 0 && s < d->offsets[parent + 1] - d->offsets[parent]; s += BLOCK_KEYS) {
+        KeyBlock b = packed_block(d, t.g, parent, s, room);
         add_block(d, &t, &b, room);
     }
     for (int64_t s = start; s < t.end; s += BLOCK_KEYS) {
-        int64_t count = block_count(t.end - s);
-        if (d->window && s + count + d->window <= t.first + 1) /* behind every row's window */
+        KeyBlock b = packed_block(d, t.g, run[0], s - start, room);
+        if (d->window && s + b.count + d->window <= t.first + 1) /* behind every row's window */
             continue;
-        KeyBlock b = packed_rows(d, t.g, s, count, room);
         b.first = s;
         add_block(d, &t, &b, room);
     }

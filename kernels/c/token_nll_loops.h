@@ -17,35 +17,27 @@ INLINE int64_t target_column(const LogitTile *t, int64_t row) /* of the row's ta
 INLINE void statistics(const LogitTile *t, int64_t row)
 {
     float *l = t->logits + row * t->columns;
-    int64_t whole = t->columns / LANES * LANES, rest = t->columns - whole;
+    int64_t whole = t->columns / SUM_LANES * SUM_LANES, rest = t->columns - whole;
     int64_t column = target_column(t, row);
     if (column >= 0) {
         t->target[row] = l[column];
         l[column] = -INFINITY;
     }
-    float before = t->maximum[row], maximum = before, lanes[LANES];
-    Floats highest = all(before);
-    for (int64_t j = 0; j < whole; j += LANES) {
-        Floats x = load(l + j);
-        highest = choose(x > highest, x, highest);
+    float before = t->maximum[row], maximum = before;
+    Floats highest[PARTS], sums[PARTS] = {{0}};
+    EACH_PART highest[i] = all(before);
+    for (int64_t j = 0; j < whole; j += SUM_LANES)
+        EACH_PART highest[i] = larger_of(load(l + j + i * LANES), highest[i]);
+    EACH_PART {
+        highest[i] = larger_of(load_some(l + whole + i * LANES, rest - i * LANES, -INFINITY), highest[i]);
+        float most = greatest(highest[i]);
+        maximum = most > maximum ? most : maximum;
     }
-    store(lanes, highest);
-    for (int i = 0; i < LANES; i++)
-        maximum = lanes[i] > maximum ? lanes[i] : maximum;
-    for (int64_t j = whole; j < t->columns; j++)
-        maximum = l[j] > maximum ? l[j] : maximum;
-
-    Floats sums[2] = {{0}, {0}}, m = all(maximum);
-    int64_t j = 0;
-    for (; j + 2 * LANES <= whole; j += 2 * LANES) {
-        sums[0] += exponential(load(l + j) - m);
-        sums[1] += exponential(load(l + j + LANES) - m);
-    }
-    for (; j < whole; j += LANES)
-        sums[0] += exponential(load(l + j) - m);
-    if (rest)
-        sums[1] += exponential(load_some(l + whole, rest, -INFINITY) - m);
-    float sum = total(sums[0] + sums[1]);
+    const Floats m = all(maximum);
+    for (int64_t j = 0; j < whole; j += SUM_LANES)
+        EACH_PART sums[i] += exponential(load(l + j + i * LANES) - m);
+    EACH_PART sums[i] += exponential(load_some(l + whole + i * LANES, rest - i * LANES, -INFINITY) - m);
+    float sum = total(sums);
     t->sum[row] = (before == maximum ? t->sum[row] : t->sum[row] * expf(before - maximum)) + sum;
     t->maximum[row] = maximum;
 }
@@ -57,14 +49,11 @@ INLINE void gradient(const LogitTile *t, int64_t row)
     float *l = t->logits + row * t->columns;
     int64_t whole = t->columns / LANES * LANES, rest = t->columns - whole;
     int64_t column = target_column(t, row);
-    float lanes[LANES];
     Floats m = all(t->maximum[row]), factor = all(t->scale[row] / t->sum[row]);
     for (int64_t j = 0; j < whole; j += LANES)
         store(l + j, factor * exponential(load(l + j) - m));
-    if (rest) {
-        store(lanes, factor * exponential(load_some(l + whole, rest, -INFINITY) - m));
-        memcpy(l + whole, lanes, (size_t)rest * sizeof(float));
-    }
+    if (rest)
+        store_some(l + whole, factor * exponential(load_some(l + whole, rest, -INFINITY) - m), rest);
     if (column >= 0)
         l[column] = -t->scale[row];
 }

@@ -19,6 +19,8 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "rl_isa": (c_char_p, []),
     "rl_isas": (c_char_p, []),
     "rl_use": (c_int, [c_char_p]),
+    "rl_loops": (c_void_p, []),
+    "rl_product_loop": (c_void_p, [c_int]),
     "rl_packed_bytes": (c_size_t, [c_int, c_int64, c_int64]),
     "rl_pack_float": (None, [c_int, c_void_p, c_void_p, c_int64, c_int64, c_int64]),
     "rl_unpack_rows": (None, [c_int, c_void_p, c_void_p, c_int64, c_int64, c_void_p]),
@@ -131,6 +133,15 @@ def isa() -> str:
 def isas() -> tuple[str, ...]:
     """Those that can be used here, widest first: the first one is used, unless `using` says otherwise."""
     return () if missing() else tuple(library().rl_isas().decode().split())
+
+
+def force(name: str) -> None:
+    """Use the instruction set `name` from now on, one of `isas()`. Raises ValueError where it is none."""
+    if missing():
+        raise ValueError(f"REDLITE_ISA={name!r} needs the C library: {missing()}")
+    if library().rl_use(name.encode()):
+        raise ValueError(f"REDLITE_ISA={name!r}: this processor and build have {', '.join(isas())}; "
+                         "use one of them, or leave it unset")
 
 
 @contextmanager

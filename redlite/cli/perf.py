@@ -97,13 +97,15 @@ def body(arguments: list[str]) -> int:
     torch.set_num_threads(args.threads)
     machine = (f"{platform.machine()}, {os.cpu_count()} processors, {args.threads} threads, "
                f"torch {torch.__version__}")
+    from redlite.perf import cpu
+    loops = cpu.loops()
     if args.piece == "gpu":
         found = _gpu(args)
         machine += f", {torch.cuda.get_device_name()}"
     else:
         run = pieces(args)
         found = {piece: run[piece]() for piece in wanted}
-    found = {"machine": machine, **found}
+    found = {"machine": machine, "loops": loops, **found}
     if args.save:
         Path(args.save).parent.mkdir(parents=True, exist_ok=True)
         Path(args.save).write_text(json.dumps(found, indent=1) + "\n")

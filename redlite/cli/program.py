@@ -213,16 +213,14 @@ def _say_os_error(program: str, error: OSError) -> int:
 
 
 def _check_forced_kernels() -> None:
-    """The kernels read REDLITE_KERNELS when they are imported, and refuse what they do not have."""
-    wanted = os.environ.get("REDLITE_KERNELS")
-    if not wanted:
-        return
-    try:
+    """The kernels read the environment when they are imported, and refuse what they do not have."""
+    for name, forced in (("REDLITE_KERNELS", "FORCED"), ("REDLITE_ISA", "FORCED_ISA")):
+        wanted = os.environ.get(name)
+        if not wanted:
+            continue
         from redlite import kernels
-    except ValueError as error:
-        raise Error(str(error)) from None
-    if wanted != kernels.FORCED:
-        raise Error(f"REDLITE_KERNELS={wanted!r} comes too late: the kernels are imported; set it before")
+        if wanted != getattr(kernels, forced):
+            raise Error(f"{name}={wanted!r} comes too late: the kernels are imported; set it before")
 
 
 def _say_interrupted(program: str, opened: list[Path]) -> None:

@@ -18,6 +18,8 @@ from redlite.errors import Error
 from redlite.inference import prefix
 from redlite.inference.engine import Request
 from redlite.inference.lm import LM
+from redlite.kernels.cpu import library
+from redlite.kernels.cpu.packed import CODES
 
 Key = TypeVar("Key")
 Figures = dict[str, Any]
@@ -44,6 +46,26 @@ def in_turns(rounds: int, sides: Mapping[Key, Callable[[], object]],
 def wait_for(device: str) -> Callable[[], object]:
     """What returns when a device is done."""
     return torch.cuda.synchronize if device == "cuda" else lambda: None
+
+
+def loops() -> dict[str, str]:
+    """The instruction set of the C loops that serve, by kernel; {} without the C library. Prints them.
+
+    Loops are named by the narrowest set that has the same ones, since a wider set may have none of its own.
+    """
+    if library.missing():
+        return {}
+    c = library.library()
+    chosen = {f"products, {name}": partial(c.rl_product_loop, code) for name, code in CODES.items()}
+    chosen["attention, elementwise, loss, decoding"] = c.rl_loops
+    used, found = {kernel: loop() for kernel, loop in chosen.items()}, dict[str, str]()
+    for name in reversed(library.isas()[library.isas().index(library.isa()):]):
+        with library.using(name):
+            for kernel, loop in chosen.items():
+                if kernel not in found and loop() == used[kernel]:
+                    found[kernel] = name
+    print("; ".join(f"{kernel}: {name}" for kernel, name in found.items()))
+    return found
 
 
 def ceilings(rounds: int, device: str = "cpu") -> Figures:

@@ -9,6 +9,7 @@ import redlite
 from redlite.cli import perf
 from redlite.cli.program import guarded
 from redlite.errors import Error
+from redlite.kernels.cpu import library
 from redlite.model.config import Config
 from redlite.perf import client, cpu, gpu, processes
 
@@ -35,6 +36,7 @@ def test_a_piece_ends_in_json(tmp_path, capsys):
     finally:
         torch.set_num_threads(before)
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["loops"]["products, int8"] in library.isas()
     assert found["decode"]["int8"]["tokens_per_s"]["1"] > 0 and found["ceilings"]["copy_bytes_per_s"] > 0
     assert json.loads((tmp_path / "x.json").read_text()) == found
 

@@ -191,7 +191,7 @@ int main(void)
         block(1), block(2);
         counts[1] = count - counts[0];
         block(0);
-        decode(64, 0), decode(10, 0), decode(16, 37), sequences(16, 0), sequences(10, 37);
+        decode(64, 0), decode(10, 0), decode(16, 37), decode(24, 37), sequences(16, 0), sequences(10, 37);
         token_nll();
         counts[2] = count - counts[0] - counts[1];
         fwrite(field, 1, sizeof field, stdout), fwrite(counts, sizeof *counts, 3, stdout),

@@ -292,7 +292,7 @@ def test_the_c_exponential(isa, threads):
     1 and scale 1.
     """
     x = torch.cat((torch.linspace(-87.2, 0, 40_000), -torch.logspace(-30, 1, 2_000),
-                   torch.tensor([0.0, -87.29, 1e-3, 3.0]))).contiguous()
+                   torch.tensor([0.0, -87.29, 1e-3, 3.0, 88.0]))).contiguous()
     special = torch.tensor([-87.4, -1e4, -3e38, float("-inf"), float("nan")])
     tile = torch.cat((x, special))[None].repeat(4, 1).contiguous()
     zero, one, nowhere = torch.zeros(4), torch.ones(4), torch.full((4,), -1)
@@ -302,6 +302,34 @@ def test_the_c_exponential(isa, threads):
     exact = x.double().exp()
     assert float(((tile[:, :len(x)].double() - exact).abs() / exact).max()) <= 2 * 2.0 ** -23
     assert (tile[:, -5:-1] == 0).all() and tile[:, -1].isnan().all()
+
+
+@pytest.mark.skipif(bool(library.missing()), reason=library.missing())
+@pytest.mark.parametrize("isa", library.isas())
+@pytest.mark.parametrize("columns", [1, 7, 16, 31, 333])
+def test_the_passes_of_every_instruction_set(isa, columns):
+    """Statistics over two tiles and the gradient of the second, against float64's log-sum-exp and softmax."""
+    logits = torch.randn(5, 2 * columns, generator=torch.Generator().manual_seed(columns)) * 20
+    targets = torch.tensor([0, columns, 2 * columns - 1, columns - 1, columns + columns // 2])
+    coefficient = torch.tensor([1.0, -0.5, 2.0, 0.25, -1.0])
+    others = logits.double().scatter(1, targets[:, None], -torch.inf)
+    maximum, total, target = torch.full((5,), -3e38), torch.zeros(5), torch.zeros(5)
+    first, second = logits[:, :columns].contiguous(), logits[:, columns:].contiguous()
+    c = library.library()
+    with library.using(isa):
+        for start, tile in ((0, first), (columns, second.clone())):
+            c.rl_nll_statistics(tile.data_ptr(), 5, columns, start, targets.data_ptr(), maximum.data_ptr(),
+                                total.data_ptr(), target.data_ptr(), 2)
+        assert torch.equal(target, logits.gather(1, targets[:, None])[:, 0])
+        log_sum = maximum.double() + total.double().log()
+        assert torch.allclose(log_sum, others.logsumexp(1), rtol=3e-7, atol=3e-7)
+        chance = logits.double().softmax(1).gather(1, targets[:, None])[:, 0]
+        scale = (coefficient * (1 - chance)).float()
+        c.rl_nll_gradient(second.data_ptr(), 5, columns, columns, targets.data_ptr(), maximum.data_ptr(),
+                          total.data_ptr(), scale.data_ptr(), 2)
+    onehot = torch.nn.functional.one_hot(targets, 2 * columns)
+    wanted = coefficient[:, None].double() * (logits.double().softmax(1) - onehot)
+    assert torch.allclose(second.double(), wanted[:, columns:], rtol=2e-6, atol=1e-7)
 
 
 @pytest.mark.skipif(bool(library.missing()), reason=library.missing())
