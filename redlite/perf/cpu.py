@@ -56,7 +56,8 @@ def loops() -> dict[str, str]:
     if library.missing():
         return {}
     c = library.library()
-    chosen = {f"products, {name}": partial(c.rl_product_loop, code) for name, code in CODES.items()}
+    chosen: dict[str, Callable[[], object]] = {
+        f"products, {name}": partial(c.rl_product_loop, code) for name, code in CODES.items()}
     chosen["attention, elementwise, loss, decoding"] = c.rl_loops
     used, found = {kernel: loop() for kernel, loop in chosen.items()}, dict[str, str]()
     for name in reversed(library.isas()[library.isas().index(library.isa()):]):
