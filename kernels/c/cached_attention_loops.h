@@ -120,8 +120,8 @@ INLINE void round_to_half(float *x, int64_t count)
     }
 }
 
-/* Turn scores into e^(score − largest), in place. Returns the sum. `count` is a multiple of PANEL, padded with
- * −∞. */
+/* Turn scores into e^(score − largest), in place. Returns the sum. `count` is a multiple of PANEL, padded
+ * with −∞. */
 static __attribute__((noinline)) float exponentials(float *scores, int64_t count, float *largest)
 {
     Floats top = all(-INFINITY), sum[PARTS] = {{0}};
@@ -208,8 +208,8 @@ static MultiplyRows *const multiplications[TILE_PANELS][TILE_ROWS] = {
     {multiply_1_1, multiply_2_1, multiply_3_1, multiply_4_1, multiply_5_1, multiply_6_1}};
 #endif
 
-/* out[rows, padded(columns)] = scale · x · matrix. The matrix's panels are `apart` numbers apart. Every row of
- * x meets a panel before the next panel comes. */
+/* out[rows, padded(columns)] = scale · x · matrix. The matrix's panels are `apart` numbers apart. Every row
+ * of x meets a panel before the next panel comes. */
 INLINE void multiply(const float *const *x, const float *matrix, int64_t rows, int64_t inputs,
                      int64_t columns, int64_t apart, float scale, float *out)
 {

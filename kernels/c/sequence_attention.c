@@ -27,8 +27,8 @@ typedef struct {
     const SequenceAttention *attention;
     float *memory, *keys, *values;
     const int64_t *places; /* see SequenceScratch */
-    atomic_llong packed, next; /* the first sequence and group, and the first task, that no thread has claimed:
-                                  they differ in size */
+    atomic_llong packed, next; /* the first sequence and group, and the first task, that no thread has
+                                  claimed: they differ in size */
 } Work;
 
 /* Pack a block of keys and values of group g: rows [first, first + count). */
