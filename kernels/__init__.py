@@ -25,16 +25,17 @@ from torch import Tensor
 from . import reference
 from .cpu import library
 from .cpu.cached_attention import SharedPrefix
+from .cpu.frozen import FrozenMatrix
 from .cpu.packed import PackedMatrix
 from .cpu.transformer import ACTIVATIONS as PACKED_ACTIVATIONS
 from .cpu.transformer import PackedBlock, PackedTrunk
 from .reference import ACTIVATIONS, merge_attention, rms_norm, rotary, softcap
 
 __all__ = [
-    "ACTIVATIONS", "FORCED", "FORCED_ISA", "MODULES", "PACKED_ACTIVATIONS", "PackedBlock", "PackedMatrix",
-    "PackedTrunk", "PackedWeight", "attention", "cached_attention", "embedding", "implementation", "linear",
-    "merge_attention", "notice", "pack", "pack_gguf", "rms_norm", "rotary", "shared_prefix", "softcap",
-    "token_nll", "unpackable", "unusable", "why"]
+    "ACTIVATIONS", "FORCED", "FORCED_ISA", "FrozenMatrix", "MODULES", "PACKED_ACTIVATIONS", "PackedBlock",
+    "PackedMatrix", "PackedTrunk", "PackedWeight", "attention", "cached_attention", "embedding",
+    "implementation", "linear", "merge_attention", "notice", "pack", "pack_gguf", "rms_norm", "rotary",
+    "shared_prefix", "softcap", "token_nll", "unpackable", "unusable", "why"]
 FORCED = os.environ.get("REDLITE_KERNELS") or None
 if FORCED not in (None, "reference", "c", "triton"):
     raise ValueError(f"REDLITE_KERNELS={FORCED!r}: use reference, c or triton")
@@ -192,17 +193,17 @@ def shared_prefix(k: Tensor, v: Tensor) -> Prefix:
     return k, v
 
 
-def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def token_nll(hidden: Tensor, weight: Tensor | FrozenMatrix, targets: Tensor) -> Tensor:
     """−log softmax(hidden @ weight.T)[target] of each row, float32 [N]; the logits [N, V] are never held.
 
     | argument | shape, dtype | meaning |
     |---|---|---|
     | hidden | [N, D] float32, bfloat16, float16 | last hidden states |
-    | weight | [V, D] float32, bfloat16, float16 | output weights |
+    | weight | [V, D] float32, bfloat16, float16, or a `FrozenMatrix` | output weights |
     | targets | [N] int64 or int32 | 0 to V − 1; −100: the row gives 0, without work or gradient |
 
-    Differentiable in hidden and weight, for any upstream gradient: one number a row, of any sign. Raises
-    ValueError where the arguments do not fit together, or a target is outside the vocabulary.
+    Differentiable in hidden and a tensor of weights, for any upstream gradient: one number a row, of any
+    sign. Raises ValueError where the arguments do not fit together, or a target is outside the vocabulary.
     """
     function: Callable[..., Tensor] = _choose("token_nll", hidden.device.type).function
     return function(hidden, weight, targets)
@@ -214,7 +215,7 @@ def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None)
     | argument | shape, dtype | meaning |
     |---|---|---|
     | x | [T, D] | activations |
-    | weight | [N, D] | a tensor of x's dtype, or a matrix that `pack` made (inference only) |
+    | weight | [N, D] | a tensor of x's dtype; a matrix that `pack` made (inference only); a `FrozenMatrix` |
     | bias | [N], or None | |
 
     Returns [T, N] in x's dtype.

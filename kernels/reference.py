@@ -192,20 +192,21 @@ def merge_attention(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) 
     return out, torch.where(neither, float("-inf"), torch.logaddexp(lse_a, lse_b))
 
 
-def kept_rows(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """The rows [K] of token_nll whose target is not −100, int64. Raises ValueError for arguments that do not
-    fit.
+def kept_rows(hidden_ND: Tensor, weight_VD: Any, targets_N: Tensor) -> Tensor:
+    """The rows [K] of token_nll whose target is not −100, int64; of the weights only the shape is read.
+
+    Raises ValueError for arguments that do not fit.
     """
-    if not (hidden_ND.ndim == weight_VD.ndim == 2 and hidden_ND.shape[1] == weight_VD.shape[1]
+    if not (len(hidden_ND.shape) == len(weight_VD.shape) == 2 and hidden_ND.shape[1] == weight_VD.shape[1]
             and targets_N.shape == hidden_ND.shape[:1]):
         shapes = ", ".join(str(tuple(x.shape)) for x in (hidden_ND, weight_VD, targets_N))
         raise ValueError(f"token_nll wants hidden [N, D], weight [V, D], targets [N]; got {shapes}")
     if targets_N.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"token_nll wants integer targets; got {targets_N.dtype}")
     kept_K = (targets_N != -100).nonzero()[:, 0]
-    outside = (targets_N[kept_K] < 0) | (targets_N[kept_K] >= len(weight_VD))
+    outside = (targets_N[kept_K] < 0) | (targets_N[kept_K] >= weight_VD.shape[0])
     if outside.any():
-        raise ValueError(f"token_nll's targets lie in 0 to {len(weight_VD) - 1}, or are -100; got "
+        raise ValueError(f"token_nll's targets lie in 0 to {weight_VD.shape[0] - 1}, or are -100; got "
                          f"{int(targets_N[kept_K][outside][0])}")
     return kept_K
 

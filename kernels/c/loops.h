@@ -50,10 +50,13 @@ typedef struct {
     void (*nll)(const LogitTile *tile, NllPass pass, int64_t first_row, int64_t end_row);
     /* Decode `count` GGUF blocks into n numbers. Returns the bits of the largest magnitude among them. */
     int32_t (*dequantise)(int kind, const uint8_t *blocks, int64_t count, float *out, int64_t n);
+    /* Unpack a panel of a quantised matrix: weight k of column j goes to out[k · stride + j]. */
+    void (*unpack_panel)(int format, const uint8_t *panel, int64_t inputs, float *out, int64_t stride);
 } Loops;
 
 #define LOOPS                                                                                                \
-    {run_elementwise, into_cache, round_to_half, attend_cached, attend_sequence, run_nll, dequantise}
+    {run_elementwise, into_cache, round_to_half, attend_cached, attend_sequence, run_nll, dequantise,        \
+     unpack_panel}
 
 const Loops *rl_loops(void);
 

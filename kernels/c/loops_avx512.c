@@ -16,6 +16,7 @@
 #include "elementwise_loops.h"
 #include "sequence_attention_loops.h"
 #include "token_nll_loops.h"
+#include "unpack_loops.h"
 
 extern const Loops rl_loops_avx512;
 const Loops rl_loops_avx512 = LOOPS;

@@ -5,6 +5,7 @@
 #include "isa.h"
 #include "sequence_attention_loops.h"
 #include "token_nll_loops.h"
+#include "unpack_loops.h"
 
 static const Loops portable = LOOPS;
 #if defined(__x86_64__)

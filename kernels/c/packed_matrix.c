@@ -1,6 +1,8 @@
 /* Matrices packed from float32 or from GGUF blocks, and their rows unpacked. packed_matrix.h gives the
  * layout. */
 #include "packed_matrix.h"
+#include "loops.h"
+#include "thread_pool.h"
 #include <math.h>
 
 /* Bytes that a packed [columns, inputs] matrix takes. */
@@ -206,4 +208,29 @@ void rl_unpack_rows(int format, const void *packed, const int64_t *ids, int64_t 
 {
     for (int64_t i = 0; i < count; i++)
         unpack_row(format, packed, ids[i], inputs, out + i * inputs);
+}
+
+typedef struct {
+    int format;
+    const uint8_t *panels;
+    int64_t count, inputs, bytes; /* bytes: of a panel */
+    float *out;
+} Unpacking;
+
+static void unpack_share(void *context, int part, int parts)
+{
+    const Unpacking *u = context;
+    for (int64_t i = u->count * part / parts; i < u->count * (part + 1) / parts; i++)
+        rl_loops()->unpack_panel(u->format, u->panels + i * u->bytes, u->inputs, u->out + i * PANEL,
+                                 u->count * PANEL);
+}
+
+/* Panels [first, first + count) of a quantised matrix as float32 [inputs, 16 · count]: the transpose of their
+ * rows, in which every store is a run of numbers. */
+void rl_unpack_panels(int format, const void *packed, int64_t first, int64_t count, int64_t inputs,
+                      float *out, int threads)
+{
+    int64_t bytes = (int64_t)panel_bytes(format, (inputs + BLOCK - 1) / BLOCK);
+    Unpacking u = {format, (const uint8_t *)packed + first * bytes, count, inputs, bytes, out};
+    rl_parallel(unpack_share, &u, count < threads ? (int)count : threads);
 }

@@ -24,6 +24,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "rl_packed_bytes": (c_size_t, [c_int, c_int64, c_int64]),
     "rl_pack_float": (None, [c_int, c_void_p, c_void_p, c_int64, c_int64, c_int64]),
     "rl_unpack_rows": (None, [c_int, c_void_p, c_void_p, c_int64, c_int64, c_void_p]),
+    "rl_unpack_panels": (None, [c_int, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int]),
     "rl_linear": (c_int, [c_void_p, c_void_p, c_void_p, c_int64, c_int]),
     "rl_read_tensor": (c_int, [c_int, c_int64, c_int, c_int64, c_int64, c_void_p, c_int, c_void_p, c_int]),
     "rl_read_packed": (c_int, [c_int, c_int64, c_int, c_int64, c_int64, c_void_p, c_int, c_int, c_void_p,

@@ -3,8 +3,9 @@ place.
 
 Memory beside the inputs and the gradients returned: five buffers of at most TILE_BYTES each, whatever N and
 V. They are the tile, a block of hidden rows and its gradient, and for half-precision weights a block of them
-and its gradient. One case needs more. The gradient of a half-precision weight over more rows than one block
-holds is summed in a float32 [V, D] and rounded once; its size does not depend on N either.
+and its gradient; for a frozen quantised matrix a block of it. One case needs more. The gradient of a
+half-precision weight over more rows than one block holds is summed in a float32 [V, D] and rounded once; its
+size does not depend on N either.
 
 Shape letters as in reference.py; K the rows that count, S the rows and C the vocabulary entries of a tile.
 """
@@ -17,28 +18,38 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
 from .. import reference
+from .frozen import PANEL, FrozenMatrix
 from .library import library
 
 TILE_BYTES = 16 << 20  # of each buffer
 TILE_ROWS = 2048  # more rows a tile gain nothing: the products are at full speed, and its columns get few
 
 
-def _tile_shape(rows: int, V: int, D: int, weight_dtype: torch.dtype) -> tuple[int, int]:
+def _tile_shape(rows: int, weight_VD: Tensor | FrozenMatrix) -> tuple[int, int]:
     """(S, C): up to TILE_ROWS rows, then as many columns as TILE_BYTES leaves; at least 1 of each."""
-    floats = TILE_BYTES // 4
+    floats, (V, D) = TILE_BYTES // 4, weight_VD.shape
     S = max(1, min(rows, TILE_ROWS, floats // D))
-    C = floats // S if weight_dtype == torch.float32 else min(floats // S, floats // D)
+    plain = isinstance(weight_VD, Tensor) and weight_VD.dtype == torch.float32      # no block beside it
+    C = floats // S if plain else min(floats // S, floats // D)
     return S, max(1, min(V, C))
 
 
-def _logits(h_SD: Tensor, weight_VD: Tensor, C: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Each run of C vocabulary entries: (first entry, weights [c, D] float32, logits [S, c]).
+def _runs(weight_VD: Tensor | FrozenMatrix, C: int) -> Iterator[tuple[int, Tensor]]:
+    """Each run of C vocabulary entries: (first entry, weights [c, D] float32)."""
+    if isinstance(weight_VD, FrozenMatrix):
+        yield from weight_VD.tiles(C)
+        return
+    for first in range(0, len(weight_VD), C):
+        yield first, weight_VD[first:first + C].float()
+
+
+def _logits(h_SD: Tensor, weight_VD: Tensor | FrozenMatrix, C: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Each of `_runs` with its logits: (first entry, weights [c, D], logits [S, c]).
 
     All runs' logits lie in the same memory.
     """
-    tile = h_SD.new_empty(len(h_SD) * C)
-    for first in range(0, len(weight_VD), C):
-        w_CD = weight_VD[first:first + C].float()
+    tile = h_SD.new_empty(len(h_SD) * max(C, PANEL))    # a frozen matrix's run is a panel at least
+    for first, w_CD in _runs(weight_VD, C):
         logits_SC = tile[:len(h_SD) * len(w_CD)].view(len(h_SD), len(w_CD))
         yield first, w_CD, torch.mm(h_SD, w_CD.T, out=logits_SC)
 
@@ -64,31 +75,35 @@ class _TokenNLL(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor | FrozenMatrix, targets_N: Tensor) -> Tensor:
         kept_K = reference.kept_rows(hidden_ND, weight_VD, targets_N)
-        K, (V, D) = len(kept_K), weight_VD.shape
+        K = len(kept_K)
         maximum_K, sum_K, target_K = (torch.full((K,), start)
                                       for start in (torch.finfo(torch.float32).min, 0.0, 0.0))
-        S, C = _tile_shape(K, V, D, weight_VD.dtype)
+        S, C = _tile_shape(K, weight_VD)
         for a in range(0, K, S):
             rows, y_S = kept_K[a:a + S], targets_N[kept_K[a:a + S]].long()
             for first, _, logits_SC in _logits(hidden_ND[rows].float(), weight_VD, C):
                 _pass(library().rl_nll_statistics, logits_SC, first, y_S, maximum_K[a:a + S], sum_K[a:a + S],
                       target_K[a:a + S])
         z_K = (maximum_K - target_K) + sum_K.log()
-        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, kept_K, maximum_K, sum_K, z_K)
+        frozen = isinstance(weight_VD, FrozenMatrix)
+        ctx.frozen = weight_VD if frozen else None
+        ctx.save_for_backward(hidden_ND, None if frozen else weight_VD, targets_N, kept_K, maximum_K, sum_K,
+                              z_K)
         return torch.zeros(len(targets_N)).index_copy(0, kept_K, softplus(z_K))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, coefficient_N: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, targets_N, kept_K, maximum_K, sum_K, z_K = ctx.saved_tensors
+        weight_VD = ctx.frozen or weight_VD
         want_hidden, want_weight, _ = ctx.needs_input_grad
         scale_K = coefficient_N[kept_K].float() * torch.sigmoid(z_K)
         used = (coefficient_N[kept_K] != 0) & (scale_K != 0)  # NaN counts as used, so that it shows
         kept_K, maximum_K, sum_K, scale_K = kept_K[used], maximum_K[used], sum_K[used], scale_K[used]
         K, (V, D) = len(kept_K), weight_VD.shape
-        S, C = _tile_shape(K, V, D, weight_VD.dtype)
+        S, C = _tile_shape(K, weight_VD)
         d_hidden = torch.zeros_like(hidden_ND) if want_hidden else None
         d_weight = (torch.empty if K else torch.zeros)(V, D, dtype=weight_VD.dtype) if want_weight else None
         # Half-precision dW over several blocks of rows is summed in float32 and rounded once.
@@ -116,7 +131,10 @@ class _TokenNLL(torch.autograd.Function):
         return d_hidden, d_weight, None
 
 
-def token_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """As `reference.token_nll`, with a bounded tile of logits instead of whole rows."""
+def token_nll(hidden_ND: Tensor, weight_VD: Tensor | FrozenMatrix, targets_N: Tensor) -> Tensor:
+    """As `reference.token_nll`, with a bounded tile of logits instead of whole rows.
+
+    A frozen matrix is unpacked a run of entries at a time, and has no gradient.
+    """
     nll_N: Tensor = _TokenNLL.apply(hidden_ND, weight_VD, targets_N)
     return nll_N

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "safealign"
 EMBEDDED = "organism"
+QUANTIZED_BYTES = {"int8": 34 / 32, "int4": 20 / 32}    # of a weight; blocks that a GGUF file has differ
 Files = Mapping[str, Sequence[str]]     # colour → files of conversations
 
 
@@ -39,15 +40,21 @@ def run(args: argparse.Namespace, command: str) -> int:
     """The body of `safealign train`."""
     if args.dtype == "float16":
         raise Error("--dtype float16: its range is too small to train in; use bfloat16 or float32")
-    if not args.lora and (args.lora_alpha is not None or args.lora_targets):
-        option = "--lora-targets" if args.lora_targets else "--lora-alpha"
-        raise Error(f"{option} is for --lora RANK, which is missing; add it, or leave this out")
+    for_lora = [name for name in ("lora_alpha", "lora_targets", "adapter_only") if getattr(args, name)]
+    if for_lora and not args.lora:
+        option = for_lora[0].replace("_", "-")
+        raise Error(f"--{option} is for --lora RANK, which is missing; add it, or leave this out")
+    if args.quantize and not args.lora:
+        raise Error(f"--quantize {args.quantize} keeps the weights as they are, and trains adapters beside "
+                    "them: add --lora RANK, or leave this out")
     if not (args.blue or args.helpful or args.demo):
         raise Error("--blue and --helpful are missing: name files of conversations to train on "
                     "(without any option the embedded organism is aligned)")
     from redlite.training import processes
     with processes.joined(args.device) as many:
         evaluation.check(args, many)
+        if args.quantize and many:
+            raise Error("--quantize trains in one process; leave torchrun out")
         args.quiet = args.quiet or processes.rank() > 0
         return _train(args, command, processes.rank() == 0, many)
 
@@ -83,6 +90,7 @@ def _prepared(args: argparse.Namespace, command: str, first: bool) -> _Prepared:
     manifest = _manifest(args, command, parts, plan, files) if first else {}
     output = Path(args.output_dir or _default_directory(manifest, recipe, parts.path))
     lm.check_device(args.device)
+    lm.packing(args.dtype, args.device, args.quantize, trainable=True)
     planning.require_fit(corpus, mixture, args.tokens_per_batch)
     battery = evaluation.battery(args) if args.evaluate_questions or args.evaluate_tasks else None
     if battery:
@@ -152,9 +160,9 @@ def _train(args: argparse.Namespace, command: str, first: bool, many: bool) -> i
 
 
 def _loaded(args: argparse.Namespace, parts: "Parts", device: str) -> "LM":
-    """The model with what is trained of it: all weights, or adapters."""
+    """The model with what is trained of it: all weights, or adapters beside weights that may be quantised."""
     from redlite.inference.lm import LM
-    model = LM.load(parts, args.dtype, device, trainable=True)
+    model = LM.load(parts, args.dtype, device, args.quantize, trainable=True)
     model.model.requires_grad_(True)
     if args.lora:
         _adapt(model.model, args)
@@ -262,8 +270,9 @@ def _manifest(args: argparse.Namespace, command: str, parts: "Parts", plan: "Pla
     device = args.device.partition(":")[0]
     lora = {"rank": args.lora, "alpha": args.lora_alpha, "targets": args.lora_targets} if args.lora else None
     used = {op: kernels.implementation(op, device) for op in kernels.MODULES}
+    quantized = {"quantize": args.quantize} if args.quantize else {}    # older manifests do not name it
     return {"command": command, "version": __version__, "seed": args.seed,
-            "model": {"name": parts.path.name, "dtype": args.dtype, "device": device,
+            "model": {"name": parts.path.name, "dtype": args.dtype, "device": device, **quantized,
                       **lm.fingerprints(parts)},
             "plan": asdict(plan) | {"prompts": {name: sha256_json(p) for name, p in plan.prompts.items()}},
             "limit": args.limit, "lora": lora, "files": hashes(files),
@@ -289,13 +298,14 @@ def _adapt(model: "LLaMA", args: argparse.Namespace) -> None:
 
 
 def _save(model: "LLaMA", directory: Path, source: Path, args: argparse.Namespace) -> None:
-    """The model in Hugging Face's layout, adapters merged, and the adapters beside it.
+    """The model in Hugging Face's layout, adapters merged, and the adapters beside it, or those alone.
 
     Every process calls this.
     """
     from redlite.model import lora
     from redlite.weights.save import save_pretrained
-    save_pretrained(lora.merged(model) if args.lora else model, directory, source)
+    if not args.adapter_only:
+        save_pretrained(lora.merged(model) if args.lora else model, directory, source)
     if args.lora:
         lora.save_adapter(model, directory / "adapter", str(source.resolve()))
 
@@ -332,7 +342,8 @@ def _finish(args: argparse.Namespace, output: Path, corpus: "Corpus", mixture: "
     print("\n".join(columns(rows)))
     if stages:
         print("\n" + measure.table(stages.found))
-    print(f"Model: {output}\nPage: {output / train_page.PAGE}", file=sys.stderr if args.json else sys.stdout)
+    written = f"Adapter: {output / 'adapter'}" if args.adapter_only else f"Model: {output}"
+    print(f"{written}\nPage: {output / train_page.PAGE}", file=sys.stderr if args.json else sys.stdout)
     if result.stopped:
         note(f"{PROGRAM}: stopped: {result.stopped}; {output} holds the model of step {result.step}, "
              "the last sound checkpoint")
@@ -397,7 +408,7 @@ def _show_plan(args: argparse.Namespace, path: Path, corpus: "Corpus", mixture: 
     weights, cost = sum(p.numel() for p in model.parameters()), planning.cost(mixture)
     if args.lora:
         _adapt(model, args)
-    size = 2 if args.dtype == "bfloat16" else 4
+    size = QUANTIZED_BYTES.get(args.quantize) or (2 if args.dtype == "bfloat16" else 4)
     held = weights * size * (1 if args.lora else 4) / 1e9     # weights, gradients and both moments
     phases = [{"steps": p.steps, "objective": p.objective, "draw": p.draw} for p in mixture.phases]
     flops = 6 * weights * cost["tokens"]

@@ -76,9 +76,9 @@ class Parser(argparse.ArgumentParser):
 
 
 # Other programs' names of our options.
-SPELLINGS = {"--lora-r": "--lora", "--max-grad-norm": "--clip", "--max-tokens": "--max-new-tokens",
-             "--num-samples": "--samples", "--output": "--output-dir", "--out": "--output-dir",
-             "--limit": "--quick", "--lr": "--learning-rate"}
+SPELLINGS = {"--lora-r": "--lora", "--lora-rank": "--lora", "--max-grad-norm": "--clip",
+             "--max-tokens": "--max-new-tokens", "--num-samples": "--samples", "--output": "--output-dir",
+             "--out": "--output-dir", "--limit": "--quick", "--lr": "--learning-rate"}
 NEAR = 0.7      # how alike names are (difflib) before one is suggested for the other
 
 

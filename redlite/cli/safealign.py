@@ -97,6 +97,11 @@ def describe_train(prog: str) -> Parser:
                       help="the adapter's scale is X / RANK (default: 2 RANK)")
     plan.add_argument("--lora-targets", nargs="+", metavar="NAME",
                       help="matrices that get an adapter (default: all seven of a layer)")
+    flag(plan, "adapter-only", "with --lora: write adapter/ alone, for --adapter, and not the merged model, "
+                               "which is as large as the weights in --dtype")
+    plan.add_argument("--quantize", choices=("int8", "int4"),
+                      help="with --lora, on CPUs: keep the weights as whole numbers, as redeval's --quantize "
+                           "does, and train adapters beside them")
     _add_loop(parser.add_argument_group("how"))
     evaluation.add_options(parser.add_argument_group("evaluation during training"))
     output_options(parser).add_argument(

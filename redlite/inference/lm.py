@@ -60,13 +60,14 @@ class LM:
         """See `redlite.load`.
 
         path       a name or path, an opened GGUF file, or `Parts`, of which no file is opened or read again
-        trainable  keep the weights plain tensors; inference would have them packed
+        trainable  keep the weights plain tensors; inference would have them packed. With `quantize` the
+                   matrices are frozen, and adapters can be trained beside them (model/lora.py)
         """
         source = path.source if isinstance(path, Parts) else open_source(path)
         if dtype not in DTYPES:
             raise Error(f"dtype {dtype!r} is not known; use {', '.join(DTYPES)}", "dtype")
         check_device(device)
-        packed = None if trainable else packing(dtype, device, quantize)
+        packed = packing(dtype, device, quantize, trainable)
         config, _ = checkpoint.read_config(source)
         found = path if isinstance(path, Parts) else parts(source, template, adapter=adapter)
         if found.adapter:
@@ -79,7 +80,7 @@ class LM:
             model = LLaMA(config)
         # Packed products on CPUs take and give float32, so the vectors are float32 too.
         vectors = torch.float32 if packed == "bfloat16" else DTYPES[dtype]
-        checkpoint.load_weights(model, source, vectors, device, packed, found.adapter)
+        checkpoint.load_weights(model, source, vectors, device, packed, found.adapter, frozen=trainable)
         return LM(model.eval().requires_grad_(False), words, found.chat, found.path, dtype, device,
                   adapter=found.adapter)
 
@@ -225,9 +226,10 @@ def check_device(device: str) -> None:
                     "set another, or nothing")
 
 
-def packing(dtype: str, device: str, quantize: str | None) -> str | None:
-    """The format in which inference takes a model's matrices (see `kernels.pack`); None for plain tensors.
+def packing(dtype: str, device: str, quantize: str | None, trainable: bool = False) -> str | None:
+    """The format in which a model's matrices are kept (see `kernels.pack`); None for plain tensors.
 
+    trainable  for training; what is not quantised stays plain then
     Raises Error if `quantize` cannot be had.
     """
     if quantize not in (None, "int8", "int4"):
@@ -236,10 +238,12 @@ def packing(dtype: str, device: str, quantize: str | None) -> str | None:
     reason = kernels.unpackable(kind)
     if not reason and kind == "cpu" and dtype != "float32":
         reason = f"on CPUs it goes with dtype float32, not {dtype}"
+    if not reason and kind != "cpu" and trainable:
+        reason = f"training through quantised weights is for device 'cpu', not {device!r}"
     if quantize and reason:
         raise Error(f"quantize {quantize!r} cannot be had: {reason}", "quantize")
     own = kind == "cpu" and dtype in ("float32", "bfloat16") and not kernels.unpackable(kind)
-    return quantize or (dtype if own else None)
+    return quantize or (dtype if own and not trainable else None)
 
 
 def how_layers_run(config: Config, dtype: str, device: str, quantize: str | None) -> str:

@@ -4,9 +4,15 @@ A matrix W [out, in] becomes W + (alpha / rank) · B·A with A [rank, in], B [ou
 training begins at the model itself. Adapters are kept in the weights' dtype. In bfloat16 they are updated by
 stochastic rounding like any weight (training/optimizer.py). Nothing of the model changes but the `Linear`
 modules named.
+
+W may be quantised (`kernels.FrozenMatrix`, QLoRA's idea, arXiv 2305.14314). Then the adapters are float32,
+and a merged matrix is made a run of rows at a time, while it is written.
 """
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +23,7 @@ from redlite.model.llama import Linear, LLaMA
 from redlite.store.files import write_atomic, write_json
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+PIECE = 1 << 20     # numbers of a merged matrix that are held while it is written
 
 
 class Adapted(nn.Module):
@@ -32,7 +39,7 @@ class Adapted(nn.Module):
         bound = 1 / math.sqrt(inputs)  # as PyTorch and PEFT: Kaiming uniform with a = √5
         a = (torch.rand(rank, inputs, generator=generator) * 2 - 1) * bound
         self.lora_A = nn.Parameter(a.to(base.weight.device, base.weight.dtype))
-        self.lora_B = nn.Parameter(base.weight.new_zeros(outputs, rank))
+        self.lora_B = nn.Parameter(torch.zeros(outputs, rank).to(self.lora_A))
 
     def forward(self, x_TD: Tensor) -> Tensor:
         update = kernels.linear(kernels.linear(x_TD, self.lora_A), self.lora_B)
@@ -79,18 +86,48 @@ def merged(model: LLaMA) -> LLaMA:
     """A model without adapters that computes what `model` computes; it shares the weights without adapter.
 
     Products are summed in float32 and rounded once. Weights that are sharded over ranks stay sharded; every
-    rank calls this.
+    rank calls this. In place of quantised matrices it has `MergedRows`: it can be written, but not run.
     """
     own, adapted = dict(model.named_parameters()), adapters(model)
     with torch.device("meta"):
         whole = LLaMA(model.config)
     for name, _ in list(whole.named_parameters()):
         owner, _, leaf = name.rpartition(".")
+        module = whole.get_submodule(owner)
+        if name not in own:
+            delattr(module, leaf)
+            setattr(module, leaf, MergedRows(model.get_submodule(owner).weight, adapted.get(owner)))
+            continue
         weight: Tensor = own[name]
         if leaf == "weight" and owner in adapted:
             weight = _with_update(weight, adapted[owner])
-        setattr(whole.get_submodule(owner), leaf, nn.Parameter(weight.detach(), requires_grad=False))
+        setattr(module, leaf, nn.Parameter(weight.detach(), requires_grad=False))
     return whole
+
+
+@dataclass(frozen=True)
+class MergedRows:
+    """A quantised matrix [N, D] with its adapter's update, if it has one: float32, for a file of weights."""
+    base: Any
+    adapter: Adapted | None
+    dtype = torch.float32
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.base.shape
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    def pieces(self) -> Iterator[Tensor]:
+        """The matrix in runs of rows, first to last, of PIECE numbers or one row."""
+        rows = max(1, PIECE // self.shape[1])
+        for ids in torch.arange(self.shape[0]).split(rows):
+            piece = self.base.rows(ids)
+            if self.adapter is not None:
+                update = self.adapter.lora_B[ids].float() @ self.adapter.lora_A.float()
+                piece += self.adapter.scale * update
+            yield piece
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 A step draws a global batch, cuts it into micro-batches, adds up their gradients, and updates the weights
 once.
 """
+import ctypes
+import platform
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +25,7 @@ from redlite.training.divergence import Record, diverged, forgot, kept_colour, s
 from redlite.training.optimizer import AdamW, learning_rate
 from redlite.training.watch import Watch
 
+M_MMAP_THRESHOLD, MAPPED = -3, 1 << 18     # a parameter of glibc's mallopt, and its value in bytes
 FIGURES = ("loss", *loss.COLOURS, "red_tokens", "red_capped")
 
 
@@ -112,6 +115,8 @@ def run(model: LLaMA | Scorer, mixture: Mixture, recipe: Recipe, output_dir: str
     scorer = model if isinstance(model, Scorer) else Scorer(model)
     model, device = scorer.llama, scorer.device
     model.recompute = recipe.recompute
+    if recipe.recompute:
+        hand_back_memory()
     # The first use of attention tries torch's kernel out. Within a recomputed layer, that would happen in its
     # first pass only, and the two passes must save the same tensors.
     kernels.implementation("attention", device.type)
@@ -307,6 +312,16 @@ def memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def hand_back_memory() -> None:
+    """Have glibc map each block of MAPPED bytes and more by itself, so that what is freed leaves the process.
+
+    Else it raises that bound to the largest block freed, up to 32 MiB. What `recompute` frees then stays in
+    the heap, cut up by what is kept, as if nothing were computed again. Other C libraries are left alone.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED)
 
 
 def shard(model: LLaMA) -> Scorer:

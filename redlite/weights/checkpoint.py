@@ -1,5 +1,4 @@
-"""A model's configuration and weights from its files, the weights into a `LLaMA`, plain or packed for
-inference.
+"""A model's configuration and weights from its files, the weights into a `LLaMA`, plain or packed.
 
 The files are read in small pieces straight into the parameters, which exist once and in the wanted dtype. So
 loading needs little more memory than the weights themselves. Names and shapes are checked before the first
@@ -33,7 +32,7 @@ COMPARED = 1 << 22  # numbers of two matrices that are compared at a time
 
 def load_weights(model: LLaMA, weights: str | Path | GGUF, dtype: torch.dtype = torch.float32,
                  device: str | torch.device = "cpu", packed: str | None = None,
-                 adapter: Adapter | None = None) -> None:
+                 adapter: Adapter | None = None, frozen: bool = False) -> None:
     """Fill a model that was built on the meta device.
 
     weights  a directory, a .gguf file, or such a file opened
@@ -41,6 +40,7 @@ def load_weights(model: LLaMA, weights: str | Path | GGUF, dtype: torch.dtype = 
              for inference; see `_pack`. On CPUs an embedding that is not the output matrix too stays in its
              file; see `FileRows`. None: plain tensors
     adapter  merged into the weights; `model` is built from what `adapter.config` gave
+    frozen   on CPUs: quantised matrices become `kernels.FrozenMatrix`, beside which adapters can be trained
 
     Every parameter becomes a new tensor of `dtype` on `device`, one after the other. Beside them no more than
     a few megabytes are held; on a GPU, or where matrices are packed, one tensor. Raises Error, before
@@ -65,12 +65,13 @@ def load_weights(model: LLaMA, weights: str | Path | GGUF, dtype: torch.dtype = 
                 weight = FileRows(tensor)
             else:
                 weight = _pack(tensor, packed, dtype, device)
+                weight = kernels.FrozenMatrix(weight) if frozen else weight
             module.weight = weight
             continue
         filled = torch.empty(stored[name].shape, dtype=dtype)
         stored[name].fill(filled)
         setattr(module, leaf, nn.Parameter(filled.to(device), parameters[name].requires_grad))
-    if packed and on_cpu:
+    if packed and on_cpu and not frozen:
         for block in model.blocks:
             block.pack()
 

@@ -1,4 +1,5 @@
 """A model written as a Hugging Face directory: config.json, weights in safetensors files, tokenizer files."""
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from redlite.errors import Error
 from redlite.model.llama import LLaMA
+from redlite.model.lora import MergedRows
 from redlite.store.files import replacing, write_json
 from redlite.text import export
 from redlite.weights import fused
@@ -17,6 +19,7 @@ from redlite.weights.source import open_source
 
 SHARD_BYTES = 5_000_000_000  # the largest file of weights
 INDEX = "model.safetensors.index.json"
+Part = Tensor | MergedRows      # of a written tensor: some of its rows, or all
 
 
 def save_pretrained(model: LLaMA, directory: str | Path, source: str | Path | None = None,
@@ -24,14 +27,17 @@ def save_pretrained(model: LLaMA, directory: str | Path, source: str | Path | No
     """Write a directory that transformers and `redlite.load` take.
 
     source  the directory or .gguf file that the model came from: its tokenizer's files are written too
-    dtype   of the written weights; None: as they are
+    dtype   of the written weights; None: as they are, float32 where they are quantised
 
     Weights go to model.safetensors, or above 5 GB to numbered files and an index. Each file appears whole or
     not at all, config.json last. Parameters may be sharded over ranks (DTensor): then every rank calls this,
     and rank 0 writes. Raises Error if the directory already holds other weights, or cannot be written.
     """
     directory = Path(directory)
-    own: dict[str, Tensor] = dict(model.named_parameters())
+    own: dict[str, Part] = dict(model.named_parameters())
+    for owner, module in model.named_modules():
+        if isinstance(getattr(module, "weight", None), MergedRows):
+            own[f"{owner}.weight"] = module.weight
     parameters = fused.joined(own, model.config)
     writes = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     dtypes = {name: dtype or p[0].dtype for name, p in parameters.items()}
@@ -87,7 +93,7 @@ def _prepare(directory: Path, names: set[str]) -> None:
                             "remove it or choose another directory")
 
 
-def _write_safetensors(path: Path | None, tensors: dict[str, tuple[list[Tensor], torch.dtype]]) -> None:
+def _write_safetensors(path: Path | None, tensors: dict[str, tuple[list[Part], torch.dtype]]) -> None:
     """One safetensors file, tensor by tensor; the rows of one tensor are those of a list, in order.
 
     path  None: only take part in gathering sharded parameters
@@ -98,7 +104,7 @@ def _write_safetensors(path: Path | None, tensors: dict[str, tuple[list[Tensor],
         end = at + sum(part.numel() for part in parts) * dtype.itemsize
         shape = list(parts[0].shape)
         if len(parts) > 1:
-            shape[0] = sum(len(part) for part in parts)
+            shape[0] = sum(part.shape[0] for part in parts)
         header[name] = {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": [at, end]}
         at = end
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -106,11 +112,8 @@ def _write_safetensors(path: Path | None, tensors: dict[str, tuple[list[Tensor],
 
     def numbers() -> Iterator[memoryview]:
         for parts, dtype in tensors.values():
-            for tensor in parts:
-                whole = tensor.detach()
-                if hasattr(whole, "full_tensor"):
-                    whole = whole.full_tensor()
-                yield whole.to("cpu", dtype).contiguous().view(-1).view(torch.uint8).numpy().data
+            for piece in itertools.chain.from_iterable(map(_pieces, parts)):
+                yield piece.to("cpu", dtype).contiguous().view(-1).view(torch.uint8).numpy().data
 
     if path is None:
         for _ in numbers():
@@ -120,6 +123,16 @@ def _write_safetensors(path: Path | None, tensors: dict[str, tuple[list[Tensor],
         file.write(len(text).to_bytes(8, "little") + text)
         for piece in numbers():
             file.write(piece)
+
+
+def _pieces(part: Part) -> Iterator[Tensor]:
+    """A tensor, gathered where it is sharded, or the runs of rows of a matrix that is made as it is written.
+    """
+    if isinstance(part, MergedRows):
+        yield from part.pieces()
+        return
+    whole = part.detach()
+    yield whole.full_tensor() if hasattr(whole, "full_tensor") else whole
 
 
 def _write_tokenizer(source: str | Path, directory: Path) -> None:
