@@ -36,8 +36,8 @@ def test_safe_answers_become_training_data_and_both_models_are_measured(tmp_path
     assert 0 < len(refused) < len(labels) and asked < {record["question"] for record in blue}
     plan = json.loads((out / "safe/manifest.json").read_text())["plan"]
     assert list(plan["prompts"]) == ["play"] and plan["plain_helpful"]
-    table = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
-    assert table.count("organism") == table.count("safe") == 1  # a row a model
+    table = [line.split("  ")[0] for line in done.stdout.splitlines()]
+    assert table[-6:-2] == ["model", "organism", "safe", "safe − organism"], done.stdout
     assert (out / "redeval.html").is_file() and (out / "bench.html").is_file()
 
 
