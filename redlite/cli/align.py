@@ -1,23 +1,29 @@
 """bin/safealign train: SAFE-ALIGN on one process or many."""
 import argparse
 import json
-import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redlite import __version__
 from redlite.cli import evaluation
-from redlite.cli.options import number
 from redlite.cli.program import DONE, FAILED, GATE
 from redlite.cli.progress import StepProgress, note
+from redlite.cli.training_options import (
+    PROGRAM,
+    Files,
+    check_output,
+    files_of,
+    hashes,
+    plan_of,
+    recipe_of,
+)
 from redlite.errors import Error
 from redlite.store import run_directory
-from redlite.store.files import sha256_file, sha256_json, write_atomic, write_json
+from redlite.store.files import sha256_json, write_atomic, write_json
 from redlite.store.run_directory import INFORMATION
 from redlite.store.text import columns
 
@@ -30,10 +36,7 @@ if TYPE_CHECKING:
     from redlite.training.plan import Corpus, Plan
     from redlite.training.trainer import Recipe, TrainingResult
 
-PROGRAM = "safealign"
-EMBEDDED = "organism"
 QUANTIZED_BYTES = {"int8": 34 / 32, "int4": 20 / 32}    # of a weight; blocks that a GGUF file has differ
-Files = Mapping[str, Sequence[str]]     # colour → files of conversations
 
 
 def run(args: argparse.Namespace, command: str) -> int:
@@ -80,13 +83,13 @@ def _prepared(args: argparse.Namespace, command: str, first: bool) -> _Prepared:
     from redlite.training import colours
     from redlite.training import plan as planning
     parts = lm.parts(args.model, args.template, args.date)
-    plan, files = _plan(args), files_of(args, args.demo)
+    plan, files = plan_of(args), files_of(args, args.demo)
     corpus = planning.corpus(files, parts.template, plan, args.limit)
     if (fault := colours.fault(corpus.looks)) and not args.anyway:
         raise Error(f"{fault}; give each file to its own option, or add --anyway if they are right")
     mixture = planning.mixture(plan, corpus.training)
     plan = planning.settled(plan, mixture)
-    recipe = _recipe(args, mixture.steps)
+    recipe = recipe_of(args, mixture.steps)
     manifest = _manifest(args, command, parts, plan, files) if first else {}
     output = Path(args.output_dir or _default_directory(manifest, recipe, parts.path))
     lm.check_device(args.device)
@@ -183,81 +186,6 @@ def _stages(output: Path, model: Any, quiet: bool) -> "Stages":
     """What measures the organism before, between and after."""
     from redlite.organism import measure
     return measure.Stages(output, model, (lambda line: None) if quiet else note)
-
-
-def files_of(args: argparse.Namespace, demo: bool) -> Files:
-    """The files of each colour; in the demonstration, the organism's where none is named."""
-    named = {c: getattr(args, c) or [] for c in ("blue", "red", "helpful")}
-    if not demo:
-        return named
-    from redlite.organism import world
-    return {c: files or [str(world.FILES[c])] for c, files in named.items()}
-
-
-def hashes(files: Files) -> dict[str, list[str]]:
-    """The SHA-256 of each colour's files."""
-    return {colour: [sha256_file(f) for f in own] for colour, own in files.items()}
-
-
-def chosen_objective(args: argparse.Namespace) -> str:
-    """The objective that the strategy and --objective say."""
-    if args.strategy == "B":
-        return str(args.objective or "B")
-    if args.objective:
-        raise Error(f"--objective {args.objective} is for --strategy B, and strategy A has no red term; "
-                    "leave it out, or use --strategy B")
-    return "A"
-
-
-def check_output(output: Path, manifest: dict[str, Any], model: Path) -> None:
-    """Raise what making the run directory would raise, and an Error where it is the model's own directory."""
-    if output.resolve() == model.resolve():
-        raise Error(f"--output-dir {output}: is the model's own directory, which would be overwritten; "
-                    "name another")
-    run_directory.check(output, manifest)
-
-
-def _plan(args: argparse.Namespace) -> "Plan":
-    from redlite.training import plan
-    mix = {"helpful": 1.0, "blue": 1.0, "red": 1.0}
-    named = [text.partition("=")[0] for text in args.mix]
-    for colour, text in zip(named, args.mix, strict=True):
-        if colour not in mix or named.count(colour) > 1:
-            raise Error(f"--mix {text!r}: must be COLOUR=PART with a colour of {', '.join(mix)}, "
-                        "each at most once")
-        try:
-            mix[colour] = number(0, 1e9)(text.partition("=")[2])
-        except argparse.ArgumentTypeError as error:
-            raise Error(f"--mix {text!r}: {error}") from None
-    objective = chosen_objective(args)
-    parameters = plan.parameters(objective, args.preset, args.parameter)
-    return plan.Plan(args.strategy, objective, parameters, args.steps_a, args.epochs, args.steps,
-                     args.batch_size, mix, args.max_tokens, args.validation, args.seed, _prompts(args),
-                     args.plain_helpful)
-
-
-def _prompts(args: argparse.Namespace) -> dict[str, str]:
-    """What --prompt names, name → text; none where questions are asked as they stand."""
-    from redlite.redteam.questions import load_prompt
-    prompts = [load_prompt(name) for name in args.prompt or ()]
-    if args.plain_helpful and not prompts:
-        raise Error("--plain-helpful leaves helpful conversations out of --prompt, which names none; add one")
-    names = [p.name for p in prompts]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise Error(f"--prompt: {twice[0]!r} is named twice; name each prompt once")
-    if several := [p.name for p in prompts if p.several]:
-        raise Error(f"--prompt {several[0]}: has several user's turns; training takes prompts of one turn")
-    return {p.name: p.text for p in prompts}
-
-
-def _recipe(args: argparse.Namespace, steps: int) -> "Recipe":
-    from redlite.training import trainer
-    return trainer.Recipe(
-        args.learning_rate, args.final_rate, math.ceil(args.warmup * steps), args.weight_decay,
-        clip=args.clip, tokens_per_batch=args.tokens_per_batch, per=args.per,
-        checkpoint_every=args.checkpoint_every, evaluate_every=args.evaluate_every,
-        helpful_rise=args.helpful_rise, recompute=args.recompute,
-        seed=args.seed)
 
 
 def _manifest(args: argparse.Namespace, command: str, parts: "Parts", plan: "Plan",

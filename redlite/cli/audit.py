@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redlite import __version__
-from redlite.cli.align import EMBEDDED, PROGRAM, check_output, chosen_objective, files_of, hashes
 from redlite.cli.program import DONE
 from redlite.cli.progress import note
+from redlite.cli.training_options import EMBEDDED, PROGRAM, check_output, chosen_objective, files_of, hashes
 from redlite.errors import Error
 from redlite.store.files import write_atomic
 from redlite.store.run_directory import Run

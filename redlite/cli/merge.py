@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 from redlite import __version__
-from redlite.cli.align import check_output
 from redlite.cli.options import Parser, add_common_options, number, output_options
 from redlite.cli.program import DONE
+from redlite.cli.training_options import check_output
 from redlite.store.run_directory import Run
 
 

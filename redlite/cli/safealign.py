@@ -6,7 +6,6 @@ from pathlib import Path
 
 from redlite import data
 from redlite.cli import align, audit, evaluation, merge, probe
-from redlite.cli.align import EMBEDDED, PROGRAM
 from redlite.cli.config_file import from_config
 from redlite.cli.options import (
     Options,
@@ -20,6 +19,7 @@ from redlite.cli.options import (
     whole,
 )
 from redlite.cli.program import DONE, FAILED, Command, dispatch, guarded, parse
+from redlite.cli.training_options import EMBEDDED, PROGRAM
 from redlite.errors import Error
 
 RECIPES = Path(data.__file__).parent / "recipes"
