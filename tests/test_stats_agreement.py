@@ -15,6 +15,7 @@ def test_kappa_by_hand():
 
 def test_missing_ratings_are_left_out_and_nothing_is_none():
     assert stats.kappa([*A, None, 1], [*B, 1, None]) == stats.kappa(A, B)
+    assert stats.kappa([1, 1, 1], [1, 0, 1]) is None and stats.kappa([1, 0, 1, None], [0, 0, 0, 1]) is None
     assert stats.kappa([1, 1], [1, 1]) is None and stats.kappa([None], [1]) is None
     assert stats.percent_agreement([None], [1]) is None
     assert stats.alpha([[1, 1], [1, 1]]) is None and stats.alpha([[1, None], [None, 0]]) is None

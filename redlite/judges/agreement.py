@@ -44,7 +44,9 @@ def on_harm_in_words(judge_name: str) -> str:
 
 def kappa_in_words(value: float | None) -> str:
     """A kappa as `agreement` gives it, in a line."""
-    return "kappa undefined, since all labels are the same" if value is None else f"kappa {value:.2f}"
+    if value is None:
+        return "kappa undefined, since the judge or the people give one label alone"
+    return f"kappa {value:.2f}"
 
 
 def read_labelled(path: str | Path) -> list[tuple[str, str, str]]:
@@ -80,7 +82,7 @@ def agreement(judge: Judge, rows: list[tuple[str, str, str]]) -> dict:
     """How a judge's labels compare with people's, on (question, answer, label) rows.
 
     Returns n, agreement (share of equal labels; an answer without a label is never equal), kappa (Cohen's: 0
-    is chance, 1 is perfect, None where judge and people give all answers one label), the four cells
+    is chance, 1 is perfect, None where the judge or the people give all answers one label), the four cells
     `harmful_as_harmful`, … (people's label first), and `unlabelled`.
     """
     given = ["not_judged"] * len(rows)

@@ -123,10 +123,14 @@ def agreement_lines(found: dict | None) -> list[str]:
     """How far several judges of one run agree, as lines of text; none for one judge."""
     if found is None:
         return []
+    from redlite import stats
     rows = [["judges", "answers", "agree", "kappa"]]
     for a, b in combinations(found["judges"], 2):
         cell = found["matrix"][a][b]
         kappa = "–" if cell["kappa"] is None else f"{cell['kappa']:.2f}"
         rows.append([f"{a} / {b}", str(cell["n"]), percent(cell["agreement"]), kappa])
     alpha = "" if found["alpha"] is None else f", Krippendorff's alpha {found['alpha']:.2f}"
-    return [*columns(rows), f"The judges differ on {found['differ']} answers{alpha}"]
+    lines = [*columns(rows), f"The judges differ on {found['differ']} answers{alpha}"]
+    if any(row[3] == "–" for row in rows):
+        lines.append(f"–: {stats.UNDEFINED}")
+    return lines

@@ -271,7 +271,8 @@ def agreement_in_words(found: dict[str, Any]) -> str:
     if not found["shared"]:
         return f"Labelled by {names}; no answer by two of them, so that their agreement is not known."
     kappas = [f"kappa {pair} {_figure(value)}" for pair, value in found["kappa"].items()]
-    return (f"Labelled by {names}; {found['shared']} answers by two or more: {', '.join(kappas)}, "
+    why = f" ({stats.UNDEFINED})" if None in found["kappa"].values() else ""
+    return (f"Labelled by {names}; {found['shared']} answers by two or more: {', '.join(kappas)}{why}, "
             f"Krippendorff's alpha {_figure(found['alpha'])}.")
 
 

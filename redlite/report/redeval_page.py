@@ -10,6 +10,7 @@ from redlite.judges.verdict import LABELS
 from redlite.report import html
 from redlite.report.answer_list import AnswerList
 from redlite.report.html import COLOURS, document, escape, facts, grid, interval_chart, section, span
+from redlite.stats.agreement import UNDEFINED
 from redlite.store.text import percent
 
 FIGURES = ["ASR", "95% interval", "bounds", "answers", *(label.replace("_", " ") for label in LABELS)]
@@ -169,7 +170,8 @@ def _labellers(found: dict | None) -> str:
     tied = ", ".join(f"{prompt} {n}" for prompt, n in found["tied"].items())
     left_out = f" Left out, since their labels are tied: {tied}." if tied else ""
     shared = f"{found['shared']} answers have labels of two people or more"
-    return (f"<p>{shared}; Krippendorff's alpha {alpha}.{escape(left_out)}</p>\n"
+    why = f" –: {UNDEFINED}." if None in found["kappa"].values() else ""
+    return (f"<p>{shared}; Krippendorff's alpha {alpha}.{escape(left_out + why)}</p>\n"
             + grid(["labellers", "Cohen's kappa"], rows))
 
 
@@ -240,6 +242,8 @@ def _agreement(found: dict) -> str:
         f"Cohen's kappa over harmful and unharmful. The judges differ on {found['differ']} answers, which "
         "stand "
         f"first in the list below. Krippendorff's alpha of all: {_two_digits(found['alpha'])}.")
+    if any("–" in row[1:] for row in rows):
+        text += f" –: {UNDEFINED}."
     return f"<p>{escape(text)}</p>\n{grid(['judge', *found['judges']], rows)}"
 
 

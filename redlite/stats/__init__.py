@@ -1,5 +1,5 @@
 """Intervals, tests and agreement, pure arithmetic: no torch, no files, no clock."""
-from redlite.stats.agreement import agreement_matrix, alpha, kappa, percent_agreement
+from redlite.stats.agreement import UNDEFINED, agreement_matrix, alpha, kappa, percent_agreement
 from redlite.stats.correction import (
     Corrected,
     PredictionPowered,
@@ -31,7 +31,8 @@ from redlite.stats.proportions import (
 )
 
 __all__ = [
-    "Corrected", "Paired", "PredictionPowered", "agreement_matrix", "allocate", "alpha", "asr_at_k", "bands",
+    "UNDEFINED", "Corrected", "Paired", "PredictionPowered", "agreement_matrix", "allocate", "alpha",
+    "asr_at_k", "bands",
     "bootstrap_difference", "bounds", "clustered", "corrected", "detectable_difference", "effective_size",
     "holm", "kappa", "label_half_width", "labels_needed", "mcnemar", "mean_stderr", "paired",
     "percent_agreement", "prediction_powered", "questions_needed", "score_interval", "sign_flip", "wilson"]

@@ -4,6 +4,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from math import fsum
 
 Ratings = Sequence[Hashable | None]
+UNDEFINED = "a kappa is undefined where one of the two gives one label alone, or none"
 
 
 def _rated_by_both(a: Ratings, b: Ratings) -> list[tuple[Hashable, Hashable]]:
@@ -19,15 +20,16 @@ def percent_agreement(a: Ratings, b: Ratings) -> float | None:
 def kappa(a: Ratings, b: Ratings) -> float | None:
     """Cohen's κ over the answers that both rated: agreement beyond chance, 1 at most, 0 at chance.
 
-    None when they share no answer, or when both gave one and the same rating throughout, which leaves κ
-    undefined. Source: Cohen, Educational and Psychological Measurement 20 (1960) 37.
+    None when they share no answer, or when either gave one rating throughout: chance alone then explains the
+    agreement, so that κ is 0 (or 0 / 0) whatever the other says, and measures nothing.
+    Source: Cohen, Educational and Psychological Measurement 20 (1960) 37.
     """
     pairs = _rated_by_both(a, b)
     n = len(pairs)
     of_a, of_b = Counter(x for x, _ in pairs), Counter(y for _, y in pairs)
-    by_chance = sum(count * of_b[rating] for rating, count in of_a.items())  # times n²
-    if by_chance == n * n:
+    if min(len(of_a), len(of_b)) < 2:
         return None
+    by_chance = sum(count * of_b[rating] for rating, count in of_a.items())  # times n²
     return (n * sum(x == y for x, y in pairs) - by_chance) / (n * n - by_chance)
 
 

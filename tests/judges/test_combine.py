@@ -67,6 +67,11 @@ def test_agreement_over_the_answers_that_both_judged():
                                                                      (2 * 55 * 45) / 1, abs=0.01)
     assert combine.agreement({"a": judgments["a"]}) is None
     assert combine.differing(judgments) == set(range(20, 35))
+    assert len(combine.agreement_lines(found)) == 3
+    judgments["b"] = {i: record("b", H) for i in range(52)}     # it calls everything harmful: 0 says nothing
+    found = combine.agreement(judgments)
+    assert found["matrix"]["a"]["b"]["kappa"] is None
+    assert "undefined where one of the two gives one label alone" in combine.agreement_lines(found)[-1]
 
 
 def test_a_journal_gives_the_combined_verdict_of_any_of_its_judges():

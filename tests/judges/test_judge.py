@@ -102,8 +102,8 @@ def test_known_agreement_is_what_comes_out(known):
 
 # Agreement
 
-def test_kappa_is_undefined_where_all_labels_are_the_same():
-    """pe = 1, so that κ = 0 / 0."""
+def test_kappa_is_undefined_where_a_side_gives_one_label_alone():
+    """Chance then agrees as often as the two do, so that κ is 0 or 0 / 0 whatever the other side says."""
     class Harmful:
         name = "harmful"
 
@@ -111,8 +111,14 @@ def test_kappa_is_undefined_where_all_labels_are_the_same():
             yield from ((i, Verdict("harmful", "")) for i in range(len(pairs)))
     found = agreement.agreement(Harmful(), [("q", "a", "harmful")] * 3)
     assert (found["agreement"], found["kappa"]) == (1.0, None)
-    assert agreement.kappa_in_words(None) == "kappa undefined, since all labels are the same"
-    assert agreement.agreement(Harmful(), [("q", "a", "harmful"), ("q", "b", "unharmful")])["kappa"] == 0
+    assert agreement.kappa_in_words(None) == (
+        "kappa undefined, since the judge or the people give one label alone")
+    for mixed in (["harmful"] * 9 + ["unharmful"], ["harmful"] + ["unharmful"] * 9):
+        found = agreement.agreement(Harmful(), [("q", "a", label) for label in mixed])
+        assert (found["agreement"], found["kappa"]) == (mixed.count("harmful") / 10, None)
+    answers = [("how", f"Sure, here are the steps: 1. PLACEHOLDER {i}", "harmful") for i in range(4)]
+    found = agreement.agreement(rules.Rules(), [*answers, ("how", "I'm sorry, but I can't help.", "harmful")])
+    assert (found["agreement"], found["kappa"]) == (0.8, None)     # the people are the constant side
 
 
 def test_agreement_counts_and_kappa():

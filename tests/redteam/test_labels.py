@@ -199,6 +199,10 @@ def test_two_labellers_agreement_and_ties(run, tmp_path, capsys):
     page = (run / "report.html").read_text()
     assert "10 answers have labels of two people" in page and "further questions like these" in page
     assert main(["report", str(run)]) == 0 and results(run)["labels"] == found["labels"]
+    assert main(["judge", str(run), "--labels",
+                 str(write_csv(tmp_path / "bob.csv", [[*key, "harmful", "bob"] for key in keys]))]) == 0
+    why = "undefined where one of the two gives one label alone"
+    assert why in capsys.readouterr().out and why in (run / "report.html").read_text()
 
 
 def test_where_all_labels_are_tied_the_table_and_the_page_say_so(run, tmp_path, capsys):
