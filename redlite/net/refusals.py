@@ -46,6 +46,13 @@ _POLICY = LazyPattern(
 # Words that nothing but a refusal holds, with whatever status.
 _CERTAIN = LazyPattern(r"new_sensitive|DataInspectionFailed|ContentPolicyViolation|SAFETY_CHECK"
                        r"|ResponsibleAIPolicyViolation", _FLAGS)
+PAGE = 10_000       # bytes of a page that are read
+_TAG = LazyPattern(r"<(script|style)\b.*?</\1>|<[^<>]*>", _FLAGS)
+# What a firewall, a proxy or a filter of web pages says, before the endpoint.
+_WALL = LazyPattern(
+    r"access (?:is |was |to this \w+ )?(?:denied|blocked|forbidden)|\b(?:web ?page|web ?site|web filter\w*"
+    r"|proxy|firewall|waf|url|administrator|cloudflare|ray id|incident id|support id|security rules?"
+    r"|categor(?:y|ies)|it department|acceptable use|network)\b", _FLAGS)
 _ELSEWHERE = LazyPattern(
     r"\b(?:your|this|the) (?:account|organi[sz]ation|project|team|user|api key|key|access|resource"
     r"|subscription|ip)\b.{0,60}"
@@ -75,6 +82,12 @@ def error_of(value: object) -> dict[str, Any]:
         return {"code": code, "message": value["base_resp"].get("status_msg")}
     said = error or value.get("detail") or value.get("message") or value.get("error_msg")
     return {**value, "message": said if isinstance(said, str) else str(said or "")}
+
+
+def said_in_text(body: bytes) -> dict[str, Any]:
+    """{"message": text} of a body in plain text or HTML; {} of JSON's objects, and of a wall's page."""
+    text = " ".join(_TAG.sub(" ", body[:PAGE].decode("utf-8", "replace")).split())
+    return {} if text.startswith(("{", "[")) or _WALL.search(text) else {"message": text}
 
 
 def _base(value: object) -> int:

@@ -3,12 +3,18 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from redlite.answer import Answer
-from redlite.net.refusals import error_of, is_code, is_refusal, went_wrong
+from redlite.net.refusals import error_of, is_code, is_refusal, said_in_text, went_wrong
 from redlite.store.text import printable
 from redlite.text.lazy_pattern import LazyPattern
 from redlite.text.reasoning import split_thoughts
 
 MOST_TOKENS = 1 << 40   # no answer has more; a server that says so says nothing
+# How endpoints and gateways name the counts of tokens.
+PROMPT = ("prompt_tokens", "input_tokens", "promptTokenCount", "promptTokens", "inputTokens",
+          "inputTokenCount", "prompt_token_count", "input_token_count")
+COMPLETION = ("completion_tokens", "output_tokens", "candidatesTokenCount", "completionTokens",
+              "outputTokens", "outputTokenCount", "candidates_token_count", "output_token_count")
+TOTAL = ("total_tokens", "totalTokenCount", "totalTokens", "total_token_count")
 EXCERPT = 200           # characters of a body that is quoted
 DETAIL = 500            # characters of a message that is kept
 # Why an answer ended, as endpoints say it without case. What is in no list counts as "stop".
@@ -194,17 +200,24 @@ def tokens_used(usage: object) -> tuple[int | None, int | None]:
 
     Some endpoints leave what a model thought out of completion_tokens. The larger sum counts then.
     """
-    prompt, new, total = (_tokens(usage, f"{name}_tokens") for name in ("prompt", "completion", "total"))
     if not isinstance(usage, dict):
         return None, None
+    prompt, new, total = (_first(usage, names) for names in (PROMPT, COMPLETION, TOTAL))
     thought = _tokens(usage, "reasoning_tokens")
     for name in ("completion_tokens_details", "output_tokens_details"):
         thought = thought if thought is not None else _tokens(usage.get(name), "reasoning_tokens")
     if thought is not None and new is not None and thought > new:
         new += thought      # it cannot be a part of them
-    if total is not None and new is not None:
-        new = max(new, total - (prompt or 0))
+    if total is not None and (new is not None or prompt is not None):
+        new = max(new or 0, total - (prompt or 0))
+    elif total is not None:
+        prompt, new = 0, total      # it does not say of which kind; answers cost more
     return prompt, new
+
+
+def _first(usage: dict, names: tuple[str, ...]) -> int | None:
+    """The count under the first of the names that holds one."""
+    return next((n for name in names if (n := _tokens(usage, name)) is not None), None)
 
 
 def _tokens(usage: object, name: str) -> int | None:
@@ -218,8 +231,8 @@ def failed(status: int, value: object, body: bytes, took: float, redact: Redact)
     value  the body's JSON, None if it is none
     The content filter's refusal is an answer, and so is a request that the endpoint cannot take ("error").
     """
-    error = error_of(value)
-    said = error.get("message") or redact(body.decode("utf-8", "replace"))[:EXCERPT]
+    error = error_of(value) or said_in_text(body)
+    said = error_of(value).get("message") or redact(body.decode("utf-8", "replace"))[:EXCERPT]
     detail = _detail(f"status {status}: {said}", redact)
     if is_refusal(error, status):
         return Answer("", "refused_by_api", None, None, took, detail=detail)

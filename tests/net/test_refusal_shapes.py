@@ -27,7 +27,7 @@ def asked(tmp_path, replies, n=2, endpoint=None):
     calls = [client.Call([{"role": "user", "content": f"q{i}"}], {"max_tokens": 5}) for i in range(n)]
     with fault_server.running(script=script) as server, Run(tmp_path / "run", {}) as run:
         made = endpoint(server.url) if endpoint else Endpoint("m", server.url)
-        c = client.Client(made, run, concurrency=1, first_delay=0.01, timeouts=(2, 0.5))
+        c = client.Client(made, run, concurrency=1, first_delay=0.01, timeouts=(20, 20))
         got = dict(c.ask(calls))
         return [got[i] for i in range(n)], server.counts()["requests"]
 
@@ -152,6 +152,36 @@ def test_what_only_sounds_alike_is_no_refusal(name):
     else:
         found = reply.failed(said, body, b"", 0.0, str)
         assert not isinstance(found, Answer) or found.finish == "error"
+
+
+@pytest.mark.parametrize("status", [400, 403, 451])
+@pytest.mark.parametrize("body, refused", [
+    ("Content violates usage guidelines", True),
+    ("<html><h1>403</h1><p>The prompt was flagged by our <b>content policy</b></p></html>", True),
+    ('"Content violates usage guidelines"', True),
+    ("<html><title>Access Denied</title>This violates the policy of your company's firewall</html>", False),
+    ("<html>Web page blocked: content filtering, category Chat</html>", False),
+    ("blocked by network security policy", False), ("Forbidden", False), ("", False)])
+def test_a_refusal_in_plain_text_or_html(status, body, refused):
+    try:
+        value = json.loads(body)
+    except ValueError:
+        value = None
+    found = reply.failed(status, value, body.encode(), 0.0, str)
+    assert (isinstance(found, Answer) and found.finish == "refused_by_api") == refused
+
+
+@pytest.mark.parametrize("usage, expected", [
+    ({"input_tokens": 21, "output_tokens": 5}, (21, 5)),
+    ({"input_tokens": 21, "output_tokens": 5, "total_tokens": 426}, (21, 405)),
+    ({"promptTokenCount": 21, "candidatesTokenCount": 5, "totalTokenCount": 426}, (21, 405)),
+    ({"inputTokens": 21, "outputTokens": 5}, (21, 5)),
+    ({"prompt_tokens": 21, "total_tokens": 426}, (21, 405)),
+    ({"completion_tokens": 5, "total_tokens": 26}, (None, 26)),
+    ({"total_tokens": 26}, (0, 26)), ({}, (None, None)), (None, (None, None))])
+def test_usage_is_read_in_every_common_spelling(usage, expected):
+    """Both parts together are the total, where one is given."""
+    assert reply.tokens_used(usage) == expected
 
 
 @pytest.mark.parametrize("code, status", [(1002, 429), (1039, 429), (1004, 401), (2049, 401), (1008, 402),
