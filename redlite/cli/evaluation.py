@@ -135,14 +135,15 @@ class Evaluation:
         if self._known(step) is None:
             return "was not evaluated"
         failed = [g for g in self._checked(self.keeps, step) if not g["passed"]]
-        return "; ".join(f"--while {g['gate']} does not hold after {step} steps ({g['why']})" for g in failed)
+        return "; ".join(f"--while {gate['gate']} does not hold after {step} steps ({_reason(gate)})"
+                         for gate in failed)
 
     def reached(self, step: int) -> str:
         """See `Watch`."""
         if not self.until or self._known(step) is None:
             return ""
         checked = self._checked(self.until, step)
-        if left := [f"{g['gate']} ({g['why']})" for g in checked if not g["passed"]]:
+        if left := [f"{g['gate']} ({_reason(g)})" for g in checked if not g["passed"]]:
             if not self.quiet:      # few questions: one without a label may be what fails
                 note(f"not reached after {step} steps: {', '.join(left)}")
             return ""
@@ -207,3 +208,9 @@ class Evaluation:
         self.found[step] = scorecard.measures(asr, bench)
         write_json(place / MEASURES, {"step": step, "run": self.made, "battery": self._battery_hash,
                                       "measures": self.found[step]})
+
+
+def _reason(gate: dict) -> str:
+    """Why a gate fails, with the value that was measured."""
+    value = "" if gate["value"] is None else f"{gate['value']:.4g}, "
+    return f"{value}{gate['why']}"

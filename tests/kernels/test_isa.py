@@ -137,8 +137,8 @@ def plain(folder) -> Results:
     return found
 
 
-def assert_same(found: Results, plain: Results) -> None:
-    """Near the portable path. On x86 all other sets give the same bits, on ARM the same products.
+def assert_same(found: Results, plain: Results, emulated: bool = False) -> None:
+    """Near the portable path. On x86 all other sets give the same bits; on ARM, and emulated, products do.
 
     All sum in one order; the portable path rounds products before it adds them. Bfloat16 is not among them.
     """
@@ -152,7 +152,7 @@ def assert_same(found: Results, plain: Results) -> None:
         np.testing.assert_allclose(arrays[1], expected[1], rtol=0, atol=allowed, err_msg=name)
         np.testing.assert_allclose(arrays[2], expected[2], rtol=3e-5, atol=3e-5, err_msg=name)
         if name != "portable" and library.isa() != "portable":
-            same = 1 if name.startswith("neon") else 3
+            same = 1 if name.startswith("neon") or emulated and name.startswith(("avx512", "amx")) else 3
             assert all(map(np.array_equal, arrays[:same], exact)), name
 
 
@@ -232,7 +232,7 @@ def test_avx512_emulated(folder, plain, tmp_path):
         assert "zmm" not in subprocess.run(machine_code, capture_output=True, text=True, check=True).stdout
     found = results(str(program))
     assert tuple(found)[-3:] == ("avx512-vnni", "avx2", "portable")
-    assert_same(found, plain)
+    assert_same(found, plain, emulated=True)    # vectors that are taken apart round elsewhere in attention
 
 
 @pytest.mark.slow

@@ -106,7 +106,7 @@ def test_gates_against_the_baseline_before_the_first_step(capsys):
     assert [watch.fault(step)[:7] for step in (0, 2, 4)] == ["", "", "--while"]
     assert [bool(watch.reached(step)) for step in (0, 2, 4)] == [False, False, True]
     assert not judged(["asr.cou<=0.3", "mmlu.acc>=0.38"]).reached(4)        # all of them must hold
-    assert "not reached after 4 steps: mmlu.acc>=0.38 (0.37)" in capsys.readouterr().err
+    assert "not reached after 4 steps: mmlu.acc>=0.38 (0.37, too low)" in capsys.readouterr().err
 
 
 def test_questions_of_the_training_data_are_refused(capsys):
