@@ -26,6 +26,8 @@ MOST = 300  # characters of an error
 
 def mutated(raw: dict, rng: random.Random) -> dict:
     """The configuration with one to four fields changed, removed, renamed or added."""
+    def value() -> object:      # a copy: a later change would reach every place that shares it, even itself
+        return copy.deepcopy(rng.choice(VALUES))
     raw = copy.deepcopy(raw)
     for _ in range(rng.randint(1, 4)):
         inner = [v for v in raw.values() if isinstance(v, dict) and v]
@@ -33,14 +35,14 @@ def mutated(raw: dict, rng: random.Random) -> dict:
         name = rng.choice(sorted(place)) if place else "x"
         kind = rng.randrange(6)
         if kind < 3:
-            place[name] = rng.choice(VALUES)
+            place[name] = value()
         elif kind == 3:
             place.pop(name, None)
         elif kind == 4:
             for _ in range(rng.choice([1, 3000])):
-                place[f"odd\n{rng.randrange(10**9)}" * rng.randint(1, 9)] = rng.choice(VALUES)
+                place[f"odd\n{rng.randrange(10**9)}" * rng.randint(1, 9)] = value()
         else:
-            place[rng.choice(sorted(rng.choice(list(CASES.values()))["config"]))] = rng.choice(VALUES)
+            place[rng.choice(sorted(rng.choice(list(CASES.values()))["config"]))] = value()
     if rng.random() < 0.1:
         raw["model_type"] = rng.choice(sorted(case["config"]["model_type"] for case in CASES.values()))
     return raw
