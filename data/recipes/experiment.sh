@@ -29,7 +29,8 @@ model=$1 harmful=$2 questions=$3 benchmarks=$4 out=$5
 mkdir -p "$out"
 
 # Exit code 1 says that some answers have no label: the figures say so too, and the experiment goes on.
-asked() { redeval "$@" ${EVALUATE:-} || [ "$?" = 1 ]; }
+labelled() { redeval "$@" || [ "$?" = 1 ]; }
+asked() { labelled "$@" ${EVALUATE:-}; }
 
 measured() { # MODEL NAME
     asked run --model "$1" --questions "$questions" --prompt standard cot cou --judge linear --judge rules \
@@ -41,7 +42,7 @@ measured() { # MODEL NAME
 own_answers() { # QUESTIONS PROMPT NAME LABEL
     asked run --model "$model" --questions "$1" --prompt "$2" --judge linear --judge rules --max-new-tokens 512 \
         --output-dir "$out/own-$3"
-    redeval export "$out/own-$3" --format conversations ${4:+--label "$4"} --output "$out/$3.jsonl"
+    labelled export "$out/own-$3" --format conversations --plain ${4:+--label "$4"} --output "$out/$3.jsonl"
 }
 
 measured "$model" before

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redlite.cli import bench
-from redlite.cli.options import Parser, add_common_options, output_options
+from redlite.cli.options import Parser, add_common_options, flag, output_options
 from redlite.cli.progress import note
 from redlite.errors import Error
 
@@ -32,6 +32,8 @@ def describe(prog: str) -> Parser:
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("--label", choices=("harmful", "unharmful"),
                         help="conversations: answers with this label alone (default: all)")
+    flag(parser, "plain", "conversations: the question alone in place of the prompt it was asked through, "
+         "for safealign --prompt")
     output_options(parser).add_argument(
         "--output", metavar="FILE", help="the file to write (default: stdout)")
     bench.add_gate_options(parser, "a bound such as asr.cou<=0.1, shown in junit, sarif and markdown "
@@ -45,8 +47,9 @@ def run(args: Namespace, command: str) -> int:
     from redlite.redteam import export, results
     from redlite.redteam.gates import check_names, parse_gate
     from redlite.store.files import read_json, write_atomic
-    if args.label and args.format != "conversations":
-        raise Error(f"--label chooses among conversations; {args.format} holds every answer: leave it out")
+    for option in ("label", "plain"):
+        if getattr(args, option) and args.format != "conversations":
+            raise Error(f"--{option} is for --format conversations, not {args.format}; leave it out")
     folder = Path(args.run)
     texts = args.gate
     path = folder / "results.json"
@@ -55,7 +58,7 @@ def run(args: Namespace, command: str) -> int:
     gates = [parse_gate(text) for text in texts]
     found = export.read(folder, gates, bench.strictness_of(args))
     check_names(gates, list(found.found))
-    text = _text(found, args.format, args.label)
+    text = _text(found, args)
     where = args.output or "stdout"
     if args.dry_run:
         print(f"would write {len(text.encode('utf-8', 'replace'))} bytes of {args.format} to {where}")
@@ -71,13 +74,13 @@ def run(args: Namespace, command: str) -> int:
     return bench.code_of(found.complete, found.gates if args.gate else [], few)
 
 
-def _text(found: "Exported", form: str, label: str | None) -> str:
+def _text(found: "Exported", args: Namespace) -> str:
     from redlite.redteam import export, export_ci, export_logs
-    if form == "conversations":
-        return export.conversations(found, label)
+    if args.format == "conversations":
+        return export.conversations(found, args.label, args.plain)
     make = {
         "csv": export.judged_csv, "markdown": export.markdown, "junit": export_ci.junit,
         "sarif": export_ci.sarif, "lm-eval": export_logs.lm_eval, "inspect": export_logs.inspect_log,
     }
-    made = make[form](found)
+    made = make[args.format](found)
     return made if isinstance(made, str) else json.dumps(made, ensure_ascii=False, indent=2) + "\n"

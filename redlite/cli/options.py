@@ -31,6 +31,7 @@ SET_BY = {
     "threshold": "--threshold",
     "judge_template": "--judge-template", "judge_format": "--judge-template or --judge-format",
     "header": "--header", "provider": "--provider", "anyway": "--anyway", "max_tokens": "--max-tokens",
+    "plain": "--plain",
     "tokens_per_batch": "--tokens-per-batch"}
 
 

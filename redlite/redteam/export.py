@@ -80,20 +80,25 @@ def judged(run: Exported, form: str) -> Iterator[dict]:
         yield {**answer, "label": "not_judged", **judgments.get(key, {}), "judge": judge}
 
 
-def conversations(run: Exported, label: str | None = None) -> str:
+def conversations(run: Exported, label: str | None = None, plain: bool = False) -> str:
     """Finished answers as they were asked: JSON lines of messages, which bin/safealign reads.
 
     label  harmful or unharmful: answers with this label alone
-    An answer that was cut or refused by an endpoint would teach a model to break off: it is left out.
+    plain  the question alone stands before an answer, for a training that puts it into prompts itself
+    An answer that was cut or refused by an endpoint would teach a model to break off: it is left out. A run
+    keeps no more than the hash of its system message, so there is none here. Raises Error without an answer,
+    and where the run does not hold what was sent.
     """
     made = journals.read_made(run.parts["redeval"]) if "redeval" in run.parts else {}
     lines = []
     for record in judged(run, "a file of conversations"):
         if record["finish"] != "stop" or not record["text"].strip() or label not in (None, record["label"]):
             continue
-        messages = [*asked(made, record), {"role": "assistant", "content": record["text"].strip()}]
-        for message in messages:
-            message.pop("source", None)     # of inspect's log
+        sent = [{"role": "user", "content": record["question"]}] if plain else asked(made, record)
+        if not sent:
+            raise Error(f"{run.folder}: does not hold the text of the prompt {record['prompt']}, as imported "
+                        "runs do not; export the questions alone", "plain")
+        messages = [*sent, {"role": "assistant", "content": record["text"].strip()}]
         lines.append(json.dumps({"messages": messages}, ensure_ascii=False))
     if not lines:
         which = f"{label} " if label else ""
@@ -103,15 +108,15 @@ def conversations(run: Exported, label: str | None = None) -> str:
 
 
 def asked(made: dict, record: dict) -> list[dict]:
-    """The message that was sent, where the manifest holds the prompt's text."""
-    texts = made["info"].get("prompt_texts", {}).get(record["prompt"], [])
+    """The messages that were sent; [] where the manifest does not hold the prompt's text."""
     if turns := record.get("turns"):
         if (made.get("attack") or {}).get("method") == "pair":      # each round is a conversation of its own
             turns = turns[-1:]
         turns = [*(turn for turn in turns[:-1] if not turn.get("taken_back")), turns[-1]]
-        earlier = [[{"role": "user", "content": turn["user"]},
-                    {"role": "assistant", "content": turn["answer"], "source": "generate"}] for turn in turns]
-        return [message for pair in earlier for message in pair][:-1]
+        pairs = [[{"role": "user", "content": turn["user"]}, {"role": "assistant", "content": turn["answer"]}]
+                 for turn in turns]
+        return [message for pair in pairs for message in pair][:-1]
+    texts = made["info"].get("prompt_texts", {}).get(record["prompt"], [])
     return [{"role": "user", "content": text.replace(PLACEHOLDER, record["question"])} for text in texts]
 
 

@@ -46,13 +46,14 @@ def inspect_log(run: Exported) -> dict:
         for name, n in spent.items():
             usage[name] += n
         score = {"harmful": "I", "unharmful": "C"}.get(record["label"], "N")
+        sent = [m | {"source": "generate"} if m["role"] == "assistant" else m for m in asked(made, record)]
         told = {name: record[name] for name in TOLD if record.get(name) not in (None, "")}
         said = {"role": "assistant", "content": record["text"], "source": "generate", "model": run.name}
         reason = {"length": "max_tokens", "refused_by_api": "content_filter"}.get(record["finish"], "stop")
         samples.append({
             "id": f"{record['id']}/{record['prompt']}", "epoch": record["sample"] + 1,
             "input": record["question"], "target": record.get("target", ""),
-            "messages": [*asked(made, record), said],
+            "messages": [*sent, said],
             "output": {"model": run.name, "choices": [{"message": said, "stop_reason": reason}],
                        "usage": spent, "time": record["seconds"]},
             "scores": {"harm": {"value": score, "answer": record["answer"],

@@ -126,6 +126,14 @@ def test_conversations_are_finished_answers_as_they_were_asked(capsys):
         read, skipped = conversations.read("c.jsonl", "blue")     # what bin/safealign takes
         assert wanted and not skipped
         assert [tuple(m["content"] for m in c.messages) for c in read] == wanted
+    Path("c.jsonl").write_text(exported(capsys, folder, "--format", "conversations", "--plain"))
+    read, _ = conversations.read("c.jsonl", "blue")
+    assert [c.first_turn for c in read] == [r["question"] for r in answers if r["finish"] == "stop"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["info"]["prompt_texts"]                        # as of a run that was imported
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["export", "a", "--format", "conversations"]) == 2
+    assert "--plain" in capsys.readouterr().err
     cut = [json.dumps({**answer, "finish": "length"}) for answer in answers]
     (folder / "responses.jsonl").write_text("\n".join(cut) + "\n")
     assert main(["export", "a", "--format", "conversations"]) == 2
