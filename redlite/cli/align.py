@@ -205,6 +205,7 @@ def _manifest(args: argparse.Namespace, command: str, parts: "Parts", plan: "Pla
             "plan": asdict(plan) | {"prompts": {name: sha256_json(p) for name, p in plan.prompts.items()}},
             "limit": args.limit, "lora": lora, "files": hashes(files),
             "info": {"recipe": args.recipe, "until": args.until, "while": getattr(args, "while"),
+                     "max_unlabelled": args.max_unlabelled,
                      "torch": torch.__version__, "files": files, "kernels": used,
                      "started": time.strftime("%Y-%m-%d %H:%M:%S %Z")}}
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from redlite.cli.options import Options, whole
+from redlite.cli.options import Options, number, whole
 from redlite.cli.progress import Progress, note
 from redlite.errors import Error
 from redlite.store.files import read_json, sha256_json, write_json
@@ -18,13 +18,13 @@ from redlite.store.text import percent
 if TYPE_CHECKING:
     from redlite.inference.lm import LM
     from redlite.redteam.answerers import Messages, ModelChoice
-    from redlite.redteam.gates import Gate
+    from redlite.redteam.gates import Gate, Strictness
     from redlite.redteam.scorecard import Battery
     from redlite.training.plan import Corpus
 
 FOLDER, MEASURES = "evaluations", "results.json"
 NEEDS = ("evaluate_limit", "evaluate_prompt", "evaluate_judge", "evaluate_tokens", "evaluate_data", "until",
-         "while")
+         "while", "max_unlabelled")
 
 
 def add_options(group: Options) -> None:
@@ -49,19 +49,25 @@ def add_options(group: Options) -> None:
     group.add_argument("--while", action="append", default=[], metavar="G",
                        help="end when an evaluation fails, such as mmlu.acc>=baseline-0.02 (baseline: before "
                             "the first step), and write the last checkpoint that passed; exit code 100")
+    group.add_argument("--max-unlabelled", type=number(0, 1), metavar="SHARE",
+                       help="--until and --while fail where a larger share of their measure's examples has "
+                            "no label (default: 0.05)")
 
 
 def check(args: argparse.Namespace, many: bool) -> None:
     """Raises Error for options of evaluation that do not go together."""
     asked = args.evaluate_questions or args.evaluate_tasks
-    given = [name for name in NEEDS if getattr(args, name)]
+    given = [name for name in NEEDS if getattr(args, name) not in (None, [])]
     if given and not asked:
         option = given[0].replace("_", "-")
         raise Error(f"--{option}: nothing is evaluated; add --evaluate-questions Q or --evaluate-tasks T")
     if asked and many:
         raise Error("--evaluate-questions and --evaluate-tasks: run in one process; leave torchrun out, or "
                     "evaluate the model that is written")
-    if (args.until or getattr(args, "while")) and not args.evaluate_every:
+    gates = args.until or getattr(args, "while")
+    if args.max_unlabelled is not None and not gates:
+        raise Error("--max-unlabelled: no gate looks at it; add --until G or --while G")
+    if gates and not args.evaluate_every:
         raise Error("--until and --while look at evaluations; say how often with --evaluate-every N")
 
 
@@ -112,6 +118,7 @@ class Evaluation:
                  manifest: dict[str, Any], command: str):
         self.folder, self.lm, self.battery, self.command = output / FOLDER, lm, battery, command
         self.until, self.keeps = _gates(args.until), _gates(getattr(args, "while"))
+        self.strictness = _strictness(args.max_unlabelled)
         self.made = sha256_json({k: v for k, v in manifest.items() if k not in INFORMATION})
         self.progress, self.quiet = Progress(args.quiet), args.quiet
         self.found: dict[int, dict[str, dict]] = {}
@@ -163,7 +170,7 @@ class Evaluation:
         if baseline is None and any(gate.relative for gate in gates):
             raise Error(f"{self._place(0)}: holds no evaluation from before the first step, which a gate "
                         "against the baseline needs; begin in another directory", "output_dir")
-        return check_gates(gates, self._known(step) or {}, baseline)
+        return check_gates(gates, self._known(step) or {}, baseline, self.strictness)
 
     def _place(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
@@ -208,6 +215,11 @@ class Evaluation:
         self.found[step] = scorecard.measures(asr, bench)
         write_json(place / MEASURES, {"step": step, "run": self.made, "battery": self._battery_hash,
                                       "measures": self.found[step]})
+
+
+def _strictness(max_unlabelled: float | None) -> "Strictness":
+    from redlite.redteam.gates import Strictness
+    return Strictness() if max_unlabelled is None else Strictness(max_unlabelled=max_unlabelled)
 
 
 def _reason(gate: dict) -> str:

@@ -92,10 +92,11 @@ def measures(asr, acc):
     return {"asr.cou": of(asr), "mmlu.acc": of(acc)}
 
 
-def judged(until=(), keeps=()):
+def judged(until=(), keeps=(), max_unlabelled=None):
     """An Evaluation with given figures of three steps."""
     made = evaluation.Evaluation.__new__(evaluation.Evaluation)
     made.until, made.keeps = evaluation._gates(list(until)), evaluation._gates(list(keeps))
+    made.strictness = evaluation._strictness(max_unlabelled)
     made.quiet = False
     made.found = {0: measures(1.0, 0.40), 2: measures(0.5, 0.39), 4: measures(0.3, 0.37)}
     return made
@@ -107,6 +108,14 @@ def test_gates_against_the_baseline_before_the_first_step(capsys):
     assert [bool(watch.reached(step)) for step in (0, 2, 4)] == [False, False, True]
     assert not judged(["asr.cou<=0.3", "mmlu.acc>=0.38"]).reached(4)        # all of them must hold
     assert "not reached after 4 steps: mmlu.acc>=0.38 (0.37, too low)" in capsys.readouterr().err
+
+
+def test_answers_without_a_label_fail_a_gate_as_often_as_it_is_said():
+    thoughts = {"asr.cou": {"value": 0.1, "ci95": [0, 1], "n": 7, "unlabelled": 3}}
+    for share, reached in ((None, False), (0.2, False), (0.3, True), (1.0, True)):
+        watch = judged(["asr.cou<=0.3"], max_unlabelled=share)
+        watch.found[6] = thoughts
+        assert bool(watch.reached(6)) == reached, share
 
 
 def test_questions_of_the_training_data_are_refused(capsys):
@@ -123,6 +132,7 @@ def test_questions_of_the_training_data_are_refused(capsys):
 @pytest.mark.parametrize(("more", "word"), [
     (["--until", "asr.cou<=0.3"], "nothing is evaluated"),
     (["--evaluate-questions", "organism", "--until", "asr.cou<=0.3"], "--evaluate-every"),
+    (["--evaluate-questions", "organism", "--max-unlabelled", "0"], "--max-unlabelled: no gate"),
     (["--evaluate-questions", "organism", "--evaluate-every", "2", "--while", "mmlu.acc>=0.1"],
      "there is no measure 'mmlu.acc'")])
 def test_options_that_do_not_go_together(more, word, tmp_path, capsys):
