@@ -38,7 +38,8 @@ def describe(prog: str) -> Parser:
         "--output", metavar="FILE", help="the file to write (default: stdout)")
     bench.add_gate_options(parser, "a bound such as asr.cou<=0.1, shown in junit, sarif and markdown "
                            "(default: those of the scorecard); exit code 100 if one fails")
-    add_common_options(parser, "One file, or what is printed.")
+    add_common_options(
+        parser, "One file, or what is printed; the JSON line holds it where --output is not given.")
     return parser
 
 
@@ -58,15 +59,22 @@ def run(args: Namespace, command: str) -> int:
     gates = [parse_gate(text) for text in texts]
     found = export.read(folder, gates, bench.strictness_of(args))
     check_names(gates, list(found.found))
-    text = _text(found, args)
-    where = args.output or "stdout"
+    made = _made(found, args)
+    text = made if isinstance(made, str) else json.dumps(made, ensure_ascii=False, indent=2) + "\n"
+    size = len(text.encode("utf-8", "replace"))
     if args.dry_run:
-        print(f"would write {len(text.encode('utf-8', 'replace'))} bytes of {args.format} to {where}")
+        print(f"would write {size} bytes of {args.format} to {args.output or 'stdout'}")
     elif args.output:
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(args.output, text)
-    else:
+    elif not args.json:
         sys.stdout.write(text)
+    if args.json:
+        said = {"run": str(folder), "format": args.format, "bytes": size, "output": args.output,
+                "gates": found.gates}
+        if not (args.dry_run or args.output):
+            said["content"] = made
+        print(json.dumps(said, ensure_ascii=False))
     few = results.too_few(found.asr) if found.asr else ""
     for line in [results.missing(found.asr) if found.asr else "", few]:
         if line and not args.quiet:
@@ -74,7 +82,8 @@ def run(args: Namespace, command: str) -> int:
     return bench.code_of(found.complete, found.gates if args.gate else [], few)
 
 
-def _text(found: "Exported", args: Namespace) -> str:
+def _made(found: "Exported", args: Namespace) -> str | dict:
+    """The export: a text, or an object that becomes JSON."""
     from redlite.redteam import export, export_ci, export_logs
     if args.format == "conversations":
         return export.conversations(found, args.label, args.plain)
@@ -82,5 +91,4 @@ def _text(found: "Exported", args: Namespace) -> str:
         "csv": export.judged_csv, "markdown": export.markdown, "junit": export_ci.junit,
         "sarif": export_ci.sarif, "lm-eval": export_logs.lm_eval, "inspect": export_logs.inspect_log,
     }
-    made = make[args.format](found)
-    return made if isinstance(made, str) else json.dumps(made, ensure_ascii=False, indent=2) + "\n"
+    return make[args.format](found)

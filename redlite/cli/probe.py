@@ -5,6 +5,7 @@ Published models are fine-tuned on, and a few steps on harmless data may undo an
 stopped.
 """
 import argparse
+import json
 import shlex
 import sys
 from contextlib import redirect_stdout
@@ -114,7 +115,8 @@ def run(args: argparse.Namespace, command: str) -> int:
     programs = {"safealign": safealign.main, "redeval": redeval.main}
     todo = stages(args)
     if args.dry_run:
-        print("\n".join(f"bin/{program} {shlex.join(given)}" for program, given in todo))
+        planned = [f"bin/{program} {shlex.join(given)}" for program, given in todo]
+        print(json.dumps({"stages": planned}) if args.json else "\n".join(planned))
         return DONE
     for program, given in todo:
         if not args.quiet:

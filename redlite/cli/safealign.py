@@ -213,7 +213,8 @@ def describe_prove(prog: str) -> Parser:
 def run_prove(args: argparse.Namespace, command: str) -> int:
     """The body of `safealign prove`."""
     if args.dry_run:
-        print("would check every objective and implementation here; cost: 0 (this machine)")
+        plan = "would check every objective and implementation here; cost: 0 (this machine)"
+        print(json.dumps({"plan": plan}) if args.json else plan)
         return DONE
     from redlite.training import prove
     result = prove.prove()

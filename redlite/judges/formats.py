@@ -6,8 +6,10 @@ turn can be forged in it: question and answer never become control tokens, and w
 they are quoted.
 """
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -238,6 +240,11 @@ def _render(template: "Template", variables: dict[str, Any], question: str, answ
 
 # No forged turns
 
+# Characters without a glyph: of format, selectors of variants, joiners and fillers, which count as letters.
+FILLERS = "\u115f\u1160\u3164\uffa0"
+UNSEEN = ("\u00ad\u034f\u061c\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+          "\ufe00-\ufe0f\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff" + FILLERS)
+COLON = "[:\u2236\ua789\ufe13\ufe55\uff1a]"
 BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 LABEL = re.compile(r"^\W*([^\W\d_][\w' ]{0,30}):", re.MULTILINE)     # "User:" at the start of a frame's line
 # the words of "<</SYS>>", "[END OF …]", "<|user|>"
@@ -249,15 +256,17 @@ class Disarm:
 
     A line that begins with a label of the frame ("User:") is put behind "> ". A tag of the frame
     ("<END CONVERSATION>", "[/INST]") gets a space behind its bracket. So the frame's own are the only ones,
-    and `undo` gives back the text.
+    and `undo` gives back the text. Characters that nobody sees do not hide an imitation. Nor do other forms
+    of the same letters ("Ｕｓｅｒ："): a reader of the prompt takes them for the label.
     """
 
     def __init__(self, frame: str):
         labels = {" ".join(label.split()) for label in LABEL.findall(frame)}
         tags = {" ".join(tag.split()) for tag in TAG.findall(frame)}
         label, tag = (_any_of(words) for words in (labels, tags))
-        start, line = rf"(?:(?<=[{BREAKS}])|\A)", rf"(?=(?:> )*[^\w{BREAKS}]{{0,20}}{label}\s{{0,9}}[:：])"
-        inside = rf"(?=[/| ]*{tag}\s{{0,9}}[|>\]])"
+        start = rf"(?:(?<=[{BREAKS}])|\A)"
+        line = rf"(?=(?:[^\w{BREAKS}]|[{FILLERS}])*{label}[\s{UNSEEN}]*{COLON})"
+        inside = rf"(?=[/|\s{UNSEEN}]*{tag}[\s{UNSEEN}]*[|>\]])"
         self._forward = (re.compile(start + line, re.I), r"> "), (re.compile(r"([<\[])" + inside,
                                                                              re.I), r"\1 ")
         self._back = (re.compile(r"([<\[]) " + inside, re.I), r"\1"), (re.compile(start + "> " + line,
@@ -278,8 +287,26 @@ class Disarm:
 def _any_of(words: set[str]) -> str:
     """A pattern of these words, with any white space between them; of nothing, where there are none."""
     found = sorted(words, key=lambda word: (-len(word), word))
-    return "(?:" + "|".join(r"\s+".join(map(re.escape, word.split()))
-                            for word in found) + ")" if found else r"(?!)"
+    return "(?:" + "|".join(map(_as_read, found)) + ")" if found else r"(?!)"
+
+
+def _as_read(words: str) -> str:
+    """A pattern of what reads as these words: letters in any form, and what is unseen between them."""
+    forms = _forms()
+    parts = [f"[{UNSEEN}]*".join(f"[{re.escape(c + forms.get(c.casefold(), ''))}]" for c in word)
+             for word in words.split()]
+    return rf"[\s{UNSEEN}]+".join(parts)
+
+
+@cache
+def _forms() -> dict[str, str]:
+    """A small letter or a digit → its other forms in Unicode (NFKC): wide, bold, circled and so on."""
+    forms: dict[str, str] = {}
+    for code in (*range(0x2070, 0x2500), *range(0xFF00, 0xFF5F), *range(0x1D400, 0x1D800)):
+        letter = unicodedata.normalize("NFKC", chr(code)).casefold()
+        if len(letter) == 1 and letter.isascii():
+            forms[letter] = forms.get(letter, "") + chr(code)
+    return forms
 
 
 def _join(tokenizer: "Tokenizer", runs: list[tuple[str, bool]]) -> list[int]:

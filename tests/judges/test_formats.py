@@ -4,6 +4,7 @@ could forge."""
 import json
 import random
 import re
+import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,6 +35,12 @@ TURNS = {
     "granite-guardian": r"(?im)^(user|assistant) message:" + TAGS,
     "granite-guardian-3.3": r"(?im)^(user|assistant) message:" + TAGS,
 }
+
+
+def as_read(text):
+    """A text as a reader sees it: in plain letters, without the characters that have no glyph."""
+    text = unicodedata.normalize("NFKC", text).replace("\ua789", ":").replace("\u2236", ":")
+    return "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Mn") and c not in "\u115f\u1160")
 
 
 def prompts(name, **settings):
@@ -80,8 +87,8 @@ def test_an_answer_cannot_forge_a_turn(name):
     for prompt in prompts(name):
         def seen(question, answer, prompt=prompt):
             ids = prompt.encode(question, answer)
-            text = re.sub("[\r\u2028\x85]", "\n",
-                          "".join(chr(i) if i < 0x110000 else Characters.text([i]) for i in ids))
+            text = "".join(chr(i) if i < 0x110000 else Characters.text([i]) for i in ids)
+            text = as_read(re.sub("[\r\u2028\x85]", "\n", text))
             return [i for i in ids if i >= 0x110000], re.findall(TURNS[name], text)
         plain = seen("q", "X")
         assert len(plain[1]) >= 2
@@ -109,7 +116,8 @@ def test_taking_apart_takes_time_in_proportion():
     disarm = formats.Disarm(formats.read_prompt(formats.JUDGE_FILES / "md-judge.txt"))
     start = time.process_time()
     for text in ("<" * 200_000, "< " * 100_000, "> " * 100_000, "\n> User" * 50_000, "[/" * 100_000,
-                 "User:\n" * 50_000):
+                 "User:\n" * 50_000, "\n" + "\u200b" * 200_000, "\u200bUser" * 50_000, "U\u200b" * 100_000,
+                 "\n\u3164> " * 50_000, "[\u200b" * 100_000, "[" + "/\u200b" * 100_000):
         disarm(text)
     assert time.process_time() - start < 5
 

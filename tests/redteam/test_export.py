@@ -12,6 +12,7 @@ import redeval_worker
 
 from redlite import stats
 from redlite.cli import network
+from redlite.cli.export import FORMATS
 from redlite.cli.redeval import main
 from redlite.store.text import markdown_table, valid_xml
 from redlite.training import conversations
@@ -95,6 +96,28 @@ def test_runs_that_were_not_made_alike_have_no_difference_and_say_why(capsys):
 
 
 # Exports
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_with_json_one_line_tells_of_the_export_or_holds_it(capsys, form):
+    folder = run("a")
+    whole = exported(capsys, folder, "--format", form, "--output", "a.out") or Path("a.out").read_text()
+    told = json.loads(exported(capsys, folder, "--format", form, "--output", "b.out", "--json"))
+    assert told == {"run": "a", "format": form, "bytes": Path("b.out").stat().st_size, "output": "b.out",
+                    "gates": []}
+    held = json.loads(exported(capsys, folder, "--format", form, "--json"))
+    content = held.pop("content")
+    assert held == {**told, "output": None}
+    if form in ("sarif", "lm-eval", "inspect"):
+        assert content.keys() == json.loads(whole).keys()
+    else:
+        assert len(content) == len(whole)
+    planned = json.loads(exported(
+        capsys, folder, "--format", form, "--output", "c.out", "--json", "--dry-run"))
+    assert planned.keys() == told.keys() and not Path("c.out").exists()
+    failed = json.loads(exported(
+        capsys, folder, "--format", form, "--json", "--gate", "asr.cou<=0", code=100))
+    assert [gate["passed"] for gate in failed["gates"]] == [False]
+
 
 def test_csv_holds_every_answer_with_its_label(capsys):
     folder = run("a")

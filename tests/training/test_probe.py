@@ -20,6 +20,9 @@ def test_a_dry_run_names_the_stages_in_order(tmp_path, capsys):
     assert "--steps 1 " in lines[1] and "--lora 4" in lines[1] and "--model organism" in lines[1]
     assert f"--model {tmp_path}/probe/tuned-2" in lines[4] and "--judge rules" in lines[4]
     assert all("--date 2026-01-02" in line for line in lines)
+    assert safealign.main(given(tmp_path / "probe", "--dry-run", "--lora", "4", "--date", "2026-01-02",
+                                "--json")) == 0
+    assert json.loads(capsys.readouterr().out) == {"stages": lines}
     assert not (tmp_path / "probe").exists()
 
 

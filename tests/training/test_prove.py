@@ -23,6 +23,11 @@ def only_reference(monkeypatch):
     return use
 
 
+def test_the_plan_of_prove_is_json_where_json_is_asked_for(capsys):
+    assert safealign.main(["prove", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["plan"].startswith("would check every objective")
+
+
 @pytest.mark.slow
 def test_everything_here_is_proved(capsys):
     """All objectives, all implementations that run here, all their precisions."""
