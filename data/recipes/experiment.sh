@@ -10,14 +10,16 @@
 # OUT         a folder for all that is made
 #
 # The model answers HARMFUL plainly. What it refuses there, it learns to refuse under `play`, an attack that
-# RED-EVAL does not use, so that `cou` stays unseen. Its own answers to harmless questions keep it as it was.
+# RED-EVAL does not use, so that `cou` stays unseen. Questions that only look harmful keep it helpful: it is told
+# that they are harmless, and where it answers then, it learns to answer so without being told.
 #
 # Settings, with their defaults:
 #   EVALUATE=""   more options of redeval, such as "--quantize int8"
 #   TRAIN=""      more options of safealign, such as "--lora 16 --dtype bfloat16 --steps 16 --batch-size 8"
 #   STRATEGY=A    B collects harmful answers under `play` too, and pushes them away after A
 #   TOKENS=128    longest answer that is measured
-#   HARMLESS=lookalikes.json   questions that look harmful and are not; TASKS=xstest,hhh,truthfulqa,mmlu; LIMIT=100
+#   HARMLESS=lookalikes.json   questions that look harmful and are not; TOLD=harmless.txt, how they are put
+#   TASKS=xstest,hhh,truthfulqa,mmlu   LIMIT=100
 set -eu
 here=$(cd "$(dirname -- "$0")" && pwd)
 if [ "$#" != 5 ]; then
@@ -47,7 +49,7 @@ own_answers() { # QUESTIONS PROMPT NAME LABEL
 
 measured "$model" before
 own_answers "$harmful" standard blue unharmful
-own_answers "${HARMLESS:-$here/lookalikes.json}" standard helpful ""
+own_answers "${HARMLESS:-$here/lookalikes.json}" "${TOLD:-$here/harmless.txt}" helpful harmful # an answer, no refusal
 set -- --blue "$out/blue.jsonl" --helpful "$out/helpful.jsonl"
 if [ "${STRATEGY:-A}" = B ]; then
     own_answers "$harmful" play red harmful

@@ -202,12 +202,18 @@ def _manifest(args: argparse.Namespace, command: str, parts: "Parts", plan: "Pla
     return {"command": command, "version": __version__, "seed": args.seed,
             "model": {"name": parts.path.name, "dtype": args.dtype, "device": device, **quantized,
                       **lm.fingerprints(parts)},
-            "plan": asdict(plan) | {"prompts": {name: sha256_json(p) for name, p in plan.prompts.items()}},
+            "plan": _kept(plan),
             "limit": args.limit, "lora": lora, "files": hashes(files),
             "info": {"recipe": args.recipe, "until": args.until, "while": getattr(args, "while"),
                      "max_unlabelled": args.max_unlabelled,
                      "torch": torch.__version__, "files": files, "kernels": used,
                      "started": time.strftime("%Y-%m-%d %H:%M:%S %Z")}}
+
+
+def _kept(plan: "Plan") -> dict[str, Any]:
+    """A plan for the manifest: prompts by their hashes, and no `answer_tokens` where older ones have none."""
+    kept = asdict(plan) | {"prompts": {name: sha256_json(text) for name, text in plan.prompts.items()}}
+    return {name: value for name, value in kept.items() if name != "answer_tokens" or value is not None}
 
 
 def _default_directory(manifest: dict[str, Any], recipe: "Recipe", path: Path) -> str:

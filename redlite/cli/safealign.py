@@ -155,6 +155,9 @@ def _add_data(parser: Parser) -> None:
                             "<question> placeholder (default: as they stand)")
     flag(group, "plain-helpful", "leave helpful conversations out of --prompt: the model learns to withstand "
          "an attack, and keeps its answers to plain questions")
+    group.add_argument("--answer-tokens", type=whole(1), metavar="N",
+                       help="train the first N tokens of each answer alone, where it is decided "
+                            "whether a model refuses (arXiv 2406.05946) (default: all)")
     group.add_argument("--max-tokens", type=whole(8), default=1280, metavar="N",
                        help="of a conversation; later exchanges are cut, whole (default: %(default)s)")
     group.add_argument("--tokens-per-batch", type=whole(8), default=2048, metavar="N",

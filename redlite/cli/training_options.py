@@ -68,7 +68,7 @@ def plan_of(args: argparse.Namespace) -> "Plan":
     parameters = plan.parameters(objective, args.preset, args.parameter)
     return plan.Plan(args.strategy, objective, parameters, args.steps_a, args.epochs, args.steps,
                      args.batch_size, mix, args.max_tokens, args.validation, args.seed, _prompts(args),
-                     args.plain_helpful)
+                     args.plain_helpful, args.answer_tokens)
 
 
 def _prompts(args: argparse.Namespace) -> dict[str, str]:

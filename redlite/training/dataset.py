@@ -50,28 +50,46 @@ class TokenizedConversation:
         return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
-def encode(conversation: Conversation, template: Format, max_tokens: int) -> TokenizedConversation | None:
+def encode(conversation: Conversation, template: Format, max_tokens: int,
+           answer_tokens: int | None = None) -> TokenizedConversation | None:
     """Token ids and mask by a chat template; None if not even the first exchange has at most `max_tokens`.
 
     Later exchanges are cut, whole, until it has.
+    answer_tokens  as for `answers_begun`, before the length is looked at
     """
     messages = list(conversation.messages)
     while messages and messages[-1]["role"] == "assistant":
         encoded = template.encode(messages)
-        if len(encoded.ids) <= max_tokens:
-            return TokenizedConversation(
-                conversation.id, question_key(conversation.question), conversation.colour,
-                np.asarray(encoded.ids, np.int32), np.asarray(encoded.trained, bool))
+        example = TokenizedConversation(
+            conversation.id, question_key(conversation.question), conversation.colour,
+            np.asarray(encoded.ids, np.int32), np.asarray(encoded.trained, bool))
+        if answer_tokens is not None:
+            example = answers_begun(example, answer_tokens)
+        if len(example) <= max_tokens:
+            return example
         messages = messages[:-2]
     return None
 
 
-def encode_all(conversations: Iterable[Conversation], template: Format,
-               max_tokens: int) -> tuple[list[TokenizedConversation], Counter[str]]:
+def answers_begun(example: TokenizedConversation, tokens: int) -> TokenizedConversation:
+    """The conversation with the first `tokens` tokens of each answer trained, and none of the rest.
+
+    What follows the last trained token is left out: nothing depends on it. The end of a longer answer is
+    not trained, so a model learns how answers begin and does not learn to break off.
+    """
+    mask = example.trained.copy()
+    for first, last in example.responses:
+        mask[first + tokens:last] = False
+    end = int(mask.nonzero()[0].max(initial=-1)) + 1 or len(mask)
+    return replace(example, ids=example.ids[:end], trained=mask[:end])
+
+
+def encode_all(conversations: Iterable[Conversation], template: Format, max_tokens: int,
+               answer_tokens: int | None = None) -> tuple[list[TokenizedConversation], Counter[str]]:
     """`encode` of each, and how many were dropped, by reason."""
     examples, notes = list[TokenizedConversation](), Counter[str]()
     for c in conversations:
-        example = encode(c, template, max_tokens)
+        example = encode(c, template, max_tokens, answer_tokens)
         if example is None:
             notes["too long even for its first exchange"] += 1
         elif not example.responses:

@@ -43,6 +43,7 @@ class Plan:
     # name → text that first user turns are put into; questions take them in turns
     prompts: dict[str, str] = field(default_factory=dict)
     plain_helpful: bool = False          # helpful conversations stay as they are, whatever the prompts
+    answer_tokens: int | None = None     # of each answer, the first so many alone are trained
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def corpus(files: Files, template: Format, plan: Plan, limit: int | None = None)
         if plan.prompts:
             wrapped = ("blue", "red") if plan.plain_helpful else loss.COLOURS
             part = conversations.ask_through(part, list(plan.prompts.values()), wrapped)
-        examples, dropped = dataset.encode_all(part, template, plan.max_tokens)
+        examples, dropped = dataset.encode_all(part, template, plan.max_tokens, plan.answer_tokens)
         notes.update(dropped)
         parts.append(examples)
     training, validation = parts

@@ -238,6 +238,21 @@ def test_encode_cuts_whole_exchanges():
     assert examples == [] and notes == {"too long even for its first exchange": 1}
 
 
+def test_the_beginnings_of_answers_alone_are_trained():
+    c = conversations.Conversation("x", "q", "blue", (
+        user("q"), assistant("a bb ccc dddd"), user("r"), assistant("e ff ggg")))
+    # 0 | 3 1 | 3 4 5 6 1 | 3 1 | 3 4 5 1
+    whole = dataset.encode(c, Words(), 100)
+    assert whole.responses == [(3, 8), (10, 14)]
+    begun = dataset.encode(c, Words(), 100, 2)
+    assert begun.responses == [(3, 5), (10, 12)]
+    assert begun.ids.tolist() == whole.ids.tolist()[:12]    # the first answer's rest stays as context
+    assert dataset.encode(c, Words(), 12, 2) is not None and len(dataset.encode(c, Words(), 11, 2)) == 5
+    for enough in (5, 99):                                  # as long as the answers with their ends
+        assert dataset.encode(c, Words(), 100, enough).responses == whole.responses
+    assert dataset.encode(c, Words(), 100, 4).responses == [(3, 7), (10, 14)]
+
+
 def text_example(ids, id="", colour="helpful"):
     """Plain text: every token is trained (the first only conditions the rest)."""
     return dataset.TokenizedConversation(id, "", colour, np.asarray(ids, np.int32), np.ones(len(ids), bool))
