@@ -2,8 +2,9 @@
 import json
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redlite.cli import bench
 from redlite.cli.options import Parser, add_common_options, flag, output_options
@@ -82,12 +83,12 @@ def run(args: Namespace, command: str) -> int:
     return bench.code_of(found.complete, found.gates if args.gate else [], few)
 
 
-def _made(found: "Exported", args: Namespace) -> str | dict:
+def _made(found: "Exported", args: Namespace) -> str | dict[str, Any]:
     """The export: a text, or an object that becomes JSON."""
     from redlite.redteam import export, export_ci, export_logs
     if args.format == "conversations":
         return export.conversations(found, args.label, args.plain)
-    make = {
+    make: dict[str, Callable[[Exported], str | dict[str, Any]]] = {
         "csv": export.judged_csv, "markdown": export.markdown, "junit": export_ci.junit,
         "sarif": export_ci.sarif, "lm-eval": export_logs.lm_eval, "inspect": export_logs.inspect_log,
     }

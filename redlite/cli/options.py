@@ -48,9 +48,13 @@ def kernels_here() -> str:
     return "Kernels on CPUs: the reference kernels, which are slower; any command says why."
 
 
-def options_of(setting: str) -> str:
-    """The options that set what an Error names as its setting; "" where none is known."""
-    return next((options for pattern, options in SET_BY.items() if re.fullmatch(pattern, setting)), "")
+def options_of(setting: str, known: Collection[str] | None = None) -> str:
+    """The options that set what an Error names as its setting; "" where none is known.
+
+    known  the options of the command, others than which help nobody there; None: not known
+    """
+    found = next((options for pattern, options in SET_BY.items() if re.fullmatch(pattern, setting)), "")
+    return " or ".join(option for option in found.split(" or ") if known is None or option in known)
 
 
 class Parser(argparse.ArgumentParser):
@@ -92,8 +96,10 @@ def closest(name: str, known: Collection[str]) -> str:
     return found[0] if found else ""
 
 
-# Options that name what is tested. Who gives one twice means both; of others the last one counts.
-ONE = ("model", "questions", "attack", "attacker", "conversations")
+# Options that take one value where somebody may well mean both. Of all others the last one counts, so that a
+# script can put what it is given behind its own.
+ONE = ("model", "questions", "attack", "attacker", "conversations", "baseline", "adapter", "add", "minus",
+       "format", "provider", "system", "topics", "extra_body", "judge_extra_body", "attacker_extra_body")
 
 
 def check_once(parser: argparse.ArgumentParser, arguments: list[str]) -> None:

@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import FrameType
@@ -34,6 +34,7 @@ Command = tuple[Callable[[str], Parser], Callable[[argparse.Namespace, str], int
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "can't start new thread",
              "failed to map segment", "annot allocate memory")
 
+_options: Collection[str] | None = None   # those of the command that is running
 _is_program = False  # whether this process is one of our programs, rather than somebody's that calls one
 
 
@@ -43,6 +44,8 @@ def parse(parser: Parser, arguments: list[str], seals_later: bool = False) -> ar
     A program has its kernel close the network as well, unless the options name an endpoint or torchrun
     started the command, whose processes talk to each other. seals_later: the command calls `seal` itself.
     """
+    global _options
+    _options = parser._option_string_actions
     arguments = respelled(parser, arguments)
     check_once(parser, arguments)
     first = Parser(prog=parser.prog, add_help=False)
@@ -155,7 +158,8 @@ def _guarded(program: str, body: Body, arguments: list[str]) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (it stays open to the end)
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that is not Unicode must not end a run that is done
         sys.stdout.reconfigure(errors="backslashreplace")
-    opened = len(run_directory.opened)
+    global _options
+    _options, opened = None, len(run_directory.opened)
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = Plain(sys.stdout), Plain(sys.stderr)
     try:
@@ -174,7 +178,7 @@ def _ended(program: str, body: Body, arguments: list[str], opened: int) -> int:
         # An attempt that was stopped in a child or in native code was named, and the command went on.
         return FAILED if code == DONE and kernel.attempted() else code
     except Error as error:
-        option = options_of(error.setting)
+        option = options_of(error.setting, _options)
         line = " ".join(str(error).splitlines()) + (f" ({option})" if option else "")
         print(f"{program}: {line}", file=sys.stderr)
         return FAILED if isinstance(error, Incomplete) else USAGE

@@ -111,6 +111,8 @@ def judge(args: Namespace, folder: Path, choice: "JudgeChoice | Panel | None") -
         raise Error(f"{folder}: of benches only XSTest is judged, by a judge of refusals; "
                     "use rules, or a model with --judge-format refusal")
     of_harm = None if getattr(choice, "identity", {}).get("format") == "refusal" else choice
+    if of_harm:
+        _check_baseline(folder, of_harm.name)
     for side in (folder, folder / "baseline"):
         if side != folder and not side.exists():
             continue
@@ -129,6 +131,19 @@ def judge(args: Namespace, folder: Path, choice: "JudgeChoice | Panel | None") -
                     raise Error(f"{folder}: holds no answers to XSTest, and no other bench is judged")
     if not alone and choice and of_refusal is None:
         note(f"redeval: {choice.name} judges harm, not refusal; XSTest keeps its judge")
+
+
+def _check_baseline(folder: Path, judge: str) -> None:
+    """Raise Error where a finished run stands as the baseline and this judge has not labelled it."""
+    from redlite.redteam import journals, runs
+    from redlite.store.files import read_json
+    path = folder / runs.RESULTS
+    known = read_json(path) if path.exists() else {}
+    finished = known.get("baseline_run") if isinstance(known, dict) else None
+    part = runs.parts_of(Path(finished)).get("redeval") if finished and Path(finished).exists() else None
+    if part and (theirs := journals.last_judge(part)) != judge:
+        raise Error(f"{folder}: its baseline {finished} is judged by {theirs}, and both must be by one "
+                    f"judge; have {judge} judge that first (redeval judge {finished}), or keep {theirs}")
 
 
 def _now_by(found: "RunJournals", judge: str) -> None:

@@ -96,7 +96,7 @@ def describe_train(prog: str) -> Parser:
     plan.add_argument("--lora-alpha", type=number(0.001, 1e6), metavar="X",
                       help="the adapter's scale is X / RANK (default: 2 RANK)")
     plan.add_argument("--lora-targets", nargs="+", metavar="NAME",
-                      help="matrices that get an adapter (default: all seven of a layer)")
+                      help="of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj (default: all seven)")
     flag(plan, "adapter-only", "with --lora: write adapter/ alone, for --adapter, and not the merged model, "
                                "which is as large as the weights in --dtype")
     plan.add_argument("--quantize", choices=("int8", "int4"),
@@ -180,7 +180,8 @@ def objective(text: str) -> str:
 
 def _add_objective(group: Options) -> None:
     group.add_argument("--objective", type=objective, metavar="NAME",
-                       help="of strategy B's red responses: B (default), hinge, npo, … of redlite/loss.py")
+                       help="of strategy B's red responses: B (default), hinge, unlikelihood, weighted, npo, "
+                       "simnpo or dpo (redlite/loss.py)")
     group.add_argument("--preset", choices=("paper", "capped"),
                        help="of the objective B: the paper's coefficients, or bounded ones (default: capped)")
     group.add_argument("--parameter", nargs="+", default=[], metavar="NAME=X",

@@ -137,6 +137,8 @@ def _measure(args: Namespace, command: str, output: Path, battery: "Battery", mo
     from redlite.cli import scorecard_files
     from redlite.redteam import runs, scorecard
     from redlite.store.run_directory import Run
+    if finished:
+        scorecard.check_baseline(finished, output, model, battery)
     progress, info = Progress(args.quiet), bench.information(args)
     made = {"command": command, "kind": "scorecard", "model": model.identity, "info": info}
     # The baseline is guarded by its own manifests, below baseline/, so that it may come later.

@@ -24,6 +24,7 @@ LOWER_IS_BETTER = {"asr", "over_refusal", "compliance"}
 VALUES = {"harmful": 1.0, "unharmful": 0.0}
 # What decides an attack's messages; None of a run without one. Its judge is that of the run, or named here.
 ATTACK = ("method", "attacker", "instructions", "turns", "backtracks", "attacker_tokens", "refusals", "judge")
+CONDITIONS_OF_BENCH = ("protocol", "chat", "judge", "refusal_tokens")
 TASK = {"sha256": str, "n": int, "metrics": list, "groups": list, "mean": str}
 
 
@@ -116,6 +117,10 @@ def _of_redeval(folder: Path) -> Side:
 
 
 def _conditions_of_redeval(folder: Path, made: dict, judge: str) -> dict[str, object]:
+    """What decides the figures, beside the model.
+
+    folder  the run; one that is not made yet has no judges' identities
+    """
     known = journals.read_judges(folder)
     judged_by = {"name": judge, "identities": [known.get(one) for one in judges_of(judge) or [judge]]}
     return {"judge": judged_by, "model.template": made["model"].get("template"),
@@ -147,9 +152,8 @@ def _of_bench(folder: Path, made: dict) -> Side:
                 for group in entry["groups"]:
                     outcome = PairedOutcome(f"{task}/{id}", value, same, weighs_as)
                     found[f"{group}.{metric}"][f"{task}/{id}"] = outcome
-    fields = ("protocol", "chat", "judge", "refusal_tokens")
     return Side(folder, found, {task: (entry["sha256"],) for task, entry in made["tasks"].items()}, left,
-                {name: made.get(name) for name in fields})
+                {name: made.get(name) for name in CONDITIONS_OF_BENCH})
 
 
 def differing(a: Side, b: Side) -> list[str]:
@@ -169,6 +173,21 @@ def check_alike(a: Side, b: Side) -> None:
     if fields := differing(a, b):
         raise Error(f"{a.folder} and {b.folder} were not made alike: {named(a, b, fields)}; what differs "
                     "between them need not be the model; make them alike, or compare them anyway", "anyway")
+
+
+def check_planned(finished: Path, folder: Path, made: dict) -> None:
+    """As `check_alike`, of a finished run and one that is about to be made: before the work, not after.
+
+    folder, made  the directory and the manifest of the run to be made; its judge counts by its name alone
+    """
+    a = read(finished)
+    if "prompts" in made:
+        conditions = _conditions_of_redeval(folder, made, made["judge"]["name"])
+        for side in (a.conditions, conditions):
+            side["judge"] = {"name": side["judge"]["name"]}  # type: ignore[index]
+    else:
+        conditions = {name: made.get(name) for name in CONDITIONS_OF_BENCH}
+    check_alike(a, Side(folder, {}, {}, {}, conditions))
 
 
 def named(a: Side, b: Side, fields: list[str]) -> str:

@@ -14,6 +14,8 @@ def lm_eval(run: Exported) -> dict:
     """lm-evaluation-harness's results file: a task for each prompt ("redeval_cou"), and the benches' own."""
     out: dict = {name: dict((run.bench or {}).get(name, {})) for name in
                  ("results", "groups", "group_subtasks", "versions", "n-shot", "n-samples")}
+    for part in ("results", "groups"):
+        out[part] = {task: _figures(found) for task, found in out[part].items()}
     better = {}
     for prompt, r in (run.asr or {"prompts": {}})["prompts"].items():
         name, labelled = f"redeval_{prompt}", r["harmful"] + r["unharmful"]
@@ -26,6 +28,11 @@ def lm_eval(run: Exported) -> dict:
     config = {"model": "redlite", "model_args": run.name, "limit": None, "random_seed": made.get("seed")}
     return {**out, "higher_is_better": better, "configs": {}, "config": config, "date": time.time(),
             "model_name": run.name, "model_source": "redlite"}
+
+
+def _figures(found: dict) -> dict:
+    """A task's figures without our own intervals and categories, which its readers take for figures."""
+    return {name: value for name, value in found.items() if not isinstance(value, list | dict)}
 
 
 def inspect_log(run: Exported) -> dict:

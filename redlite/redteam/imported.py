@@ -90,6 +90,16 @@ def _records(path: Path) -> Any:
     return read_json(path)
 
 
+def _rows(path: Path, records: Any, program: str) -> list[dict]:
+    """The records, each of which is an object; Error for a file that is built otherwise."""
+    if not isinstance(records, list):
+        raise Error(f"{path}: is no file of {program}, which holds a list of records")
+    for number, record in enumerate(records, 1):
+        if not isinstance(record, dict):
+            raise Error(f"{path}, record {number}: is no object; import what {program} itself wrote")
+    return records
+
+
 def _first(records: Any) -> dict:
     """The first record of a list, {} where there is none."""
     return records[0] if isinstance(records, list) and records and isinstance(records[0], dict) else {}
@@ -103,7 +113,9 @@ def _is_garak(records: Any) -> bool:
 
 def _garak(path: Path, records: Any) -> list[Item | None]:
     """An attempt is written when it is answered and again when it is judged: the last one counts."""
-    attempts = {r.get("uuid"): r for r in records if isinstance(r, dict) and r.get("entry_type") == "attempt"}
+    rows = _rows(path, records, "garak")
+    attempts = {str(r.get("uuid")): r for r in rows if r.get("entry_type") == "attempt"}
+    model = _garak_model(rows)
     found: list[Item | None] = []
     for id, r in attempts.items():
         where = f"{path}, attempt {id}"
@@ -114,8 +126,17 @@ def _garak(path: Path, records: Any) -> list[Item | None]:
         for output in outputs:
             text = None if output is None else _garak_text(output, where)
             asked = question is not None and text is not None
-            found.append(Item(str(id), question or "", attack, text or "") if asked else None)
+            item = Item(id, question or "", attack, text or "", model=model)
+            found.append(item if asked else None)
     return found
+
+
+def _garak_model(rows: list[dict]) -> str:
+    """What answered, by the set-up that stands first: target_name since garak 0.13, model_name before."""
+    setup = next((r for r in rows if r.get("entry_type") == "start_run setup"), {})
+    fields = ("target_name", "model_name", "target_type", "model_type")
+    named = [setup.get(f"plugins.{name}") for name in fields]
+    return next((name for name in named if isinstance(name, str) and name), "")
 
 
 def _garak_text(value: Any, where: str) -> str | None:
@@ -145,7 +166,7 @@ def _pyrit(path: Path, records: Any) -> list[Item | None]:
     is left out. An answer that a filter blocked holds the API's error in place of a text.
     """
     by_conversation: dict[str, dict[int, list[dict]]] = {}
-    for r in records:
+    for r in _rows(path, records, "PyRIT"):
         id = str(r.get("conversation_id"))
         try:
             turn = int(r.get("sequence") or 0)
@@ -228,6 +249,8 @@ def _is_harmbench(records: Any) -> bool:
 
 
 def _harmbench(path: Path, records: Any) -> list[Item | None]:
+    if not isinstance(records, dict):
+        raise Error(f"{path}: is no file of HarmBench, which holds an object of behaviours")
     found: list[Item | None] = []
     for behaviour, rows in records.items():
         for number, r in enumerate(rows if isinstance(rows, list) else [], 1):

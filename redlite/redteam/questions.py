@@ -186,7 +186,7 @@ def find_questions(name_or_path: str | Path, data_dir: str | Path | None = None)
     names = sorted(embedded)
     if data_dir is None:
         raise Error(f"questions {path.name!r}: not an embedded set ({', '.join(names)}); "
-                    "say where the data lies, or give a file")
+                    "say where the data lies, or give a file", "data")
     names = [file.stem for file in files if path.name.lower() in file.stem.lower()] + names
     raise Error(f"questions {path.name!r}: neither under {data_dir} nor embedded; "
                 f"use {', '.join(names)}, or give a file")

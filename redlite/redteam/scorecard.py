@@ -110,16 +110,30 @@ def run_bench(folder: Path, command: str, model: ModelChoice, battery: Battery,
     return found
 
 
+def redeval_manifest(command: str, model: ModelChoice, battery: Battery, info: dict | None = None) -> dict:
+    """The settings that decide the results of the battery's RED-EVAL."""
+    if battery.question_path is None:
+        raise ValueError("a battery with RED-EVAL needs the file of its questions")
+    return redeval.manifest(
+        command=command, seed=battery.seed, model=model, question_path=battery.question_path,
+        questions=battery.questions, limit=len(battery.asked), prompts=battery.prompts, judge=battery.judge,
+        decoding=battery.decoding, info=info)
+
+
+def check_baseline(finished: Path, folder: Path, model: ModelChoice, battery: Battery) -> None:
+    """Raises Error if a finished run was made otherwise than the battery will be; nothing is asked yet."""
+    parts = runs.parts_of(finished)
+    if "redeval" in parts and battery.prompts:
+        compare.check_planned(parts["redeval"], folder / "redeval", redeval_manifest("", model, battery))
+    if "bench" in parts and (battery.tasks or battery.refusals):
+        compare.check_planned(parts["bench"], folder / "bench", bench_manifest("", model, battery))
+
+
 def run_redeval(folder: Path, command: str, model: ModelChoice, battery: Battery,
                 progress: redeval.Progress | None = None,
                 info: dict | None = None) -> tuple[journals.RunJournals, dict]:
     """Run RED-EVAL of the battery into a run directory; its journals, and what its results.json holds."""
-    if battery.question_path is None:
-        raise ValueError("a battery with RED-EVAL needs the file of its questions")
-    made = redeval.manifest(
-        command=command, seed=battery.seed, model=model, question_path=battery.question_path,
-        questions=battery.questions, limit=len(battery.asked), prompts=battery.prompts, judge=battery.judge,
-        decoding=battery.decoding, info=info)
+    made = redeval_manifest(command, model, battery, info)
     with Run(folder, made, partial(growth.redeval, folder)) as directory:
         found = redeval.run(directory, model, battery.asked, battery.prompts, battery.decoding, battery.seed,
                             None, progress)

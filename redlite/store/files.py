@@ -20,7 +20,8 @@ def unwritable(path: str | Path, error: OSError) -> Error:
     """The Error for a file that cannot be written; Incomplete where the disk is to blame."""
     if error.errno in BAD_LUCK:
         return Incomplete(f"{path}: cannot be written ({error.strerror}); {GO_ON}")
-    return Error(f"{path}: cannot be written ({error.strerror}); choose another directory", "output_dir")
+    return Error(f"{path}: cannot be written ({error.strerror}); make it writable, or choose another "
+                 "directory", "output_dir")
 
 
 def encode(record: object) -> bytes:

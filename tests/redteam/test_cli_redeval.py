@@ -403,6 +403,9 @@ def test_an_incomplete_run_is_1(fake, capsys, monkeypatch):
         (["--output", "x"], "did you mean --output-dir?"),
         (["--model", "a", "--model=b"], "--model is given twice (a, b), and takes one"),
         (["--questions", "q.json", "--questions", "r.json"], "--questions is given twice (q.json, r.json)"),
+        (["--system", "a", "--system=b"], "--system is given twice (a, b), and takes one"),
+        (["export", "a", "--format", "csv", "--format", "junit"], "--format is given twice (csv, junit)"),
+        (["scorecard", "--baseline", "a", "--baseline", "b"], "--baseline is given twice (a, b)"),
         (
             ["--mod", "x"], "unrecognized arguments",
         ),  # no abbreviations: a later option must not change a script's meaning

@@ -100,23 +100,32 @@ def test_runs_that_were_not_made_alike_have_no_difference_and_say_why(capsys):
 @pytest.mark.parametrize("form", FORMATS)
 def test_with_json_one_line_tells_of_the_export_or_holds_it(capsys, form):
     folder = run("a")
-    whole = exported(capsys, folder, "--format", form, "--output", "a.out") or Path("a.out").read_text()
     told = json.loads(exported(capsys, folder, "--format", form, "--output", "b.out", "--json"))
-    assert told == {"run": "a", "format": form, "bytes": Path("b.out").stat().st_size, "output": "b.out",
-                    "gates": []}
+    whole = Path("b.out").read_text()
+    assert told == {"run": "a", "format": form, "bytes": len(whole.encode()), "output": "b.out", "gates": []}
     held = json.loads(exported(capsys, folder, "--format", form, "--json"))
     content = held.pop("content")
-    assert held == {**told, "output": None}
+    assert held == {**told, "output": None, "bytes": held["bytes"]}     # a date may be shorter in digits
     if form in ("sarif", "lm-eval", "inspect"):
         assert content.keys() == json.loads(whole).keys()
     else:
-        assert len(content) == len(whole)
+        assert content == whole
     planned = json.loads(exported(
         capsys, folder, "--format", form, "--output", "c.out", "--json", "--dry-run"))
     assert planned.keys() == told.keys() and not Path("c.out").exists()
     failed = json.loads(exported(
         capsys, folder, "--format", form, "--json", "--gate", "asr.cou<=0", code=100))
     assert [gate["passed"] for gate in failed["gates"]] == [False]
+
+
+def test_a_place_that_cannot_be_written_names_no_option_that_the_command_lacks(capsys):
+    run("a")
+    capsys.readouterr()
+    assert main(["export", "a", "--format", "csv", "--output", "/proc/a.csv"]) == 2
+    said = capsys.readouterr().err
+    assert "/proc/a.csv: cannot be written" in said and "--output-dir" not in said
+    assert main(["compare", "a", run("b", "m", "q", "--system", "x").name]) == 2
+    assert "compare them anyway (--anyway)" in capsys.readouterr().err
 
 
 def test_csv_holds_every_answer_with_its_label(capsys):

@@ -159,13 +159,35 @@ def test_behaviours_stand_for_test_cases(capsys):
     assert "no id of c.csv is in h.json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("setup, model", [
+    ({"plugins.target_type": "test.Blank", "plugins.target_name": "org/model-7b"}, "org/model-7b"),
+    ({"plugins.model_type": "huggingface", "plugins.model_name": "old-7b"}, "old-7b"),
+    ({"plugins.target_type": "test.Blank", "plugins.target_name": None}, "test.Blank"), ({}, "imported")])
+def test_garak_names_the_model_in_its_setup(setup, model):
+    put("g.json", [{**GARAK[0], **setup}, *GARAK[1:]])
+    assert main(["import", "g.json", "--output-dir", "run"]) == 0
+    assert json.loads(Path("run/results.json").read_text())["model"] == model
+
+
+def test_records_that_share_a_uuid_that_is_no_text_are_one_attempt():
+    put("g.json", [{**GARAK[1], "uuid": [1]}, {**GARAK[2], "uuid": [1]}])
+    assert main(["import", "g.json", "--output-dir", "run"]) == 0
+    assert len(rows("run")) == 2
+
+
 @pytest.mark.parametrize("content, options, message", [
     ([{"a": 1}], [], "is no file of garak, pyrit, promptfoo, harmbench"),
     ({}, ["--from", "harmbench"], "holds no answer in harmbench's format"),
     ([{"entry_type": "attempt", "uuid": "u", "prompt": 3, "outputs": []}], [], "attempt u: has no text"),
     ([{"entry_type": "attempt", "uuid": "u", "prompt": "a"}], [], "attempt u: outputs is no list"),
     ({"results": [{"vars": {}}]}, [], "result 1: has no question"),
-    ({"x": [{"generation": "a"}]}, [], "'x', completion 1: test_case is no text")])
+    ({"x": [{"generation": "a"}]}, [], "'x', completion 1: test_case is no text"),
+    ([PYRIT[0], 5], [], "record 2: is no object; import what PyRIT itself wrote"),
+    ([GARAK[1], "x"], [], "record 2: is no object; import what garak itself wrote"),
+    ({"a": {"b": 1}}, ["--from", "pyrit"], "is no file of PyRIT, which holds a list"),
+    (None, ["--from", "garak"], "is no file of garak, which holds a list"),
+    ([{"a": 1}], ["--from", "harmbench"], "is no file of HarmBench, which holds an object"),
+    ("text", ["--from", "promptfoo"], "holds no answer in promptfoo's format")])
 def test_faults_are_named(capsys, content, options, message):
     put("x.json", content)
     assert main(["import", "x.json", *options, "--output-dir", "run"]) == 2

@@ -108,6 +108,16 @@ def test_a_finished_run_is_a_baseline(finished, tmp_path, capsys):
     other[other.index("48")] = "32"
     assert main(other) == 2
     assert "were not made alike: decoding.max_new_tokens (48, 32)" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()    # found before anything was asked
+    for more, differs in ((["--protocol", "paper"], "protocol (lm_eval, paper)"),
+                          (["--judge", "linear"], "judge (rules, linear)")):
+        assert main([*scorecard(data, tmp_path / "other", "--baseline", str(finished / "card")), *more]) == 2
+        assert differs in capsys.readouterr().err and not (tmp_path / "other").exists()
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    assert main(["judge", str(output), "--judge", "linear"]) == 2
+    err = capsys.readouterr().err
+    assert "is judged by rules, and both must be by one judge; have linear judge that first" in err
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
     assert main(scorecard(data, output, "--baseline", str(output))) == 2
     assert "is this run itself" in capsys.readouterr().err
 

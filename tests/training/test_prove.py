@@ -1,5 +1,6 @@
 """The proof must pass on what is right and fail, with exit code 1, on what is wrong."""
 import json
+import re
 import types
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from redlite import loss
 from redlite.cli import safealign
 from redlite.kernels import reference
+from redlite.model import lora
 from redlite.training import prove
 
 
@@ -21,6 +23,15 @@ def only_reference(monkeypatch):
                                      []))
     use()
     return use
+
+
+@pytest.mark.parametrize("command", ["train", "audit"])
+def test_help_names_every_objective_and_matrix(command, capsys):
+    with pytest.raises(SystemExit):
+        safealign.main([command, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for name in loss.OBJECTIVES.keys() - {"A"} | set(lora.TARGETS if command == "train" else ()):
+        assert re.search(rf"\b{name}\b", shown), name
 
 
 def test_the_plan_of_prove_is_json_where_json_is_asked_for(capsys):

@@ -85,7 +85,7 @@
     link.href = URL.createObjectURL(new Blob([text + "\n"], { type: "application/json" }));
     link.download = `labels${state.labeller ? "-" + state.labeller.replace(/[^\w-]+/g, "-") : ""}.json`;
     link.click();
-    URL.revokeObjectURL(link.href);
+    setTimeout(() => URL.revokeObjectURL(link.href), 60_000);  // Safari reads it after the click
   }
 
   async function open(file) {
