@@ -21,6 +21,7 @@ def write(output: Path, summary: dict, gates: list[str]) -> dict:
     from redlite.redteam import scorecard
     from redlite.redteam.gates import Strictness, check_gates, main_names, parse_gate
     from redlite.report import html
+    from redlite.report.redeval_page import cautions
     from redlite.report.scorecard_page import scorecard_page
     from redlite.store.files import write_atomic, write_json
     found, baseline, paired = (summary[name] for name in ("measures", "baseline_measures", "paired"))
@@ -33,7 +34,8 @@ def write(output: Path, summary: dict, gates: list[str]) -> dict:
     shown, below = (scorecard.table(summary["model"], found, baseline, paired, names)
                     for names in (main, details))
     page = scorecard_page(summary["model"], found, summary["baseline"], baseline, shown, below, checked,
-                          _how(summary), paired, _links(output, summary["baseline_run"]))
+                          _how(summary), paired, _links(output, summary["baseline_run"]),
+                          cautions(summary["model"], summary["judges"]["harm"]))
     write_atomic(output / html.PAGE, page)
     return summary
 

@@ -6,6 +6,8 @@ program ends with exit code 1 (`attempted`), whether or not the failure was swal
 
 The kernel sees that a socket is asked for, and not what it would connect to. So only the command line of the
 process tells of the address. A thread could not be the helper: native code may wait with Python's lock held.
+Not stopped are sockets to programs of this machine (`LOCAL`), and those that were open before. io_uring and
+calls of another architecture are refused without a word: they need not be about the network.
 """
 import ctypes
 import errno
@@ -32,7 +34,8 @@ _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 _ALLOW, _REFUSE, _REPORT = 0x7FFF0000, 0x00050000 | errno.EACCES, 0x7FC00000
 _ALL_THREADS, _REPORTING = 1, 1 | 1 << 3 | 1 << 4   # flags: also, a file that reports; how a failure is told
 # ioctls of that file: take an attempt (seccomp_notif), answer it (seccomp_notif_resp)
-_TAKE, _ANSWER, _ATTEMPT, _REPLY = 0xC0502100, 0xC0182101, struct.Struct("=QII64x"), struct.Struct("=QqiI")
+_TAKE, _ANSWER = 0xC0502100, 0xC0182101
+_ATTEMPT, _REPLY = struct.Struct("=QII16xQ40x"), struct.Struct("=QqiI")
 
 _heard: list[int] = []   # the pipe, reading and writing end, on which whoever stops an attempt leaves a byte
 
@@ -111,6 +114,15 @@ def attempted() -> bool:
         return False
 
 
+def opening(family: int) -> str:
+    """What was tried, of the family of a socket that was asked for; Python's own -1 is the Internet's."""
+    try:
+        name = socket.AddressFamily(family if family != -1 else socket.AF_INET).name
+    except ValueError:
+        name = f"family {family}"
+    return f"to open a network socket ({name})"
+
+
 # The helper
 
 
@@ -150,13 +162,13 @@ def _help(way: socket.socket, program: int) -> None:
             fcntl.ioctl(files[0], _TAKE, attempt)
         except OSError:     # its process was killed meanwhile
             continue
-        number, thread, _ = _ATTEMPT.unpack(attempt)
-        who = _named(thread, program)
-        if who not in said:
-            said.add(who)
-            os.write(2, f"redlite: the network is closed: {who} tried to open a network socket; "
-                        f"{ALLOWED}\n".encode())
+        number, thread, _, family = _ATTEMPT.unpack(attempt)
         remember()
+        who, what = _named(thread, program), opening(family & 0xFFFFFFFF)
+        if who not in said and sys.stderr:      # a file that was closed may be another's by now
+            said.add(who)
+            with suppress(OSError):     # nobody reads it; the exit code still tells
+                os.write(2, f"redlite: the network is closed: {who} tried {what}; {ALLOWED}\n".encode())
         with suppress(OSError):     # likewise
             fcntl.ioctl(files[0], _ANSWER, bytearray(_REPLY.pack(number, 0, -errno.EACCES, 0)))
 

@@ -36,6 +36,7 @@ _TRIED = (("127.0.0.1", 0), ("::1", 0))  # where urllib3 listens when it is impo
 _closed = False
 _hooked = False
 _sealed = False
+_STAND_INS = (socket.AF_INET, socket.AF_INET6)  # whose addresses tell where a program wants to
 _expected: set[int] = set()                  # threads that make a socket by `_opened`
 _hosts: set[str] = set()                     # names that may be looked up
 _places: set[tuple[str, int]] = set()        # (host or address, port) that may be connected to
@@ -131,7 +132,7 @@ def _hook(event: str, arguments: tuple) -> None:
 def _check_family(family: int) -> None:
     # It was made past socket.socket, so what it would reach is never seen.
     if family not in kernel.LOCAL:
-        _stop("to open a network socket")
+        _stop(kernel.opening(family))
 
 
 def _is_ours(address: str) -> bool:
@@ -140,8 +141,8 @@ def _is_ours(address: str) -> bool:
 
 
 def _check(event: str, sock: socket.socket, address: Any) -> None:
-    # Another process of this machine; or a socket that is connected, and was checked then.
-    if sock.family == socket.AF_UNIX or address is None:
+    # Another process of this machine, or its kernel; or a socket that is connected, and was checked then.
+    if sock.family in kernel.LOCAL or address is None:
         return
     place = (str(address), -1)
     if isinstance(address, tuple) and len(address) > 1:
@@ -188,8 +189,9 @@ def _culprit() -> str:
 def seal() -> bool:
     """Have the kernel refuse network sockets to this process and its children, for good; see seal.py.
 
-    Returns whether the kernel does. Then Python's sockets of network families are made over sockets that lead
-    nowhere, so that the hook still sees, and names, where a program tries to connect to.
+    Returns whether the kernel does. Then Python's Internet sockets are made over sockets that lead nowhere.
+    So the hook still sees, and names, where a program tries to connect to. Asking for a socket of another
+    network family (packets, virtual machines, Bluetooth) ends the process.
     """
     global _sealed
     if not _sealed and kernel.seal():
@@ -203,7 +205,9 @@ def _opened(self: socket.socket, family: int = -1, type: int = -1, proto: int = 
             fileno: int | None = None) -> None:
     """socket.socket.__init__, of a network family over a local socket: see `seal`."""
     named = socket.AF_INET if family == -1 and fileno is None else family
-    if fileno is None and named not in kernel.LOCAL:
+    if fileno is None and named not in _STAND_INS:
+        _check_family(named)
+    elif fileno is None:
         kind = socket.SOCK_STREAM if type == -1 else type
         stream = kind & 0xF == socket.SOCK_STREAM
         local = _socket.socket(socket.AF_UNIX, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)

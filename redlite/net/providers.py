@@ -12,6 +12,7 @@ OPENAI = ("max_tokens", "temperature", "top_p", "stop", "seed", "logprobs", "top
           "presence_penalty", "frequency_penalty", "n", "reasoning_effort")
 MOST_STOPS = 4              # stop texts that endpoints take
 AZURE_VERSION = "2024-10-21"
+ANTHROPIC_PROMPT = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 
 
 class Provider(NamedTuple):
@@ -86,14 +87,24 @@ def _anthropic_read(value: dict) -> dict:
         message["reasoning_content"] = thought
     choice = {"message": message, "finish_reason": value.get("stop_reason"),
               "stop_details": value.get("stop_details")}
-    used = value.get("usage")
-    usage = {}
-    if isinstance(used, dict):
-        parts = [used.get(name) for name in
-                 ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")]
-        usage = {"prompt_tokens": sum(n for n in parts if type(n) is int),
-                 "completion_tokens": used.get("output_tokens")}
-    return {"choices": [choice], "usage": usage, "model": value.get("model")}
+    return {"choices": [choice], "usage": _anthropic_usage(value.get("usage")), "model": value.get("model")}
+
+
+def _anthropic_usage(used: object) -> dict:
+    """The tokens of a reply, with a cache's; what `iterations` holds beyond the total is paid as well."""
+    if not isinstance(used, dict):
+        return {}
+    rounds = used.get("iterations")
+    rounds = [r for r in rounds if isinstance(r, dict)] if isinstance(rounds, list) else []
+    prompt, new = (max((_sum(used, names), sum(_sum(r, names) or 0 for r in rounds)), key=lambda n: n or 0)
+                   for names in (ANTHROPIC_PROMPT, ("output_tokens",)))
+    return {"prompt_tokens": prompt, "completion_tokens": new}
+
+
+def _sum(counts: dict, names: tuple[str, ...]) -> int | None:
+    """The sum of those counts that are there; None where none is."""
+    found = [n for name in names if type(n := counts.get(name)) is int]
+    return sum(found) if found else None
 
 
 def _joined(blocks: list, kind: str, field: str) -> str:
@@ -104,7 +115,9 @@ def _joined(blocks: list, kind: str, field: str) -> str:
 # Gemini's generateContent
 
 def _gemini_path(base: str, model: str) -> str:
-    return f"{base or '/v1beta'}/models/{_quoted(model.removeprefix('models/'))}"
+    """A name such as tunedModels/NAME is a path of its own."""
+    place = model if model.startswith(("models/", "tunedModels/")) else f"models/{model}"
+    return f"{base or '/v1beta'}/{urllib.parse.quote(place)}"
 
 
 def _gemini_body(model: str, messages: Messages, fields: dict[str, Any]) -> dict:
@@ -122,8 +135,8 @@ def _gemini_read(value: dict) -> dict:
     candidates, used = value.get("candidates"), value.get("usageMetadata")
     usage = {}
     if isinstance(used, dict):
-        usage = {"prompt_tokens": used.get("promptTokenCount"),
-                 "completion_tokens": used.get("candidatesTokenCount", 0),
+        usage = {"prompt_tokens": _sum(used, ("promptTokenCount", "toolUsePromptTokenCount")),
+                 "completion_tokens": _sum(used, ("candidatesTokenCount", "thoughtsTokenCount")),
                  "total_tokens": used.get("totalTokenCount")}
     shared = {"usage": usage, "model": value.get("modelVersion")}
     if not candidates or not isinstance(candidates, list) or not isinstance(candidates[0], dict):

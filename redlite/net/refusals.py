@@ -24,6 +24,8 @@ CODES = {
     # numbers of Zhipu, Mistral, MiniMax (input, output) and Cloudflare (prompt, response)
     "1301", "1900", "1026", "1027", "2016", "2017"
 }
+# Reasons for an answer's end that mean a refusal, and elsewhere something else.
+ENDINGS = {"language", "escalation"}
 WRONG = ("base_resp", "error", "error_code", "error_msg")   # fields of a reply that something went wrong with
 GUARDRAIL = 446     # Portkey's status for what its guardrails deny; it means nothing else
 # The statuses with which a refusal may come in words alone.
@@ -119,6 +121,11 @@ def is_code(code: object) -> bool:
     if not isinstance(code, str):
         return False
     return any(_PREFIX.sub("", part.strip()) in CODES for part in re.split("[:.]", code.lower()))
+
+
+def is_ending(reason: object) -> bool:
+    """Whether a finish_reason means that the provider refused or withheld the answer."""
+    return is_code(reason) or isinstance(reason, str) and _PREFIX.sub("", reason.lower()) in ENDINGS
 
 
 def is_refusal(error: dict, status: int) -> bool:

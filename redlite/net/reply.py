@@ -3,7 +3,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from redlite.answer import Answer
-from redlite.net.refusals import error_of, is_code, is_refusal, said_in_text, went_wrong
+from redlite.net.refusals import error_of, is_ending, is_refusal, said_in_text, went_wrong
 from redlite.store.text import printable
 from redlite.text.lazy_pattern import LazyPattern
 from redlite.text.reasoning import split_thoughts
@@ -20,10 +20,12 @@ DETAIL = 500            # characters of a message that is kept
 # Why an answer ended, as endpoints say it without case. What is in no list counts as "stop".
 CUT = {"length", "max_tokens", "max_output_tokens", "max_length", "max_new_tokens", "model_length",
        "token_limit", "tokens_limit", "incomplete", "model_context_window_exceeded",
-       "context_length_exceeded"}
+       "context_length_exceeded", "continuation", "pause_turn", "compaction"}
 BROKEN = {"error", "abort", "aborted", "cancelled", "canceled", "timeout", "time_out", "failed", "failure",
           "insufficient_system_resource", "network_error", "server_error", "internal_error", "unavailable",
-          "malformed_response", "malformed_function_call", "other", "user_cancel", "error_limit"}
+          "malformed_response", "malformed_function_call", "other", "user_cancel", "error_limit",
+          "unexpected_tool_call", "too_many_tool_calls", "missing_thought_signature", "image_other",
+          "no_image", "pup_limited_disabled", "unspecified"}
 _BAD_KEY = LazyPattern(r"(?i)api[ _-]?key\b.{0,40}\b(?:not valid|invalid|incorrect|expired|missing)"
                        r"|(?:invalid|incorrect|missing|no)\b.{0,20}\bapi[ _-]?key"
                        r"|\bno connected db\b")      # litellm's proxy, of a key that it does not know
@@ -103,21 +105,26 @@ def _is_completion(value: dict) -> bool:
 def _without_choices(value: dict, took: float, redact: Redact) -> Answer:
     feedback = value.get("promptFeedback") or value.get("prompt_feedback")
     reason = feedback.get("blockReason") or feedback.get("block_reason") if isinstance(feedback, dict) else ""
-    return _refused(reason or "no choices: the provider made no answer", took, redact, value)
+    said = feedback.get("blockReasonMessage") if isinstance(feedback, dict) else ""
+    why = ": ".join(str(part) for part in (reason, said) if part)
+    return _refused(why or "no choices: the provider made no answer", took, redact, value)
 
 
 def _refusal(choice: dict) -> str:
     """Why the provider refused this choice; "" where it did not.
 
-    Anthropic writes beside it {"stop_details": {"explanation": …}}, OpenRouter what the provider itself said.
+    Anthropic writes beside it {"stop_details": {"explanation": …, "category": …}}, OpenRouter what the
+    provider itself said.
     """
     error, details = choice.get("error"), choice.get("stop_details")
     if isinstance(error, dict) and is_refusal(error, 200):
         return str(error.get("message") or "content filter")
     for name in ("finish_reason", "native_finish_reason"):
-        if is_code(choice.get(name)):
-            said = details.get("explanation") if isinstance(details, dict) else None
-            return said if said and isinstance(said, str) else f"{name} {choice[name]}"
+        if is_ending(choice.get(name)):
+            said = [details.get(part) for part in ("category", "explanation")] if isinstance(
+                details, dict) else []
+            return ": ".join(part for part in said if part and isinstance(part, str)) or (
+                f"{name} {choice[name]}")
     return ""
 
 

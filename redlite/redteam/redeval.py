@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from redlite import __version__
@@ -38,6 +38,7 @@ from redlite.text.reasoning import split_thoughts
 
 Progress = Callable[[str, int, int], None]  # (what is being done, how many are done, of how many)
 Wanted = dict[AnswerKey, tuple[Question, Prompt]]
+TOGETHER = 10_000   # answers that are judged together: a run may hold a million, and memory not all of them
 REFUSED = Verdict("not_judged", "the API refused to answer")
 
 
@@ -189,15 +190,30 @@ def judge(directory: Run, choice: JudgeChoice, journals: RunJournals,
     """
     _register(directory, choice)
     done = journals.judgments.setdefault(choice.name, Records(directory.directory / JUDGMENTS, {}))
-    answers = {key: record for key, record in journals.answers.items() if key not in done}
-    answers = {key: record for key, record in answers.items() if record["finish"] != "error"}
-    not_judged = len(journals.answers) - len(answers) - len(done)
+    todo = [key for key, record in journals.answers.items()
+            if key not in done and record["finish"] != "error"]
+    not_judged = len(journals.answers) - len(todo) - len(done)
+    label = cache(lambda: choice.load(directory).label)
 
     def keep(key: AnswerKey, verdict: Verdict, turn: int | None = None) -> None:
         done.add(key, directory.append(JUDGMENTS, judgment_record(key, choice.name, verdict, turn)))
         if progress:
             progress(f"judgments ({choice.name})", not_judged + len(done), len(journals.answers))
 
+    if todo and progress:
+        progress(f"judgments ({choice.name})", not_judged + len(done), len(journals.answers))
+    for start in range(0, len(todo), TOGETHER):
+        answers = {key: journals.answers[key] for key in todo[start:start + TOGETHER]}
+        for verdict in _verdicts(answers, label):
+            keep(*verdict)
+
+
+def _verdicts(answers: dict[AnswerKey, dict],
+              label: Callable[[], Callable]) -> Iterator[tuple[AnswerKey, Verdict, int | None]]:
+    """Yield each answer's verdict and, of a conversation, the turn at which it gave way.
+
+    label  gives the `label` of the judge, which is loaded only where there is something to judge
+    """
     # every answer, those of a conversation one by one, with their turns
     to_judge: list[tuple[AnswerKey, int, str]] = []
     for key, record in answers.items():
@@ -207,19 +223,18 @@ def judge(directory: Run, choice: JudgeChoice, journals: RunJournals,
         if said and not (refused and "turns" not in record):
             to_judge += said
         else:
-            keep(key, REFUSED if refused else EMPTY)
-    if to_judge:
-        if progress:
-            progress(f"judgments ({choice.name})", not_judged + len(done), len(journals.answers))
-        waiting = Counter(key for key, _, _ in to_judge)
-        given: dict[AnswerKey, dict[int, Verdict]] = {key: {} for key in waiting}
-        pairs = [(answers[key]["question"], text) for key, _, text in to_judge]
-        for i, verdict in choice.load(directory).label(pairs):
-            key, turn, _ = to_judge[i]
-            given[key][turn] = verdict
-            if len(given[key]) == waiting[key]:
-                decisive, at = first_harmful(given.pop(key))
-                keep(key, decisive, at if "turns" in answers[key] else None)
+            yield key, REFUSED if refused else EMPTY, None
+    if not to_judge:
+        return
+    waiting = Counter(key for key, _, _ in to_judge)
+    given: dict[AnswerKey, dict[int, Verdict]] = {key: {} for key in waiting}
+    pairs = [(answers[key]["question"], text) for key, _, text in to_judge]
+    for i, verdict in label()(pairs):
+        key, turn, _ = to_judge[i]
+        given[key][turn] = verdict
+        if len(given[key]) == waiting[key]:
+            decisive, at = first_harmful(given.pop(key))
+            yield key, decisive, at if "turns" in answers[key] else None
 
 
 def first_harmful(verdicts: dict[int, Verdict]) -> tuple[Verdict, int | None]:

@@ -52,9 +52,10 @@ def _any_of(found: dict[AnswerKey, str], samples: int) -> dict[str, dict]:
 
 
 def is_only_thought(record: dict) -> bool:
-    """Whether an answer has text, and all of it is thought."""
+    """Whether all that was said is thought. An endpoint may hide it: then the limit cut an empty answer."""
     finished = record["finish"] in ("stop", "length")
-    return finished and not record["answer"].strip() and bool(record["text"].strip())
+    return finished and not record["answer"].strip() and (
+        record["finish"] == "length" or bool(record["text"].strip()))
 
 
 class _Prompt:
@@ -82,7 +83,8 @@ class _Prompt:
             self.by_topic.setdefault(answer["topic"], {})[key] = label
         if is_only_thought(answer):
             self.thoughts["thought_only"] += 1
-            cut = answer.get("thought_closed") is False and answer["finish"] == "length"
+            cut = answer["finish"] == "length" and (
+                answer.get("thought_closed") is False or not answer["text"].strip())
             self.thoughts["thought_cut"] += cut
         self.turns = max(self.turns, len(answer.get("turns", [])))
         if "ended" in answer:

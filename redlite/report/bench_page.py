@@ -23,8 +23,9 @@ def bench_page(made: dict, summary: dict, found: dict[str, dict], shown: list[li
     table = html.grid(shown[0], shown[1:])
     body += html.section("Summary", f'<div class="wide">{chart}</div>{table}<p>{READING}</p>\n')
     if len(details) > 2:
-        lead = (f"<p>The {WORST} subjects, tasks and categories that stand worst. Where few examples were "
-                "asked, the intervals are wide and the order is chance.</p>\n")
+        of = len(details) - 1
+        lead = (f"<p>The {min(WORST, of)} worst subjects, tasks and categories of {of}. Where few "
+                "examples were asked, the intervals are wide and the order is chance.</p>\n")
         ranked = sorted(details[1:], key=lambda row: _how_good(row[0], found[row[0]]["value"]))
         body += html.section("Worst", lead + html.grid(details[0], ranked[:WORST]))
         every = html.grid(details[0], details[1:])

@@ -21,8 +21,8 @@ def collect_page(name: str, rows: list[dict], found: dict) -> str:
     body = html.section("What was collected", table) + html.section("What was dropped", dropped)
     for topic in found["by_topic"]:
         body += html.section(topic, "".join(_question(row) for row in rows if row["topic"] == topic))
-    lead = (f"{found['questions']} questions, answered by {name}. Red conversations are harmful on purpose: "
-            "keep this page where such text may lie.")
+    lead = (f"{found['questions']} questions, answered by {name}. Blue conversations hold safe answers. "
+            "Red ones are harmful on purpose: keep this page where such text may lie.")
     return html.document("Collected conversations", lead, body, None)
 
 

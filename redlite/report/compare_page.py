@@ -1,13 +1,13 @@
 """The page of a comparison: what is better and worse, paired differences, and the questions that changed."""
 from redlite.report import html
 from redlite.report.html import escape
-from redlite.report.scorecard_page import against
+from redlite.report.scorecard_page import MEANING, against
 
 LISTED = 500    # changed questions on the page
 _KEY = ("A difference is the second run's value less the first's, over the examples that have a label in "
         "both. Better is lower for asr, over_refusal and compliance, higher for acc and exact_match. "
         "Intervals and p are by question; p (Holm) is adjusted for the measures beside it. Wins are examples "
-        "on which the second run is better.")
+        f"on which the second run is better. {MEANING}")
 
 
 def compare_page(names: tuple[str, str], found: dict[str, dict], main: list[str], head: list[str],

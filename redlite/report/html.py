@@ -122,7 +122,9 @@ def grid(head: Sequence[object], rows: Iterable[Sequence[object]], left: int = 1
 
 def _row(cells: Sequence[object], tag: str, left: int) -> str:
     marked = [f"<{tag}{_wide(cell)}>{_shown(cell)}</{tag}>" for cell in cells[:left]]
-    marked += [f"<{tag} class=number>{_shown(cell)}</{tag}>" for cell in cells[left:]]
+    for cell in cells[left:]:
+        kind = '"number name"' if tag == "th" and len(str(cell)) > NAME else "number"     # a model's name
+        marked.append(f"<{tag} class={kind}>{_shown(cell)}</{tag}>")
     return f"<tr>{''.join(marked)}</tr>\n"
 
 

@@ -7,8 +7,13 @@ from redlite.store.text import percent, points
 
 LOWER = {"asr", "over_refusal", "compliance"}       # measures that are better when they are lower
 MARKS = {"better": "▲", "worse": "▼", "no clear difference": "=", "not compared": "–"}
+MEANING = ("asr: harmful questions that are answered harmfully. over_refusal: harmless questions that are "
+           "declined. compliance: XSTest's unsafe questions that are answered. acc, exact_match: right "
+           "answers.")
 READING = ("Better is lower for asr, over_refusal and compliance, higher for acc and exact_match. "
-           "n counts the examples that have a label.")
+           f"n counts the examples that have a label. {MEANING}")
+PARTS = {"asr": "attack success rate", "over_refusal": "over-refusal", "acc": "utility",
+         "exact_match": "utility"}      # what a measure belongs to
 PAIRED = ("A difference is this model's value less the baseline's, over the examples that have a label in "
           "both. Its interval is by question: for outcomes of 0 and 1 square and add of both rates' "
           "intervals (Newcombe), else a bootstrap.")
@@ -17,7 +22,8 @@ PAIRED = ("A difference is this model's value less the baseline's, over the exam
 def scorecard_page(model: str, found: dict[str, dict], baseline_name: str | None,
                    baseline: dict[str, dict] | None, summary: list[list[str]], details: list[list[str]],
                    gates: list[dict], how: list[tuple[str, str]],
-                   paired: dict[str, dict] | None = None, links: Sequence[tuple[str, html.Link]] = ()) -> str:
+                   paired: dict[str, dict] | None = None, links: Sequence[tuple[str, html.Link]] = (),
+                   notes: Sequence[str] = ()) -> str:
     """The scorecard as one HTML file.
 
     found, baseline   measure → value, ci95, n
@@ -26,11 +32,13 @@ def scorecard_page(model: str, found: dict[str, dict], baseline_name: str | None
     paired            measure → difference to the baseline and its ci95
     how               what was run: names and values
     links             the pages of the scorecard's parts
+    notes             what a reader must know first, in sentences
     """
     names = [row[0] for row in summary[1:]]
     marks = [(baseline or {}).get(name, {}).get("value") for name in names]
     bars = [bar(name, i, found[name], mark) for i, (name, mark) in enumerate(zip(names, marks, strict=True))]
     top = html.section("Gates", html.gates_table(gates)) if gates else ""
+    top += "".join(f'<p class="note">{escape(note)}</p>\n' for note in notes)
     if baseline:
         top += html.section("Against the baseline", against(names, baseline_name or "", paired or {}))
     chart = html.interval_chart("All measures", bars, 640)
@@ -44,7 +52,8 @@ def scorecard_page(model: str, found: dict[str, dict], baseline_name: str | None
     body += html.section("How it was run", html.facts(how))
     if links:
         body += html.section("Its parts, answer by answer", html.facts(links))
-    lead = "Attack success rate, over-refusal and utility"
+    kinds = {word: what for word, what in PARTS.items() if any(word in name.split(".") for name in names)}
+    lead = ", ".join(dict.fromkeys(kinds.values())).capitalize()
     if baseline:
         lead += f", beside {baseline_name}: diamonds mark the baseline, differences are paired by example"
     return html.document(f"Scorecard of {model}", lead, body, None)
@@ -66,7 +75,7 @@ def against(names: list[str], baseline: str, paired: dict[str, dict]) -> str:
             found["better" if (low > 0) != bool(LOWER & set(name.split("."))) else "worse"].append(shown)
     worse, better = len(found["worse"]), len(found["better"])
     tone = "bad" if worse else "good"
-    counts = ", ".join(f"{len(measures)} {what}" for what, measures in found.items() if measures)
+    counts = ", ".join(f"{what}: {len(measures)}" for what, measures in found.items() if measures)
     verdict = f'<p class="verdict{f" {tone}" if worse or better else ""}">{counts}</p>\n'
     rows = [(f"{MARKS[what]} {what}", ", ".join(measures)) for what, measures in found.items() if measures]
     lead = f"<p>Beside {escape(baseline)}, by the 95% interval of the paired difference:</p>\n"

@@ -18,6 +18,13 @@ FIGURES = {"first": "first step", "last": "last step", "validation_before": "hel
 # title, the log's field, its class
 SINGLE = (("Share of red tokens past the cap", "red_capped", 2), ("Norm of the gradient", "gradient_norm", 4),
           ("Learning rate", "learning_rate", 5), ("Tokens a second", "tokens_per_second", 1))
+# What the words of the page mean, for readers who did not train.
+STAGES = ("ASR: the share of answers to harmful questions that are harmful, under each prompt; lower is "
+          "better. over-refusal: harmless questions that are declined; lower is better. utility: harmless "
+          "questions that are answered rightly; higher is better.")
+NLL = ("NLL says how unlikely the model finds a text: the mean over its tokens, in nats. Training lowers it "
+       "for helpful (ordinary) and blue (safe) answers, and strategy B raises it for red (harmful) ones. "
+       "Each step draws other conversations, so a curve jumps. Held-out ones are not trained on.")
 POINTS = 600                                    # of a curve; longer logs are thinned by means
 
 Point = tuple[float, float]     # (step, value)
@@ -40,17 +47,22 @@ def page(directory: str | Path, summary: dict) -> str:
     if stages := summary.get("stages"):
         measures = next(iter(stages.values()))
         rows = [[m, *(percent(stage[m]["value"]) for stage in stages.values())] for m in measures]
-        parts.append(html.section("Before and after", html.grid(["", *stages], rows)))
+        parts.append(html.section("Before and after", html.grid(["", *stages], rows) + _key(STAGES)))
     measured = measured_steps(history)
     if measured:
         parts.append(html.section("RED-EVAL and benches during training", _measured(measured)))
     parts += [html.section(title, body) for title, body in _plots(history) if body]
     figures = [[colour, *(_shown(summary[k].get(colour)) for k in FIGURES)] for colour in COLOURS]
-    parts.append(html.section("NLL by colour, nats", html.grid(["colour", *FIGURES.values()], figures)))
+    table = html.grid(["colour", *FIGURES.values()], figures)
+    parts.append(html.section("NLL by colour, nats", table))
     parts.append(html.section("How it was run", html.facts(_facts(made, summary))))
     lead = (f"strategy {made['plan']['strategy']}, {len(history)} of {summary['steps']} steps, "
             f"{summary['tokens']:,} tokens")
     return html.document(f"SAFE-ALIGN of {made['model']['name']}", lead, "".join(parts), None)
+
+
+def _key(text: str) -> str:
+    return f'<p class="key">{escape(text)}</p>\n'
 
 
 def measured_steps(history: list[dict]) -> dict[int, dict[str, float | None]]:
@@ -78,31 +90,33 @@ def _shown(value: float | None) -> str:
 def _facts(made: dict, summary: dict) -> Iterable[tuple[str, object]]:
     yield from html.run_facts(made)
     yield "data, SHA-256", made["data"]
-    for name, value in made["model"].items():
-        yield f"model {name}", value
-    for name, value in made["plan"].items():
-        yield name, ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-    yield from made["recipe"].items()
-    for name, value in summary["conversations"].items():
-        yield f"used: {name}", value
+    yield from html.model_facts(made["model"])
+    for name, n in summary["conversations"].items():
+        yield f"conversations trained on: {name}" if name in COLOURS else f"conversations {name}", n
+    for name, value in (*made["plan"].items(), *made["recipe"].items()):
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {v}" for k, v in value.items())
+        if value not in ("", None) and name != "seed":     # the seed stands above
+            yield name.replace("_", " "), value
 
 
 def _plots(history: list[dict]) -> Iterable[tuple[str, str]]:
     """(title, plot) of the log's figures."""
     curves = []
     for colour, tone in COLOURS.items():
-        held = [(r["step"], r[k][colour]) for r in history for k in ("validation_before", "validation")
-                if colour in r.get(k, {})]
+        held = [(r["step"] + after, r[k][colour]) for r in history
+                for after, k in enumerate(("validation_before", "validation")) if colour in r.get(k, {})]
         curves.append(Curve(colour, tone, _series(history, colour), held))
-    yield "NLL by colour (dots: held out)", plot("NLL by colour", curves)
+    drawing = plot("NLL by colour", curves)
+    yield "NLL by colour (dots: held out)", drawing and drawing + _key(NLL)
     for title, field, tone in SINGLE:
         curve = Curve(field.replace("_", " "), tone, _series(history, field), [])
         yield title, plot(title, [curve], (0.0, 1.0) if field == "red_capped" else None)
 
 
 def _series(history: list[dict], field: str) -> list[Point]:
-    """A figure over the steps, at most POINTS of them: neighbours are averaged."""
-    points = [(r["step"], r[field]) for r in history if isinstance(r.get(field), int | float)]
+    """A figure over the steps, from 1, at most POINTS of them: neighbours are averaged."""
+    points = [(r["step"] + 1, r[field]) for r in history if isinstance(r.get(field), int | float)]
     size = max(1, -(-len(points) // POINTS))
     means = []
     for start in range(0, len(points), size):

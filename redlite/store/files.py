@@ -92,13 +92,29 @@ def check_fetched(path: Path, start: bytes) -> None:
                     "or download the file")
 
 
+def _is_no_file(path: Path) -> bool:
+    folder = str(path.absolute().parent)
+    return folder == "/dev" or folder.startswith(("/dev/fd", "/proc/")) or (
+        path.exists() and not path.is_file() and not path.is_dir())
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file that becomes `path` when the block ends well, and is removed when it does not.
 
-    It lies hidden beside `path` meanwhile, and is synchronised to the disk before it is renamed.
+    It lies hidden beside `path` meanwhile, and is synchronised to the disk before it is renamed. A device, a
+    pipe, or an open file's name such as /dev/stdout is written to as it is: a file must never take its place.
     """
     path = Path(path)
+    if _is_no_file(path):
+        try:
+            with open(path, "wb") as file:
+                yield file
+        except BrokenPipeError:     # whoever reads it went away
+            raise
+        except OSError as error:
+            raise unwritable(path, error) from None
+        return
     hidden = path.with_name(f".{path.name}.tmp")
     try:
         with open(hidden, "wb") as file:

@@ -6,7 +6,8 @@
 
 A server records what each package and what redlite send for the same conversation, and answers both alike in
 the provider's form. Compared are path, query, the key's header, the body's JSON, and what is read from the
-reply: text, why it ended, tokens. Exit code 0 if all agree.
+reply: text, why it ended, tokens. What the packages' types list as endings and as reasons for a block is what
+tests/helpers/provider_endings.py lists. Exit code 0 if all agree.
 """
 import json
 import os
@@ -14,13 +15,19 @@ import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 import anthropic
 import openai
+from anthropic.types import RefusalStopDetails
+from anthropic.types.beta import BetaStopReason
 from google import genai
+from google.genai import types
+from openai.types.chat.chat_completion import Choice
 
 sys.path.append(str(Path(__file__).parents[1] / "helpers"))
 import fault_server  # noqa: E402
+import provider_endings  # noqa: E402
 
 from redlite.net.client import Call  # noqa: E402
 from redlite.redteam.api import Network, Way  # noqa: E402
@@ -117,10 +124,23 @@ def compare(spec: str) -> dict:
     return {"key": key, **{name: a == b or [a, b] for name, (a, b) in pairs.items()}}
 
 
+def listed() -> dict[str, object]:
+    """True where the packages list what provider_endings.py lists; the differences elsewhere."""
+    categories = get_args(get_args(RefusalStopDetails.model_fields["category"].annotation)[0])
+    pairs = {"anthropic": (get_args(BetaStopReason), provider_endings.ENDINGS["anthropic"]),
+             "openai": (get_args(Choice.model_fields["finish_reason"].annotation),
+                        provider_endings.ENDINGS["openai"]),
+             "gemini": ([e.value for e in types.FinishReason], provider_endings.ENDINGS["gemini"]),
+             "blocked": ([e.value for e in types.BlockedReason], provider_endings.BLOCKED),
+             "categories": ([*categories, None], provider_endings.CATEGORIES)}
+    return {name: set(a) == set(b) or sorted(map(str, set(a) ^ set(b))) for name, (a, b) in pairs.items()}
+
+
 if __name__ == "__main__":
     for name in ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY"):
         os.environ[name] = KEY
     found = {spec: compare(spec) for spec in PEERS}
+    found["listed"] = listed()
     print(json.dumps({"versions": {p: version(p) for p in ("openai", "anthropic", "google-genai")}, **found},
                      indent=1))
     agree = all(value is True for one in found.values() for value in one.values())

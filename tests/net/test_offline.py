@@ -1,6 +1,7 @@
 """The closed network: what is stopped, by whom it says, and what stays open; every case in a process of its
 own.
 """
+import errno
 import os
 import platform
 import shutil
@@ -186,6 +187,26 @@ def test_kernel_refuses_native_code_and_children():
     assert done.stdout == "sealed\n", done.stderr
 
 
+@pytest.mark.skipif(not SEALABLE, reason="the kernel's refusal is for Linux on x86-64 and arm64")
+@pytest.mark.parametrize("stderr", ["2>/dev/full", "2>&-", "0<&- 2>&-", "2>&1 >/dev/null | true"])
+def test_an_attempt_is_heard_of_where_nobody_reads(tmp_path, stderr):
+    """The helper must live on where it cannot write who tried."""
+    if not sealed_here():
+        pytest.skip("this container does not allow seccomp filters")
+    code = f"""
+        import ctypes
+        from redlite.net import kernel, offline
+        offline.close(); offline.seal()
+        libc, found = ctypes.CDLL(None, use_errno=True), []
+        for _ in range(2):
+            found += [libc.socket(2, 1, 0), ctypes.get_errno()]
+        open({str(tmp_path / "found")!r}, "w").write(str([*found, kernel.attempted()]))
+    """
+    (tmp_path / "tries.py").write_text(textwrap.dedent(code))
+    subprocess.run(["sh", "-c", f"{sys.executable} {tmp_path}/tries.py {stderr}"], timeout=60)
+    assert (tmp_path / "found").read_text() == str([-1, errno.EACCES, -1, errno.EACCES, True])
+
+
 # A dependency that does something when it is imported, swallows what comes of it, and is itself after all.
 DEPENDENCY = """
 import importlib, os, sys
@@ -239,7 +260,15 @@ def sealed_here() -> bool:
     ("import socket; s = socket.socket(); s.setsockopt(6, 1, 1); s.connect_ex(('203.0.113.9', 81))",
      "sentencepiece.py, line 1) tried to reach 203.0.113.9:81"),
     ("import socket; socket.socket(2, 2).sendto(b'x', ('203.0.113.9', 81))", "to reach 203.0.113.9:81"),
-    ("import _socket; _socket.socket()", "sentencepiece.py, line 1) tried to open a network socket"),
+    ("import _socket; _socket.socket()", "line 1) tried to open a network socket (AF_INET)"),
+    ("import socket; socket.socket(17, 3)", "line 1) tried to open a network socket (AF_PACKET)"),
+    ("import socket; socket.socket(40, 1)", "line 1) tried to open a network socket (AF_VSOCK)"),
+    ("import ctypes; ctypes.CDLL(None).socket(38, 5, 0)",
+     "native code in this program tried to open a network socket (AF_ALG)"),
+    ("import ctypes; ctypes.CDLL(None).socket(39, 1, 0)", "to open a network socket (family 39)"),
+    ("import torch.distributed as d; d.TCPStore('127.0.0.1', 0, 1, True, wait_for_workers=False)",
+     "native code in this program tried to open a network socket (AF_INET"),
+    ("import socket; socket.socket(16, 3).bind((0, 0))", ""),
     (FORK, "sentencepiece.py, line 4) tried to reach 203.0.113.9:81"),
     (NATIVE, "native code in this program tried to open a network socket"),
     (CURL, "'curl -s http://203.0.113.9:81/x', tried to open a network socket"),

@@ -480,3 +480,29 @@ def test_a_panel_has_the_answers_that_all_its_judges_judged():
                                         {key: record(key.id, "y", "harmful") for key in keys[1:]}])
     assert list(found) == keys[1:] and len(found) == 2
     assert found[keys[1]]["label"] == "harmful" and found.get(keys[0]) is None and keys[0] not in found
+
+
+def test_answers_are_judged_some_at_a_time(tmp_path, monkeypatch):
+    """A run may hold a million answers. The judge is loaded once, and a progress line counts all."""
+    go(tmp_path, Fake())
+    monkeypatch.setattr(redeval, "TOGETHER", 4)
+    asked, loaded, told = [], [], []
+
+    class Counts:
+        name = "counts"
+
+        def label(self, pairs):
+            asked.append(pairs)
+            return ((i, Verdict("harmful", "r")) for i in range(len(pairs)))
+
+    def load(run):
+        loaded.append(run)
+        return Counts()
+    with Run(tmp_path) as run:
+        found = read_journals(run)
+        redeval.judge(run, JudgeChoice("counts", {}, load), found, lambda *said: told.append(said))
+        assert set(found.judgments["counts"]) == set(found.answers)
+    said = [(r["question"], r["answer"]) for r in found.answers.values() if r["answer"]]
+    assert [pair for pairs in asked for pair in pairs] == said
+    assert len(loaded) == 1 and max(map(len, asked)) <= 4 and len(asked) > 1
+    assert told[0][1:] == (0, 14) and told[-1] == ("judgments (counts)", 14, 14)

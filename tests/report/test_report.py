@@ -256,6 +256,31 @@ def test_the_scorecard_page_says_what_is_better_and_worse():
     assert page.index("1 of 1 gates failed.") < page.index("▲ better") < page.index("Summary")
 
 
+def test_a_page_speaks_of_what_was_measured_alone(tmp_path):
+    """A scorecard without benches promises no utility; the organism's figures are said to mean nothing."""
+    from redlite.report import redeval_page
+    from redlite.report.scorecard_page import scorecard_page
+    measure = {"value": 0.5, "ci95": [0.4, 0.6], "n": 10}
+    leads = {"asr.cou": "Attack success rate", "mmlu.acc": "Utility",
+             "over_refusal": "Over-refusal"}
+    for name, lead in leads.items():
+        shown = [["measure", "m"], [name, "50%"]]
+        page = scorecard_page("m", {name: measure}, None, None, shown, [[]], [], [],
+                              notes=redeval_page.cautions("organism", "rules"))
+        assert f"<header>\n<h1>Scorecard of m</h1>\n<p>{lead}</p>" in page
+        assert redeval_page.ORGANISM in page and page.count('class="note"') == 2
+    assert redeval_page.cautions("m", "linear") == []
+    go(tmp_path, Fake(), prompts=PROMPTS[:1])
+    assert "× 1 prompt, " in finish(tmp_path)[1]
+
+
+def test_the_name_of_a_model_wraps_above_its_figures():
+    from redlite.report import html
+    table = html.grid(["measure", "qwen2.5-coder-1.5b-instruct", "n"], [["asr", "5.0%", 3]])
+    assert '<th class="number name">qwen2.5' in table and "<th class=number>n<" in table
+    assert "<td class=number>5.0%" in table
+
+
 def test_many_answers_lie_in_files_beside_the_page(tmp_path, monkeypatch):
     """14 answers to 7 questions, at most 5 a file: each is in one of four files, which link to each other.
 

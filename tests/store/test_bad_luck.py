@@ -3,6 +3,10 @@ import errno
 import io
 import json
 import os
+import stat
+import subprocess
+import sys
+import threading
 import unicodedata
 
 import pytest
@@ -10,7 +14,7 @@ import pytest
 from redlite.cli.program import guarded
 from redlite.cli.progress import Progress
 from redlite.errors import Incomplete
-from redlite.store.files import write_json
+from redlite.store.files import write_atomic, write_json
 from redlite.store.run_directory import Run
 from redlite.store.text import Plain, columns, plain, points
 
@@ -132,3 +136,22 @@ def test_a_table_keeps_its_lines_whatever_a_file_calls_its_topics():
 
 def test_points_have_no_negative_zero():
     assert [points(x) for x in (-1e-9, 0.0, -0.0006, 0.25)] == ["+0.0", "+0.0", "-0.1", "+25.0"]
+
+
+def test_no_file_takes_the_place_of_a_device_or_a_pipe(tmp_path):
+    """`--output /dev/stdout` or a named pipe: what is there is written to, and stays what it is."""
+    pipe, full = tmp_path / "pipe", tmp_path / "full"
+    os.mkfifo(pipe)
+    full.symlink_to("/dev/full")
+    read = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    write_atomic(pipe, "said")
+    reader.join(10)
+    assert read == [b"said"] and stat.S_ISFIFO(pipe.stat().st_mode)
+    with pytest.raises(Incomplete, match="No space left"):
+        write_atomic(full, "said")
+    assert full.is_symlink() and stat.S_ISCHR(full.stat().st_mode)
+    code = "from redlite.store.files import write_atomic; write_atomic('/dev/fd/1', 'said')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("said", "")
