@@ -35,7 +35,8 @@ __all__ = [
     "ACTIVATIONS", "FORCED", "FORCED_ISA", "FrozenMatrix", "MODULES", "PACKED_ACTIVATIONS", "PackedBlock",
     "PackedMatrix", "PackedTrunk", "PackedWeight", "Update", "adamw", "attention", "cached_attention",
     "embedding", "gated", "implementation", "linear", "merge_attention", "notice", "pack", "pack_gguf",
-    "rms_norm", "rotary", "shared_prefix", "softcap", "token_nll", "unpackable", "unusable", "why"]
+    "rms_norm", "rotary", "shared_prefix", "softcap", "square_sum", "token_nll", "unpackable", "unusable",
+    "why"]
 FORCED = os.environ.get("REDLITE_KERNELS") or None
 if FORCED not in (None, "reference", "c", "triton"):
     raise ValueError(f"REDLITE_KERNELS={FORCED!r}: use reference, c or triton")
@@ -45,7 +46,7 @@ if FORCED_ISA is not None:
 
 # operation → implementation → the module here that defines a function of the operation's name
 MODULES = {
-    "adamw": {"reference": "reference", "c": "cpu.optimizer"},
+    **{name: {"reference": "reference", "c": "cpu.optimizer"} for name in ("adamw", "square_sum")},
     **{name: {"reference": "reference", "c": "cpu.elementwise"} for name in ("rms_norm", "rotary", "gated")},
     "attention": {
         "reference": "reference", "torch-flash": "cpu.flash_attention",
@@ -251,6 +252,12 @@ def adamw(weight: Tensor, mean: Tensor, square: Tensor, gradient: Tensor, update
     different bits for this. Raises ValueError where sizes differ.
     """
     _choose("adamw", weight.device.type).function(weight, mean, square, gradient, update, generator)
+
+
+def square_sum(x: Tensor) -> Tensor:
+    """Σ x² over a tensor of floats: float64 []. It is infinite where a square leaves float32's range."""
+    function: Callable[..., Tensor] = _choose("square_sum", x.device.type).function
+    return function(x)
 
 
 def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None) -> Tensor:

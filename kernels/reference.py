@@ -312,3 +312,8 @@ def adamw(weight: Tensor, mean: Tensor, square: Tensor, gradient: Tensor, update
         for kept, value in ((m, wide_m), (v, wide_v), (w, wide_w)):
             if kept is not value:
                 write_stochastically(kept, value, generator)
+
+
+def square_sum(x: Tensor) -> Tensor:
+    """Σ x², float64 []; the squares are added up in float32."""
+    return torch.linalg.vector_norm(x, dtype=torch.float32).double().pow(2)

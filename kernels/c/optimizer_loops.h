@@ -73,4 +73,17 @@ INLINE void run_adamw(const AdamW *s, int64_t first, int64_t end)
         adamw_run(s, first, end, 0, 0);
 }
 
+INLINE void run_squares(const Squares *s, int64_t first, int64_t end)
+{
+    for (int64_t block = first; block < end; block++) {
+        Floats sum[PARTS] = {{0}};
+        int64_t from = block * SQUARES, to = from + SQUARES < s->count ? from + SQUARES : s->count;
+        for (int64_t i = from; i < to; i += LANES) {
+            Floats x = s->narrow ? load_numbers(s->x, i, to - i, 1) : load_numbers(s->x, i, to - i, 0);
+            sum[i / LANES % PARTS] += x * x;
+        }
+        s->sums[block] = total(sum);
+    }
+}
+
 #endif

@@ -20,6 +20,19 @@ void rl_adamw(const AdamW *step, int threads)
     rl_parallel(update, (void *)step, most < threads ? (int)most : threads);
 }
 
+static void add_squares(void *context, int part, int parts)
+{
+    const Squares *s = context;
+    int64_t blocks = (s->count + SQUARES - 1) / SQUARES;
+    rl_loops()->squares(s, blocks * part / parts, blocks * (part + 1) / parts);
+}
+
+void rl_squares(const Squares *squares, int threads)
+{
+    int64_t most = squares->count / SHARE + 1;
+    rl_parallel(add_squares, (void *)squares, most < threads ? (int)most : threads);
+}
+
 static void operate(void *context, int part, int parts)
 {
     const Training *s = context;

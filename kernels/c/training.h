@@ -16,6 +16,16 @@ typedef struct {
     uint32_t seed[4];                          /* of the bits that round to bfloat16 */
 } AdamW;
 
+/* The sum of squares of each block of SQUARES numbers of x [count], float32 or with `narrow` bfloat16. */
+typedef struct {
+    const void *x;
+    int64_t count;
+    int32_t narrow;
+    double *sums; /* [⌈count / SQUARES⌉], each summed in float32 */
+} Squares;
+
+enum { SQUARES = 1 << 11 };
+
 /* What lies between a block's products, over rows of numbers that are all float32, or with `narrow` all
  * bfloat16. Backward, dy is ∂L/∂y, and dx and dother receive ∂L/∂x and ∂L/∂other.
  *

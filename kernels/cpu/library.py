@@ -37,6 +37,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "rl_nll_statistics": (None, _NLL_ARGUMENTS),
     "rl_nll_gradient": (None, _NLL_ARGUMENTS),
     "rl_adamw": (None, [c_void_p, c_int]),
+    "rl_squares": (None, [c_void_p, c_int]),
     "rl_training": (None, [c_void_p, c_int]),
 }
 

@@ -1,4 +1,4 @@
-"""AdamW's step on CPUs: training.c goes once over each tensor, where torch goes a dozen times."""
+"""AdamW's step and the gradient's norm on CPUs: training.c goes once over each tensor."""
 import ctypes
 
 import torch
@@ -7,7 +7,9 @@ from torch import Tensor
 from .. import reference
 from ..reference import Update
 from .library import library
-from .structs import AdamW
+from .structs import AdamW, Squares
+
+SQUARES = 1 << 11       # numbers whose squares are one float32 sum, as in training.h
 
 
 def adamw(weight: Tensor, mean: Tensor, square: Tensor, gradient: Tensor, update: Update,
@@ -29,3 +31,13 @@ def adamw(weight: Tensor, mean: Tensor, square: Tensor, gradient: Tensor, update
                  gradient.dtype == torch.bfloat16, u.scale, 1 - b1, b2, 1 - b2, 1 - b2 ** u.count, u.eps,
                  u.decay, -u.rate / (1 - b1 ** u.count), (ctypes.c_uint32 * 4)(*seed))
     library().rl_adamw(ctypes.byref(step), torch.get_num_threads())
+
+
+def square_sum(x: Tensor) -> Tensor:
+    """As `reference.square_sum`; no bit depends on how many threads there are."""
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        return reference.square_sum(x)
+    x, sums = x.contiguous(), torch.empty(-(-x.numel() // SQUARES), dtype=torch.float64)
+    squares = Squares(x.data_ptr(), x.numel(), x.dtype == torch.bfloat16, sums.data_ptr())
+    library().rl_squares(ctypes.byref(squares), torch.get_num_threads())
+    return sums.sum()

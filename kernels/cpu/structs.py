@@ -56,6 +56,10 @@ class AdamW(ctypes.Structure):
                 ("seed", c_uint32 * 4)]
 
 
+class Squares(ctypes.Structure):
+    _fields_ = [("x", c_void_p), ("count", c_int64), ("narrow", c_int32), ("sums", c_void_p)]
+
+
 class Training(ctypes.Structure):
     _fields_ = [*_fields(c_int32, "kind narrow"),
                 *_fields(c_void_p, "x other cos sin dy y dx dother scale partial"),
@@ -71,7 +75,7 @@ def layouts() -> dict[str, int]:
     """The size of each struct and the offset of each of its fields, by name; rl_layouts gives C's."""
     found = {}
     for struct in (Matrix, Block, Layer, Shape, Rows, CachedAttention, SequenceAttention, AdamW,
-                   Training):
+                   Squares, Training):
         found[struct.__name__] = ctypes.sizeof(struct)
         for field in struct._fields_:
             found[f"{struct.__name__}.{field[0]}"] = getattr(struct, field[0]).offset

@@ -49,8 +49,8 @@ class AdamW:
 
     def norm(self) -> float:
         """The gradient's 2-norm over all parameters and ranks; inf or NaN when any of it is."""
-        squares = [torch.linalg.vector_norm(g, dtype=torch.float32).pow(2) for g in self.gradients.values()]
-        total = torch.stack(squares).double().sum() if squares else torch.zeros((), dtype=torch.float64)
+        squares = [kernels.square_sum(g) for g in self.gradients.values()]
+        total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)
         square = float(processes.add_up(total))
         return math.sqrt(square) if square >= 0 else float("nan")
 

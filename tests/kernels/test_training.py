@@ -146,3 +146,17 @@ def test_adamw_refuses_a_gradient_of_another_size():
     state, gradient = some_state(8, torch.float32)
     with pytest.raises(ValueError, match="one size"):
         optimizer.adamw(*state, gradient[:7], UPDATE, torch.Generator())
+
+
+@needs_c
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [1, 16_384, 50_021])
+def test_the_sum_of_squares_is_float64s_in_every_set(count, dtype):
+    x = (torch.randn(count, generator=torch.Generator().manual_seed(0)) * 3).to(dtype)
+    exact = float(x.double().square().sum())
+    for isa in ISAS:
+        with library.using(isa):
+            assert float(optimizer.square_sum(x)) == pytest.approx(exact, rel=1e-6)
+    x[0] = float("nan")
+    assert math.isnan(float(optimizer.square_sum(x)))
+    assert float(optimizer.square_sum(torch.tensor([1e30, 0.0]))) == math.inf
