@@ -29,13 +29,14 @@ from .cpu.frozen import FrozenMatrix
 from .cpu.packed import PackedMatrix
 from .cpu.transformer import ACTIVATIONS as PACKED_ACTIVATIONS
 from .cpu.transformer import PackedBlock, PackedTrunk
-from .reference import ACTIVATIONS, merge_attention, rms_norm, rotary, softcap
+from .reference import ACTIVATIONS, Update, merge_attention, softcap
 
 __all__ = [
     "ACTIVATIONS", "FORCED", "FORCED_ISA", "FrozenMatrix", "MODULES", "PACKED_ACTIVATIONS", "PackedBlock",
-    "PackedMatrix", "PackedTrunk", "PackedWeight", "attention", "cached_attention", "embedding",
-    "implementation", "linear", "merge_attention", "notice", "pack", "pack_gguf", "rms_norm", "rotary",
-    "shared_prefix", "softcap", "token_nll", "unpackable", "unusable", "why"]
+    "PackedMatrix", "PackedTrunk", "PackedWeight", "Update", "adamw", "attention", "cached_attention",
+    "embedding", "gated", "implementation", "linear", "merge_attention", "notice", "pack", "pack_gguf",
+    "rms_norm", "rotary", "shared_prefix", "softcap", "square_sum", "token_nll", "unpackable", "unusable",
+    "why"]
 FORCED = os.environ.get("REDLITE_KERNELS") or None
 if FORCED not in (None, "reference", "c", "triton"):
     raise ValueError(f"REDLITE_KERNELS={FORCED!r}: use reference, c or triton")
@@ -45,6 +46,8 @@ if FORCED_ISA is not None:
 
 # operation → implementation → the module here that defines a function of the operation's name
 MODULES = {
+    **{name: {"reference": "reference", "c": "cpu.optimizer"} for name in ("adamw", "square_sum")},
+    **{name: {"reference": "reference", "c": "cpu.elementwise"} for name in ("rms_norm", "rotary", "gated")},
     "attention": {
         "reference": "reference", "torch-flash": "cpu.flash_attention",
         "triton": "triton.attention"}, "cached_attention": {
@@ -207,6 +210,54 @@ def token_nll(hidden: Tensor, weight: Tensor | FrozenMatrix, targets: Tensor) ->
     """
     function: Callable[..., Tensor] = _choose("token_nll", hidden.device.type).function
     return function(hidden, weight, targets)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / √(mean x² + eps) · weight over the last axis (arXiv 1910.07467), differentiable in x and weight.
+
+    x [..., D] float32, bfloat16 or float16; weight [D]. The mean is taken in float32; bfloat16 is rounded
+    before the weight multiplies it, and after. Returns x's shape and dtype.
+    """
+    function: Callable[..., Tensor] = _choose("rms_norm", x.device.type).function
+    return function(x, weight, eps)
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [T, H, K] with the first R numbers of each head rotated (`reference.rotary`), differentiable in x.
+
+    cos, sin [T, R] in x's dtype, R ≤ K: of each pair's angle, written twice.
+    """
+    function: Callable[..., Tensor] = _choose("rotary", x.device.type).function
+    return function(x, cos, sin)
+
+
+def gated(act: str, gate: Tensor, up: Tensor) -> Tensor:
+    """act(gate) · up, both [T, F], with an activation of ACTIVATIONS; differentiable in both."""
+    function: Callable[..., Tensor] = _choose("gated", gate.device.type).function
+    return function(act, gate, up)
+
+
+def adamw(weight: Tensor, mean: Tensor, square: Tensor, gradient: Tensor, update: Update,
+          generator: torch.Generator) -> None:
+    """A step of AdamW (arXiv 1711.05101) over one tensor, in place, computed in float32.
+
+    | argument | shape, dtype | meaning |
+    |---|---|---|
+    | weight, mean, square | one size and dtype, float32 or bfloat16, contiguous | the weight, its moments |
+    | gradient | the same size, float32 or bfloat16 | |
+    | update | `Update` | the step's number, its rate and the other factors |
+    | generator | on the weight's device | its numbers decide how bfloat16 is rounded; float32 draws none |
+
+    bfloat16 is rounded up with the probability that makes the expected value exact. Implementations draw
+    different bits for this. Raises ValueError where sizes differ.
+    """
+    _choose("adamw", weight.device.type).function(weight, mean, square, gradient, update, generator)
+
+
+def square_sum(x: Tensor) -> Tensor:
+    """Σ x² over a tensor of floats: float64 []. It is infinite where a square leaves float32's range."""
+    function: Callable[..., Tensor] = _choose("square_sum", x.device.type).function
+    return function(x)
 
 
 def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None) -> Tensor:

@@ -4,6 +4,7 @@ Shapes: T tokens of all sequences packed end to end, S keys likewise, H query he
 heads (H a multiple of G), K the head size, N rows, D hidden width, V vocabulary size, F the MLP's width.
 """
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -42,6 +43,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu,
     "gelu_tanh": partial(torch.nn.functional.gelu, approximate="tanh"), "relu": torch.nn.functional.relu,
     "relu2": _relu2}
+
+
+def gated(act: str, gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+    """act(gate) · up; with silu SwiGLU (arXiv 2002.05202)."""
+    return ACTIVATIONS[act](gate_TF) * up_TF
 
 
 def softcap(x: Tensor, cap: float) -> Tensor:
@@ -254,3 +260,60 @@ def token_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor
     """
     nll_N: Tensor = _TokenNLL.apply(hidden_ND, weight_VD, targets_N)
     return nll_N
+
+
+# Numbers that AdamW updates at once. This bounds the float32 temporaries, and on a CPU they stay in cache.
+CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a step of AdamW does to every number: its count from 1, and the factors of its formulas.
+
+    scale of the gradient; decay, what the weight is multiplied by.
+    """
+    count: int
+    rate: float
+    scale: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    decay: float = 1.0
+
+
+def write_stochastically(target: Tensor, value: Tensor, generator: torch.Generator) -> None:
+    """target (bfloat16) ← value (float32, finite), rounded at random so that its expected value is `value`.
+
+    bfloat16 is the upper half of float32. 16 random bits are added to the lower half, and the carry rounds.
+    """
+    noise = torch.randint(0, 1 << 16, value.shape, dtype=torch.int32, device=value.device,
+                          generator=generator)
+    target.copy_((value.view(torch.int32) + noise).bitwise_and_(-(1 << 16)).view(torch.float32))
+
+
+@torch.no_grad()
+def adamw(weight: Tensor, mean: Tensor, square: Tensor, gradient: Tensor, update: Update,
+          generator: torch.Generator) -> None:
+    """A step of AdamW (arXiv 1711.05101) in place, computed in float32.
+
+    weight, mean and square are contiguous and of one size and dtype, float32 or bfloat16; bfloat16 is written
+    back by `write_stochastically`. The gradient has their size, in any dtype.
+    """
+    (b1, b2), u = update.betas, update
+    size = CHUNK[weight.device.type]
+    parts = (x.reshape(-1).split(size) for x in (weight, mean, square, gradient))
+    for w, m, v, g in zip(*parts, strict=True):
+        g = g.float() * u.scale
+        # float32 tensors are updated in place: .float() gives the tensor itself.
+        wide_m, wide_v, wide_w = m.float(), v.float(), w.float()
+        wide_m.lerp_(g, 1 - b1)
+        wide_v.mul_(b2).addcmul_(g, g, value=1 - b2)
+        bottom = (wide_v / (1 - b2 ** u.count)).sqrt_().add_(u.eps)
+        wide_w.mul_(u.decay).addcdiv_(wide_m, bottom, value=-u.rate / (1 - b1 ** u.count))
+        for kept, value in ((m, wide_m), (v, wide_v), (w, wide_w)):
+            if kept is not value:
+                write_stochastically(kept, value, generator)
+
+
+def square_sum(x: Tensor) -> Tensor:
+    """Σ x², float64 []; the squares are added up in float32."""
+    return torch.linalg.vector_norm(x, dtype=torch.float32).double().pow(2)

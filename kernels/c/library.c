@@ -1,5 +1,6 @@
 /* What kernels/cpu/library.py checks before it calls anything else in this library. */
 #include "sequence_attention.h"
+#include "training.h"
 #include "transformer_layers.h"
 #include <stddef.h>
 
@@ -60,6 +61,23 @@ static const Layout LAYOUTS[] = {
     SEQUENCE(size, prefix, window),
     SEQUENCE(scale, cap, count),
     AT(SequenceAttention, tasks),
+    SIZE(AdamW),
+    AT3(AdamW, weight, mean, square),
+    AT3(AdamW, gradient, count, narrow),
+    AT3(AdamW, narrow_gradient, scale, take_mean),
+    AT3(AdamW, keep_square, take_square, square_bias),
+    AT3(AdamW, eps, decay, rate),
+    AT(AdamW, seed),
+    SIZE(Squares),
+    AT2(Squares, x, count),
+    AT2(Squares, narrow, sums),
+    SIZE(Training),
+    AT3(Training, kind, narrow, x),
+    AT3(Training, other, cos, sin),
+    AT3(Training, dy, y, dx),
+    AT3(Training, dother, scale, partial),
+    AT3(Training, eps, rows, width),
+    AT2(Training, heads, rotated),
 };
 
 int rl_layout_count(void) { return (int)(sizeof LAYOUTS / sizeof *LAYOUTS); }

@@ -10,6 +10,7 @@
 #ifndef REDLITE_LOOPS_H
 #define REDLITE_LOOPS_H
 #include "sequence_attention.h"
+#include "training.h"
 
 /* Activations; XIELU has four parameters. */
 enum Act { SILU, GELU_TANH, RELU2, XIELU };
@@ -52,11 +53,14 @@ typedef struct {
     int32_t (*dequantise)(int kind, const uint8_t *blocks, int64_t count, float *out, int64_t n);
     /* Unpack a panel of a quantised matrix: weight k of column j goes to out[k · stride + j]. */
     void (*unpack_panel)(int format, const uint8_t *panel, int64_t inputs, float *out, int64_t stride);
+    void (*adamw)(const AdamW *step, int64_t first, int64_t end); /* of numbers first to end − 1 */
+    void (*squares)(const Squares *squares, int64_t first_block, int64_t end_block);
+    void (*training)(const Training *operation, int64_t first_row, int64_t end_row);
 } Loops;
 
 #define LOOPS                                                                                                \
     {run_elementwise, into_cache, round_to_half, attend_cached, attend_sequence, run_nll, dequantise,        \
-     unpack_panel}
+     unpack_panel, run_adamw, run_squares, run_training}
 
 const Loops *rl_loops(void);
 

@@ -14,8 +14,10 @@
 #include "cached_attention_loops.h"
 #include "dequantise_loops.h"
 #include "elementwise_loops.h"
+#include "optimizer_loops.h"
 #include "sequence_attention_loops.h"
 #include "token_nll_loops.h"
+#include "training_loops.h"
 #include "unpack_loops.h"
 
 extern const Loops rl_loops_avx512;

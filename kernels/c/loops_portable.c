@@ -3,8 +3,10 @@
 #include "dequantise_loops.h"
 #include "elementwise_loops.h"
 #include "isa.h"
+#include "optimizer_loops.h"
 #include "sequence_attention_loops.h"
 #include "token_nll_loops.h"
+#include "training_loops.h"
 #include "unpack_loops.h"
 
 static const Loops portable = LOOPS;

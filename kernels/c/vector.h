@@ -62,6 +62,21 @@ INLINE Floats larger_of(Floats a, Floats b) { return choose(a > b, a, b); }
 INLINE Floats smaller_of(Floats a, Floats b) { return choose(a < b, a, b); }
 #endif
 
+INLINE Floats square_root(Floats x) /* correctly rounded */
+{
+#if defined(REDLITE_AVX512)
+    return (Floats)_mm512_sqrt_ps((__m512)x);
+#elif defined(REDLITE_AVX2)
+    return (Floats)_mm256_sqrt_ps((__m256)x);
+#elif defined(__aarch64__)
+    return (Floats)vsqrtq_f32((float32x4_t)x);
+#else
+    for (int i = 0; i < LANES; i++)
+        x[i] = sqrtf(x[i]);
+    return x;
+#endif
+}
+
 /* LANES float16 numbers. With F16C and on ARM the processor converts them. */
 INLINE Floats load_halves(const uint16_t *from)
 {

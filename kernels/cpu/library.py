@@ -36,6 +36,9 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "rl_layers": (c_int, [c_void_p, c_int64, *[c_void_p] * 4, c_int]),
     "rl_nll_statistics": (None, _NLL_ARGUMENTS),
     "rl_nll_gradient": (None, _NLL_ARGUMENTS),
+    "rl_adamw": (None, [c_void_p, c_int]),
+    "rl_squares": (None, [c_void_p, c_int]),
+    "rl_training": (None, [c_void_p, c_int]),
 }
 
 

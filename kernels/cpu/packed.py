@@ -86,12 +86,16 @@ class PackedMatrix:
                                  out.data_ptr())
         return out
 
-    def product(self, x_TD: Tensor, bias_N: Tensor | None = None) -> Tensor:
-        """x @ weight.T + bias, float32 [T, N]. No bit of a row's result depends on the other rows."""
+    def product(self, x_TD: Tensor, bias_N: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """x @ weight.T + bias, float32 [T, N]. No bit of a row's result depends on the other rows.
+
+        out  contiguous float32 [T, N] that receives and is the result; None: new memory
+        """
         x_TD = x_TD.float().contiguous()
         if x_TD.dim() != 2 or x_TD.shape[1] != self.shape[1]:
             raise ValueError(f"activations [T, {self.shape[1]}] are needed, not {list(x_TD.shape)}")
-        out = torch.empty(len(x_TD), self.shape[0])
+        if out is None:
+            out = torch.empty(len(x_TD), self.shape[0])
         matrix = self.struct(bias_N)
         if library().rl_linear(ctypes.byref(matrix), x_TD.data_ptr(), out.data_ptr(), len(x_TD),
                                torch.get_num_threads()):

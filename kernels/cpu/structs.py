@@ -2,10 +2,10 @@
 offsets.
 
 The headers say what the fields mean: matrix_products.h, transformer_block.h, transformer_layers.h,
-cached_attention.h, sequence_attention.h.
+cached_attention.h, sequence_attention.h, training.h.
 """
 import ctypes
-from ctypes import c_float, c_int32, c_int64, c_void_p
+from ctypes import c_float, c_int32, c_int64, c_uint32, c_void_p
 
 
 def _fields(kind: type, names: str) -> list[tuple[str, type]]:
@@ -49,6 +49,23 @@ class SequenceAttention(ctypes.Structure):
                 *_fields(c_float, "scale cap"), ("count", c_int64), ("tasks", c_void_p)]
 
 
+class AdamW(ctypes.Structure):
+    _fields_ = [*_fields(c_void_p, "weight mean square gradient"), ("count", c_int64),
+                *_fields(c_int32, "narrow narrow_gradient"),
+                *_fields(c_float, "scale take_mean keep_square take_square square_bias eps decay rate"),
+                ("seed", c_uint32 * 4)]
+
+
+class Squares(ctypes.Structure):
+    _fields_ = [("x", c_void_p), ("count", c_int64), ("narrow", c_int32), ("sums", c_void_p)]
+
+
+class Training(ctypes.Structure):
+    _fields_ = [*_fields(c_int32, "kind narrow"),
+                *_fields(c_void_p, "x other cos sin dy y dx dother scale partial"),
+                ("eps", c_float), *_fields(c_int64, "rows width heads rotated")]
+
+
 class Layout(ctypes.Structure):
     """A name, and the size of that struct or the offset of that field; see library.c."""
     _fields_ = [("name", ctypes.c_char_p), ("bytes", c_int64)]
@@ -57,7 +74,8 @@ class Layout(ctypes.Structure):
 def layouts() -> dict[str, int]:
     """The size of each struct and the offset of each of its fields, by name; rl_layouts gives C's."""
     found = {}
-    for struct in (Matrix, Block, Layer, Shape, Rows, CachedAttention, SequenceAttention):
+    for struct in (Matrix, Block, Layer, Shape, Rows, CachedAttention, SequenceAttention, AdamW,
+                   Squares, Training):
         found[struct.__name__] = ctypes.sizeof(struct)
         for field in struct._fields_:
             found[f"{struct.__name__}.{field[0]}"] = getattr(struct, field[0]).offset

@@ -1,6 +1,9 @@
 """token_nll on CPUs: torch multiplies a tile of logits, and the two passes of token_nll.c work on it in
 place.
 
+Where the processor multiplies bfloat16, bfloat16 rows and weights stay what they are: the library's product
+gives float32 logits, and the tile of their gradient is rounded to bfloat16 for torch's products of it.
+
 Memory beside the inputs and the gradients returned: five buffers of at most TILE_BYTES each, whatever N and
 V. They are the tile, a block of hidden rows and its gradient, and for half-precision weights a block of them
 and its gradient; for a frozen quantised matrix a block of it. One case needs more. The gradient of a
@@ -19,7 +22,8 @@ from torch.nn.functional import softplus
 
 from .. import reference
 from .frozen import PANEL, FrozenMatrix
-from .library import library
+from .library import isa, library
+from .packed import PackedMatrix
 
 TILE_BYTES = 16 << 20  # of each buffer
 TILE_ROWS = 2048  # more rows a tile gain nothing: the products are at full speed, and its columns get few
@@ -32,6 +36,21 @@ def _tile_shape(rows: int, weight_VD: Tensor | FrozenMatrix) -> tuple[int, int]:
     plain = isinstance(weight_VD, Tensor) and weight_VD.dtype == torch.float32      # no block beside it
     C = floats // S if plain else min(floats // S, floats // D)
     return S, max(1, min(V, C))
+
+
+def _in_bfloat16(hidden_ND: Tensor, weight_VD: Tensor | FrozenMatrix) -> bool:
+    """Whether the products take bfloat16: both factors are, and the processor multiplies it."""
+    narrow = isinstance(weight_VD, Tensor) and {hidden_ND.dtype, weight_VD.dtype} == {torch.bfloat16}
+    return narrow and isa() in ("avx512-bf16", "amx-bf16")
+
+
+def _narrow_logits(h_SD: Tensor, weight_VD: Tensor, C: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """As `_logits` of bfloat16 rows, in float32; the weights [c, D] stay bfloat16."""
+    tile, wide_SD = torch.empty(len(h_SD) * C), h_SD.float()
+    for first in range(0, len(weight_VD), C):
+        w_CD = weight_VD[first:first + C]
+        logits_SC = tile[:len(h_SD) * len(w_CD)].view(len(h_SD), len(w_CD))
+        yield first, w_CD, PackedMatrix.of(w_CD, "bfloat16").product(wide_SD, out=logits_SC)
 
 
 def _runs(weight_VD: Tensor | FrozenMatrix, C: int) -> Iterator[tuple[int, Tensor]]:
@@ -48,6 +67,11 @@ def _logits(h_SD: Tensor, weight_VD: Tensor | FrozenMatrix, C: int) -> Iterator[
 
     All runs' logits lie in the same memory.
     """
+    if _in_bfloat16(h_SD, weight_VD):
+        assert isinstance(weight_VD, Tensor)
+        yield from _narrow_logits(h_SD, weight_VD, C)
+        return
+    h_SD = h_SD.float()
     tile = h_SD.new_empty(len(h_SD) * max(C, PANEL))    # a frozen matrix's run is a panel at least
     for first, w_CD in _runs(weight_VD, C):
         logits_SC = tile[:len(h_SD) * len(w_CD)].view(len(h_SD), len(w_CD))
@@ -83,7 +107,7 @@ class _TokenNLL(torch.autograd.Function):
         S, C = _tile_shape(K, weight_VD)
         for a in range(0, K, S):
             rows, y_S = kept_K[a:a + S], targets_N[kept_K[a:a + S]].long()
-            for first, _, logits_SC in _logits(hidden_ND[rows].float(), weight_VD, C):
+            for first, _, logits_SC in _logits(hidden_ND[rows], weight_VD, C):
                 _pass(library().rl_nll_statistics, logits_SC, first, y_S, maximum_K[a:a + S], sum_K[a:a + S],
                       target_K[a:a + S])
         z_K = (maximum_K - target_K) + sum_K.log()
@@ -102,7 +126,7 @@ class _TokenNLL(torch.autograd.Function):
         scale_K = coefficient_N[kept_K].float() * torch.sigmoid(z_K)
         used = (coefficient_N[kept_K] != 0) & (scale_K != 0)  # NaN counts as used, so that it shows
         kept_K, maximum_K, sum_K, scale_K = kept_K[used], maximum_K[used], sum_K[used], scale_K[used]
-        K, (V, D) = len(kept_K), weight_VD.shape
+        K, (V, D), narrow = len(kept_K), weight_VD.shape, _in_bfloat16(hidden_ND, weight_VD)
         S, C = _tile_shape(K, weight_VD)
         d_hidden = torch.zeros_like(hidden_ND) if want_hidden else None
         d_weight = (torch.empty if K else torch.zeros)(V, D, dtype=weight_VD.dtype) if want_weight else None
@@ -111,16 +135,22 @@ class _TokenNLL(torch.autograd.Function):
         sum_VD = torch.empty(V, D) if apart else d_weight
         for a in range(0, K, S):
             rows, y_S = kept_K[a:a + S], targets_N[kept_K[a:a + S]].long()
-            h_SD = hidden_ND[rows].float()
-            dh_SD = torch.zeros_like(h_SD)
+            h_SD = hidden_ND[rows] if narrow else hidden_ND[rows].float()
+            dh_SD = torch.zeros(h_SD.shape)
             for first, w_CD, grad_SC in _logits(h_SD, weight_VD, C):
                 _pass(library().rl_nll_gradient, grad_SC, first, y_S, maximum_K[a:a + S], sum_K[a:a + S],
                       scale_K[a:a + S])
-                if want_hidden:
+                if narrow:
+                    grad_SC = grad_SC.bfloat16()
+                if want_hidden and narrow:
+                    dh_SD += grad_SC @ w_CD
+                elif want_hidden:
                     dh_SD.addmm_(grad_SC, w_CD)
                 if sum_VD is not None:
                     dw_CD = sum_VD[first:first + C]
-                    if dw_CD.dtype == torch.float32:
+                    if dw_CD.dtype == torch.float32 and narrow:     # one of several blocks of rows
+                        dw_CD.copy_(grad_SC.T @ h_SD) if a == 0 else dw_CD.add_(grad_SC.T @ h_SD)
+                    elif dw_CD.dtype == torch.float32:
                         dw_CD.addmm_(grad_SC.T, h_SD, beta=int(a > 0))
                     else:  # the only block of rows: this is the whole sum
                         dw_CD.copy_(grad_SC.T @ h_SD)

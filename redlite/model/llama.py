@@ -165,7 +165,7 @@ class MLP(nn.Module):
         if not self.names[0]:
             return self.matrix(2)(kernels.ACTIVATIONS[self.act](up_TF))
         gate_TF = self.matrix(0)(x_TD)
-        return self.matrix(2)(kernels.ACTIVATIONS[self.act](gate_TF) * up_TF)
+        return self.matrix(2)(kernels.gated(self.act, gate_TF, up_TF))
 
 
 class Block(nn.Module):

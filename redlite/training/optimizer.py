@@ -3,7 +3,7 @@
 bfloat16 keeps 8 bits, so rounding to the nearest loses an update below about 1/512 of a weight. Fine-tuning
 makes almost only such updates. So weights and both moments are computed in float32 and written back by
 stochastic rounding: up with the probability that makes the expected value exact. Small updates then add up as
-they do in float32, at 2 bytes a number, without a float32 copy of the model.
+they do in float32, at 2 bytes a number, without a float32 copy of the model. `kernels.adamw` does this.
 """
 import math
 from collections.abc import Callable, Iterable
@@ -12,21 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from redlite import kernels
 from redlite.training import processes
 from redlite.training.processes import local
-
-# Numbers updated at once. This bounds the float32 temporaries, and on a CPU they stay in cache.
-CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
-
-
-def write_stochastically(target: Tensor, value: Tensor, generator: torch.Generator) -> None:
-    """target (bfloat16) ← value (float32, finite), rounded at random so that its expected value is `value`.
-
-    bfloat16 is the upper half of float32. 16 random bits are added to the lower half, and the carry rounds.
-    """
-    noise = torch.randint(0, 1 << 16, value.shape, dtype=torch.int32, device=value.device,
-                          generator=generator)
-    target.copy_((value.view(torch.int32) + noise).bitwise_and_(-(1 << 16)).view(torch.float32))
 
 
 class AdamW:
@@ -61,34 +49,24 @@ class AdamW:
 
     def norm(self) -> float:
         """The gradient's 2-norm over all parameters and ranks; inf or NaN when any of it is."""
-        squares = [torch.linalg.vector_norm(g, dtype=torch.float32).pow(2) for g in self.gradients.values()]
-        total = torch.stack(squares).double().sum() if squares else torch.zeros((), dtype=torch.float64)
+        squares = [kernels.square_sum(g) for g in self.gradients.values()]
+        total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)
         square = float(processes.add_up(total))
         return math.sqrt(square) if square >= 0 else float("nan")
 
     @torch.no_grad()
     def step(self, count: int, rate: float, scale: float) -> None:
         """Update number `count` (from 1) with gradients · scale, and forget them."""
-        (b1, b2), device = self.betas, next(iter(self.parameters.values())).device
+        device = next(iter(self.parameters.values())).device
         seed = (self.seed * 1_000_003 + count) * 65_537 + processes.rank()
         generator = torch.Generator(device).manual_seed(seed % (1 << 63))
         for name, p in self.parameters.items():
             if name not in self.gradients:
                 continue
             decay = 1 - rate * self.weight_decay if p.ndim > 1 else 1.0
-            size, state = CHUNK[device.type], (p.data, self.mean[name], self.square[name])
-            flat = [local(t).view(-1).split(size) for t in state]
-            for w, m, v, g in zip(*flat, self.gradients.pop(name).reshape(-1).split(size), strict=True):
-                g = g.float() * scale
-                # float32 tensors are updated in place: .float() gives the tensor itself.
-                mean, square, weight = m.float(), v.float(), w.float()
-                mean.lerp_(g, 1 - b1)
-                square.mul_(b2).addcmul_(g, g, value=1 - b2)
-                bottom = (square / (1 - b2 ** count)).sqrt_().add_(self.eps)
-                weight.mul_(decay).addcdiv_(mean, bottom, value=-rate / (1 - b1 ** count))
-                for kept, value in ((m, mean), (v, square), (w, weight)):
-                    if kept is not value:
-                        write_stochastically(kept, value, generator)
+            update = kernels.Update(count, rate, scale, self.betas, self.eps, decay)
+            weight, mean, square = (local(t) for t in (p.data, self.mean[name], self.square[name]))
+            kernels.adamw(weight, mean, square, self.gradients.pop(name), update, generator)
 
     def close(self) -> None:
         """Take the hooks off the parameters."""

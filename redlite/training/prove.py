@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy
 from redlite import kernels, loss
 from redlite.kernels.cpu import library
 from redlite.loss import BLUE, COLOURS, HELPFUL, RED, Responses
-from redlite.training import formulas
+from redlite.training import formulas, prove_operations
 
 LIMIT = 2.0            # times the plain formula's own error
 DIFFERENCES = 1e-6     # relative error allowed to central differences, which are good to about 1e-9
@@ -296,9 +296,19 @@ def prove() -> dict[str, Any]:
                   f"{row['ratio']:.2f}   {_word(row)}", flush=True)
     for line in missing:
         print(f"  not checked here: {line}")
-    ok = all(row["ok"] for row in objectives + table)
+    operations = [] if library.missing() else prove_operations.check_operations()
+    if operations:
+        print("\nBetween the products, and AdamW's step: ‖result − float64‖ / ‖float64‖, the worst of the "
+              "result and its gradients; in brackets plain PyTorch's\n  operation    implementation        "
+              f"precision  error                worst ratio (at most {prove_operations.LIMIT:g})")
+    for row in operations:
+        error = f"{row['error']:.1e} ({row['plain']:.1e})"
+        print(f"  {row['operation']:13s}{row['implementation']:22s}{row['dtype']:11s}{error}    "
+              f"{row['ratio']:.2f}   {_word(row)}", flush=True)
+    ok = all(row["ok"] for row in objectives + table + operations)
     print("\nproved" if ok else "\nNOT proved: see the lines marked FAILED")
-    return {"ok": ok, "objectives": objectives, "token_nll": table, "not_checked": missing}
+    return {"ok": ok, "objectives": objectives, "token_nll": table, "operations": operations,
+            "not_checked": missing}
 
 
 def _word(row: Row) -> str:

@@ -15,7 +15,7 @@ FLAGS = [
     "-fno-sanitize-recover=undefined", "-shared", "-fPIC"]
 TESTS = ("kernels/test_linear", "kernels/test_block", "kernels/test_decode", "kernels/test_sequences",
          "inference/test_forward", "kernels/test_dequantise", "kernels/test_token_nll",
-         "kernels/test_frozen")
+         "kernels/test_frozen", "kernels/test_training")
 PROGRAM = """import ctypes, sys
 from redlite.kernels.cpu import library
 library.find = lambda built=library.declare(ctypes.CDLL(sys.argv[1])): (built, '')

@@ -1,6 +1,7 @@
 """The C library is the one that the sources beside it make, or it is not used: the process says why, and goes
 on.
 """
+import ast
 import ctypes
 import os
 import shutil
@@ -108,8 +109,8 @@ def test_a_stale_library_costs_speed_and_one_line_only(tmp_path):
     notice, chosen, nll = done.stdout.splitlines()
     assert notice.startswith("the reference kernels serve, which are slower: ") and notice.endswith(MEND)
     assert str(package / "kernels") in notice and notice[47:] in chosen
-    assert chosen.startswith(
-        "{'attention': 'torch-flash', 'cached_attention': 'reference', 'token_nll': 'reference'}")
+    served = ast.literal_eval(chosen[:chosen.index("}") + 1])
+    assert served.pop("attention") == "torch-flash" and set(served.values()) == {"reference"}
     assert nll == "[1.3862943649291992, 0.0]"  # log 4
     program = "from redlite.cli import options; print(options.kernels_here())"
     helped = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, text=True,

@@ -17,10 +17,11 @@ from torch.nn.functional import cross_entropy
 
 from redlite import loss
 from redlite.errors import Error
+from redlite.kernels.reference import write_stochastically
 from redlite.model.llama import LLaMA
 from redlite.model.sequences import PackedSequences, packed_attention
 from redlite.training import dataset, divergence, trainer
-from redlite.training.optimizer import AdamW, learning_rate, write_stochastically
+from redlite.training.optimizer import AdamW, learning_rate
 
 RECIPE = dataclasses.replace(worker.RECIPE, checkpoint_every=1000)
 WORKER = [sys.executable, str(Path(worker.__file__))]
