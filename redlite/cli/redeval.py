@@ -94,7 +94,8 @@ def _describe_run(prog: str) -> Parser:
         parser,
         "manifest.json, asked.json, responses.jsonl, judgments.jsonl, judges.json, results.json "
         "and report.html, beyond 10,000 answers answers-2.html and so on; of conversations "
-        "turns.jsonl, of attacks attacker.jsonl and verdicts.jsonl, of endpoints api.jsonl.")
+        "turns.jsonl, of attacks attacker.jsonl and verdicts.jsonl, of endpoints api.jsonl. While a "
+        "local model answers, unfinished.jsonl.")
     return parser
 
 

@@ -167,13 +167,16 @@ class Cache:
             self.shared = [kernels.shared_prefix(k, v) for k, v in self.prefix]
         return self.shared
 
-    def attend_step(self, places_B: Tensor) -> Attend:
-        """For one new token of each of the first B slots, at these places of their suffixes; lengths stay."""
+    def attend_step(self, places_B: Tensor, first: int = 0) -> Attend:
+        """For one new token of each of B slots from `first` on, at these places of their suffixes.
+
+        Lengths stay.
+        """
         shared = self.share_prefix()
 
         def attend(layer: int, q_BHK: Tensor, k_BGK: Tensor, v_BGK: Tensor) -> Tensor:
             return kernels.cached_attention(
-                q_BHK, k_BGK, v_BGK, self.keys[layer], self.values[layer], places_B,
+                q_BHK, k_BGK, v_BGK, self.keys[layer][first:], self.values[layer][first:], places_B,
                 shared[layer] if shared else None, window=self.config.windows[layer], **self.scores)
         return attend
 

@@ -33,7 +33,7 @@ from redlite.redteam.journals import (
 )
 from redlite.redteam.questions import Prompt, Question, read_asked, set_name, write_asked
 from redlite.store.files import sha256_json, write_json
-from redlite.store.run_directory import Run, difference
+from redlite.store.run_directory import UNFINISHED, Run, difference
 from redlite.text.reasoning import split_thoughts
 
 Progress = Callable[[str, int, int], None]  # (what is being done, how many are done, of how many)
@@ -96,6 +96,7 @@ def run(directory: Run, model: ModelChoice, questions: list[Question], prompts: 
                 done += 1
                 if progress:
                     progress(f"answers ({name})", done, len(wanted))
+    directory.replace(UNFINISHED, [])
     # answers of nothing asked stay: `results` refuses them
     in_order = dict.fromkeys([*(key for key in wanted if key in answers), *answers])
     journals.answers = answers.in_order(in_order)
@@ -129,7 +130,9 @@ def _streams(directory: Run, model: ModelChoice, pending: list[AnswerKey], wante
         else:
             conversations = [conversation(prompt, questions[key], system) for key in keys]
             seeds = [_seed(seed, key) for key in keys]
-            stream = answerer.answer(conversations, decoding, seeds, prompt.stop)
+            beside = [conversation(prompt, question, system) for key, (question, _) in wanted.items()
+                      if key.prompt == name and key not in questions]
+            stream = answerer.answer(conversations, decoding, seeds, prompt.stop, beside)
             streams.append((name, _single(stream, keys, questions)))
     return streams
 
