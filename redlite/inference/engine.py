@@ -120,6 +120,7 @@ class Engine:
                     might take more (one longer request is still run). None: half of the memory that is free
     unfinished      where `run` keeps the tokens of answers under way, and finds those of an earlier process;
                     None: nowhere
+    identity        of the model, among those that answer in one run directory
     """
 
     def __init__(self, model: LLaMA, max_batch: int = 32, prefill_tokens: int = 2048,
@@ -127,6 +128,7 @@ class Engine:
         self.model, self.max_batch, self.prefill_tokens = model, max_batch, prefill_tokens
         self.cache_bytes = cache_bytes
         self.unfinished: Unfinished | None = None
+        self.identity = ""
 
     def run(self, requests: list[Request],
             beside: Sequence[Sequence[int]] = ()) -> Iterator[tuple[int, Answer]]:
@@ -223,8 +225,8 @@ class Engine:
             generator = sampling.uniforms(request.seed) if request.rule.temperature > 0 else None
             answer = _Active(index, request, limit, generator, time.monotonic())
             if self.unfinished:
-                answer.key = key_of(request, shared)
-                if begun := self.unfinished.take(answer.key, answer):
+                answer.key = key_of(self.identity, request, shared)
+                if begun := self.unfinished.take(answer.key, answer, self.model.config.vocab_size):
                     answer.go_on(begun)
                     tokens += len(answer.ids)
             admitted.append(answer)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import astuple
 from typing import TYPE_CHECKING, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
 
 from redlite.errors import Error
 from redlite.store.records import Kind, require
@@ -39,13 +40,12 @@ class Growing(Protocol):
 
 
 class Unfinished:
-    """The unfinished answers of a run directory, by the key of their request."""
+    """The unfinished answers of a run directory, by the key of their request, whichever model makes them."""
 
-    def __init__(self, run: Run, vocabulary: int, every: float = SECONDS):
+    def __init__(self, run: Run, every: float = SECONDS):
         """
-        run         writes them once more when it is closed
-        vocabulary  how many tokens the model has
-        every       seconds between two writings
+        run    writes them once more when it is closed
+        every  seconds between two writings
         Raises Error for a line that was edited.
         """
         self.run, self.every, self.written = run, every, time.monotonic()
@@ -54,15 +54,27 @@ class Unfinished:
         for number, record in enumerate(run.read(UNFINISHED), 1):
             where = f"{run.directory / UNFINISHED}, line {number}"
             require(record, RECORD, where, MEND)
-            if alien := [i for i in record["ids"] if not 0 <= i < vocabulary]:
-                raise Error(f"{where}: holds the token {alien[0]}, which the model does not have; {MEND}")
             self.begun[record["key"]] = Begun(record["ids"], record["seconds"])
         run.before_closing.append(self.write)
 
-    def take(self, key: str, answer: Growing) -> Begun | None:
-        """Keep an answer from now on, until `drop`; what an earlier process made of it, if anything."""
+    @staticmethod
+    def of(run: Run) -> "Unfinished":
+        """Those of a run directory: several models may answer there, an attacker and its target."""
+        if run not in _of_runs:
+            _of_runs[run] = Unfinished(run)
+        return _of_runs[run]
+
+    def take(self, key: str, answer: Growing, vocabulary: int) -> Begun | None:
+        """Keep an answer from now on, until `drop`; what an earlier process made of it, if anything.
+
+        vocabulary  how many tokens the model has; Raises Error for others
+        """
         self.growing[key] = answer
-        return self.begun.pop(key, None)
+        begun = self.begun.pop(key, None)
+        if begun and (alien := [i for i in begun.ids if not 0 <= i < vocabulary]):
+            raise Error(f"{self.run.directory / UNFINISHED}: holds the token {alien[0]}, which the model "
+                        f"does not have; {MEND}")
+        return begun
 
     def drop(self, key: str) -> None:
         """An answer is finished and kept elsewhere, or given up."""
@@ -81,12 +93,23 @@ class Unfinished:
         self.written = time.monotonic()
 
 
-def key_of(request: "Request", shared: int) -> str:
-    """What identifies an answer: all that its numbers depend on, beside the model.
+def end(run: Run) -> None:
+    """All of a run's answers are finished: nothing is kept, not even what no request took up."""
+    if run in _of_runs:
+        _of_runs[run].begun.clear()
+    run.replace(UNFINISHED, [])
 
+
+_of_runs: WeakKeyDictionary[Run, Unfinished] = WeakKeyDictionary()
+
+
+def key_of(model: str, request: "Request", shared: int) -> str:
+    """What identifies an answer: all that its numbers depend on.
+
+    model   what identifies it
     shared  tokens of the prefix that is computed apart: it decides the order of sums, and so the last bits
     """
-    settings = request.max_new_tokens, astuple(request.rule), request.seed, request.stop, shared
+    settings = model, request.max_new_tokens, astuple(request.rule), request.seed, request.stop, shared
     digest = hashlib.sha256(repr(settings).encode())
     for ids in (request.ids, sorted(request.stop_ids)):
         digest.update(_bytes(ids))

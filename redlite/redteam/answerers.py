@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from redlite.answer import Answer
 from redlite.errors import Error
+from redlite.store.files import sha256_json
 from redlite.store.run_directory import UNFINISHED, Run
 from redlite.text.reasoning import prompt_opens_thought
 
@@ -97,15 +98,16 @@ class LocalAnswerer:
     """Answers from a model on this machine."""
 
     def __init__(self, lm: "LM", batch_size: int | None = None, cache_gb: float | None = None,
-                 run: Run | None = None):
+                 run: Run | None = None, identity: dict | None = None):
         """
         batch_size, cache_gb  as for `local_model`
-        run  where answers under way are kept, and gone on with (inference/unfinished.py); None: nowhere
+        run       where answers under way are kept, and gone on with (inference/unfinished.py); None: nowhere
+        identity  of the model, in the manifest of that run
         """
         self.lm = lm
         if run:
             from redlite.inference.unfinished import Unfinished
-            lm.engine.unfinished = Unfinished(run, lm.config.vocab_size)
+            lm.engine.unfinished, lm.engine.identity = Unfinished.of(run), sha256_json(identity)
         if batch_size:
             lm.engine.max_batch = batch_size
         if cache_gb:
@@ -179,7 +181,7 @@ def local_model(path: str | Path, dtype: str, device: str, quantize: str | None 
 
     def load(run: Run | None) -> Answerer:
         from redlite.inference.lm import LM
-        return LocalAnswerer(LM.load(parts, dtype, device, quantize), batch_size, cache_gb, run)
+        return LocalAnswerer(LM.load(parts, dtype, device, quantize), batch_size, cache_gb, run, identity)
     return ModelChoice(
         name, identity, load,
         count=lambda messages: len(parts.template.encode(messages, add_generation_prompt=True).ids),

@@ -17,6 +17,7 @@ from pathlib import Path
 from redlite import __version__
 from redlite.answer import Answer
 from redlite.errors import Error
+from redlite.inference import unfinished
 from redlite.judges.choice import JudgeChoice, Panel, members
 from redlite.judges.verdict import EMPTY, Verdict
 from redlite.redteam import attacks, turns
@@ -33,7 +34,7 @@ from redlite.redteam.journals import (
 )
 from redlite.redteam.questions import Prompt, Question, read_asked, set_name, write_asked
 from redlite.store.files import sha256_json, write_json
-from redlite.store.run_directory import UNFINISHED, Run, difference
+from redlite.store.run_directory import Run, difference
 from redlite.text.reasoning import split_thoughts
 
 Progress = Callable[[str, int, int], None]  # (what is being done, how many are done, of how many)
@@ -96,7 +97,7 @@ def run(directory: Run, model: ModelChoice, questions: list[Question], prompts: 
                 done += 1
                 if progress:
                     progress(f"answers ({name})", done, len(wanted))
-    directory.replace(UNFINISHED, [])
+    unfinished.end(directory)
     # answers of nothing asked stay: `results` refuses them
     in_order = dict.fromkeys([*(key for key in wanted if key in answers), *answers])
     journals.answers = answers.in_order(in_order)

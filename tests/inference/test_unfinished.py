@@ -20,7 +20,7 @@ from redlite import kernels
 from redlite.errors import Error
 from redlite.inference.engine import Engine, Request
 from redlite.inference.sampling import Rule
-from redlite.inference.unfinished import Unfinished, key_of
+from redlite.inference.unfinished import Unfinished, end, key_of
 from redlite.model.sequences import PackedSequences
 from redlite.store.run_directory import UNFINISHED, Run
 
@@ -38,13 +38,21 @@ def requests(count=7, new=24):
     return [Request(p, new + i, rules[i % 3], seed=100 + i) for i, p in enumerate([*prompts, [5]])]
 
 
+def raises_at(count):
+    def stopped(ids):
+        if len(ids) == count:
+            raise KeyboardInterrupt
+    return stopped
+
+
 def session(folder, model, wanted, steps=None, every=0.0, batch=4):
     """One process's part: answer what the journal lacks, for so many steps at most; how many it took."""
     with Run(folder, {"model": "tiny"}) as run:
         kept = {record["i"] for record in run.read(ANSWERS)}
         left = [i for i in range(len(wanted)) if i not in kept]
         engine, taken = Engine(model, batch), 0
-        engine.unfinished = Unfinished(run, 97, every)
+        engine.unfinished = Unfinished.of(run)
+        engine.unfinished.every = every
         step = Engine._next_logits
 
         def counted(active, forward):
@@ -58,7 +66,7 @@ def session(folder, model, wanted, steps=None, every=0.0, batch=4):
             beside = [wanted[i].ids for i in kept]
             for n, answer in engine.run([wanted[i] for i in left], beside):
                 run.append(ANSWERS, {"i": left[n], "ids": answer.ids, "finish": answer.finish})
-            run.replace(UNFINISHED, [])
+            end(run)
         except KeyboardInterrupt:
             if taken != steps:
                 raise
@@ -123,9 +131,9 @@ def test_an_answer_whose_end_was_not_told_is_not_gone_on_with(tmp_path):
     model, (request, *_) = make("llama"), requests()
     (_, made), = Engine(model).run([request])
     with Run(tmp_path, {}) as run:
-        run.replace(UNFINISHED, [{"key": key_of(request, 0), "ids": list(made.ids), "seconds": 2.5}])
+        run.replace(UNFINISHED, [{"key": key_of("", request, 0), "ids": list(made.ids), "seconds": 2.5}])
         engine = Engine(model)
-        engine.unfinished = Unfinished(run, 97)
+        engine.unfinished = Unfinished(run)
         engine._next_logits = None
         (_, again), = engine.run([request])
     assert (again.ids, again.finish) == (made.ids, "length") and again.seconds >= 2.5
@@ -139,7 +147,8 @@ def test_a_key_holds_all_that_decides_the_tokens():
               Request([1, 2], 9, Rule(0.5), 4, ("x",), frozenset({7})),
               Request([1, 2], 9, Rule(0.5), 3, (), frozenset({7})),
               Request([1, 2], 9, Rule(0.5), 3, ("x",), frozenset())]
-    assert len({key_of(request, 0), key_of(request, 1), *(key_of(r, 0) for r in others)}) == 8
+    keys = [key_of("", r, 0) for r in (request, *others)]
+    assert len({*keys, key_of("other", request, 0), key_of("", request, 1)}) == 9
 
 
 def test_a_torn_last_line_is_begun_anew_and_an_edited_one_is_named(tmp_path):
@@ -156,14 +165,33 @@ def test_a_torn_last_line_is_begun_anew_and_an_edited_one_is_named(tmp_path):
     path.write_bytes(first + b"\n")
     with pytest.raises(Error, match=r"unfinished.jsonl, line 1: field 'ids' .* delete the file"), \
             Run(tmp_path) as run:
-        Unfinished(run, 97)
+        Unfinished(run)
 
 
 def test_tokens_that_the_model_does_not_have_are_refused(tmp_path):
+    model, (request, *_) = make("llama"), requests()
     with Run(tmp_path, {}) as run:
-        run.replace(UNFINISHED, [{"key": "0" * 32, "ids": [5, 97], "seconds": 1}])
-        with pytest.raises(Error, match=r"unfinished.jsonl, line 1: holds the token 97, .* delete the file"):
-            Unfinished(run, 97)
+        run.replace(UNFINISHED, [{"key": key_of("", request, 0), "ids": [5, 97], "seconds": 1}])
+        engine = Engine(model)
+        engine.unfinished = Unfinished(run)
+        with pytest.raises(Error, match=r"unfinished.jsonl: holds the token 97, .* delete the file"):
+            list(engine.run([request]))
+
+
+def test_an_attacker_and_its_target_share_the_file(tmp_path):
+    request, folder = requests()[0], tmp_path / "run"
+    (_, made), = Engine(make("llama")).run([request])
+    with Run(folder, {}) as run:
+        assert Unfinished.of(run) is Unfinished.of(run)
+        for name in ("llama", "dynamic"):
+            engine = Engine(make(name))
+            engine.unfinished, engine.identity = Unfinished.of(run), name
+            stream = engine.run([Request(request.ids, 30, stopped=raises_at(9))])
+            with pytest.raises(KeyboardInterrupt):
+                next(stream)
+    kept = [json.loads(line) for line in (folder / UNFINISHED).read_text().splitlines()]
+    assert [len(record["ids"]) for record in kept] == [9, 9]
+    assert kept[0]["ids"] == list(made.ids[:9]) != kept[1]["ids"]
 
 
 def test_what_another_stream_began_is_kept_until_its_turn(tmp_path):
@@ -173,6 +201,9 @@ def test_what_another_stream_began_is_kept_until_its_turn(tmp_path):
     begun = (tmp_path / UNFINISHED).read_text()
     assert session(tmp_path, model, wanted[3:], steps=2) == 2
     assert begun.splitlines()[0] in (tmp_path / UNFINISHED).read_text()
+    # What nobody takes up is gone once all is answered.
+    session(tmp_path, model, wanted[3:])
+    assert not (tmp_path / UNFINISHED).exists()
 
 
 @packed
