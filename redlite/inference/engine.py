@@ -57,7 +57,13 @@ Arrivals = Callable[[int], list[tuple[int, Request]]]
 
 @dataclass
 class _Active:
-    """A request in its slot. limit: tokens that it may generate; finish: "" until it has ended."""
+    """A request in its slot.
+
+    limit   tokens that it may generate
+    finish  "" until it has ended
+    key     among the unfinished answers of a run directory
+    claim   tokens whose keys and values it may need
+    """
     index: int
     request: Request
     limit: int
@@ -65,7 +71,8 @@ class _Active:
     started: float
     ids: list[int] = field(default_factory=list)
     finish: str = ""
-    key: str = ""   # among the unfinished answers of a run directory
+    key: str = ""
+    claim: int = 0
 
     def seconds(self) -> float:
         """Since its prefill began, those of earlier processes included."""
@@ -116,8 +123,8 @@ class Engine:
 
     max_batch       requests that generate together
     prefill_tokens  prompt tokens run in one pass (one longer prompt is still run whole)
-    cache_bytes     that the keys and values of `run` may take; fewer requests generate together where they
-                    might take more (one longer request is still run). None: half of the memory that is free
+    cache_bytes     that keys and values may take; fewer requests generate together where they might take more
+                    (one longer request is still run). None: half of the memory that is free
     unfinished      where `run` keeps the tokens of answers under way, and finds those of an earlier process;
                     None: nowhere
     identity        of the model, among those that answer in one run directory
@@ -152,19 +159,38 @@ class Engine:
         """
         yield from self._steps(self._forward(self.max_batch, []), self.max_batch, deque(), arrivals)
 
+    @property
+    def on_cpu(self) -> bool:
+        """There memory is taken as it is written; elsewhere each slot takes what the longest needs."""
+        return self.model.output_weight.device.type == "cpu"
+
+    def bytes_at_most(self, request: Request) -> int:
+        """What the keys and values of a request that shares nothing may take."""
+        return self._claim(request, 0) * Cache.bytes_per_token(self.model)
+
     def _run_group(self, requests: dict[int, Request],
                    prompts: list[Sequence[int]]) -> Iterator[tuple[int, Answer]]:
         stem = self._stem(prompts, max(r.max_new_tokens for r in requests.values()))
-        slots = self._slots(list(requests.values()), len(stem))
+        slots = min(self.max_batch, len(requests))
+        if not self.on_cpu:
+            slots = self._slots(list(requests.values()), len(stem))
         forward = self._forward(slots, stem)
-        yield from self._steps(forward, slots, deque(requests.items()), lambda free: [])
+        yield from self._steps(forward, slots, deque(requests.items()))
 
     def _slots(self, requests: list[Request], shared: int) -> int:
-        """How many of these requests may generate together. Each has room for the longest of them."""
-        slots = min(self.max_batch, len(requests))
-        budget = self.cache_bytes or free_bytes(self.model.output_weight.device) // 2
-        longest = min(max(len(r.ids) + r.max_new_tokens for r in requests), self.context_limit())
-        return max(1, min(slots, budget // ((longest - shared) * Cache.bytes_per_token(self.model))))
+        """How many of these requests may generate together where each slot takes room for the longest."""
+        longest = max(self._claim(r, shared) for r in requests)
+        return max(1, min(self.max_batch, len(requests), self._budget() // longest))
+
+    def _budget(self) -> int:
+        """The tokens whose keys and values may be in memory."""
+        free = self.cache_bytes or free_bytes(self.model.output_weight.device) // 2
+        return free // Cache.bytes_per_token(self.model)
+
+    def _claim(self, request: Request, shared: int) -> int:
+        """The tokens whose keys and values a request may need, without those of a shared prefix."""
+        longest = min(len(request.ids) + request.max_new_tokens, self.context_limit())
+        return longest - shared + Cache.page_tokens(self.model)
 
     def _stem(self, prompts: list[Sequence[int]], new: int) -> list[int]:
         """What these prompts share at their start and is worth computing once; [] for nothing.
@@ -178,21 +204,23 @@ class Engine:
         return list(prompts[0][:shared]) if shared >= prefix.SHARED_AT_LEAST else []
 
     def _steps(self, forward: Forward, slots: int, waiting: deque[tuple[int, Request]],
-               arrivals: Arrivals) -> Iterator[tuple[int, Answer]]:
-        active = list[_Active]()
+               arrivals: Arrivals | None = None) -> Iterator[tuple[int, Answer]]:
+        active, budget = list[_Active](), self._budget()
         while True:
-            waiting.extend(arrivals(slots - len(active) - len(waiting)))
+            if arrivals:
+                waiting.extend(arrivals(slots - len(active) - len(waiting)))
             if not waiting and not active:
                 return
-            if waiting and len(active) < slots:
-                first = len(active)
-                admitted = self._admit(waiting, slots - len(active), forward.cache.prefix_length)
+            first = len(active)
+            admitted = self._admit(waiting, active, slots, forward.cache, budget)
+            if admitted:
                 yield from self._answers([a for a in admitted if a.finish])
                 active += [a for a in admitted if not a.finish]
                 self._begin(active[first:], first, forward)
                 yield from self._retire(active, forward.cache)
-            # A step with free slots would waste them: fill them first, unless nothing waits.
-            if active and not (waiting and len(active) < slots):
+            # A step with free slots would waste them: fill them first, unless nothing waits that fits. But
+            # where requests come, somebody waits for the next token of those under way.
+            if active and (arrivals or not (admitted and waiting)):
                 self._choose(active, self._next_logits(active, forward))
                 if self.unfinished:
                     self.unfinished.tick()
@@ -207,29 +235,36 @@ class Engine:
             forward.compute_prefix(stem)
         return forward
 
-    def _admit(self, waiting: deque[tuple[int, Request]], room: int, shared: int) -> list[_Active]:
-        """Take as many waiting requests as fit the free slots and one prefill pass.
+    def _admit(self, waiting: deque[tuple[int, Request]], active: list[_Active], slots: int, cache: Cache,
+               budget: int) -> list[_Active]:
+        """Take as many waiting requests, in turn, as fit the free slots, the budget and one prefill pass.
 
-        room: free slots; shared: length of the shared prefix.
         Those that an earlier process began come first, from the longest to the shortest.
         """
-        admitted, tokens = list[_Active](), 0
-        while waiting and len(admitted) < room:
+        admitted, tokens, shared = list[_Active](), 0, cache.prefix_length
+        while waiting and len(active) + len(admitted) < slots:
             index, request = waiting[0]
             size = len(request.ids) - shared
             if admitted and tokens + size > self.prefill_tokens:
+                break
+            claims = [a.claim for a in (*active, *admitted)]
+            if claims and self.on_cpu and sum(claims) + self._claim(request, shared) > budget:
                 break
             waiting.popleft()
             tokens += size
             limit = max(0, min(request.max_new_tokens, self.context_limit() - len(request.ids)))
             generator = sampling.uniforms(request.seed) if request.rule.temperature > 0 else None
-            answer = _Active(index, request, limit, generator, time.monotonic())
+            answer = _Active(index, request, limit, generator, time.monotonic(),
+                             claim=self._claim(request, shared))
             if self.unfinished:
                 answer.key = key_of(self.identity, request, shared)
                 if begun := self.unfinished.take(answer.key, answer, self.model.config.vocab_size):
                     answer.go_on(begun)
                     tokens += len(answer.ids)
             admitted.append(answer)
+        claimed = sum(a.claim for a in (*active, *admitted))
+        if self.on_cpu and admitted and claimed + sum(cache.written) > budget:
+            cache.release()
         return sorted(admitted, key=lambda a: -len(a.ids))
 
     def context_limit(self) -> int:
