@@ -215,7 +215,8 @@ def _seconds_at_most(source: "Source", device: str, prompt_tokens: int, new_toke
         start = time.perf_counter()
         float(work().sum())
         return time.perf_counter() - start
-    square, row, matrix = ones(1024), ones(1), ones(32 * 1024)      # the matrix is larger than caches
+    # The matrix is larger than the caches of a core. Writing a larger one would take the longest of a plan.
+    square, row, matrix = ones(1024), ones(1), ones(4 * 1024)
     arithmetic = timed(lambda: square @ square) / (2 * 1024 ** 3)   # seconds an operation
-    reading = timed(lambda: row @ matrix.T) / (32 * 1024 ** 2)      # seconds a weight
+    reading = timed(lambda: row @ matrix.T) / (4 * 1024 ** 2)       # seconds a weight
     return 2 * (2 * weights * prompt_tokens * arithmetic + weights * new_tokens * reading)
