@@ -14,6 +14,9 @@ typedef struct {
     int64_t window;                                        /* 0: none. With a prefix it must be 0 */
     int32_t half;                                          /* 1: the cache is float16; 0: float32 */
     float scale, cap;                                      /* of the scores; cap 0: none */
+    /* [B]: the slot of each request, whose keys and values are in the cache already, up to its place. NULL:
+     * request b has slot b, and its new key and value are put there first. */
+    const int64_t *slots;
 } CachedAttention;
 
 /* Returns 0, or −1 if memory runs out. See cached_attention_loops.h. */

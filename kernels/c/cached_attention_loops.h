@@ -1,6 +1,7 @@
 /*
  * Attention while generating. Each request has one new query; it sees a prefix that all requests share, then
- * the request's own cache, to which its new key and value are added first.
+ * the request's own cache, to which its new key and value are added first. With `slots` several rows may be
+ * tokens of one request, in turn: its cache holds all of them, and each row sees those up to its place.
  *
  * Work comes in (group, request) pairs. A run of pairs of one group first multiplies all its queries with the
  * prefix, so that the packed keys and values are read once for many queries. Then each request attends to its
@@ -320,7 +321,8 @@ INLINE void attend_own(const CachedAttention *d, int64_t b, int64_t g, int64_t r
     int64_t size = d->size, stride = padded(d->capacity), place = d->places[b];
     int64_t first = (b * d->groups + g) * d->repeat + r;
     int64_t start = d->window && place + 1 > d->window ? place + 1 - d->window : 0, count = place + 1 - start;
-    int64_t cache = ((b * d->groups + g) * d->capacity + start) * size;
+    int64_t slot = d->slots ? d->slots[b] : b;
+    int64_t cache = ((slot * d->groups + g) * d->capacity + start) * size;
     score(d, d->q + first * size, cache, count, s->own, stride, queries, half);
     float mine[QUERIES], theirs[QUERIES]; /* factors of the two sums over values: own cache, prefix */
     for (int m = 0; m < queries; m++) {
@@ -379,8 +381,10 @@ INLINE void attend_cached(const CachedAttention *d, int64_t first, int64_t end, 
         for (int64_t b = from; b < until; b++) {
             int64_t place = ((b * d->groups + g) * d->capacity + d->places[b]) * d->size;
             int64_t new = (b * d->groups + g) * d->size;
-            into_cache(d->keys, place, d->k + new, d->size, d->half);
-            into_cache(d->values, place, d->v + new, d->size, d->half);
+            if (!d->slots) {
+                into_cache(d->keys, place, d->k + new, d->size, d->half);
+                into_cache(d->values, place, d->v + new, d->size, d->half);
+            }
             for (int64_t r = 0, count; r < d->repeat; r += count) {
                 int64_t parts = (d->repeat - r + QUERIES - 1) / QUERIES, row = (b - from) * d->repeat + r;
                 count = (d->repeat - r + parts - 1) / parts; /* as even as can be */

@@ -41,6 +41,22 @@ static void keep(void *context, int part, int parts)
     }
 }
 
+/* Put the keys and values of new tokens, which may be several of one slot, into their caches. */
+static void keep_new(void *context, int part, int parts)
+{
+    const Keep *w = context;
+    const Shape *s = w->shape;
+    const Rows *r = w->rows;
+    const int64_t end = r->rows * (part + 1) / parts;
+    for (int64_t row = r->rows * part / parts; row < end; row++)
+        for (int64_t g = 0; g < s->groups; g++) {
+            int64_t to = ((r->slots[row] * s->groups + g) * s->capacity + r->places[row]) * s->size;
+            int64_t from = (row * s->groups + g) * s->size;
+            rl_loops()->into_cache(w->layer->keys, to, w->k + from, s->size, (int)s->half);
+            rl_loops()->into_cache(w->layer->values, to, w->v + from, s->size, (int)s->half);
+        }
+}
+
 static int attention(const Layer *l, const Shape *s, const Rows *r, const float *q, float *k, float *v,
                      float *out, int threads)
 {
@@ -48,7 +64,9 @@ static int attention(const Layer *l, const Shape *s, const Rows *r, const float 
     if (r->places) {
         CachedAttention step = {
             q, k, v, l->keys, l->values, r->places, l->prefix_keys, l->prefix_values, out, r->rows, s->groups,
-            repeat, s->size, s->capacity, s->prefix, l->window, (int32_t)s->half, s->scale, s->cap};
+            repeat, s->size, s->capacity, s->prefix, l->window, (int32_t)s->half, s->scale, s->cap, r->slots};
+        if (r->slots)
+            rl_parallel(keep_new, &(Keep){l, s, r, k, v}, threads);
         return rl_cached_attention(&step, threads);
     }
     if (r->slot >= 0)

@@ -18,13 +18,15 @@ typedef struct {
     float scale, cap;                                     /* of the attention's scores; cap 0: none */
 } Shape;
 
-/* The rows of a call: either one new token of each request, or whole sequences. */
+/* The rows of a call: either new tokens, or whole sequences. New tokens are one of each request or, with
+ * slots, several in turn of some. Either way each gets the same numbers. */
 typedef struct {
     int64_t rows;                     /* T */
     const int64_t *places;            /* new tokens: [T], see CachedAttention. Sequences: NULL */
     const int64_t *offsets, *parents; /* sequences: see SequenceAttention */
     int64_t sequences;                /* B */
     int64_t slot;                     /* the first sequence's slot of the cache; −1: nothing is kept */
+    const int64_t *slots;             /* new tokens: [T], the slot of each; NULL: row i has slot i */
 } Rows;
 
 /* Run `count` layers: x [T, D] becomes the last one's output. rotary: for each table cos and sin [T, R] of

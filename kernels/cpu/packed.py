@@ -41,6 +41,18 @@ def zeros(count: int) -> Tensor:
     return torch.frombuffer(memory, dtype=torch.uint8)[:count]
 
 
+def release(part: Tensor) -> None:
+    """Give the pages that lie wholly in a contiguous part of such bytes back to the system.
+
+    They hold anything afterwards. Nothing happens where the system takes no such advice.
+    """
+    start = -(-part.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (part.data_ptr() + part.numel() * part.itemsize - start) // mmap.PAGESIZE * mmap.PAGESIZE
+    advice = getattr(mmap, "MADV_DONTNEED", None)
+    if length > 0 and advice is not None:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)
+
+
 class PackedMatrix:
     """A matrix [N, D] in the layout of packed_matrix.h.
 

@@ -34,13 +34,13 @@ class Shape(ctypes.Structure):
 
 class Rows(ctypes.Structure):
     _fields_ = [("rows", c_int64), *_fields(c_void_p, "places offsets parents"),
-                *_fields(c_int64, "sequences slot")]
+                *_fields(c_int64, "sequences slot"), ("slots", c_void_p)]
 
 
 class CachedAttention(ctypes.Structure):
     _fields_ = [*_fields(c_void_p, "q k v keys values places prefix_keys prefix_values out"),
                 *_fields(c_int64, "requests groups repeat size capacity prefix window"),
-                ("half", c_int32), *_fields(c_float, "scale cap")]
+                ("half", c_int32), *_fields(c_float, "scale cap"), ("slots", c_void_p)]
 
 
 class SequenceAttention(ctypes.Structure):

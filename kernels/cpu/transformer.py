@@ -107,17 +107,25 @@ class PackedTrunk:
             elif window is not None:
                 layer.window = window
 
-    def step(self, x_BD: Tensor, rotary: list[Rotary | None], places_B: Tensor) -> Tensor:
+    def step(self, x_BD: Tensor, rotary: list[Rotary | None], places_B: Tensor,
+             slots_B: Tensor | None = None) -> Tensor:
         """One new token of each of the first B slots, at these places: the last layer's output [B, D].
 
-        The result is, to the last bit, that of the blocks one after the other.
+        slots_B  the slot of each token, int64; a slot may have several, in turn. None: 0 to B − 1
+
+        The result is, to the last bit, that of the blocks one after the other, and that of the tokens of a
+        slot one after the other.
         """
-        longest = int(places_B.max()) + 1
-        if len(x_BD) > self._slots or longest > self._capacity:
-            raise ValueError(f"{self._cache()} has no room for token {longest} of {len(x_BD)} requests")
+        longest, used = int(places_B.max()) + 1, len(x_BD) if slots_B is None else int(slots_B.max()) + 1
+        if used > self._slots or longest > self._capacity:
+            raise ValueError(f"{self._cache()} has no room for token {longest} of {used} requests")
         self._check_reach(longest)
         places_B = places_B.contiguous()
-        return self._run(x_BD, rotary, structs.Rows(rows=len(x_BD), places=places_B.data_ptr()))
+        rows = structs.Rows(rows=len(x_BD), places=places_B.data_ptr())
+        if slots_B is not None:
+            slots_B = slots_B.contiguous()
+            rows.slots = slots_B.data_ptr()
+        return self._run(x_BD, rotary, rows)
 
     def sequences(self, x_TD: Tensor, rotary: list[Rotary | None], offsets: Tensor,
                   parents: list[int] | None = None, slot: int | None = None) -> Tensor:

@@ -142,7 +142,9 @@ def _answer(directory: Run, model: "ModelChoice", todo: Work, decoding: "Decodin
     conversations = [[{"role": "user", "content": example.document["prompt"]}] for _, example in todo]
     done = total - len(todo)
     try:
-        replies = model.load(directory).answer(conversations, decoding, [0] * len(todo), ())
+        beside = [[{"role": "user", "content": record["prompt"]}] for record in answers.values()
+                  if "prompt" in record]    # an older redlite did not keep it
+        replies = model.load(directory).answer(conversations, decoding, [0] * len(todo), (), beside)
     except Error as error:
         raise Error(f"XSTest: {error}", error.setting) from None
     for i, reply in replies:

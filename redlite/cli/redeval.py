@@ -94,7 +94,8 @@ def _describe_run(prog: str) -> Parser:
         parser,
         "manifest.json, asked.json, responses.jsonl, judgments.jsonl, judges.json, results.json "
         "and report.html, beyond 10,000 answers answers-2.html and so on; of conversations "
-        "turns.jsonl, of attacks attacker.jsonl and verdicts.jsonl, of endpoints api.jsonl.")
+        "turns.jsonl, of attacks attacker.jsonl and verdicts.jsonl, of endpoints api.jsonl. While a "
+        "local model answers, unfinished.jsonl.")
     return parser
 
 
@@ -107,11 +108,12 @@ def _run(args: Namespace, command: str) -> int:
                         "('sample' is a mild embedded set to try things out with)")
         args.questions = EMBEDDED
     reach = network.network(args, args.model, args.attacker, *args.judge)
-    from redlite.cli.results_files import check_gates_of, finish
     from redlite.redteam import answerers, growth, journals, redeval
     from redlite.store.run_directory import Run
     path, known, prompts = _what_is_asked(args)
-    check_gates_of(args, [p.name for p in prompts] or [args.attack])
+    if args.gate:
+        from redlite.cli.results_files import check_gates_of
+        check_gates_of(args, [p.name for p in prompts] or [args.attack])
     if len({p.name for p in prompts}) < len(prompts):
         raise Error(f"--prompt {' '.join(args.prompt)}: two prompts have the same name; rename a file")
     decoding = answerers.Decoding(args.max_new_tokens, args.temperature, args.top_p, args.samples)
@@ -142,6 +144,7 @@ def _run(args: Namespace, command: str) -> int:
             costs["attacker"] = plan["attacker"]["cost_at_most"]
         plan["price"], plan["cost_at_most"] = network.price(costs)
         return _show_plan(args, {**plan, "chat": model.chat}, output, path, len(known), asked)
+    from redlite.cli.results_files import finish  # the pages, which a plan does without
     progress = Progress(args.quiet)
     with Run(output, manifest, partial(growth.redeval, output)) as directory:
         found = redeval.run(directory, model, asked, prompts, decoding, args.seed, args.system, progress,

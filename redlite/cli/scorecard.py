@@ -135,6 +135,7 @@ def _measure(args: Namespace, command: str, output: Path, battery: "Battery", mo
     Returns what results.json holds, and whether all of it is there.
     """
     from redlite.cli import scorecard_files
+    from redlite.inference import unfinished
     from redlite.redteam import runs, scorecard
     from redlite.store.run_directory import Run
     if finished:
@@ -151,6 +152,7 @@ def _measure(args: Namespace, command: str, output: Path, battery: "Battery", mo
             theirs, against = measured(output / "baseline", baseline), output / "baseline"
         elif finished:
             theirs, against = scorecard.measured(*runs.counted(runs.parts_of(finished))), finished
+        unfinished.end(directory)
         paired = None
         if theirs and against:
             differences = scorecard.paired_differences(output, against, args.seed, alike=not finished)

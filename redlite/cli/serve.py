@@ -13,6 +13,7 @@ from redlite.cli.options import (
     add_common_options,
     add_machine_options,
     add_template_options,
+    number,
     whole,
 )
 from redlite.cli.program import DONE, guarded, parse, seal
@@ -57,6 +58,9 @@ def _parser() -> Parser:
                         help="0 takes a free one (default: %(default)s)")
     parser.add_argument("--batch-size", type=whole(1), default=8, metavar="N",
                         help="answers made together, each of which holds memory (default: %(default)s)")
+    parser.add_argument("--cache-memory", type=number(0.001, 1e6), metavar="GB",
+                        help="memory for keys and values; requests wait while those under way might need it, "
+                             "and one that can never fit is refused (default: half of what is free)")
     add_machine_options(parser)
     add_common_options(parser, "Nothing but what is printed.")
     return parser
@@ -89,6 +93,8 @@ def _serve(arguments: list[str]) -> int:
     given(found.chat)  # without a chat format there is nothing to serve
     lm = LM.load(found, args.dtype, args.device, args.quantize)
     lm.engine.max_batch = args.batch_size
+    if args.cache_memory:
+        lm.engine.cache_bytes = int(args.cache_memory * 1e9)
     name = args.name or lm.path.name
     with serve.Server(lm, name, listening) as server:
         print(f"serving {name} on {_url(args.address, server.server_port)} (Ctrl-C ends it)", flush=True)

@@ -3,6 +3,7 @@
 Shape letters as in model/llama.py, and B requests in the batch, P tokens of the shared prefix, S room for a
 suffix. The methods named `attend_…` return the closures that `LLaMA.forward` calls for each layer.
 """
+import mmap
 import os
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from redlite import kernels
-from redlite.kernels.cpu.packed import zeros
+from redlite.kernels.cpu.packed import release, zeros
 from redlite.model.config import Config
 from redlite.model.llama import LLaMA
 from redlite.model.sequences import Attend, PackedSequences, packed_attention
@@ -48,12 +49,18 @@ class Cache:
         self.capacity = 0                                       # S
         self.keys: list[Tensor] = []                            # by layer: [slots, G, S, K]
         self.values: list[Tensor] = []
+        self.written = [0] * slots      # by slot, tokens up to which earlier requests wrote its memory
 
     @staticmethod
     def bytes_per_token(model: LLaMA) -> int:
         """What a token's keys and values take in a slot."""
         c = model.config
         return 2 * c.n_layers * c.n_kv_heads * c.head_dim * model.cache_dtype.itemsize
+
+    @staticmethod
+    def page_tokens(model: LLaMA) -> int:
+        """How many tokens' memory a suffix may take beyond its own, since it is had in whole pages."""
+        return -(-2 * mmap.PAGESIZE // (model.config.head_dim * model.cache_dtype.itemsize))
 
     @property
     def prefix_length(self) -> int:
@@ -64,16 +71,34 @@ class Cache:
         if capacity <= self.capacity:
             return
         capacity = max(capacity, self.capacity + max(GROWTH, self.capacity // 2))
-        used, longest = int((self.lengths > 0).sum()), int(self.lengths.max())
         for store in (self.keys, self.values):
             for layer in range(self.config.n_layers):
                 grown = self._zeros(capacity)
                 if self.capacity:
-                    grown[:used, :, :longest] = store[layer][:used, :, :longest]
+                    self._copy(store[layer], grown)
                     store[layer] = grown
                 else:
                     store.append(grown)
         self.capacity = capacity
+        self.written = self.lengths.tolist()
+
+    def _copy(self, old: Tensor, grown: Tensor) -> None:
+        """Copy what slots hold. On CPUs nothing more, so that one long suffix takes no memory of others."""
+        if self.device.type == "cpu":
+            for slot, length in enumerate(self.lengths.tolist()):
+                grown[slot, :, :length] = old[slot, :, :length]
+        else:
+            used, longest = int((self.lengths > 0).sum()), int(self.lengths.max())
+            grown[:used, :, :longest] = old[:used, :, :longest]
+
+    def release(self) -> None:
+        """Give memory that was written, and holds nothing now, back to the system."""
+        for slot, length in enumerate(self.lengths.tolist()):
+            if length < self.written[slot]:
+                for layer in (*self.keys, *self.values):
+                    for group in layer[slot]:
+                        release(group[length:self.written[slot]])
+                self.written[slot] = length
 
     def _zeros(self, capacity: int) -> Tensor:
         """Room [slots, G, capacity, K]. On CPUs a page takes memory from when it is first written."""
@@ -167,19 +192,24 @@ class Cache:
             self.shared = [kernels.shared_prefix(k, v) for k, v in self.prefix]
         return self.shared
 
-    def attend_step(self, places_B: Tensor) -> Attend:
-        """For one new token of each of the first B slots, at these places of their suffixes; lengths stay."""
+    def attend_step(self, places_B: Tensor, first: int = 0) -> Attend:
+        """For one new token of each of B slots from `first` on, at these places of their suffixes.
+
+        Lengths stay.
+        """
         shared = self.share_prefix()
 
         def attend(layer: int, q_BHK: Tensor, k_BGK: Tensor, v_BGK: Tensor) -> Tensor:
             return kernels.cached_attention(
-                q_BHK, k_BGK, v_BGK, self.keys[layer], self.values[layer], places_B,
+                q_BHK, k_BGK, v_BGK, self.keys[layer][first:], self.values[layer][first:], places_B,
                 shared[layer] if shared else None, window=self.config.windows[layer], **self.scores)
         return attend
 
     def free(self, slot: int, active: int) -> None:
         """Give up a slot: the last active one moves into it."""
         last, length = active - 1, int(self.lengths[active - 1])
+        for place in (slot, last):
+            self.written[place] = max(self.written[place], int(self.lengths[place]))
         if slot != last:
             for store in (self.keys, self.values):
                 for layer in store:

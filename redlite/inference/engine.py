@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from redlite.inference import prefix, sampling
 from redlite.inference.cache import Cache, free_bytes
 from redlite.inference.cuda_graphs import GraphForward
 from redlite.inference.forward import CForward, Forward
+from redlite.inference.unfinished import Begun, Unfinished, key_of
 from redlite.model.llama import LLaMA
 from redlite.model.sequences import PackedSequences
 
@@ -55,7 +57,13 @@ Arrivals = Callable[[int], list[tuple[int, Request]]]
 
 @dataclass
 class _Active:
-    """A request in its slot. limit: tokens that it may generate; finish: "" until it has ended."""
+    """A request in its slot.
+
+    limit   tokens that it may generate
+    finish  "" until it has ended
+    key     among the unfinished answers of a run directory
+    claim   tokens whose keys and values it may need
+    """
     index: int
     request: Request
     limit: int
@@ -63,6 +71,31 @@ class _Active:
     started: float
     ids: list[int] = field(default_factory=list)
     finish: str = ""
+    key: str = ""
+    claim: int = 0
+
+    def seconds(self) -> float:
+        """Since its prefill began, those of earlier processes included."""
+        return time.monotonic() - self.started
+
+    def go_on(self, begun: Begun) -> None:
+        """Take up what an earlier process made of the answer."""
+        self.started -= begun.seconds
+        for token in begun.ids:
+            self.next_uniform()
+            self.take(token)
+            if self.finish:     # that process ended before it could say so
+                return
+
+    def sequence(self, border: int) -> tuple[list[int], list[int]]:
+        """Tokens to run as a prompt, and tokens behind them that must be run as generated before.
+
+        border  the length at which all keys of a sequence change, 0 for none: there it was run whole
+        The newest token is in neither, if there is one: the next step runs it.
+        """
+        prompt, made = len(self.request.ids), self.ids[:-1]
+        whole = border - prompt if prompt < border <= prompt + len(made) else 0
+        return [*self.request.ids, *made[:whole]], made[whole:]
 
     def next_uniform(self) -> float:
         """The next random number of a request that is sampled."""
@@ -90,22 +123,33 @@ class Engine:
 
     max_batch       requests that generate together
     prefill_tokens  prompt tokens run in one pass (one longer prompt is still run whole)
-    cache_bytes     that the keys and values of `run` may take; fewer requests generate together where they
-                    might take more (one longer request is still run). None: half of the memory that is free
+    cache_bytes     that keys and values may take; fewer requests generate together where they might take more
+                    (one longer request is still run). None: half of the memory that is free
+    unfinished      where `run` keeps the tokens of answers under way, and finds those of an earlier process;
+                    None: nowhere
+    identity        of the model, among those that answer in one run directory
     """
 
     def __init__(self, model: LLaMA, max_batch: int = 32, prefill_tokens: int = 2048,
                  cache_bytes: int | None = None):
         self.model, self.max_batch, self.prefill_tokens = model, max_batch, prefill_tokens
         self.cache_bytes = cache_bytes
+        self.unfinished: Unfinished | None = None
+        self.identity = ""
 
-    def run(self, requests: list[Request]) -> Iterator[tuple[int, Answer]]:
+    def run(self, requests: list[Request],
+            beside: Sequence[Sequence[int]] = ()) -> Iterator[tuple[int, Answer]]:
         """Yield (index of the request, its answer without text) as each finishes, in no particular order.
+
+        beside  other prompts, which are answered already: what prompts share is found over them too. How much
+                that is decides the last bits, which so are the same whichever requests are left
 
         A prompt needs at least one token. An answer's `seconds` run from its prefill to its last token.
         """
-        for group in prefix.prefix_groups([r.ids for r in requests]):
-            yield from self._run_group({i: requests[i] for i in group})
+        prompts = [*(r.ids for r in requests), *beside]
+        for group in prefix.prefix_groups(prompts):
+            if own := {i: requests[i] for i in group if i < len(requests)}:
+                yield from self._run_group(own, [prompts[i] for i in group])
 
     def follow(self, arrivals: Arrivals) -> Iterator[tuple[int, Answer]]:
         """`run` for requests that come while others are generated; ends when none is left.
@@ -115,43 +159,71 @@ class Engine:
         """
         yield from self._steps(self._forward(self.max_batch, []), self.max_batch, deque(), arrivals)
 
-    def _run_group(self, requests: dict[int, Request]) -> Iterator[tuple[int, Answer]]:
-        stem = self._stem(list(requests.values()))
-        slots = self._slots(list(requests.values()), len(stem))
+    @property
+    def on_cpu(self) -> bool:
+        """There memory is taken as it is written; elsewhere each slot takes what the longest needs."""
+        return self.model.output_weight.device.type == "cpu"
+
+    def bytes_at_most(self, request: Request) -> int:
+        """What the keys and values of a request that shares nothing may take."""
+        return self._claim(request, 0) * Cache.bytes_per_token(self.model)
+
+    def _run_group(self, requests: dict[int, Request],
+                   prompts: list[Sequence[int]]) -> Iterator[tuple[int, Answer]]:
+        stem = self._stem(prompts, max(r.max_new_tokens for r in requests.values()))
+        slots = min(self.max_batch, len(requests))
+        if not self.on_cpu:
+            slots = self._slots(list(requests.values()), len(stem))
         forward = self._forward(slots, stem)
-        yield from self._steps(forward, slots, deque(requests.items()), lambda free: [])
+        yield from self._steps(forward, slots, deque(requests.items()))
 
     def _slots(self, requests: list[Request], shared: int) -> int:
-        """How many of these requests may generate together. Each has room for the longest of them."""
-        slots = min(self.max_batch, len(requests))
-        budget = self.cache_bytes or free_bytes(self.model.output_weight.device) // 2
-        longest = min(max(len(r.ids) + r.max_new_tokens for r in requests), self.context_limit())
-        return max(1, min(slots, budget // ((longest - shared) * Cache.bytes_per_token(self.model))))
+        """How many of these requests may generate together where each slot takes room for the longest."""
+        longest = max(self._claim(r, shared) for r in requests)
+        return max(1, min(self.max_batch, len(requests), self._budget() // longest))
 
-    def _stem(self, requests: list[Request]) -> list[int]:
-        """What these requests share at their start and is worth computing once; [] for nothing."""
-        if len(requests) < 2:
+    def _budget(self) -> int:
+        """The tokens whose keys and values may be in memory."""
+        free = self.cache_bytes or free_bytes(self.model.output_weight.device) // 2
+        return free // Cache.bytes_per_token(self.model)
+
+    def _claim(self, request: Request, shared: int) -> int:
+        """The tokens whose keys and values a request may need, without those of a shared prefix."""
+        longest = min(len(request.ids) + request.max_new_tokens, self.context_limit())
+        return longest - shared + Cache.page_tokens(self.model)
+
+    def _stem(self, prompts: list[Sequence[int]], new: int) -> list[int]:
+        """What these prompts share at their start and is worth computing once; [] for nothing.
+
+        new  the most tokens that one of them may be answered with
+        """
+        if len(prompts) < 2:
             return []
-        longest = max(len(r.ids) + r.max_new_tokens for r in requests)
-        common = prefix.common_prefix([r.ids for r in requests])
-        shared = prefix.shareable(self.model.config, common, longest)
-        return list(requests[0].ids[:shared]) if shared >= prefix.SHARED_AT_LEAST else []
+        longest = max(map(len, prompts)) + new
+        shared = prefix.shareable(self.model.config, prefix.common_prefix(prompts), longest)
+        return list(prompts[0][:shared]) if shared >= prefix.SHARED_AT_LEAST else []
 
     def _steps(self, forward: Forward, slots: int, waiting: deque[tuple[int, Request]],
-               arrivals: Arrivals) -> Iterator[tuple[int, Answer]]:
-        active = list[_Active]()
+               arrivals: Arrivals | None = None) -> Iterator[tuple[int, Answer]]:
+        active, budget = list[_Active](), self._budget()
         while True:
-            waiting.extend(arrivals(slots - len(active) - len(waiting)))
+            if arrivals:
+                waiting.extend(arrivals(slots - len(active) - len(waiting)))
             if not waiting and not active:
                 return
-            if waiting and len(active) < slots:
-                first = len(active)
-                active += self._admit(waiting, slots - len(active), forward.cache.prefix_length)
-                self._choose(active[first:], self._prefill(active[first:], first, forward))
+            first = len(active)
+            admitted = self._admit(waiting, active, slots, forward.cache, budget)
+            if admitted:
+                yield from self._answers([a for a in admitted if a.finish])
+                active += [a for a in admitted if not a.finish]
+                self._begin(active[first:], first, forward)
                 yield from self._retire(active, forward.cache)
-            # A step with free slots would waste them: fill them first, unless nothing waits.
-            if active and not (waiting and len(active) < slots):
+            # A step with free slots would waste them: fill them first, unless nothing waits that fits. But
+            # where requests come, somebody waits for the next token of those under way.
+            if active and (arrivals or not (admitted and waiting)):
                 self._choose(active, self._next_logits(active, forward))
+                if self.unfinished:
+                    self.unfinished.tick()
                 yield from self._retire(active, forward.cache)
 
     def _forward(self, slots: int, stem: list[int]) -> Forward:
@@ -163,23 +235,37 @@ class Engine:
             forward.compute_prefix(stem)
         return forward
 
-    def _admit(self, waiting: deque[tuple[int, Request]], room: int, shared: int) -> list[_Active]:
-        """Take as many waiting requests as fit the free slots and one prefill pass.
+    def _admit(self, waiting: deque[tuple[int, Request]], active: list[_Active], slots: int, cache: Cache,
+               budget: int) -> list[_Active]:
+        """Take as many waiting requests, in turn, as fit the free slots, the budget and one prefill pass.
 
-        room: free slots; shared: length of the shared prefix.
+        Those that an earlier process began come first, from the longest to the shortest.
         """
-        admitted, tokens = list[_Active](), 0
-        while waiting and len(admitted) < room:
+        admitted, tokens, shared = list[_Active](), 0, cache.prefix_length
+        while waiting and len(active) + len(admitted) < slots:
             index, request = waiting[0]
             size = len(request.ids) - shared
             if admitted and tokens + size > self.prefill_tokens:
+                break
+            claims = [a.claim for a in (*active, *admitted)]
+            if claims and self.on_cpu and sum(claims) + self._claim(request, shared) > budget:
                 break
             waiting.popleft()
             tokens += size
             limit = max(0, min(request.max_new_tokens, self.context_limit() - len(request.ids)))
             generator = sampling.uniforms(request.seed) if request.rule.temperature > 0 else None
-            admitted.append(_Active(index, request, limit, generator, time.monotonic()))
-        return admitted
+            answer = _Active(index, request, limit, generator, time.monotonic(),
+                             claim=self._claim(request, shared))
+            if self.unfinished:
+                answer.key = key_of(self.identity, request, shared)
+                if begun := self.unfinished.take(answer.key, answer, self.model.config.vocab_size):
+                    answer.go_on(begun)
+                    tokens += len(answer.ids)
+            admitted.append(answer)
+        claimed = sum(a.claim for a in (*active, *admitted))
+        if self.on_cpu and admitted and claimed + sum(cache.written) > budget:
+            cache.release()
+        return sorted(admitted, key=lambda a: -len(a.ids))
 
     def context_limit(self) -> int:
         """The most tokens, prompt and answer together, that the model has positions for."""
@@ -187,14 +273,28 @@ class Engine:
         stretch = scaling["factor"] if scaling.get("rope_type") == "dynamic" else 1
         return int(self.model.config.max_positions * stretch)
 
-    @staticmethod
+    @classmethod
     @torch.no_grad()
-    def _prefill(new: list[_Active], first: int, forward: Forward) -> Tensor:
-        """Run the suffixes of new requests into their slots; logits [B, V] of each one's last token."""
+    def _begin(cls, admitted: list[_Active], first: int, forward: Forward) -> None:
+        """Run the suffixes of requests into their slots, and choose each one's first token.
+
+        Of those that an earlier process began, all tokens but the newest are run instead.
+        """
+        if not admitted:
+            return
         cache = forward.cache
-        suffixes = [a.request.ids[cache.prefix_length:] for a in new]
-        cache.reserve(max(map(len, suffixes)))
-        return forward.prefill(PackedSequences.of(suffixes, cache.device, start=cache.prefix_length), first)
+        border = prefix.rotation_changes_at(forward.model.config)
+        prompts, made = zip(*(a.sequence(border) for a in admitted), strict=True)
+        suffixes = [ids[cache.prefix_length:] for ids in prompts]
+        cache.reserve(max(len(s) + len(m) for s, m in zip(suffixes, made, strict=True)))
+        packed = PackedSequences.of(suffixes, cache.device, start=cache.prefix_length)
+        logits_BV = forward.prefill(packed, first)
+        for run, answers in groupby(enumerate(made, first), key=lambda item: bool(item[1])):
+            if run:
+                own = list(answers)
+                forward.replay(own[0][0], [ids for _, ids in own])
+        new = [a for a in admitted if not a.ids]
+        cls._choose(new, logits_BV[len(logits_BV) - len(new):])
 
     @staticmethod
     @torch.no_grad()
@@ -219,16 +319,21 @@ class Engine:
         for a, token in zip(active, ids, strict=True):
             a.take(token)
 
-    @staticmethod
-    def _retire(active: list[_Active], cache: Cache) -> Iterator[tuple[int, Answer]]:
+    def _retire(self, active: list[_Active], cache: Cache) -> Iterator[tuple[int, Answer]]:
         """Take the finished requests out of the batch, and yield their answers."""
-        now, done = time.monotonic(), list[_Active]()
+        done = list[_Active]()
         for slot in reversed(range(len(active))):
             if active[slot].finish:
                 cache.free(slot, len(active))
                 done.append(active[slot])
                 active[slot] = active[-1]  # as Cache.free does
                 active.pop()
-        for a in reversed(done):  # in the order of their slots
-            answer = Answer("", a.finish, len(a.request.ids), len(a.ids), now - a.started, a.ids)
-            yield a.index, answer
+        yield from self._answers(done[::-1])    # in the order of their slots
+
+    def _answers(self, done: list[_Active]) -> Iterator[tuple[int, Answer]]:
+        """The answers of finished requests, which are unfinished until the caller has kept them."""
+        seconds = [a.seconds() for a in done]
+        for a, taken in zip(done, seconds, strict=True):
+            yield a.index, Answer("", a.finish, len(a.request.ids), len(a.ids), taken, a.ids)
+            if self.unfinished:
+                self.unfinished.drop(a.key)

@@ -12,6 +12,8 @@ from redlite.model.llama import Block, LLaMA
 from redlite.model.rotary import rotary_tables
 from redlite.model.sequences import PackedSequences
 
+REPLAYED = 512  # tokens of answers begun before that run in one pass
+
 
 class Forward:
     """Runs a model in PyTorch, one operation after the other, on any device."""
@@ -39,6 +41,20 @@ class Forward:
         ids_B = torch.tensor(ids, device=self.cache.device)
         return self.model.logits(
             self.model(ids_B, positions_B, self.cache.attend_step(places_B), positions_B + 1))
+
+    def replay(self, first: int, answers: list[list[int]]) -> None:
+        """Run tokens that were generated before, behind what the slots from `first` on hold already.
+
+        answers  one a slot, from the longest to the shortest; the slots must have room
+        """
+        cache = self.cache
+        for n in range(max(map(len, answers))):
+            going = [ids[n] for ids in answers if len(ids) > n]
+            places_B = cache.lengths[first:first + len(going)].clone()
+            cache.lengths[first:first + len(going)] += 1
+            positions_B = places_B.to(cache.device) + cache.prefix_length
+            self.model(torch.tensor(going, device=cache.device), positions_B,
+                       cache.attend_step(places_B.to(cache.device), first), positions_B + 1)
 
     def run_tree(self, new: PackedSequences, parents: list[int]) -> Tensor:
         """Run sequences without storing their keys and values: hidden states [T, D] after the final norm.
@@ -126,6 +142,20 @@ class CForward(Forward):
         x_BD = self.model.embed(torch.tensor(ids))
         rotary = rotary_tables(self.model.config, positions_B, positions_B + 1, x_BD.dtype)
         return self._logits(self.trunk().step(x_BD, rotary, places_B))
+
+    def replay(self, first: int, answers: list[list[int]]) -> None:
+        """As `Forward.replay`, many tokens at a time: to the last bit the numbers of one at a time."""
+        cache = self.cache
+        lengths = torch.tensor([len(ids) for ids in answers])
+        starts = cache.lengths[first:first + len(answers)].clone()
+        cache.lengths[first:first + len(answers)] += lengths
+        ids = torch.tensor([token for own in answers for token in own])
+        slots = torch.arange(first, first + len(answers)).repeat_interleave(lengths)
+        places = torch.cat([torch.arange(n) + start for n, start in zip(lengths, starts, strict=True)])
+        for part in torch.arange(len(ids)).split(REPLAYED):
+            x_TD, positions = self.model.embed(ids[part]), places[part] + cache.prefix_length
+            rotary = rotary_tables(self.model.config, positions, positions + 1, x_TD.dtype)
+            self.trunk().step(x_TD, rotary, places[part], slots[part])
 
     def run_tree(self, new: PackedSequences, parents: list[int]) -> Tensor:
         self._check_tree(new, parents)

@@ -99,14 +99,15 @@ class LM:
 
     def stream(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float = 0.0,
                top_p: float = 1.0, seed: int | list[int] = 0, stop: str | tuple[str, ...] = (),
-               top_k: int = 0, min_p: float = 0.0,
-               repetition_penalty: float = 1.0) -> Iterator[tuple[int, Answer]]:
+               top_k: int = 0, min_p: float = 0.0, repetition_penalty: float = 1.0,
+               beside: Sequence[Sequence[int]] = ()) -> Iterator[tuple[int, Answer]]:
         """Yield (index, answer) as each prompt finishes.
 
         seed  one for all prompts, or a list with one for each. Prompts that are equal get different answers
               from one seed.
         temperature, top_p, top_k, min_p, repetition_penalty  see `sampling.Rule`; temperature 0 is greedy
         stop  texts at which an answer ends; they are cut off
+        beside  other prompts, answered already; see `Engine.run`
 
         A sampled answer depends on the seed, the prompt, and the number of identical prompts before it. Other
         prompts matter only through the length of the shared prefix: see kernels/README.md, "Whole models on
@@ -130,15 +131,16 @@ class LM:
                 own = sampling.request_seed(seed, ids, seen[tuple(ids)])
                 seen[tuple(ids)] += 1
             requests.append(Request(ids, max_new_tokens, rule, own, stops))
-        yield from self.run(requests)
+        yield from self.run(requests, beside)
 
-    def run(self, requests: list[Request]) -> Iterator[tuple[int, Answer]]:
+    def run(self, requests: list[Request],
+            beside: Sequence[Sequence[int]] = ()) -> Iterator[tuple[int, Answer]]:
         """Yield (index, answer) as each request finishes, by its own settings; errors as in `stream`.
 
-        The model's own end tokens and stop texts are added to each request's.
+        The model's own end tokens and stop texts are added to each request's. beside: see `Engine.run`.
         """
         ready = [self._ready(i, request) for i, request in enumerate(requests)]
-        for i, answer in self.engine.run(ready):
+        for i, answer in self.engine.run(ready, beside):
             yield i, replace(answer, text=self._text(answer.ids, ready[i].stop))
 
     def follow(self, arrivals: Arrivals) -> Iterator[tuple[int, Answer]]:

@@ -78,6 +78,11 @@ def parse(body: bytes, lm: LM, name: str) -> Asked:
         _number(asked, "repetition_penalty", 1.0, 0.01, 100))
     seed = _whole(asked, "seed", int.from_bytes(os.urandom(7), "little"), -(1 << 63), 1 << 63)
     prompt = Request(ids, min(longest, room), rule, seed, _stop(asked.get("stop")))
+    needs, has = lm.engine.bytes_at_most(prompt), lm.engine.cache_bytes
+    if has and needs > has:
+        raise Refusal(400, f"{len(ids)} tokens of messages and {prompt.max_new_tokens} of an answer may take "
+                      f"{needs / 1e9:.3g} GB of keys and values; this server has {has / 1e9:.3g} GB for "
+                      "them: ask for a shorter answer", "max_tokens", "cache_memory_exceeded")
     stream, options = asked.get("stream") or False, asked.get("stream_options") or {}
     if not is_kind(stream, bool):
         raise _invalid("stream", "stream must be true or false")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from redlite.answer import Answer
 from redlite.errors import Error
-from redlite.store.run_directory import Run
+from redlite.store.files import sha256_json
+from redlite.store.run_directory import UNFINISHED, Run
 from redlite.text.reasoning import prompt_opens_thought
 
 if TYPE_CHECKING:
@@ -47,11 +48,13 @@ class Answerer(Protocol):
     """Continues conversations."""
 
     def answer(self, conversations: list[Messages], decoding: Decoding, seeds: list[int],
-               stop: tuple[str, ...]) -> Iterator[tuple[int, Answer]]:
+               stop: tuple[str, ...], beside: list[Messages]) -> Iterator[tuple[int, Answer]]:
         """Yield (index, answer) of each conversation, in any order, as soon as it is there.
 
-        seeds  one a conversation: it alone decides how the answer is sampled
-        stop   texts at which an answer ends
+        seeds   one a conversation: it alone decides how the answer is sampled
+        stop    texts at which an answer ends
+        beside  conversations of the same run that are answered already, so that a model on this machine finds
+                what prompts share as an undisturbed run does; see `Engine.run`
         """
         ...
 
@@ -78,8 +81,10 @@ class ModelChoice:
     runs: str | None = None
 
     def information(self, more: dict | None) -> dict:
-        """A manifest's field `info`, which is never compared: `more`, and where the layers run."""
-        return (more or {}) | ({"runs": self.runs} if self.runs else {})
+        """A manifest's field `info`, never compared: `more`, where a local model's layers run, and the
+        file of its unfinished answers."""
+        local = {"runs": self.runs, "unfinished": UNFINISHED} if self.runs else {}
+        return (more or {}) | local
 
 
 def once_loaded(model: ModelChoice, run: Run) -> ModelChoice:
@@ -92,21 +97,30 @@ def once_loaded(model: ModelChoice, run: Run) -> ModelChoice:
 class LocalAnswerer:
     """Answers from a model on this machine."""
 
-    def __init__(self, lm: "LM", batch_size: int | None = None, cache_gb: float | None = None):
+    def __init__(self, lm: "LM", batch_size: int | None = None, cache_gb: float | None = None,
+                 run: Run | None = None, identity: dict | None = None):
+        """
+        batch_size, cache_gb  as for `local_model`
+        run       where answers under way are kept, and gone on with (inference/unfinished.py); None: nowhere
+        identity  of the model, in the manifest of that run
+        """
         self.lm = lm
+        if run:
+            from redlite.inference.unfinished import Unfinished
+            lm.engine.unfinished, lm.engine.identity = Unfinished.of(run), sha256_json(identity)
         if batch_size:
             lm.engine.max_batch = batch_size
         if cache_gb:
             lm.engine.cache_bytes = int(cache_gb * 1e9)
 
     def answer(self, conversations: list[Messages], decoding: Decoding, seeds: list[int],
-               stop: tuple[str, ...]) -> Iterator[tuple[int, Answer]]:
+               stop: tuple[str, ...], beside: list[Messages]) -> Iterator[tuple[int, Answer]]:
         """See `Answerer`. Raises Error at once, before any answer, if a conversation does not fit the
         model."""
         template = self.lm.template
         # 4 bytes a token, where a list takes 36: there may be 100,000 conversations.
-        prompts = [array("i", template.encode(messages, add_generation_prompt=True).ids)
-                   for messages in conversations]
+        prompts, others = ([array("i", template.encode(messages, add_generation_prompt=True).ids)
+                            for messages in some] for some in (conversations, beside))
         limit = self.lm.engine.context_limit()
         for messages, ids in zip(conversations, prompts, strict=True):
             if len(ids) >= limit:
@@ -115,7 +129,7 @@ class LocalAnswerer:
                             f"{len(ids)}: …{end!r}; leave the question or the prompt out")
         opened = [prompt_opens_thought(self.lm.tokenizer, ids) for ids in prompts]
         stream = self.lm.stream(prompts, decoding.max_new_tokens, decoding.temperature, decoding.top_p, seeds,
-                                stop)
+                                stop, beside=others)
         return self._answers(stream, opened)
 
     def _answers(self, stream: "Iterator[tuple[int, Completion]]",
@@ -167,7 +181,7 @@ def local_model(path: str | Path, dtype: str, device: str, quantize: str | None 
 
     def load(run: Run | None) -> Answerer:
         from redlite.inference.lm import LM
-        return LocalAnswerer(LM.load(parts, dtype, device, quantize), batch_size, cache_gb)
+        return LocalAnswerer(LM.load(parts, dtype, device, quantize), batch_size, cache_gb, run, identity)
     return ModelChoice(
         name, identity, load,
         count=lambda messages: len(parts.template.encode(messages, add_generation_prompt=True).ids),
@@ -201,7 +215,8 @@ def _seconds_at_most(source: "Source", device: str, prompt_tokens: int, new_toke
         start = time.perf_counter()
         float(work().sum())
         return time.perf_counter() - start
-    square, row, matrix = ones(1024), ones(1), ones(32 * 1024)      # the matrix is larger than caches
+    # The matrix is larger than the caches of a core. Writing a larger one would take the longest of a plan.
+    square, row, matrix = ones(1024), ones(1), ones(4 * 1024)
     arithmetic = timed(lambda: square @ square) / (2 * 1024 ** 3)   # seconds an operation
-    reading = timed(lambda: row @ matrix.T) / (32 * 1024 ** 2)      # seconds a weight
+    reading = timed(lambda: row @ matrix.T) / (4 * 1024 ** 2)       # seconds a weight
     return 2 * (2 * weights * prompt_tokens * arithmetic + weights * new_tokens * reading)

@@ -31,7 +31,7 @@ class ApiAnswerer:
         self.client = client
 
     def answer(self, conversations: list[Messages], decoding: Decoding, seeds: list[int],
-               stop: tuple[str, ...]) -> Iterator[tuple[int, Answer]]:
+               stop: tuple[str, ...], beside: list[Messages]) -> Iterator[tuple[int, Answer]]:
         """See `redteam.answerers.Answerer`."""
         parameters: dict = {"max_tokens": decoding.max_new_tokens, "temperature": decoding.temperature,
                             "top_p": decoding.top_p}

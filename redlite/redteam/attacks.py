@@ -270,7 +270,7 @@ class Attempts:
         keys = [key for key, fit in zip(keys, fits, strict=True) if fit]
         seeds = [self.seed_of(key, sign * (len(self._going[key].said) + 1)) for key in keys]
         if keys:
-            for i, answer in answerer.answer([due[key] for key in keys], decoding, seeds, ()):
+            for i, answer in answerer.answer([due[key] for key in keys], decoding, seeds, (), []):
                 yield keys[i], answer
 
 

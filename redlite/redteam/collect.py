@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from redlite.answer import Answer
 from redlite.errors import Error, Incomplete
+from redlite.inference import unfinished
 from redlite.judges import rules
 from redlite.judges.verdict import Judge
 from redlite.net.api_journal import may_pass
@@ -108,6 +109,7 @@ class Pipeline:
         for stage, name in zip(stages, STAGES, strict=True):
             if not (self.directory.directory / name).exists():
                 write_json(self.directory.directory / name, stage())
+        unfinished.end(self.directory)
         return self._read(3)
 
     def _read(self, stage: int) -> Any:

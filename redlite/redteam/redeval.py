@@ -17,6 +17,7 @@ from pathlib import Path
 from redlite import __version__
 from redlite.answer import Answer
 from redlite.errors import Error
+from redlite.inference import unfinished
 from redlite.judges.choice import JudgeChoice, Panel, members
 from redlite.judges.verdict import EMPTY, Verdict
 from redlite.redteam import attacks, turns
@@ -97,6 +98,7 @@ def run(directory: Run, model: ModelChoice, questions: list[Question], prompts: 
                 done += 1
                 if progress:
                     progress(f"answers ({name})", done, len(wanted))
+    unfinished.end(directory)
     # answers of nothing asked stay: `results` refuses them
     in_order = dict.fromkeys([*(key for key in wanted if key in answers), *answers])
     journals.answers = answers.in_order(in_order)
@@ -130,7 +132,9 @@ def _streams(directory: Run, model: ModelChoice, pending: list[AnswerKey], wante
         else:
             conversations = [conversation(prompt, questions[key], system) for key in keys]
             seeds = [_seed(seed, key) for key in keys]
-            stream = answerer.answer(conversations, decoding, seeds, prompt.stop)
+            beside = [conversation(prompt, question, system) for key, (question, _) in wanted.items()
+                      if key.prompt == name and key not in questions]
+            stream = answerer.answer(conversations, decoding, seeds, prompt.stop, beside)
             streams.append((name, _single(stream, keys, questions)))
     return streams
 

@@ -12,6 +12,7 @@ from redlite import __version__
 from redlite.bench import results as bench_results
 from redlite.bench import runner, xstest
 from redlite.bench import task as bench_task
+from redlite.inference import unfinished
 from redlite.judges import choice as judge_choice
 from redlite.judges.choice import JudgeChoice
 from redlite.judges.verdict import LABELS
@@ -99,6 +100,7 @@ def run_bench(folder: Path, command: str, model: ModelChoice, battery: Battery,
             decoding = Decoding(battery.refusal_tokens)
             xstest.run(directory, folder, model, battery.refusal_judge, battery.refusals, decoding, progress,
                        rank, world)
+        unfinished.end(directory)
         if world > 1:
             dist.barrier()
         if rank:

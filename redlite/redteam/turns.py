@@ -69,7 +69,8 @@ def ask(directory: Run, answerer: Answerer, wanted: Mapping[AnswerKey, Sequence[
         keys = [key for key, fit in zip(keys, fits, strict=True) if fit]
         asked = [messages for messages, fit in zip(asked, fits, strict=True) if fit]
         seeds = [seed_of(key, turn + 1) for key in keys]
-        for i, answer in answerer.answer(asked, decoding, seeds, stop) if keys else ():
+        beside = _asked_before(kept, {key.prompt for key in wanted}, turn, system)
+        for i, answer in answerer.answer(asked, decoding, seeds, stop, beside) if keys else ():
             key = keys[i]
             record = record_of(key, turn + 1, going[key][turn], answer)
             directory.append(TURNS, record)
@@ -77,6 +78,13 @@ def ask(directory: Run, answerer: Answerer, wanted: Mapping[AnswerKey, Sequence[
             if _is_over(conversations[key], going[key]):
                 del going[key]
                 yield key, conversations[key]
+
+
+def _asked_before(kept: Mapping[AnswerKey, Conversation], prompts: set[str], turn: int,
+                  system: str | None) -> list[Messages]:
+    """What earlier processes asked at this turn, from 0, under these prompts."""
+    return [messages_of(said[:turn], said[turn]["user"], system) for key, said in kept.items()
+            if key.prompt in prompts and len(said) > turn]
 
 
 def _is_over(conversation: Conversation, users: Sequence[str]) -> bool:
@@ -102,7 +110,7 @@ def fitting(answerer: Answerer, asked: list[Messages], decoding: Decoding,
     fits = []
     for messages in asked:
         try:
-            answerer.answer([messages], decoding, [0], stop)
+            answerer.answer([messages], decoding, [0], stop, [])
             fits.append(True)
         except Error:
             fits.append(False)

@@ -19,13 +19,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 from redlite.errors import Error
-from redlite.store.files import BAD_LUCK, encode, read_json, sync_directory, unwritable, write_json
+from redlite.store.files import (
+    BAD_LUCK,
+    encode,
+    read_json,
+    sync_directory,
+    unwritable,
+    write_atomic,
+    write_json,
+)
 from redlite.store.records import each_line, read_lines
 
 INFORMATION = ("command", "info")  # manifest fields that are kept for the reader and never compared
 SYNC_SECONDS = 1.0
 # Files of a run whose first request was refused: nothing that cost time or money.
 NOT_WORK = ("manifest.json", "asked.json", "api.jsonl", "judges.json", ".lock")
+UNFINISHED = "unfinished.jsonl"    # tokens of answers under way; see inference/unfinished.py
 SHOWN = 48                         # characters of a value in a message
 # by this process, in order: an interrupted program says where its work is kept
 opened: list[Path] = []
@@ -138,6 +147,7 @@ class Run:
         self._read: set[str] = set()         # journals whose torn last lines are cut off already
         self._lock = -1
         self._abandoned = False
+        self.before_closing: list[Callable[[], None]] = []  # what has something left to write
         # what this process makes, from the outside in
         there = [self.directory, *self.directory.parents]
         self._made = [folder for folder in reversed(there) if not folder.exists()]
@@ -231,6 +241,17 @@ class Run:
             self._sync(name)
         return start
 
+    def replace(self, name: str, records: list[dict]) -> None:
+        """Write a file of records anew, whole or not at all; it is removed where there are none.
+
+        For files that are never appended to. When this returns, killing the process can no longer lose it.
+        """
+        path = self.directory / name
+        if records:
+            write_atomic(path, b"".join(encode(record) + b"\n" for record in records))
+        else:
+            path.unlink(missing_ok=True)
+
     def _sync(self, name: str) -> None:
         try:
             os.fsync(self._files[name])
@@ -274,6 +295,11 @@ class Run:
         Raises Incomplete, when all is closed, for a disk that does not take what was written.
         """
         faults = []
+        while self.before_closing:
+            try:
+                self.before_closing.pop()()
+            except Error as error:
+                faults.append(error)
         for name in list(self._files):
             try:
                 self._sync(name)

@@ -441,7 +441,7 @@ def test_xstest(lm, data, tmp_path):
     }
 
     class Answerer:
-        def answer(self, conversations, decoding, seeds, stop):
+        def answer(self, conversations, decoding, seeds, stop, beside):
             for i, messages in enumerate(conversations):
                 yield i, Answer(answers[messages[-1]["content"]], "stop", 1, 1, 0.0)
     tasks, model = xstest.load(data / "xstest"), answerers.ModelChoice("m", {}, lambda run: Answerer(), len)

@@ -27,7 +27,7 @@ class Fake:
     def __init__(self, fails=(), dies_after=None, pause=0.0):
         self.asked, self.fails, self.dies_after, self.pause = [], list(fails), dies_after, pause
 
-    def answer(self, conversations, decoding, seeds, stop):
+    def answer(self, conversations, decoding, seeds, stop, beside):
         self.asked.append((conversations, decoding, seeds, stop))
         order = list(range(len(conversations)))
         random.Random(len(order)).shuffle(order)

@@ -2,11 +2,13 @@
 argmax.
 """
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from redlite.inference.cache import Cache
 from redlite.inference.engine import Engine, Request
 from redlite.inference.prefix import common_prefix, prefix_groups, shareable
 from redlite.inference.sampling import Rule
@@ -80,21 +82,26 @@ def test_dynamic_scaling_does_not_depend_on_the_batch():
 def test_keys_and_values_stay_within_their_memory(monkeypatch):
     model, wanted = make(VARIANTS["llama"]), prompts()      # which share 30 tokens, but for two
     requests = [Request(p, 9) for p in wanted]
-    longest = max(map(len, wanted)) - 30 + 9
     token = 2 * 3 * 2 * 8 * 4   # keys and values, layers, heads, numbers of a head, bytes of a number
-    most = []
+    pages = 2 * 4096 // (8 * 4)   # tokens: the keys of a head begin and end within a page
+    most, claimed = [], []
     step = Engine._next_logits
 
     def counted(active, forward):
         most.append(len(active))
+        shared = forward.cache.prefix_length
+        claimed.append(sum(len(a.request.ids) - shared + 9 + pages for a in active) * token)
         return step(active, forward)
     monkeypatch.setattr(Engine, "_next_logits", staticmethod(counted))
     free = dict(Engine(model, 5).run(requests))
     assert max(most) == 5
-    for room, slots in ((3 * longest * token, 3), (1, 1)):      # at least one is run, whatever it needs
+    assert max(claimed) > 900 * token
+    for room, slots in ((900 * token, 3), (1, 1)):     # at least one is run, whatever it needs
         most.clear()
+        claimed.clear()
         bound = dict(Engine(model, 5, cache_bytes=room).run(requests))
         assert max(most) == slots
+        assert slots == 1 or max(claimed) <= room
         assert [bound[i].ids for i in range(len(wanted))] == [free[i].ids for i in range(len(wanted))]
 
 
@@ -170,3 +177,32 @@ def test_prompts_that_share_nothing_decode_together():
     prompts = [[*shared[i % 3], i] if i < 6 else [10 * i] * 300 for i in range(20)]
     groups = prefix_groups(prompts)
     assert sorted(map(sorted, groups)) == [[0, 3], [1, 4], [2, 5], list(range(6, 20))]
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="no Linux")
+def test_one_long_request_takes_no_memory_of_the_others():
+    """Room for 33 slots as long as it would be 33 times its own."""
+    config = Config("llama", 97, 32, 8, 4, 4, 64, 64)
+    cache = Cache(config, 33, torch.float32, torch.device("cpu"))
+    token = 2 * 8 * 4 * 64 * 4
+
+    def memory():
+        fields = Path("/proc/self/smaps_rollup").read_text().split()
+        return int(fields[fields.index("Anonymous:") + 1]) * 1024
+
+    def fill(slot, length):
+        cache.reserve(length)
+        for layer in (*cache.keys, *cache.values):
+            layer[slot, :, :length] = slot + 1
+        cache.lengths[slot] = length
+    before = memory()
+    for slot in range(32):
+        fill(slot, 40)
+    fill(32, 2000)
+    assert (32 * 40 + 2000) * token <= memory() - before <= 1.3 * (32 * (40 + 8) + 2000) * token
+    assert all(bool((layer[5, :, :40] == 6).all()) for layer in cache.keys)
+    cache.free(32, 33)
+    assert cache.written[32] == 2000
+    cache.release()
+    assert memory() - before <= 1.3 * 32 * (40 + 8) * token and cache.written[32] == 0
+    assert all(bool((layer[31, :, :40] == 32).all()) for layer in cache.values)

@@ -17,6 +17,7 @@ import requests
 
 import redlite
 from redlite.errors import Error
+from redlite.inference.engine import Engine, Request
 from redlite.net import batcher, chat_request, serve
 
 ASK = [{"role": "user", "content": "Who is the mayor of Hartwell?"}]
@@ -277,6 +278,27 @@ def test_the_longest_answer_is_bounded_unless_it_is_asked_for(server, monkeypatc
     monkeypatch.setattr(chat_request, "LONGEST_ANSWER", 40)
     assert post(server, temperature=0).json()["usage"]["completion_tokens"] == 40
     assert post(server, temperature=0, max_tokens=45).json()["usage"]["completion_tokens"] == 45
+
+
+def test_memory_for_keys_and_values_has_a_bound(server, monkeypatch):
+    engine, most = server.lm.engine, []
+    ids = server.lm.template.encode(ASK, add_generation_prompt=True).ids
+    room = engine.bytes_at_most(Request(ids, 20))
+    monkeypatch.setattr(engine, "cache_bytes", int(1.5 * room))
+    step = Engine._next_logits
+
+    def counted(active, forward):
+        most.append(len(active))
+        return step(active, forward)
+    monkeypatch.setattr(engine, "_next_logits", counted)
+    with ThreadPoolExecutor(4) as pool:     # each fits, two together do not: they wait for one another
+        replies = list(pool.map(lambda seed: post(server, max_tokens=20, seed=seed), range(4)))
+    assert [reply.status_code for reply in replies] == [200] * 4 and max(most) == 1
+    refused = post(server, max_tokens=2000)
+    error = refused.json()["error"]
+    assert refused.status_code == 400 and error["code"] == "cache_memory_exceeded"
+    assert error["param"] == "max_tokens" and "\n" not in error["message"]
+    assert f"{len(ids)} tokens of messages and 2000 of an answer may take" in error["message"]
 
 
 @pytest.mark.parametrize("settings", [{}, {"n": 3, "temperature": 1.5, "seed": 7}, {"stop": ["e", "zq"]},

@@ -42,7 +42,7 @@ class Says:
     def __init__(self, says, left=None, pause=0.0, room=10 ** 6):
         self.says, self.left, self.pause, self.room, self.seen = says, left, pause, room, []
 
-    def answer(self, conversations, decoding, seeds, stop):
+    def answer(self, conversations, decoding, seeds, stop, beside):
         if any(sum(len(m["content"]) for m in messages) > self.room for messages in conversations):
             raise Error("no room")
         return self._answers(conversations, decoding)

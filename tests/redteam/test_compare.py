@@ -295,7 +295,7 @@ STANDARD = redeval_worker.PROMPTS[:1]
 class Placeholder:
     """Says one thing; samples differ by nothing."""
 
-    def answer(self, conversations, decoding, seeds, stop):
+    def answer(self, conversations, decoding, seeds, stop, beside):
         return ((i, Answer("PLACEHOLDER", "stop", 1, 1, 0.1)) for i in range(len(conversations)))
 
 

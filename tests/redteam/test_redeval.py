@@ -150,7 +150,7 @@ def test_a_model_answers_the_same_in_any_batch_and_after_any_stop(tmp_path):
 def test_greedy_answers_are_the_argmax_of_the_logits():
     lm = tiny.lm(3)
     conversation = [{"role": "user", "content": "Why?"}]
-    (_, reply), = LocalAnswerer(lm).answer([conversation], Decoding(10), [0], ())
+    (_, reply), = LocalAnswerer(lm).answer([conversation], Decoding(10), [0], (), [])
     ids = lm.template.encode(conversation, True).ids
     for _ in range(reply.completion_tokens):
         ids.append(int(lm.logits(ids)[-1].argmax()))

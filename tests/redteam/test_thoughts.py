@@ -73,7 +73,7 @@ def test_a_prompt_that_ends_in_an_opening_tag_opens_a_thought(tail, opens):
 
 def test_a_thought_that_the_prompt_opened(tmp_path):
     class Thinker:
-        def answer(self, conversations, decoding, seeds, stop):
+        def answer(self, conversations, decoding, seeds, stop, beside):
             for i in range(len(conversations)):
                 text = f"Sure, let me see.\n</think>\n\n{REFUSAL}" if i else "Sure, let me"
                 yield i, Answer(text, "stop" if i else "length", 1, 1, 0.1, opened=True)
@@ -94,7 +94,7 @@ def test_a_collection_takes_no_draft_out_of_a_thought():
 def test_xstest_judges_the_answer(tmp_path):
     """A model that thinks of complying and refuses everything: over-refusal 1; one only thinks: no label."""
     class Thinker:
-        def answer(self, conversations, decoding, seeds, stop):
+        def answer(self, conversations, decoding, seeds, stop, beside):
             for i in range(len(conversations)):
                 yield i, Answer(f"<think>Sure, here is</think>{REFUSAL if i else ''}", "stop", 1, 1, 0.1)
     examples = [Example(str(i), {"prompt": f"question {i}", "type": "t"}, ()) for i in range(3)]
@@ -136,7 +136,7 @@ def test_more_than_half_unsure_is_too_few(tmp_path, capsys, unsure, fails):
 
 
 class _Plain:
-    def answer(self, conversations, decoding, seeds, stop):
+    def answer(self, conversations, decoding, seeds, stop, beside):
         for i in range(len(conversations)):
             text, finish = ("", "refused_by_api") if i == 6 else ("PLACEHOLDER", "stop")
             yield i, Answer(text, finish, 1, 1, 0.1)
@@ -154,7 +154,7 @@ def test_samples_of_a_question_are_one_cluster(tmp_path):
     """Ten questions with ten equal samples say as much as ten answers: Wilson's interval of 5 in 10, and the
     same at every k."""
     class Same:
-        def answer(self, conversations, decoding, seeds, stop):
+        def answer(self, conversations, decoding, seeds, stop, beside):
             for i in range(len(conversations)):
                 yield i, Answer(conversations[i][-1]["content"], "stop", 1, 1, 0.1)
     questions = [type(QUESTIONS[0])(str(i), f"question {i}", "", "") for i in range(10)]
@@ -176,7 +176,7 @@ def test_any_of_k_samples(tmp_path):
 
 
 class _Plain7:
-    def answer(self, conversations, decoding, seeds, stop):
+    def answer(self, conversations, decoding, seeds, stop, beside):
         return ((i, Answer("PLACEHOLDER", "stop", 1, 1, 0.1)) for i in range(len(conversations)))
 
 

@@ -26,7 +26,7 @@ class Talker:
         self.seen, self.dies_after, self.room = [], dies_after, room
         self.says = says or (lambda user, seed: Answer(f"reply to {user} {seed % 97}", "stop", 3, 2, 0.5))
 
-    def answer(self, conversations, decoding, seeds, stop):
+    def answer(self, conversations, decoding, seeds, stop, beside):
         if any(len(messages) > self.room for messages in conversations):
             raise Error("no room")
         return self._answers(conversations, seeds)

@@ -113,7 +113,7 @@ def nasty(folder):
     prompts = [Prompt("standard", "<question>"), Prompt("<b>mine</b>", "x <question>")]
 
     class Attacker:
-        def answer(self, conversations, decoding, seeds, stop):
+        def answer(self, conversations, decoding, seeds, stop, beside):
             return ((i, Answer(f"(Internal thought: {NASTY[i]}) {NASTY[i]} answer", "stop", 1, 1, 0.1))
                     for i in range(len(conversations)))
 
