@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from redlite import kernels
-from redlite.kernels.cpu.packed import zeros
+from redlite.kernels.cpu.memory import zeros
 from redlite.model.config import Config
 from redlite.model.llama import LLaMA
 from redlite.model.sequences import Attend, PackedSequences, packed_attention
