@@ -3,7 +3,6 @@
 Shapes: N output columns (rows of the weight matrix), D inputs, T rows of activations.
 """
 import ctypes
-import mmap
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .library import library
+from .memory import weights
 from .read_tensor import KINDS, order_address
 from .structs import Matrix
 
@@ -32,27 +32,6 @@ GGUF_KINDS = {"Q8_0": GGUFKind("int8", 32, 34), "Q4_0": GGUFKind("int4", 32, 18)
               "Q6_K": GGUFKind("q6_k", 256, 210)}
 
 
-def zeros(count: int) -> Tensor:
-    """Zeroed bytes, at the start of a page. The system zeroes each page when it is first written."""
-    try:
-        memory = mmap.mmap(-1, max(count, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError as error:
-        raise MemoryError(f"no memory for a packed matrix of {count} bytes ({error.strerror})") from None
-    return torch.frombuffer(memory, dtype=torch.uint8)[:count]
-
-
-def release(part: Tensor) -> None:
-    """Give the pages that lie wholly in a contiguous part of such bytes back to the system.
-
-    They hold anything afterwards. Nothing happens where the system takes no such advice.
-    """
-    start = -(-part.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    length = (part.data_ptr() + part.numel() * part.itemsize - start) // mmap.PAGESIZE * mmap.PAGESIZE
-    advice = getattr(mmap, "MADV_DONTNEED", None)
-    if length > 0 and advice is not None:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)
-
-
 class PackedMatrix:
     """A matrix [N, D] in the layout of packed_matrix.h.
 
@@ -64,7 +43,7 @@ class PackedMatrix:
 
     def __init__(self, format: str, shape: tuple[int, int]):
         self.format, self.shape = format, torch.Size(shape)
-        self.buffer = zeros(library().rl_packed_bytes(CODES[format], *shape))
+        self.buffer = weights(library().rl_packed_bytes(CODES[format], *shape))
 
     @staticmethod
     def of(weight_ND: Tensor, format: str = "float32") -> "PackedMatrix":

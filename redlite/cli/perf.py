@@ -34,7 +34,7 @@ def describe() -> Parser:
     parser.add_argument("--model-dir", metavar="DIR",
                         help="for redeval: the same model as a Hugging Face directory")
     parser.add_argument("--peer-python", metavar="PYTHON",
-                        help="for redeval and gpu: a Python that has transformers and llama-cpp-python")
+                        help="for redeval and gpu: a Python that has the peers")
     parser.add_argument("--threads", type=whole(1), default=2, help="(default: %(default)s)")
     parser.add_argument("--rounds", type=whole(1), default=5,
                         help="turns of each side (default: %(default)s)")
@@ -63,7 +63,7 @@ def pieces(args: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
         "client": client.run,
         "first-token": lambda: processes.first_token(args.model, args.quantize, args.rounds),
         "growth": lambda: processes.growth(args.model, args.quantize, args.questions, args.tokens),
-        "redeval": lambda: processes.peers("compare_speed.py", args.peer_python, args.model, args.model_dir)}
+        "redeval": lambda: processes.cpu_peers(args.peer_python, args.model, args.model_dir, args.rounds)}
 
 
 def _gpu(args: argparse.Namespace) -> dict[str, Any]:

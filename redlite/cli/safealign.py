@@ -96,7 +96,8 @@ def describe_train(prog: str) -> Parser:
     plan.add_argument("--lora-alpha", type=number(0.001, 1e6), metavar="X",
                       help="the adapter's scale is X / RANK (default: 2 RANK)")
     plan.add_argument("--lora-targets", nargs="+", metavar="NAME",
-                      help="of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj (default: all seven)")
+                      help="of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj "
+                           "(default: all seven)")
     flag(plan, "adapter-only", "with --lora: write adapter/ alone, for --adapter, and not the merged model, "
                                "which is as large as the weights in --dtype")
     plan.add_argument("--quantize", choices=("int8", "int4"),

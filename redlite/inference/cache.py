@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from redlite import kernels
-from redlite.kernels.cpu.packed import release, zeros
+from redlite.kernels.cpu.memory import release, zeros
 from redlite.model.config import Config
 from redlite.model.llama import LLaMA
 from redlite.model.sequences import Attend, PackedSequences, packed_attention

@@ -65,7 +65,7 @@ def _redeval(path: str, quantize: str | None, questions: int, tokens: int, promp
 
 
 def peers(name: str, python: str, *arguments: str) -> Figures:
-    """Run a comparison of tests/beside in the Python that has the peers; what its last line says."""
+    """Run a comparison of tests/beside in some Python; what its last line says."""
     script = TESTS / "beside" / name
     if not script.exists():
         raise Error(f"{script} is not there; the comparisons need a source checkout")
@@ -76,6 +76,13 @@ def peers(name: str, python: str, *arguments: str) -> Figures:
         raise Error(f"{script} ended with exit code {done.returncode}")
     figures: Figures = json.loads(done.stdout.splitlines()[-1])
     return figures
+
+
+def cpu_peers(python: str, model: str, model_dir: str, turns: int) -> Figures:
+    """Times of this engine and its peers on a CPU, in turns; models that are made for peers are deleted."""
+    with tempfile.TemporaryDirectory() as folder:
+        return peers("compare_peers.py", sys.executable, model, model_dir, "--made", folder,
+                     "--python", f"peers={python}", "--turns", str(turns))
 
 
 def gpu_tests() -> None:

@@ -22,8 +22,8 @@ def test_safe_answers_become_training_data_and_both_models_are_measured(tmp_path
     questions("asked", json.loads((organism / "questions.json").read_text())[:4])
     questions("harmless", json.loads((organism / "harmless.json").read_text())[:8])
     bench_files.write(tmp_path / "bench")
-    settings = {"REDLITE_PYTHON": sys.executable, "HARMLESS": "harmless.json", "TOLD": "standard", "TASKS": "xstest",
-                "TOKENS": "48", "EVALUATE": "--quiet",
+    settings = {"REDLITE_PYTHON": sys.executable, "HARMLESS": "harmless.json", "TOLD": "standard",
+                "TASKS": "xstest", "TOKENS": "48", "EVALUATE": "--quiet",
                 "TRAIN": "--quiet --steps 2 --batch-size 4 --anyway"}
     command = [str(SCRIPT), "organism", "harmful.json", "asked.json", "bench", "out"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600,
