@@ -6,6 +6,7 @@ environment names, as requests does. No session is used, so nothing is read from
 import os
 import time
 import urllib.parse
+import urllib.request
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -146,7 +147,7 @@ def _secrets(endpoint: Endpoint) -> list[str]:
     for name, value in endpoint.headers:
         if SECRET_NAME.search(name) or len(value) >= LONG_SECRET and " " not in value:
             found += [value, value.rpartition(" ")[2]]
-    for address in requests.utils.getproxies().values():
+    for address in urllib.request.getproxies().values():
         try:
             password = urllib.parse.urlsplit(address if "://" in address else f"http://{address}").password
         except ValueError:  # no address, but perhaps a password
