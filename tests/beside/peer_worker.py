@@ -46,7 +46,7 @@ def openvino_side(path: str, form: str) -> tuple[Run, str, dict]:
     import openvino
     import openvino_genai as genai
     scheduler = genai.SchedulerConfig()
-    scheduler.enable_prefix_caching, scheduler.cache_size = True, 2
+    scheduler.enable_prefix_caching, scheduler.cache_size = True, 1  # GB
     scheduler.max_num_seqs, scheduler.max_num_batched_tokens = PARALLEL, BATCH
     pipe = genai.ContinuousBatchingPipeline(path, scheduler, "CPU", {"INFERENCE_NUM_THREADS": THREADS})
 
