@@ -55,6 +55,22 @@ class PackedMatrix:
                                     *rows.shape)
         return packed
 
+    def refill(self, weight_ND: Tensor) -> None:
+        """Make this bfloat16 matrix hold other numbers, a contiguous bfloat16 tensor's [N, D].
+
+        A panel holds 16 rows of the matrix side by side, in pairs of inputs: four bytes each, so that torch
+        can lay them out. Where rows or inputs leave a panel or a block unfilled, C does.
+        """
+        N, D = self.shape
+        if self.format != "bfloat16" or weight_ND.shape != self.shape or weight_ND.dtype != torch.bfloat16:
+            raise ValueError(f"bfloat16 {[N, D]} is needed, not {weight_ND.dtype} {list(weight_ND.shape)}")
+        if N % 16 or D % 32:
+            rows = weight_ND.detach().float().contiguous()
+            library().rl_pack_float(CODES[self.format], self.buffer.data_ptr(), rows.data_ptr(), 0, N, D)
+            return
+        pairs = weight_ND.detach().contiguous().view(torch.int32).view(N // 16, 16, D // 2)
+        self.buffer.view(torch.int32).view(N // 16, D // 2, 16).copy_(pairs.transpose(1, 2))
+
     def read(self, descriptor: int, offset: int, kind: str, order: np.ndarray | None = None,
              keep: bool = False) -> int:
         """Pack what an open file stores into this new matrix; arguments and result as `read_tensor.fill`.

@@ -35,6 +35,7 @@ def _tile_shape(rows: int, weight_VD: Tensor | FrozenMatrix) -> tuple[int, int]:
     S = max(1, min(rows, TILE_ROWS, floats // D))
     plain = isinstance(weight_VD, Tensor) and weight_VD.dtype == torch.float32      # no block beside it
     C = floats // S if plain else min(floats // S, floats // D)
+    C = C // PANEL * PANEL or C     # whole panels, where a run has one
     return S, max(1, min(V, C))
 
 
@@ -47,10 +48,14 @@ def _in_bfloat16(hidden_ND: Tensor, weight_VD: Tensor | FrozenMatrix) -> bool:
 def _narrow_logits(h_SD: Tensor, weight_VD: Tensor, C: int) -> Iterator[tuple[int, Tensor, Tensor]]:
     """As `_logits` of bfloat16 rows, in float32; the weights [c, D] stay bfloat16."""
     tile, wide_SD = torch.empty(len(h_SD) * C), h_SD.float()
+    packed = PackedMatrix("bfloat16", (0, h_SD.shape[1]))
     for first in range(0, len(weight_VD), C):
         w_CD = weight_VD[first:first + C]
+        if packed.shape != w_CD.shape:
+            packed = PackedMatrix("bfloat16", (len(w_CD), h_SD.shape[1]))
+        packed.refill(w_CD)
         logits_SC = tile[:len(h_SD) * len(w_CD)].view(len(h_SD), len(w_CD))
-        yield first, w_CD, PackedMatrix.of(w_CD, "bfloat16").product(wide_SD, out=logits_SC)
+        yield first, w_CD, packed.product(wide_SD, out=logits_SC)
 
 
 def _runs(weight_VD: Tensor | FrozenMatrix, C: int) -> Iterator[tuple[int, Tensor]]:
