@@ -316,4 +316,4 @@ def adamw(weight: Tensor, mean: Tensor, square: Tensor, gradient: Tensor, update
 
 def square_sum(x: Tensor) -> Tensor:
     """Σ x², float64 []; the squares are added up in float32."""
-    return torch.linalg.vector_norm(x, dtype=torch.float32).double().pow(2)
+    return torch.linalg.vector_norm(x, dtype=torch.float32).pow(2).double()
