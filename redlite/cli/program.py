@@ -192,13 +192,21 @@ def _ended(program: str, body: Body, arguments: list[str], opened: int) -> int:
     except OSError as error:
         # What no module could name better: a folder without permission, or a full disk under stdout.
         return _say_os_error(program, error)
-    except (MemoryError, RuntimeError, ImportError) as error:
-        if not isinstance(error, MemoryError) and not any(words in str(error) for words in NO_MEMORY):
+    except (MemoryError, RuntimeError, ImportError, SystemError) as error:
+        if not _is_no_memory(error):
             raise
         print(f"{program}: there is not enough memory; what is finished is kept. Lower --batch-size or "
               "--tokens-per-batch, add --quantize, or close other programs, and run the same command again",
               file=sys.stderr)
         return FAILED
+
+
+def _is_no_memory(error: Exception) -> bool:
+    """Whether a fault says that there is no memory. Under a limit (ulimit -v) Python itself may break."""
+    if isinstance(error, SystemError):
+        import resource
+        return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
 def _say_os_error(program: str, error: OSError) -> int:

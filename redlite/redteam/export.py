@@ -6,6 +6,7 @@ answers are in CSV, conversations and inspect's log alone.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from redlite import __version__
@@ -66,10 +67,9 @@ def read(folder: Path, gates: list[Gate], strictness: Strictness) -> Exported:
 
 def judged_csv(run: Exported) -> str:
     """Every answer with its label, a row each."""
-    rows: list[list[object]] = [list(COLUMNS)]
-    for record in judged(run, "CSV"):
-        rows.append(["" if record.get(name) is None else record[name] for name in COLUMNS])
-    return csv_text(rows)
+    rows = (["" if record.get(name) is None else record[name] for name in COLUMNS]
+            for record in judged(run, "CSV"))
+    return csv_text(chain([COLUMNS], rows))     # no row is kept: there may be a million
 
 
 def judged(run: Exported, form: str) -> Iterator[dict]:

@@ -73,7 +73,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise Error(f"{path}: cannot be read ({error.strerror})") from None
+        raise store_files.unreadable(path, error) from None
     except UnicodeDecodeError as error:
         raise Error(f"{path}: is not UTF-8 (byte {error.start}); convert it") from None
 

@@ -172,7 +172,8 @@ def find_questions(name_or_path: str | Path, data_dir: str | Path | None = None)
     if path.is_file():
         return path
     if path.suffix in SUFFIXES or path.name != str(name_or_path):
-        raise Error(f"questions {str(path)!r}: there is no such file")
+        what = "is a folder or a pipe; name a file" if path.exists() else "there is no such file"
+        raise Error(f"questions {str(path)!r}: {what}")
     files = [] if data_dir is None else _question_files(Path(data_dir))
     found = [file for file in files if file.stem in (path.name, ALIASES.get(path.name))]
     if len(found) > 1:

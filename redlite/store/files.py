@@ -24,6 +24,14 @@ def unwritable(path: str | Path, error: OSError) -> Error:
                  "directory", "output_dir")
 
 
+def unreadable(path: object, error: OSError) -> Error:
+    """The Error for a file that cannot be read; Incomplete where the disk is to blame."""
+    if error.errno == errno.EIO:
+        return Incomplete(f"{path}: cannot be read ({error.strerror}); see to the disk, and run the same "
+                          "command again")
+    return Error(f"{path}: cannot be read ({error.strerror})")
+
+
 def encode(record: object) -> bytes:
     """One JSON text in UTF-8, without newlines.
 
@@ -50,7 +58,7 @@ def sha256_file(path: str | Path, descriptor: int | None = None) -> str:
             while piece := file.read(1 << 22):
                 digest.update(piece)
     except OSError as error:
-        raise Error(f"{path}: cannot be read ({error.strerror})") from None
+        raise unreadable(path, error) from None
     return digest.hexdigest()
 
 
@@ -145,7 +153,7 @@ def read_bytes(path: str | Path, where: str = "") -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise Error(f"{where or path}: cannot be read ({error.strerror})") from None
+        raise unreadable(where or path, error) from None
 
 
 def read_json(path: str | Path, where: str = "") -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 from sys import intern
 
 from redlite.errors import Error
+from redlite.store.files import unreadable
 
 SHORT = 40      # characters of a text that records are likely to share: labels, topics, names
 # Types; or the texts that a field may be; or [kind], a list of it; or {str: kind}, an object of such values.
@@ -68,7 +69,7 @@ def each_line(path: str | Path) -> Iterator[tuple[dict, int, int]]:
                 yield record, start, start + len(line)
                 start += len(line)
     except OSError as error:
-        raise Error(f"{path}: cannot be read ({error.strerror})") from None
+        raise unreadable(path, error) from None
 
 
 def require(value: object, fields: Mapping[str, Kind], where: object, mend: str) -> dict:

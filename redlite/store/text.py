@@ -118,14 +118,20 @@ def _markdown(text: str) -> str:
     return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", flat)
 
 
+JOINED = 10_000     # rows
+
+
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
     """Rows as CSV (RFC 4180), but for its line ends: a carriage return would be escaped on a terminal."""
-    lines = []
-    for row in rows:
+    parts, lines = [], []
+    for number, row in enumerate(rows, 1):
         out = io.StringIO(newline="")
         csv.writer(out).writerow(row)     # with the RFC's line end, so that carriage returns are quoted
         lines.append(out.getvalue().removesuffix("\r\n") + "\n")
-    return "".join(lines)
+        if number % JOINED == 0:    # a million short texts take several times their characters
+            parts.append("".join(lines))
+            lines.clear()
+    return "".join([*parts, *lines])
 
 
 def valid_xml(text: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from redlite.errors import Error
-from redlite.store.files import check_fetched
+from redlite.store.files import check_fetched, unreadable
 from redlite.store.text import short
 from redlite.text.added_tokens import Rule
 
@@ -43,7 +43,7 @@ class TokenizerFiles:
         try:
             content = (self.path / name).read_bytes()
         except OSError as error:
-            raise Error(f"{self.path / name}: cannot be read ({error.strerror})") from None
+            raise unreadable(self.path / name, error) from None
         check_fetched(self.path / name, content[:32])
         self._hash.update(f"{name} {len(content)}\n".encode() + content)
         return content

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from redlite.errors import Error
-from redlite.store.files import Hashing, check_fetched
+from redlite.store.files import Hashing, check_fetched, unreadable
 from redlite.store.text import short
 from redlite.text.lazy_pattern import LazyPattern
 from redlite.weights.gguf_types import NAMES, OTHERS, TYPES
@@ -67,7 +67,7 @@ class Part:
                 raise Error(f"{path}: is not a file")
             file = open(path, "rb")  # noqa: SIM115 (closed by self.close)
         except OSError as error:
-            raise Error(f"{path}: cannot be read ({error.strerror})") from None
+            raise unreadable(path, error) from None
         self.close = weakref.finalize(self, file.close)
         self._descriptor = file.fileno()
         self._hashing: Hashing | None = None
@@ -201,7 +201,7 @@ def _read(part: Part, info: TensorInfo) -> bytes:
     try:
         raw = os.pread(part.fileno(), info.nbytes, info.offset)
     except OSError as error:
-        raise Error(f"{part.path}: cannot be read ({error.strerror})") from None
+        raise unreadable(part.path, error) from None
     if len(raw) < info.nbytes:
         raise Error(f"{part.path}: tensor {short(info.name)}: the file became shorter while it was read")
     return raw

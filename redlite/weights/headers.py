@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 from redlite.errors import Error
-from redlite.store.files import check_fetched, loads, read_json
+from redlite.store.files import check_fetched, loads, read_json, unreadable
 from redlite.store.text import short
 from redlite.text.lazy_pattern import LazyPattern
 from redlite.weights.fit import Told
@@ -146,7 +146,7 @@ def _safetensors_header(path: Path) -> tuple[dict[str, Any], int, int]:
             file.seek(8)
             header = loads(file.read(length).decode("utf-8"))
     except OSError as error:
-        raise Error(f"{path}: cannot be read ({error.strerror})") from None
+        raise unreadable(path, error) from None
     except ValueError as error:
         raise Error(f"{path}: the header is not valid JSON ({error}); {FETCH}") from None
     if not isinstance(header, dict):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from redlite.errors import Error
-from redlite.store.files import check_fetched
+from redlite.store.files import check_fetched, unreadable
 from redlite.store.text import short
 from redlite.weights.gguf_formats import Place
 from redlite.weights.headers import CODES, INVERSE_FREQUENCIES, gathered, safetensors_entries
@@ -112,7 +112,7 @@ def _bin_tensors(path: Path) -> dict[str, Stored]:
     except Error:
         raise
     except OSError as error:
-        raise Error(f"{path}: cannot be read ({error.strerror})") from None
+        raise unreadable(path, error) from None
     except Exception as error:  # a damaged archive or pickle makes torch raise almost anything
         reason = short(str(error).partition("\n")[0])
         raise Error(f"{path}: torch.load(weights_only=True, mmap=True) refuses it ({reason}); "

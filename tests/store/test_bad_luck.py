@@ -14,7 +14,8 @@ import pytest
 from redlite.cli.program import guarded
 from redlite.cli.progress import Progress
 from redlite.errors import Incomplete
-from redlite.store.files import write_atomic, write_json
+from redlite.store.files import read_json, sha256_file, write_atomic, write_json
+from redlite.store.records import each_line
 from redlite.store.run_directory import Run
 from redlite.store.text import Plain, columns, plain, points
 
@@ -94,11 +95,29 @@ def test_no_memory_and_no_disk_are_one_line(error, capsys, monkeypatch):
     assert said.startswith("redeval: ") and said.count("\n") == 1 and "what is finished is kept" in said
 
 
-def test_other_runtime_errors_are_bugs():
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), SystemError("error return")])
+def test_other_faults_are_bugs(error):
     def body(arguments):
-        raise RuntimeError("shapes differ")
-    with pytest.raises(RuntimeError):
+        raise error
+    with pytest.raises(type(error)):
         guarded("redeval", body, [])
+
+
+def test_python_that_breaks_under_a_limit_of_memory_is_one_line():
+    """Its C code raises SystemError now and then where an allocation fails."""
+    code = ("import resource, sys; from redlite.cli.program import guarded\n"
+            "def body(arguments): raise SystemError('error return without exception set')\n"
+            "resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)); sys.exit(guarded('redeval', body))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("redeval: there is not enough memory")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a file that reads as a failing disk")
+@pytest.mark.parametrize("read", [read_json, sha256_file, lambda path: list(each_line(path))])
+def test_a_disk_that_fails_while_it_is_read_is_no_mistake_of_the_command(read):
+    with pytest.raises(Incomplete, match="/proc/self/mem: cannot be read .*see to the disk"):
+        read("/proc/self/mem")
 
 
 NASTY = "a\x1b]0;title\x07\x1b[31m\x9b2J\r\x7f\u202eb\u2066c\u200f\u2028d\x85"
