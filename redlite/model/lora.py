@@ -152,8 +152,6 @@ def save_adapter(model: LLaMA, directory: str | Path, base: str) -> None:
     Every rank calls this; rank 0 writes.
     base  what the adapter belongs to: a path or a hub name
     """
-    from safetensors.torch import save
-
     directory, found = Path(directory), adapters(model)
     tensors = {}
     for name, adapter in found.items():
@@ -163,12 +161,20 @@ def save_adapter(model: LLaMA, directory: str | Path, base: str) -> None:
         return
     first = next(iter(found.values()))
     rank = first.lora_A.shape[0]
-    alpha = first.scale * rank
+    write_adapter(directory, tensors, rank, first.scale * rank, base)
+
+
+def write_adapter(directory: Path, tensors: dict[str, Tensor], rank: int, alpha: float, base: str) -> None:
+    """Write an adapter's two files in PEFT's layout.
+
+    tensors  base_model.model.MODULE.lora_A.weight [rank, inputs] and .lora_B.weight [outputs, rank]
+    """
+    from safetensors.torch import save
     settings = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha, "lora_dropout": 0.0, "bias": "none",
         "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
-        "target_modules": sorted({name.rpartition(".")[2] for name in found})}
+        "target_modules": sorted({name.split(".")[-3] for name in tensors})}
     directory.mkdir(parents=True, exist_ok=True)
     write_atomic(directory / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
     write_json(directory / "adapter_config.json", settings)

@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from redlite.cli import safealign
+from redlite.inference.lm import LM
 from redlite.weights.source import open_source
 
 
@@ -57,3 +58,62 @@ def test_what_cannot_be_added_is_refused(models, tmp_path, capsys):
     own = ["merge", "--model", str(models / "base"), "--add", str(models / "safe")]
     assert safealign.main([*own, "--output-dir", str(models / "safe")]) == 2
     assert "own directory" in capsys.readouterr().err
+
+
+def organism(adapter=None):
+    return LM.load("organism", adapter=adapter, trainable=True).model
+
+
+def adapter_at(path, rank, seed, modules=("q_proj", "down_proj"), **config):
+    """An adapter of the organism's first layer; its updates by parameter, in float64."""
+    model, rng = organism(), np.random.default_rng(seed)
+    own = {name.removesuffix(".weight"): p.shape for name, p in model.named_parameters()
+           if name.rpartition(".weight")[0].rpartition(".")[2] in modules and ".layers.0." in name}
+    assert len(own) == len(modules)
+    tensors, updates = {}, {}
+    scale = 8 / (rank ** 0.5 if config.get("use_rslora") else rank)
+    for module, (n, d) in own.items():
+        a, b = (rng.normal(0, 0.1, s).astype(np.float32) for s in ((rank, d), (n, rank)))
+        tensors |= {f"base_model.model.{module}.lora_{x}.weight": m for x, m in (("A", a), ("B", b))}
+        updates[f"{module}.weight"] = scale * (b.astype(np.float64) @ a)
+    path.mkdir()
+    save_file(tensors, path / "adapter_model.safetensors")
+    (path / "adapter_config.json").write_text(json.dumps({
+        "peft_type": "LORA", "r": rank, "lora_alpha": 8, "target_modules": list(modules), **config}))
+    return updates
+
+
+def test_adapters_are_added_by_their_weights(tmp_path, capsys):
+    first = adapter_at(tmp_path / "a", 4, 1)
+    second = adapter_at(tmp_path / "b", 2, 2, use_rslora=True)
+    base = dict(organism().named_parameters())
+    for weights_of in ((0.8, -0.3), (0.4, None)):
+        out = tmp_path / f"sum{weights_of[0]}"
+        named = [f"{tmp_path / name}={w}" for name, w in zip("ab", weights_of, strict=True) if w]
+        assert safealign.main(["merge", "--adapters", *named, "--output-dir", str(out), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["rank"] == (6 if weights_of[1] else 4)
+        merged = dict(organism(out).named_parameters())
+        for name, update in first.items():
+            wanted = weights_of[0] * update + (weights_of[1] or 0) * second[name]
+            found = (merged[name] - base[name]).detach().double().numpy()
+            assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max() + 1e-6
+    written = json.loads((out / "manifest.json").read_text())["adapters"]
+    assert [one["weight"] for one in written] == [0.4]
+
+
+def test_adapters_that_cannot_be_added_are_refused(tmp_path, capsys):
+    adapter_at(tmp_path / "a", 4, 1)
+    adapter_at(tmp_path / "others", 4, 1, ("k_proj", "down_proj"))
+    out = ["--output-dir", str(tmp_path / "out")]
+    a = str(tmp_path / "a")
+    for more, word in (([a, str(tmp_path / "others")], "same modules"), ([a + "=x"], "DIR=WEIGHT"),
+                       ([str(tmp_path / "none")], "adapter_config.json"),
+                       ([a, "--model", "m"], "--model is for"),
+                       ([a, "--scale", "1"], "--scale is for")):
+        assert safealign.main(["merge", "--adapters", *more, *out]) == 2, more
+        assert word in capsys.readouterr().err
+    assert safealign.main(["merge", "--adapters", a, "--output-dir", a]) == 2
+    assert safealign.main(["merge", "--model", "organism", *out]) == 2
+    assert "--add is missing" in capsys.readouterr().err
+    assert safealign.main(["merge", "--adapters", a, *out, "--dry-run"]) == 0
+    assert not (tmp_path / "out").exists()
