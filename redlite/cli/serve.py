@@ -1,5 +1,6 @@
 """python -m redlite.cli.serve: a local model behind the OpenAI chat-completions protocol, on loopback."""
 import ipaddress
+import json
 import os
 import signal
 import sys
@@ -77,7 +78,9 @@ def _serve(arguments: list[str]) -> int:
             f"--address {args.address} --port {args.port}: a loopback address such as 127.0.0.1 and a port "
             "up to 65535 are needed; nothing else is served")
     if args.dry_run:
-        print(f"would serve {args.model} on {_url(args.address, args.port)}; cost 0 (this machine)")
+        url = _url(args.address, args.port)
+        print(json.dumps({"model": args.model, "url": url}) if args.json
+              else f"would serve {args.model} on {url}; cost 0 (this machine)")
         return DONE
     from redlite.net import serve
     offline.allow_listening(args.address, args.port)
@@ -97,7 +100,9 @@ def _serve(arguments: list[str]) -> int:
         lm.engine.cache_bytes = int(args.cache_memory * 1e9)
     name = args.name or lm.path.name
     with serve.Server(lm, name, listening) as server:
-        print(f"serving {name} on {_url(args.address, server.server_port)} (Ctrl-C ends it)", flush=True)
+        url = _url(args.address, server.server_port)
+        print(json.dumps({"model": name, "url": url}) if args.json
+              else f"serving {name} on {url} (Ctrl-C ends it)", flush=True)
         return _until_interrupted(server)
 
 

@@ -1,6 +1,6 @@
 """What an endpoint's reply says: the answer in a chat completion, or what went wrong. Opens nothing."""
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from redlite.answer import Answer
 from redlite.net.refusals import error_of, is_ending, is_refusal, said_in_text, went_wrong
@@ -228,7 +228,11 @@ def _first(usage: dict, names: tuple[str, ...]) -> int | None:
 
 
 def _tokens(usage: object, name: str) -> int | None:
-    value = usage.get(name) if isinstance(usage, dict) else None
+    """A count under this name, also as a text or a float, as some gateways write it; else None."""
+    value: Any = usage.get(name) if isinstance(usage, dict) else None
+    digits = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20
+    if digits or isinstance(value, float) and value.is_integer():
+        value = int(value)
     return value if type(value) is int and 0 <= value < MOST_TOKENS else None
 
 

@@ -178,6 +178,8 @@ def test_a_refusal_in_plain_text_or_html(status, body, refused):
     ({"inputTokens": 21, "outputTokens": 5}, (21, 5)),
     ({"prompt_tokens": 21, "total_tokens": 426}, (21, 405)),
     ({"completion_tokens": 5, "total_tokens": 26}, (None, 26)),
+    ({"prompt_tokens": "21", "completion_tokens": 5.0, "total_tokens": "426"}, (21, 405)),
+    ({"prompt_tokens": "²", "completion_tokens": 5.5, "total_tokens": True}, (None, None)),
     ({"total_tokens": 26}, (0, 26)), ({}, (None, None)), (None, (None, None))])
 def test_usage_is_read_in_every_common_spelling(usage, expected):
     """Both parts together are the total, where one is given."""

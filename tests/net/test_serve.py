@@ -396,3 +396,11 @@ def test_a_signal_in_the_middle_of_a_request_ends_the_server(tmp_path, address, 
         out, error = program.communicate(timeout=30)
     assert program.returncode == code, error
     assert "Traceback" not in error and "abort" not in error
+
+
+def test_the_plan_is_json_where_json_is_asked_for():
+    """In a process of its own: the command ends the process that runs it."""
+    given = ["--model", "organism", "--port", "8123", "--dry-run", "--json"]
+    done = subprocess.run([sys.executable, "-m", "redlite.cli.serve", *given], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == {"model": "organism", "url": "http://127.0.0.1:8123/v1"}
