@@ -4,6 +4,7 @@
 layers of a model in one call (transformer_layers.c).
 """
 import ctypes
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -156,20 +157,36 @@ class PackedTrunk:
                 f"a shared prefix of {self._shape.prefix} tokens does not lie within a window of "
                 f"{self._reach}")
 
+    def sequence_in_parts(self, x_TD: Tensor, rotary: list[Rotary | None], work: int) -> Iterator[Tensor]:
+        """One sequence into slot 0, some layers at a time; yields [T, D] after each part, at last the output.
+
+        work  weights × rows of a part
+        """
+        offsets = torch.tensor([0, len(x_TD)])
+        rows = structs.Rows(len(x_TD), None, offsets.data_ptr(), None, 1, 0)
+        if len(x_TD) > self._capacity:
+            raise ValueError(f"{self._cache()} has no room for {len(x_TD)} tokens")
+        yield from self._parts(x_TD, rotary, rows, work)
+
     def _run(self, x: Tensor, rotary: list[Rotary | None], rows: structs.Rows) -> Tensor:
+        *_, out = self._parts(x, rotary, rows, WORK)
+        return out
+
+    def _parts(self, x: Tensor, rotary: list[Rotary | None], rows: structs.Rows,
+               work: int) -> Iterator[Tensor]:
         x = x.clone(memory_format=torch.contiguous_format)
         tables = [[t.contiguous() for pair in table for t in pair] if table else [] for table in rotary]
         pointers = (ctypes.c_void_p * (4 * len(tables)))()
         for n, table in enumerate(tables):
             for m, tensor in enumerate(table):
                 pointers[4 * n + m] = tensor.data_ptr()
-        at_once = max(1, WORK // max(1, len(x) * self._weights))
+        at_once = max(1, work // max(1, len(x) * self._weights))
         for first in range(0, len(self._layers), at_once):
             _check(library().rl_layers(
                 ctypes.byref(self._layers, first * ctypes.sizeof(structs.Layer)),
                 min(at_once, len(self._layers) - first), ctypes.byref(self._shape), ctypes.byref(rows),
                 x.data_ptr(), pointers, torch.get_num_threads()))
-        return x
+            yield x
 
 
 def _check(failed: int) -> None:

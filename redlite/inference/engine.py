@@ -3,6 +3,7 @@
 Requests join the batch as slots become free and leave as they finish. What all prompts of a group share at
 their start is computed once (prefix.py). No sequence is padded.
 """
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -51,6 +52,7 @@ class Request:
         return ""
 
 
+LONG = 512  # tokens of a prompt that is run in parts where others wait for their next token
 # How many slots are free → (index, request) of at most as many that have come.
 Arrivals = Callable[[int], list[tuple[int, Request]]]
 
@@ -116,6 +118,31 @@ class _Active:
             self.finish = "stop"
         elif len(self.ids) >= self.limit:
             self.finish = "length"
+
+
+@dataclass
+class _Slow:
+    """A request whose prompt is long, and run in parts, so that others are answered meanwhile."""
+    answer: _Active
+    forward: CForward
+    parts: Iterator[tuple[Cache, Tensor] | None]
+
+    @staticmethod
+    def among(admitted: list[_Active], forward: Forward) -> "_Slow | None":
+        """The first of these that is worth it, if there is one."""
+        found = [a for a in admitted if len(a.request.ids) > LONG]
+        if not found or not isinstance(forward, CForward):
+            return None
+        return _Slow(found[0], forward, forward.prefill_in_parts(list(found[0].request.ids)))
+
+    def go_on(self, slot: int) -> Tensor | None:
+        """Run one more part; after the last the request has this slot, and the logits [1, V] are returned."""
+        if (made := next(self.parts)) is None:
+            return None
+        (alone, logits_1V), length = made, len(self.answer.request.ids)
+        self.forward.cache.reserve(length)
+        self.forward.adopt(alone, slot, length)
+        return logits_1V
 
 
 class Engine:
@@ -206,13 +233,17 @@ class Engine:
     def _steps(self, forward: Forward, slots: int, waiting: deque[tuple[int, Request]],
                arrivals: Arrivals | None = None) -> Iterator[tuple[int, Answer]]:
         active, budget = list[_Active](), self._budget()
+        slow: _Slow | None = None
         while True:
             if arrivals:
-                waiting.extend(arrivals(slots - len(active) - len(waiting)))
-            if not waiting and not active:
+                waiting.extend(arrivals(slots - len(active) - len(waiting) - bool(slow)))
+            if not waiting and not active and not slow:
                 return
-            first = len(active)
-            admitted = self._admit(waiting, active, slots, forward.cache, budget)
+            first, under_way = len(active), [*active, *([slow.answer] if slow else [])]
+            long = sys.maxsize if not arrivals else int(not slow)
+            admitted = self._admit(waiting, under_way, slots, forward.cache, budget, long)
+            if arrivals and not slow and (slow := _Slow.among(admitted, forward)):
+                admitted.remove(slow.answer)
             if admitted:
                 yield from self._answers([a for a in admitted if a.finish])
                 active += [a for a in admitted if not a.finish]
@@ -225,6 +256,11 @@ class Engine:
                 if self.unfinished:
                     self.unfinished.tick()
                 yield from self._retire(active, forward.cache)
+            if slow and (logits_1V := slow.go_on(len(active))) is not None:
+                active.append(slow.answer)
+                self._choose([slow.answer], logits_1V)
+                slow = None
+                yield from self._retire(active, forward.cache)
 
     def _forward(self, slots: int, stem: list[int]) -> Forward:
         """The fastest way to run the model here, with a new cache that holds the shared prefix `stem`."""
@@ -236,16 +272,18 @@ class Engine:
         return forward
 
     def _admit(self, waiting: deque[tuple[int, Request]], active: list[_Active], slots: int, cache: Cache,
-               budget: int) -> list[_Active]:
+               budget: int, long: int) -> list[_Active]:
         """Take as many waiting requests, in turn, as fit the free slots, the budget and one prefill pass.
 
+        long  how many long prompts at most
         Those that an earlier process began come first, from the longest to the shortest.
         """
         admitted, tokens, shared = list[_Active](), 0, cache.prefix_length
         while waiting and len(active) + len(admitted) < slots:
             index, request = waiting[0]
             size = len(request.ids) - shared
-            if admitted and tokens + size > self.prefill_tokens:
+            long -= len(request.ids) > LONG
+            if long < 0 or (admitted and tokens + size > self.prefill_tokens):
                 break
             claims = [a.claim for a in (*active, *admitted)]
             if claims and self.on_cpu and sum(claims) + self._claim(request, shared) > budget:

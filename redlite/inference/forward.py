@@ -3,6 +3,8 @@
 `Forward` does it in PyTorch, `CForward` in one call of the C library, and `cuda_graphs.GraphForward` replays
 captured CUDA graphs for the new tokens.
 """
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from redlite.model.llama import Block, LLaMA
 from redlite.model.rotary import rotary_tables
 from redlite.model.sequences import PackedSequences
 
+PART = 10**10    # weights × rows of a part of a long prompt, about a tenth of a second of two cores
 REPLAYED = 512  # tokens of answers begun before that run in one pass
 
 
@@ -134,6 +137,31 @@ class CForward(Forward):
         out_TD = self._sequences(new, slot=first)
         self.cache.admit(first, new.offsets)
         return self._logits(out_TD[new.offsets[1:].long() - 1])
+
+    @torch.no_grad()
+    def prefill_in_parts(self, ids: list[int]) -> Iterator[tuple[Cache, Tensor] | None]:
+        """Run a prompt that follows no prefix, a part of the layers at a time.
+
+        Yields None after each part, and at last what `adopt` puts into a slot, with the logits [1, V] of the
+        last token: to the last bit those of `prefill`.
+        """
+        alone = Cache(self.cache.config, 1, self.cache.dtype, self.cache.device)
+        alone.reserve(len(ids))
+        new = PackedSequences.of([ids])
+        x_TD = self.model.embed(new.ids)
+        rotary = rotary_tables(self.model.config, new.positions, new.lengths, x_TD.dtype)
+        trunk = CForward(self.model, alone).trunk()
+        out_TD = x_TD
+        for out_TD in trunk.sequence_in_parts(x_TD, rotary, PART):  # noqa: B007 (the last is used below)
+            yield None
+        yield alone, self._logits(out_TD[-1:])
+
+    def adopt(self, alone: Cache, slot: int, length: int) -> None:
+        """Take keys and values of so many tokens from a cache of one slot; there must be room."""
+        own, others = (cache.keys + cache.values for cache in (self.cache, alone))
+        for to, of in zip(own, others, strict=True):
+            to[slot, :, :length] = of[0, :, :length]
+        self.cache.lengths[slot] = length
 
     def next_logits(self, ids: list[int]) -> Tensor:
         """The same to the last bit as `Forward.next_logits` of a packed model."""

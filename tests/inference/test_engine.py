@@ -2,12 +2,17 @@
 argmax.
 """
 import random
+from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import packed_models
 import pytest
 import torch
 
+from redlite import kernels
+from redlite.inference import forward
 from redlite.inference.cache import Cache
 from redlite.inference.engine import Engine, Request
 from redlite.inference.prefix import common_prefix, prefix_groups, shareable
@@ -87,11 +92,11 @@ def test_keys_and_values_stay_within_their_memory(monkeypatch):
     most, claimed = [], []
     step = Engine._next_logits
 
-    def counted(active, forward):
+    def counted(active, ran):
         most.append(len(active))
-        shared = forward.cache.prefix_length
+        shared = ran.cache.prefix_length
         claimed.append(sum(len(a.request.ids) - shared + 9 + pages for a in active) * token)
-        return step(active, forward)
+        return step(active, ran)
     monkeypatch.setattr(Engine, "_next_logits", staticmethod(counted))
     free = dict(Engine(model, 5).run(requests))
     assert max(most) == 5
@@ -206,3 +211,29 @@ def test_one_long_request_takes_no_memory_of_the_others():
     cache.release()
     assert memory() - before <= 1.3 * 32 * (40 + 8) * token and cache.written[32] == 0
     assert all(bool((layer[31, :, :40] == 32).all()) for layer in cache.values)
+
+
+@pytest.mark.skipif(bool(kernels.unpackable("cpu")), reason="no C library")
+@pytest.mark.parametrize("format", ["float32", "int8"])
+def test_a_long_prompt_that_comes_holds_nobody(monkeypatch, format):
+    """Its layers run in parts; between them the others get tokens and new ones join. Answers are the same."""
+    model, rng = packed_models.make("llama", format), random.Random(0)
+    monkeypatch.setattr(forward, "PART", 1)     # one layer a part
+    lengths = [5, 700, 9, 800, 3]
+    wanted = [Request([rng.randrange(97) for _ in range(n)], 12, Rule(0.7), seed=n) for n in lengths]
+    coming, order, grown = deque(enumerate(wanted)), [], []
+
+    def arrivals(free):
+        if coming and free:
+            i, request = coming.popleft()
+            return [(i, replace(request, stopped=lambda ids: grown.append(i)))]
+        return []
+    engine = Engine(model, 4)
+    found = {}
+    for i, answer in engine.follow(arrivals):
+        found[i] = answer.ids
+        order.append(i)
+    assert found == {i: answer.ids for i, answer in Engine(model).run(wanted)}
+    # three layers, a token of the first answer with each; the short one behind the long one has not waited
+    assert grown[:grown.index(1)].count(0) >= 3 and grown.index(2) < grown.index(1)
+    assert sorted(order) == list(range(5)) and grown.index(1) < grown.index(3)
