@@ -237,3 +237,15 @@ def test_a_long_prompt_that_comes_holds_nobody(monkeypatch, format):
     # three layers, a token of the first answer with each; the short one behind the long one has not waited
     assert grown[:grown.index(1)].count(0) >= 3 and grown.index(2) < grown.index(1)
     assert sorted(order) == list(range(5)) and grown.index(1) < grown.index(3)
+
+
+def test_an_answer_leaves_as_it_ends_and_the_next_joins_at_once():
+    """Two slots. The first token comes from the prompt, so n tokens take n − 1 steps."""
+    engine, steps, came = Engine(make(VARIANTS["llama"]), 2), [], {}
+    step = engine._next_logits
+    engine._next_logits = lambda *given: steps.append(1) or step(*given)
+    new = [12, 3, 3, 3, 3]
+    for i, answer in engine.run([Request([i, i], n) for i, n in enumerate(new)]):
+        came[i] = len(steps)
+        assert len(answer.ids) == new[i]
+    assert came == {1: 2, 2: 4, 3: 6, 4: 8, 0: 11}
