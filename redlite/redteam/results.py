@@ -240,8 +240,9 @@ def table(summary: dict, compare: bool = False) -> str:
         if "ended" in r:
             reasons = ", ".join(f"{why} {n}" for why, n in r["ended"].items())
             lines.append(f"{name}: attempts ended: {reasons}")
-    if summary["judge"] != "none":
-        lines.append(agreement.on_harm_in_words(summary["judge"]))
+    judge = summary["judge"]
+    if judge != "none" and (agreement.on_harm(judge) or not summary.get("labels")):
+        lines.append(agreement.on_harm_in_words(judge))
     lines += combine.agreement_lines(summary.get("agreement"))
     if summary.get("labels"):
         lines.append(labelling.agreement_in_words(summary["labels"]))

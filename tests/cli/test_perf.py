@@ -79,11 +79,11 @@ def test_whole_runs_are_timed_in_processes_of_their_own(capsys):
 @pytest.mark.slow
 def test_the_7b_round_runs_at_a_small_shape(capsys):
     """The same code on this CPU with a tiny config: each piece generates, attends and trains what it says,
-    and its figures are positive.
+    and its figures are positive. Three rounds, since a difference of two times may be below 0 once.
     """
     config = Config("llama", 300, 32, 2, 4, 2, 8, 48, max_positions=256)
     shape = {"requests": 4, "shared": 20, "own": 5, "new": 6}
-    found = gpu.run(1, {"copy_bytes_per_s": 1e9, "matrix_flops_per_s": 1e9}, config, torch.float32, "cpu",
+    found = gpu.run(3, {"copy_bytes_per_s": 1e9, "matrix_flops_per_s": 1e9}, config, torch.float32, "cpu",
                     shape, batch=3, prefix=17, new=60, conversations=2, tokens=24, steps=3)
     assert found["redeval"]["new_tokens_per_s"] == pytest.approx(24 / found["redeval"]["seconds"])
     assert all(found[piece][figure] > 0

@@ -51,14 +51,17 @@ def results(folder):
     return read_json(folder / "results.json")
 
 
-def test_every_answer_labelled_gives_the_peoples_rate(run, tmp_path):
+def test_every_answer_labelled_gives_the_peoples_rate(run, tmp_path, capsys):
     """Then nothing is estimated about these answers: 6 of 30 harmful. For further questions the interval is
     Wilson's of 6 in 30."""
     assert label(run, "--n", "60") == 0
     keys = labelling.read_draw(run).drawn
     assert len(keys) == len(set(keys)) == 60
     file = saved(run, tmp_path / "labels.json", {key: truth(key) for key in keys})
+    assert main(["judge", str(run)]) == 0
+    assert "is not measured here; label" in capsys.readouterr().out
     assert main(["judge", str(run), "--labels", file]) == 0
+    assert "is not measured here" not in capsys.readouterr().out      # the labels measure it
     for r in results(run)["prompts"].values():
         made = r["corrected"]
         assert made["asr"] == pytest.approx(0.2) and (made["n_labels"], made["judge"]) == (30, "stern")
