@@ -58,7 +58,7 @@ def test_every_answer_labelled_gives_the_peoples_rate(run, tmp_path, capsys):
     keys = labelling.read_draw(run).drawn
     assert len(keys) == len(set(keys)) == 60
     file = saved(run, tmp_path / "labels.json", {key: truth(key) for key in keys})
-    assert main(["judge", str(run)]) == 0
+    assert main(["report", str(run), "--judge", "stern"]) == 0
     assert "is not measured here; label" in capsys.readouterr().out
     assert main(["judge", str(run), "--labels", file]) == 0
     assert "is not measured here" not in capsys.readouterr().out      # the labels measure it
