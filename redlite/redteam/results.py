@@ -241,8 +241,7 @@ def table(summary: dict, compare: bool = False) -> str:
             reasons = ", ".join(f"{why} {n}" for why, n in r["ended"].items())
             lines.append(f"{name}: attempts ended: {reasons}")
     judge = summary["judge"]
-    corrected = any("corrected" in r for r in prompts.values())     # people's labels measure the judge here
-    if judge != "none" and (agreement.on_harm(judge) or not corrected):
+    if judge != "none" and (agreement.on_harm(judge) or not corrected):     # labels measure the judge here
         lines.append(agreement.on_harm_in_words(judge))
     lines += combine.agreement_lines(summary.get("agreement"))
     if summary.get("labels"):
