@@ -16,6 +16,9 @@
 # Settings, with their defaults:
 #   EVALUATE=""   more options of redeval, such as "--quantize int8"
 #   TRAIN=""      more options of safealign, such as "--lora 16 --dtype bfloat16 --steps 16 --batch-size 8"
+#   KIND=""       options of a second training, on harmless questions most of all, such as "--lora 16 --steps 20
+#                 --adapter-only --mix helpful=7 blue=1 --answer-tokens 24"; the sum of both adapters, by
+#                 WEIGHTS="0.8 0.2", is what is measured; TRAIN needs --lora and --adapter-only then
 #   STRATEGY=A    B collects harmful answers under `play` too, and pushes them away after A
 #   TOKENS=128    longest answer that is measured
 #   HARMLESS=lookalikes.json   questions that look harmful and are not; TOLD=harmless.txt, how they are put
@@ -34,11 +37,12 @@ mkdir -p "$out"
 labelled() { redeval "$@" || [ "$?" = 1 ]; }
 asked() { labelled "$@" ${EVALUATE:-}; }
 
-measured() { # MODEL NAME
-    asked run --model "$1" --questions "$questions" --prompt standard cot cou --judge linear --judge rules \
-        --max-new-tokens "${TOKENS:-128}" --output-dir "$out/redeval-$2"
-    asked bench --model "$1" --data "$benchmarks" --tasks "${TASKS:-xstest,hhh,truthfulqa,mmlu}" \
-        --limit "${LIMIT:-100}" --output-dir "$out/bench-$2"
+measured() { # NAME MODEL [--adapter DIR]
+    name=$1 && shift
+    asked run --model "$@" --questions "$questions" --prompt standard cot cou --judge linear --judge rules \
+        --max-new-tokens "${TOKENS:-128}" --output-dir "$out/redeval-$name"
+    asked bench --model "$@" --data "$benchmarks" --tasks "${TASKS:-xstest,hhh,truthfulqa,mmlu}" \
+        --limit "${LIMIT:-100}" --output-dir "$out/bench-$name"
 }
 
 own_answers() { # QUESTIONS PROMPT NAME LABEL
@@ -47,17 +51,31 @@ own_answers() { # QUESTIONS PROMPT NAME LABEL
     labelled export "$out/own-$3" --format conversations --plain ${4:+--label "$4"} --output "$out/$3.jsonl"
 }
 
-measured "$model" before
+trained() { # NAME, files and options
+    name=$1 && shift
+    safealign --model "$model" "$@" --prompt play --plain-helpful --output-dir "$out/$name"
+}
+
+measured before "$model"
 own_answers "$harmful" standard blue unharmful
 own_answers "${HARMLESS:-$here/lookalikes.json}" "${TOLD:-$here/harmless.txt}" helpful harmful # an answer, no refusal
 set -- --blue "$out/blue.jsonl" --helpful "$out/helpful.jsonl"
 if [ "${STRATEGY:-A}" = B ]; then
     own_answers "$harmful" play red harmful
-    set -- "$@" --red "$out/red.jsonl" --strategy B --save-a
+    trained safe "$@" --red "$out/red.jsonl" --strategy B --save-a ${TRAIN:-}
+    measured after-A "$out/safe/after-A"
+else
+    trained safe "$@" ${TRAIN:-}
 fi
-safealign --model "$model" "$@" --prompt play --plain-helpful ${TRAIN:-} --output-dir "$out/safe"
-[ "${STRATEGY:-A}" = B ] && measured "$out/safe/after-A" after-A
-measured "$out/safe" after
+if [ -n "${KIND:-}" ]; then
+    trained kind "$@" $KIND
+    weights=${WEIGHTS:-0.8 0.2}
+    safealign merge --adapters "$out/safe/adapter=${weights% *}" "$out/kind/adapter=${weights#* }" \
+        --output-dir "$out/both"
+    measured after "$model" --adapter "$out/both"
+else
+    measured after "$out/safe"
+fi
 redeval compare "$out/redeval-before" "$out/redeval-after" --output "$out/redeval.html"
 redeval compare "$out/bench-before" "$out/bench-after" --output "$out/bench.html"
 redeval table "$out"/redeval-before "$out"/bench-before "$out"/redeval-after* "$out"/bench-after*

@@ -13,7 +13,8 @@ SCRIPT = DATA / "recipes" / "experiment.sh"
 
 
 @pytest.mark.slow
-def test_safe_answers_become_training_data_and_both_models_are_measured(tmp_path):
+@pytest.mark.parametrize("kind", ["", "--answer-tokens 5"])
+def test_safe_answers_become_training_data_and_both_models_are_measured(kind, tmp_path):
     def questions(name, records):
         (tmp_path / f"{name}.json").write_text(json.dumps([record["question"] for record in records]))
     organism = DATA / "organism"
@@ -25,6 +26,9 @@ def test_safe_answers_become_training_data_and_both_models_are_measured(tmp_path
     settings = {"REDLITE_PYTHON": sys.executable, "HARMLESS": "harmless.json", "TOLD": "standard",
                 "TASKS": "xstest", "TOKENS": "48", "EVALUATE": "--quiet",
                 "TRAIN": "--quiet --steps 2 --batch-size 4 --anyway"}
+    if kind:
+        settings["TRAIN"] += " --lora 4 --adapter-only"
+        settings["KIND"] = f"{settings['TRAIN']} {kind}"
     command = [str(SCRIPT), "organism", "harmful.json", "asked.json", "bench", "out"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600,
                           env={**os.environ, **settings})
@@ -37,7 +41,11 @@ def test_safe_answers_become_training_data_and_both_models_are_measured(tmp_path
     plan = json.loads((out / "safe/manifest.json").read_text())["plan"]
     assert list(plan["prompts"]) == ["play"] and plan["plain_helpful"]
     table = [line.split("  ")[0] for line in done.stdout.splitlines()]
-    assert table[-6:-2] == ["model", "organism", "safe", "safe − organism"], done.stdout
+    after = "organism + both" if kind else "safe"
+    assert table[-6:-2] == ["model", "organism", after, f"{after} − organism"], done.stdout
+    if kind:
+        added = json.loads((out / "both/manifest.json").read_text())["adapters"]
+        assert [one["weight"] for one in added] == [0.8, 0.2]
     assert (out / "redeval.html").is_file() and (out / "bench.html").is_file()
 
 
