@@ -1,8 +1,9 @@
 """Runs that grow: which later manifest asks all that the earlier one asked, and more.
 
 A trial goes on to the whole set, a prompt, a sample, a task or a judge is added. Nothing is asked twice,
-since an answer depends on nothing but its own question, prompt and sample. What grew is kept in the
-manifest's `info.grown`. Any other difference is still refused.
+since an answer is decided by its own question, prompt and sample. Of a local model that is so but for last
+bits, which the length of what all prompts share decides; more questions may share less. What grew is kept
+in the manifest's `info.grown`. Any other difference is still refused.
 """
 import time
 from pathlib import Path
