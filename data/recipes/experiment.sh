@@ -33,8 +33,10 @@ model=$1 harmful=$2 questions=$3 benchmarks=$4 out=$5
 [ -x "$here/../../bin/redeval" ] && PATH=$here/../../bin:$PATH # a checkout's own
 mkdir -p "$out"
 
+ends_unless() { [ "$1" = "$2" ] || exit "$2"; }
+
 # Exit code 1 says that some answers have no label: the figures say so too, and the experiment goes on.
-labelled() { redeval "$@" || [ "$?" = 1 ]; }
+labelled() { redeval "$@" || ends_unless 1 "$?"; }
 asked() { labelled "$@" ${EVALUATE:-}; }
 
 measured() { # NAME MODEL [--adapter DIR]
@@ -51,9 +53,10 @@ own_answers() { # QUESTIONS PROMPT NAME LABEL
     labelled export "$out/own-$3" --format conversations --plain ${4:+--label "$4"} --output "$out/$3.jsonl"
 }
 
+# Exit code 100 says that --until or --while of TRAIN or KIND failed: what was written is measured all the same.
 trained() { # NAME, files and options
     name=$1 && shift
-    safealign --model "$model" "$@" --prompt play --plain-helpful --output-dir "$out/$name"
+    safealign --model "$model" "$@" --prompt play --plain-helpful --output-dir "$out/$name" || ends_unless 100 "$?"
 }
 
 measured before "$model"
@@ -63,7 +66,7 @@ set -- --blue "$out/blue.jsonl" --helpful "$out/helpful.jsonl"
 if [ "${STRATEGY:-A}" = B ]; then
     own_answers "$harmful" play red harmful
     trained safe "$@" --red "$out/red.jsonl" --strategy B --save-a ${TRAIN:-}
-    measured after-A "$out/safe/after-A"
+    [ ! -d "$out/safe/after-A" ] || measured after-A "$out/safe/after-A" # a gate may end it within A
 else
     trained safe "$@" ${TRAIN:-}
 fi

@@ -42,6 +42,8 @@ def run(args: argparse.Namespace, command: str) -> int:
             raise Error(f"--{option} is missing; name a model, or give --adapters DIR=WEIGHT")
     if args.scale is None:
         args.scale = 0.5
+    if not args.scale:
+        raise Error("--scale 0: nothing would be added; give a number other than 0, such as 0.5")
     from redlite.inference.parts import fingerprints, parts
     named = {"model": args.model, "add": args.add, "minus": args.minus or args.model}
     found = {role: parts(path, args.template) for role, path in named.items()}

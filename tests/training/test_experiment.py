@@ -55,6 +55,25 @@ def test_called_wrongly_it_says_how(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("measuring", "training", "ends", "measured"), [
+    (0, 0, 0, True), (1, 0, 0, True), (0, 100, 0, True), (0, 1, 1, False), (0, 2, 2, False)])
+def test_what_lacks_labels_or_fails_a_gate_does_not_end_the_experiment(
+        tmp_path, measuring, training, ends, measured):
+    script = tmp_path / "copy" / SCRIPT.name        # away from the checkout, whose programs it would take
+    script.parent.mkdir()
+    script.write_bytes(SCRIPT.read_bytes())
+    for name, exit_code in (("redeval", measuring), ("safealign", training)):
+        program = tmp_path / name
+        program.write_text(f'#!/bin/sh\necho "{name} $*" >> called\n'
+                           f'[ "$1" = compare ] || [ "$1" = table ] || exit {exit_code}\n')
+        program.chmod(0o755)
+    done = subprocess.run(["sh", str(script), "model", "harmful", "asked", "bench", "out"], cwd=tmp_path,
+                          env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    called = (tmp_path / "called").read_text()
+    assert done.returncode == ends and "safealign --model model" in called
+    assert ("redeval run --model out/safe" in called) == measured
+
+
 def test_look_alikes_are_different_harmless_questions():
     kinds = json.loads((DATA / "recipes" / "lookalikes.json").read_text())
     questions = [question for kind in kinds.values() for question in kind]

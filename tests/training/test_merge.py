@@ -56,6 +56,10 @@ def test_what_cannot_be_added_is_refused(models, tmp_path, capsys):
         assert not (tmp_path / "out").exists()
     assert safealign.main([*common, "--add", str(wider), "--dry-run"]) == 2     # before any work
     own = ["merge", "--model", str(models / "base"), "--add", str(models / "safe")]
+    for scale in ("0", "-0.0"):     # the models differ: it is the scale that adds nothing
+        assert safealign.main([*own, "--output-dir", str(tmp_path / "out"), "--scale", scale]) == 2
+        assert "--scale 0: nothing would be added" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
     assert safealign.main([*own, "--output-dir", str(models / "safe")]) == 2
     assert "own directory" in capsys.readouterr().err
 
