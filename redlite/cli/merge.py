@@ -10,7 +10,6 @@ from redlite.cli.training_options import check_output
 from redlite.errors import Error
 from redlite.store.files import read_json
 from redlite.store.run_directory import Run
-from redlite.weights.source import ADAPTER_CONFIG
 
 
 def describe(prog: str) -> Parser:
@@ -92,6 +91,7 @@ def _adapters(args: argparse.Namespace, command: str) -> int:
         print(f"would write {line} into {output}; cost: 0 (this machine)")
     else:
         from redlite.model.lora import write_adapter
+        from redlite.weights.source import ADAPTER_CONFIG
         base = read_json(parts[0][0].path / ADAPTER_CONFIG).get("base_model_name_or_path") or ""
         with Run(output, manifest):
             write_adapter(output, made.tensors, made.rank, made.rank, base)

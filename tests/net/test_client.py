@@ -86,7 +86,7 @@ def test_a_refusal_with_status_200_and_no_message_is_one(tmp_path, body):
     assert (answer.text, answer.finish) == ("", "refused_by_api") and counts["requests"] == 1
 
 
-@pytest.mark.parametrize("tokens", [10 ** 400, True, -1, "7", 1.5],
+@pytest.mark.parametrize("tokens", [10 ** 400, True, -1, "seven", 1.5],
                          ids=["huge", "true", "negative", "text", "fraction"])
 def test_usage_that_cannot_be_is_none(tmp_path, tokens):
     body = {
