@@ -123,13 +123,14 @@ static void block(int format)
 static void decode(int64_t size, int64_t prefix)
 {
     enum { B = 3, G = 2, R = 5, CAPACITY = 21 };
-    const int64_t places[B] = {0, 6, 20};
+    const int64_t places[B] = {0, 6, 20}, slots[B] = {1, 1, 0};
     const void *keys[G], *values[G];
     for (int g = 0; g < G && prefix; g++)
         keys[g] = packed(0, prefix, size), values[g] = packed(0, size, prefix);
     float *out = get((size_t)(B * G * R * size) * sizeof(float)), *q = random_floats(B * G * R * size),
           *k = random_floats(B * G * size), *v = random_floats(B * G * size);
-    for (int half = 0; half < 2; half++) {
+    for (int way = 0; way < 4; way++) {
+        int half = way & 1;
         void *own[2];
         for (int i = 0; i < 2; i++) {
             own[i] = random_floats(B * G * CAPACITY * size);
@@ -137,7 +138,7 @@ static void decode(int64_t size, int64_t prefix)
                 ((uint16_t *)own[i])[j] = (uint16_t)(0x3800 | (j * 0x9e37 & 0x83ff));
         }
         CachedAttention a = {q, k, v, own[0], own[1],   places, keys, values, out,
-                             B, G, R, size,   CAPACITY, prefix, 0,    half,   0.7f, 0};
+                             B, G, R, size,   CAPACITY, prefix, 0,    half,   0.7f, 0, way & 2 ? slots : NULL};
         if (rl_cached_attention(&a, 2))
             exit(3);
         put(out, B * G * R * size);
