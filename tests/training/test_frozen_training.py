@@ -120,7 +120,7 @@ def test_a_run_names_its_quantised_base_and_writes_model_and_adapter(tmp_path):
     assert safealign.main(arguments(tmp_path / "run", "--lora", "2", "--quantize", "int8")) == 0
     made = json.loads((tmp_path / "run/manifest.json").read_text())
     assert made["model"]["quantize"] == "int8"
-    assert "model quantize" in (tmp_path / "run/report.html").read_text()
+    assert ", cpu, int8<" in (tmp_path / "run/report.html").read_text()
     base = redlite.load("organism", quantize="int8").model.blocks[0].self_attn.q_proj.weight
     parts = load_file(tmp_path / "run/adapter/adapter_model.safetensors")
     name = "model.layers.0.self_attn.q_proj"
