@@ -266,7 +266,7 @@ def test_what_would_change_a_run_is_named_by_its_option(data, tmp_path, capsys):
     assert main([*given, "--tasks", "hhh", "--limit", "3"]) == 0
     capsys.readouterr()
     for more, found, option in (
-            (["hhh", "--limit", "2"], ".n is 3 there and 2 now; use", "--limit or --quick"),
+            (["hhh", "--limit", "2"], ".n is 3 there and 2 now; use", "--limit"),
             (["hhh", "--limit", "3", "--apply-chat-template"], "chat is false there and true now; use",
              "--apply-chat-template")):
         assert main([*given, "--tasks", *more]) == 2

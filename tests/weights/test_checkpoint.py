@@ -18,6 +18,7 @@ from make_model_goldens import IDS, SHOWN, weights
 import redlite
 from redlite import kernels
 from redlite.errors import Error
+from redlite.kernels.cpu.memory import HUGE
 from redlite.model.config import Config
 from redlite.model.llama import LLaMA
 from redlite.model.sequences import PackedSequences, packed_attention
@@ -662,7 +663,7 @@ for path, dtype in zip(sys.argv[1::2], sys.argv[2::2]):
                     reason="peak memory is read from Linux's /proc")
 def test_peak_memory_of_loading(tmp_path):
     """100 MB of float32 weights, half of them one matrix: at most 1.2 times the weights beyond what the
-    process held, for every container.
+    process held, for every container, and of packed weights one huge page that is filled in part.
     """
     config = Config("llama", 12_000, 1024, 3, 8, 8, 128, 1024, tied=True)
     with torch.device("meta"):
@@ -694,4 +695,5 @@ def test_peak_memory_of_loading(tmp_path):
     for path, dtype, size, ratio in found:
         least = {"float32": 80_000, "packed-float32": 80_000, "bfloat16": 40_000, "packed-int8": 20_000,
                  "packed-int4": 10_000}[dtype]
-        assert float(size) > least and 0.9 <= float(ratio) <= 1.2, (path, dtype, ratio)
+        last = HUGE / 1024 / float(size) if dtype.startswith("packed") else 0
+        assert float(size) > least and 0.9 <= float(ratio) <= 1.2 + last, (path, dtype, ratio)
