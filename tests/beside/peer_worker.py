@@ -70,8 +70,9 @@ def ort_side(path: str, form: str) -> tuple[Run, str, dict]:
     def run(prompts: Ids, new: int) -> Ids:
         shared, answers = shared_length(prompts), []
         settings = og.GeneratorParams(model)
-        settings.set_search_options(max_length=max(map(len, prompts)) + new + 1, min_length=0,
-                                    do_sample=False)
+        longest = max(map(len, prompts)) + new
+        # Below min_length no end token is chosen, so that every answer has all its tokens.
+        settings.set_search_options(max_length=longest + 1, min_length=longest, do_sample=False)
         generator, sofar = og.Generator(model, settings), 0
         for ids in prompts:
             generator.rewind_to(min(shared, sofar))
