@@ -6,6 +6,7 @@ from pathlib import Path
 from redlite import __version__
 from redlite.cli.options import Parser, add_common_options, number, output_options
 from redlite.cli.program import DONE
+from redlite.cli.progress import note
 from redlite.cli.training_options import check_output
 from redlite.errors import Error
 from redlite.store.files import read_json
@@ -91,14 +92,24 @@ def _adapters(args: argparse.Namespace, command: str) -> int:
         print(f"would write {line} into {output}; cost: 0 (this machine)")
     else:
         from redlite.model.lora import write_adapter
-        from redlite.weights.source import ADAPTER_CONFIG
-        base = read_json(parts[0][0].path / ADAPTER_CONFIG).get("base_model_name_or_path") or ""
+        base = _base([one.path for one, _ in parts])
         with Run(output, manifest):
             write_adapter(output, made.tensors, made.rank, made.rank, base)
         print(f"{line}, of rank {made.rank}\nAdapter: {output}")
     if args.json:
         print(json.dumps({"rank": made.rank, "output_dir": str(output)}))
     return DONE
+
+
+def _base(paths: list[Path]) -> str:
+    """The model that the first adapter names as its base; a note where another names another."""
+    from redlite.weights.source import ADAPTER_CONFIG
+    named = [str(read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path") or "") for path in paths]
+    for path, name in zip(paths, named, strict=True):
+        if name != named[0]:
+            note(f"safealign merge: {path} is of the base {name!r}, and {paths[0]} of {named[0]!r}; if these "
+                 "are different models, the sum fits neither")
+    return named[0]
 
 
 def _weighted(text: str) -> tuple[str, float]:

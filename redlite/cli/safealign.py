@@ -111,8 +111,8 @@ def describe_train(prog: str) -> Parser:
     add_common_options(
         parser,
         "A Hugging Face directory, with adapter/ where --lora is given; manifest.json, log.jsonl, "
-        "starts.jsonl, results.json and report.html; checkpoints/ while the run goes on, from "
-        "which it is taken up; of the organism stages.json.")
+        "starts.jsonl, results.json and report.html; checkpoints/, from which a run that was stopped "
+        "goes on; of the organism stages.json.")
     return parser
 
 

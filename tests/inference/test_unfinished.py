@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -226,8 +227,14 @@ def test_killed_at_ten_places_it_ends_like_an_unbroken_run(tmp_path):
     assert not (tmp_path / UNFINISHED).exists()
 
 
+def paced(ids):
+    """Never stops an answer, and takes its time, so that a fast machine is killed ten times as well."""
+    time.sleep(0.004)
+    return False
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    made = make("llama", "int8"), requests(9, 100)
+    made = make("llama", "int8"), [replace(request, stopped=paced) for request in requests(9, 100)]
     print("ready", flush=True)
     session(sys.argv[1], *made, every=0.05)

@@ -101,6 +101,10 @@ def test_adapters_are_added_by_their_weights(tmp_path, capsys):
             wanted = weights_of[0] * update + (weights_of[1] or 0) * second[name]
             found = (merged[name] - base[name]).detach().double().numpy()
             assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max() + 1e-6
+    config = tmp_path / "b/adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "another"}))
+    more = ["merge", "--adapters", str(tmp_path / "a"), str(tmp_path / "b"), "--output-dir", f"{out}2"]
+    assert safealign.main(more) == 0 and "is of the base 'another'" in capsys.readouterr().err
     written = json.loads((out / "manifest.json").read_text())["adapters"]
     assert [one["weight"] for one in written] == [0.4]
 
