@@ -234,6 +234,7 @@ def paced(ids):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)    # a shell's background jobs ignore it
     torch.set_num_threads(1)
     made = make("llama", "int8"), [replace(request, stopped=paced) for request in requests(9, 100)]
     print("ready", flush=True)
