@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -23,13 +24,26 @@ from redlite.net import batcher, chat_request, serve
 ASK = [{"role": "user", "content": "Who is the mayor of Hartwell?"}]
 
 
-@pytest.fixture(scope="module")
-def server():
+@contextmanager
+def serving():
     made = serve.Server(redlite.load("organism"), "organism")
     threading.Thread(target=made.serve_forever, daemon=True).start()
     yield made
     made.shutdown()
     made.server_close()
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serving() as made:
+        yield made
+
+
+@pytest.fixture
+def fresh_server():
+    """One whose engine no earlier test left at work: it reads its bound on memory when work begins."""
+    with serving() as made:
+        yield made
 
 
 def post(server, **body):
@@ -280,8 +294,9 @@ def test_the_longest_answer_is_bounded_unless_it_is_asked_for(server, monkeypatc
     assert post(server, temperature=0, max_tokens=45).json()["usage"]["completion_tokens"] == 45
 
 
-def test_memory_for_keys_and_values_has_a_bound(server, monkeypatch):
-    engine, most = server.lm.engine, []
+def test_memory_for_keys_and_values_has_a_bound(fresh_server, monkeypatch):
+    server, most = fresh_server, []
+    engine = server.lm.engine
     ids = server.lm.template.encode(ASK, add_generation_prompt=True).ids
     room = engine.bytes_at_most(Request(ids, 20))
     monkeypatch.setattr(engine, "cache_bytes", int(1.5 * room))
