@@ -31,14 +31,11 @@ def save_pretrained(model: LLaMA, directory: str | Path, source: str | Path | No
 
     Weights go to model.safetensors, or above 5 GB to numbered files and an index. Each file appears whole or
     not at all, config.json last. Parameters may be sharded over ranks (DTensor): then every rank calls this,
-    and rank 0 writes. Raises Error if the directory already holds other weights, or cannot be written.
+    and rank 0 writes. Raises Error if the directory already holds other weights, or cannot be written, and
+    for a model whose matrices are packed for inference.
     """
     directory = Path(directory)
-    own: dict[str, Part] = dict(model.named_parameters())
-    for owner, module in model.named_modules():
-        if isinstance(getattr(module, "weight", None), MergedRows):
-            own[f"{owner}.weight"] = module.weight
-    parameters = fused.joined(own, model.config)
+    parameters = fused.joined(_parameters(model), model.config)
     writes = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     dtypes = {name: dtype or p[0].dtype for name, p in parameters.items()}
     sizes = {name: sum(p.numel() for p in parts) * dtypes[name].itemsize
@@ -65,6 +62,20 @@ def save_pretrained(model: LLaMA, directory: str | Path, source: str | Path | No
     if len(written) == 1:
         config["torch_dtype"] = str(written.pop()).removeprefix("torch.")
     write_json(directory / "config.json", config)
+
+
+def _parameters(model: LLaMA) -> dict[str, Part]:
+    """name → every weight that a file of this model holds."""
+    own: dict[str, Part] = dict(model.named_parameters())
+    for owner, module in model.named_modules():
+        if isinstance(getattr(module, "weight", None), MergedRows):
+            own[f"{owner}.weight"] = module.weight
+    with torch.device("meta"):
+        needed = dict(LLaMA(model.config).named_parameters())
+    if missing := [name for name in needed if name not in own]:
+        raise Error(f"save_pretrained: {len(missing)} of {len(needed)} weights are packed for inference "
+                    f"({missing[0]} first); load the model with LM.load(path, trainable=True)")
+    return own
 
 
 def _shards(sizes: dict[str, int]) -> list[list[str]]:

@@ -131,6 +131,15 @@ def test_safetensors(tmp_path, name, dtype):
 
 
 @pytest.mark.skipif(bool(kernels.unpackable("cpu")), reason="no C library")
+@pytest.mark.skipif(bool(kernels.unpackable("cpu")), reason="no C library")
+@pytest.mark.parametrize("settings", [{}, {"quantize": "int8"}])
+def test_a_model_packed_for_inference_is_not_saved_in_part(tmp_path, settings):
+    packed = redlite.load("organism", **settings).model
+    with pytest.raises(Error, match=r"of \d+ weights are packed for inference .*trainable=True"):
+        save.save_pretrained(packed, tmp_path / "part")
+    assert not (tmp_path / "part").exists()
+
+
 def test_an_embedding_that_is_not_the_output_too_stays_in_its_file(tmp_path):
     """Its rows are exactly the file's, also when that was closed and removed; damage is found at load."""
     raw, tensors = case_weights("grouped")
