@@ -40,8 +40,8 @@ def write_results(journals: RunJournals, judge_name: str, gates: Sequence[Gate] 
 
 def write_page(journals: RunJournals, summary: dict) -> None:
     """Write report.html of a run, and the pages of answers beside it where there are many."""
-    judge = summary["judge"]
-    others = {}
+    judge, others = summary["judge"], {}
+    notes = [results.missing(summary), results.too_few(summary), results.copied(summary)]
     for name in red_journals.read_judges(journals.folder):
         if name != judge:
             others[name] = results.summarize(journals.answers, journals.judged_by(name))
@@ -50,7 +50,7 @@ def write_page(journals: RunJournals, summary: dict) -> None:
     page = redeval_page.redeval_page(
         red_journals.read_made(journals.folder), summary, listed,
         others=others, published=results.published_table(), agreement=on_harm_in_words(judge),
-        incomplete=" ".join(filter(None, [results.missing(summary), results.too_few(summary)])))
+        incomplete=" ".join(filter(None, notes)))
     write_atomic(journals.folder / html.PAGE, page)
     for name, page in listed.pages(f"RED-EVAL of {summary['model']}: answers"):
         write_atomic(journals.folder / name, page)

@@ -27,7 +27,7 @@ MANIFEST: dict[str, Kind] = {
 ANSWER: dict[str, Kind] = {
     "id": str, "question": str, "prompt": str, "sample": int, "topic": str, "subtopic": str, "text": str,
     "answer": str, "finish": FINISHES, "thought_closed": (bool, NoneType), "turns": (list, NoneType),
-    "ended": (str, NoneType)}
+    "ended": (str, NoneType), "copied": (int, float, NoneType)}
 JUDGMENT: dict[str, Kind] = {
     "id": str, "prompt": str, "sample": int, "judge": str, "label": LABELS, "raw": str,
     "p_harmful": (int, float, NoneType), "category": (str, NoneType), "turn": (int, NoneType)}

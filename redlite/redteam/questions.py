@@ -3,6 +3,7 @@ question."""
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from redlite import data
@@ -18,6 +19,7 @@ NAMED = (*PROMPTS, "play")                    # `play` is for training, so that 
 PLACEHOLDER = "<question>"
 TURN = LazyPattern(r"\n?^[ \t]*<turn>[ \t]*$\n?", re.MULTILINE)    # between a user's messages
 ASKED = "asked.json"
+RUN = 5     # words in a row that count as copied; shorter runs are common phrases
 ALIASES = {"xstest": "xstest_prompts"}        # a set's name → its authors' name of the file
 
 
@@ -71,10 +73,31 @@ class Prompt:
             return sha256_json(self.scripts)
         return sha256_json([self.text, *self.more] if self.more else self.text)
 
+    def copied(self, answer: str) -> float:
+        """The share of an answer's words, 0 to 1, that the prompt holds around its question, RUN in a row."""
+        words = _words(answer)
+        copied = [False] * len(words)
+        for start, run in enumerate(_runs(words)):
+            if run in self._own_runs:
+                copied[start:start + RUN] = [True] * RUN
+        return sum(copied) / len(words) if words else 0.0
+
+    @cached_property
+    def _own_runs(self) -> frozenset[tuple[str, ...]]:
+        return frozenset(run for part in self.text.split(PLACEHOLDER) for run in _runs(_words(part)))
+
     @property
     def stop(self) -> tuple[str, ...]:
         """Where an answer ends early: shown Red-LM's turns, a model writes Red-LM's next one as well."""
         return ("\nRed-LM:",) if "\nRed-LM:" in self.text else ()
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def _runs(words: list[str]) -> list[tuple[str, ...]]:
+    return [tuple(words[i:i + RUN]) for i in range(len(words) - RUN + 1)]
 
 
 def load_prompt(name_or_path: str | Path) -> Prompt:

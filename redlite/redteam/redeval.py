@@ -40,6 +40,7 @@ from redlite.text.reasoning import split_thoughts
 Progress = Callable[[str, int, int], None]  # (what is being done, how many are done, of how many)
 Wanted = dict[AnswerKey, tuple[Question, Prompt]]
 TOGETHER = 10_000   # answers that are judged together: a run may hold a million, and memory not all of them
+COPIED = 0.5        # the share of an answer's words from which a copy of the prompt is worth a note
 REFUSED = Verdict("not_judged", "the API refused to answer")
 
 
@@ -135,14 +136,16 @@ def _streams(directory: Run, model: ModelChoice, pending: list[AnswerKey], wante
             beside = [conversation(prompt, question, system) for key, (question, _) in wanted.items()
                       if key.prompt == name and key not in questions]
             stream = answerer.answer(conversations, decoding, seeds, prompt.stop, beside)
-            streams.append((name, _single(stream, keys, questions)))
+            streams.append((name, _single(stream, keys, questions, prompt)))
     return streams
 
 
 def _single(stream: Iterator[tuple[int, Answer]], keys: list[AnswerKey],
-            questions: dict[AnswerKey, Question]) -> Iterator[tuple[AnswerKey, dict]]:
+            questions: dict[AnswerKey, Question], prompt: Prompt) -> Iterator[tuple[AnswerKey, dict]]:
     for i, answer in stream:
-        yield keys[i], answer_record(keys[i], questions[keys[i]], answer)
+        record = answer_record(keys[i], questions[keys[i]], answer)
+        share = prompt.copied(record["answer"])
+        yield keys[i], {**record, **({"copied": round(share, 2)} if share >= COPIED else {})}
 
 
 def _records(stream: Iterator[tuple[AnswerKey, dict]],

@@ -40,7 +40,7 @@ def redeval_page(made: dict, summary: dict, answers: AnswerList, *, others: dict
     others         every other judge's name → its counts, as the summary has them under "prompts"
     published      source, caution, head and rows of the published figures
     agreement      how far the judge agrees with people on harm, in a sentence
-    incomplete     what the run lacks, in sentences; "" if nothing
+    incomplete     what the run lacks or must be read with, in sentences; "" if nothing
     """
     by_topic = any(r["by_topic"] for r in summary["prompts"].values())
     sections = [
