@@ -14,6 +14,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
+from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +25,7 @@ from redlite import data
 from redlite.errors import Error
 from redlite.judges import rules
 from redlite.judges.verdict import EMPTY, Verdict
-from redlite.store.files import sha256_json
+from redlite.store.files import canonical
 
 HOME = Path(data.__file__).parent / "judges"
 BUCKETS = 1 << 17
@@ -271,8 +272,12 @@ class Linear:
         """What identifies the judge: SHA-256 of its weights and thresholds, and of the rules that it uses."""
         model = self.model
         own = [model.bias, model.low, model.high, GRAM, SHORT, HEAD_WORDS, TAIL_WORDS, NAMES]
+        # `sha256_json` of both: the weights have some 200 values, each of which is written as text once only.
+        bits, of_weight = np.unique(model.weights.view(np.int64), return_inverse=True)
+        texts = np.array([canonical(value) for value in bits.view(np.float64).tolist()], object)
+        weights = ",".join(texts[of_weight].tolist())
         return {
-            "sha256": sha256_json([own, model.weights.tolist()]),
+            "sha256": sha256(f"[{canonical(own)},[{weights}]]".encode()).hexdigest(),
             "rules": rules.rules_fingerprint()["sha256"],
         }
 

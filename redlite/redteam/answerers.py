@@ -207,16 +207,15 @@ def _seconds_at_most(source: "Source", device: str, prompt_tokens: int, new_toke
     library = import_module("numpy" if device == "cpu" else "torch")
     place = {} if device == "cpu" else {"device": device}
 
-    def ones(rows: int) -> Any:
-        return library.ones((rows, 1024), dtype=library.float32, **place)
-
     def timed(work: Callable[[], Any]) -> float:
         float(work().sum())
         start = time.perf_counter()
         float(work().sum())
         return time.perf_counter() - start
-    # The matrix is larger than the caches of a core. Writing a larger one would take the longest of a plan.
-    square, row, matrix = ones(1024), ones(1), ones(4 * 1024)
-    arithmetic = timed(lambda: square @ square) / (2 * 1024 ** 3)   # seconds an operation
-    reading = timed(lambda: row @ matrix.T) / (4 * 1024 ** 2)       # seconds a weight
+    # Larger than the caches of a core. On CPUs writing a larger one would take the longest of a plan.
+    rows = 1024 if device == "cpu" else 4096
+    matrix = library.ones((rows, 1024), dtype=library.float32, **place)
+    part, row = matrix[:rows // 4], matrix[:1]
+    arithmetic = timed(lambda: part @ part.T) / (2 * len(part) ** 2 * 1024)     # seconds an operation
+    reading = timed(lambda: row @ matrix.T) / (rows * 1024)                     # seconds a weight
     return 2 * (2 * weights * prompt_tokens * arithmetic + weights * new_tokens * reading)

@@ -106,18 +106,17 @@ def read(path: Path, metadata: dict[str, Any]) -> Vocabulary:
     model = table.text("ggml.model")
     tokens = table.texts("ggml.tokens")
     given = table.numbers("ggml.token_type", len(tokens), "iu")
-    kinds = [spm.NORMAL] * len(tokens) if given is None else given.tolist()
     ids = table.id("bos", len(tokens)), table.id("eos", len(tokens)), table.id("padding", len(tokens))
     stated = [table.id(role, len(tokens)) for role in ("eot", "eom")]
-    unusual = [i for i, kind in enumerate(kinds) if kind in (spm.CONTROL, spm.USER_DEFINED)]
-    known = {tokens[i]: i for i in unusual if tokens[i] in ENDS}
+    known = {tokens[i]: i for i in _of_kind(given, spm.CONTROL, spm.USER_DEFINED) if tokens[i] in ENDS}
     if NO_END[0] in known and NO_END[1] in known:
         known.pop(NO_END[2], None)
     ends = tuple(dict.fromkeys([*(i for i in stated if i is not None), *known.values()]))
     if model == "llama":
+        kinds = [spm.NORMAL] * len(tokens) if given is None else given.tolist()
         return replace(_llama(table, tokens, kinds, ids), end_ids=ends)
     if model == "gpt2":
-        return replace(_gpt2(table, tokens, kinds, ids), end_ids=ends)
+        return replace(_gpt2(table, tokens, given, ids), end_ids=ends)
     raise table.fail("ggml.model", f"is {short(model)}; "
                                    "redlite knows llama (sentencepiece) and gpt2 (byte-level BPE)")
 
@@ -144,7 +143,12 @@ def _llama(table: _Table, tokens: list[str], kinds: list[int], ids: RoleIds) -> 
                       fingerprint=table.fingerprint())
 
 
-def _gpt2(table: _Table, tokens: list[str], kinds: list[int], ids: RoleIds) -> Vocabulary:
+def _of_kind(given: np.ndarray | None, *kinds: int) -> list[int]:
+    """The ids of the tokens of these kinds, in order. given: every token's kind; None: all are normal."""
+    return [] if given is None else np.flatnonzero(np.isin(given, kinds)).tolist()
+
+
+def _gpt2(table: _Table, tokens: list[str], given: np.ndarray | None, ids: RoleIds) -> Vocabulary:
     """A byte-level vocabulary."""
     pre = table.text("ggml.pre")
     if pre not in PATTERNS:
@@ -158,9 +162,10 @@ def _gpt2(table: _Table, tokens: list[str], kinds: list[int], ids: RoleIds) -> V
     except ValueError as error:
         raise table.fail("ggml.merges", str(error)) from None
     added = {}
-    for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)):
-        if token and kind in (spm.UNKNOWN, spm.CONTROL, spm.USER_DEFINED):
-            added[i] = token, kind != spm.USER_DEFINED or CONTROL_LOOK.fullmatch(token) is not None
+    defined = frozenset(_of_kind(given, spm.USER_DEFINED))
+    for i in _of_kind(given, spm.UNKNOWN, spm.CONTROL, spm.USER_DEFINED):
+        if token := tokens[i]:
+            added[i] = token, i not in defined or CONTROL_LOOK.fullmatch(token) is not None
     add_bos = table.flag("ggml.add_bos_token")
     if add_bos is None:
         add_bos = pre in BEGIN  # llama.cpp's own default

@@ -6,14 +6,19 @@ could take exponential time, is refused by name.
 
 Character classes are those of Unicode 16, as in tokenizers 0.23.3, also where the running Python has an older
 version (3.10 has 13). A letter that Unicode gained later is treated as a symbol.
+
+Most text is ASCII, and the classes of Unicode take long to write out and to compile. So an expression becomes
+two patterns: a small one for ASCII, and the whole one, which is made when other text first comes.
 """
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 Ranges = list[tuple[int, int]]
 LAST = 0x10FFFF
+# ASCII, and what is equal to ASCII letters where case does not count: İ, ı, ſ and the sign of Kelvin.
+FEW = (*range(128), 0x130, 0x131, 0x17F, 0x212A)
 MAX_LENGTH, MAX_DEPTH = 20_000, 20
 # Unicode's White_Space, as the inside of `[…]`. `\s` of `re` holds U+001C to U+001F too.
 SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -138,9 +143,15 @@ def _categories(letters: int) -> str:
     return "".join(every)[::3 - letters]
 
 
-def word_characters() -> Ranges:
-    r"""What \w means to both engines; each has a few characters more."""
-    ranges = [r for name in ("L", "M", "Nd", "Nl", "Pc") for r in category(name)]
+@cache
+def few_of(name: str) -> Ranges:
+    """As `category`, of the characters of FEW alone."""
+    return [(c, c) for c in FEW if unicodedata.category(chr(c)).startswith(name)]
+
+
+def word_characters(of: Callable[[str], Ranges] = category) -> Ranges:
+    r"""What \w means to both engines; each has a few characters more. of: `category` or `few_of`."""
+    ranges = [r for name in ("L", "M", "Nd", "Nl", "Pc") for r in of(name)]
     return [*ranges, *CIRCLED]
 
 
@@ -163,10 +174,17 @@ def inside(ranges: Ranges) -> str:
 # ---- translation ----
 
 class _Translator:
-    """One expression; `at` is the place up to which it is read."""
+    """One expression; `at` is the place up to which it is read. few: for ASCII text only."""
 
-    def __init__(self, text: str):
-        self.text, self.at, self.captures = text, 0, 0
+    def __init__(self, text: str, few: bool):
+        self.text, self.at, self.captures, self.few = text, 0, 0, few
+        self.category = few_of if few else category
+
+    def inside(self, ranges: Ranges) -> str:
+        """The inside of `[…]`; of a class for ASCII without any, a character that is not there."""
+        if self.few:
+            ranges = [(c, c) for c in FEW if any(first <= c <= last for first, last in ranges)]
+        return inside(ranges or [(LAST, LAST)])
 
     def take(self, what: str) -> bool:
         if self.text.startswith(what, self.at):
@@ -216,7 +234,7 @@ class _Translator:
             return self.bracket(), False
         if character == "\\":
             found = self.escape()
-            return (f"[{inside(found)}]" if isinstance(found, list) else re.escape(found)), False
+            return (f"[{self.inside(found)}]" if isinstance(found, list) else re.escape(found)), False
         if character in "*+?{":
             raise ValueError(f"{character} repeats nothing")
         special = {".": r"[^\n]", "$": r"(?=\n|\Z)", "^": r"(?<![^\n])"}     # lines, as in Oniguruma
@@ -252,22 +270,23 @@ class _Translator:
                 raise ValueError(f"it has \\{character}{self.text[self.at:self.at + 12]}")
             self.at = name.end()
             negated = (character == "P") != (name[1] == "^")
-            return complement(category(name[2])) if negated else category(name[2])
+            found = self.category(name[2])
+            return complement(found) if negated else found
         if character in "sSdDwW":
             if character in "sS":
                 ranges = SPACES
             elif character in "dD":
-                ranges = category("Nd")
+                ranges = self.category("Nd")
             else:
-                ranges = [*word_characters(), *FRACTIONS]
+                ranges = [*word_characters(self.category), *FRACTIONS]
             return complement(ranges) if character.isupper() else ranges
         if character in "xu":
             digits = re.compile(r"[0-9a-fA-F]{4}" if character == "u" else "[0-9a-fA-F]{2}")
-            found = digits.match(self.text, self.at)
-            if found is None:
+            number = digits.match(self.text, self.at)
+            if number is None:
                 raise ValueError(f"it has \\{character} without its digits")
-            self.at = found.end()
-            return chr(int(found[0], 16))
+            self.at = number.end()
+            return chr(int(number[0], 16))
         if character in CONTROL_ESCAPES:
             return CONTROL_ESCAPES[character]
         if character.isalnum():
@@ -295,7 +314,7 @@ class _Translator:
                     raise ValueError("it has a range without an order")
                 last = end
             ranges.append((ord(first), ord(last)))
-        return f"{opening}{inside(ranges)}]"
+        return f"{opening}{self.inside(ranges)}]"
 
     def member(self) -> str | Ranges:
         character = self.next()
@@ -304,15 +323,34 @@ class _Translator:
         return self.escape() if character == "\\" else character
 
 
-@cache
-def translated(expression: str) -> re.Pattern:
-    """The expression for `re`. Raises ValueError, saying what is not known.
+class Translated:
+    """A translated expression; its methods are those of `re.Pattern`, for the text that they are given."""
 
-    Its capturing groups, if it has any, stand for possessive repetitions.
-    """
+    def __init__(self, expression: str):
+        """Raises ValueError, saying what is not known."""
+        self._expression, self._small = expression, _pattern(expression, few=True)
+        self.groups = self._small.groups    # they stand for possessive repetitions
+
+    def of(self, text: str) -> re.Pattern[str]:
+        """The pattern for a text."""
+        return self._small if text.isascii() else _pattern(self._expression, few=False)
+
+    def findall(self, text: str) -> list[str]:
+        return self.of(text).findall(text)
+
+    def finditer(self, text: str) -> Iterator[re.Match[str]]:
+        return self.of(text).finditer(text)
+
+    def sub(self, new: Callable[[re.Match[str]], str], text: str) -> str:
+        return self.of(text).sub(new, text)
+
+
+@cache
+def _pattern(expression: str, few: bool) -> re.Pattern[str]:
+    """The expression for `re`; few: for ASCII text only. Whatever is wrong with it is found by both."""
     if len(expression) > MAX_LENGTH:
         raise ValueError(f"it is longer than {MAX_LENGTH} characters")
-    reader = _Translator(expression)
+    reader = _Translator(expression, few)
     text, _ = reader.alternatives(0)
     if reader.at < len(expression):
         raise ValueError("a bracket is closed that was not opened")
@@ -330,7 +368,7 @@ def translated(expression: str) -> re.Pattern:
 Cut = Callable[[str], list[str]]
 
 
-def isolated(pattern: re.Pattern) -> Cut:
+def isolated(pattern: re.Pattern[str] | Translated) -> Cut:
     """Cuts a text into what the pattern matches and what lies between."""
     whole, finditer = pattern.findall, pattern.finditer
 
@@ -355,7 +393,7 @@ def isolated(pattern: re.Pattern) -> Cut:
 @cache
 def compiled(name: str) -> Cut:
     """Cuts a text into words by the pattern of that name in PATTERNS."""
-    steps = [isolated(translated(expression)) for expression in PATTERNS[name]]
+    steps = [isolated(Translated(expression)) for expression in PATTERNS[name]]
     if len(steps) == 1:
         return steps[0]
 

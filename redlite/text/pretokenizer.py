@@ -13,12 +13,12 @@ from redlite.text.patterns import (
     GPT2,
     WHITE,
     Cut,
+    Translated,
     category,
     compiled,
     inside,
     isolated,
     ranges_of,
-    translated,
 )
 
 Normalize = Callable[[str], str]
@@ -77,12 +77,12 @@ def fields(step: dict[str, Any], **known: Any) -> list[Any]:
     return found
 
 
-def pattern_of(pattern: Any, kind: str) -> re.Pattern:
+def pattern_of(pattern: Any, kind: str) -> re.Pattern[str] | Translated:
     """The pattern of a Split or Replace: {"String": …} or {"Regex": …}."""
     if isinstance(pattern, dict) and len(pattern) == 1:
         ((name, text),) = pattern.items()
         if name in ("String", "Regex") and isinstance(text, str) and text:
-            return re.compile(re.escape(text)) if name == "String" else translated(text)
+            return re.compile(re.escape(text)) if name == "String" else Translated(text)
     raise ValueError(f"{kind}.pattern is neither a String nor a Regex")
 
 
@@ -215,12 +215,12 @@ class Pretokenizer:
             return [_same(_by(found, behavior))]
         if kind == "WhitespaceSplit":
             fields(step)
-            return [_same(_by(translated(r"\s"), "Removed"))]
+            return [_same(_by(Translated(r"\s"), "Removed"))]
         if kind == "ByteLevel":
             prefix, _, use_regex = fields(step, add_prefix_space=True, trim_offsets=True, use_regex=True)
             self.byte_level = True
             lead: list[Split] = [_space_before] if prefix else []
-            return [*lead, _same(isolated(translated(GPT2)))] if use_regex else lead
+            return [*lead, _same(isolated(Translated(GPT2)))] if use_regex else lead
         if kind == "Metaspace":
             return [self._metaspace(step)]
         raise ValueError(f"{kind} is not known")
@@ -278,7 +278,7 @@ def _chain(steps: list[Split]) -> Split:
     return run
 
 
-def _by(pattern: re.Pattern, behavior: str, invert: bool = False) -> Cut:
+def _by(pattern: re.Pattern[str] | Translated, behavior: str, invert: bool = False) -> Cut:
     """Cuts at what the pattern matches, which is handled by `behavior`; invert: at what it does not match."""
     if behavior not in BEHAVIORS:
         raise ValueError(f"the behavior {behavior[:40]!r} is not known")

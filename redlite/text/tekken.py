@@ -9,7 +9,7 @@ from typing import Any
 
 from redlite.store.text import short
 from redlite.text import bpe
-from redlite.text.patterns import isolated, translated
+from redlite.text.patterns import Translated, isolated
 from redlite.text.pipeline import anywhere
 from redlite.text.tokenizer_files import MAX_IDS, Added, TokenizerFiles
 from redlite.text.vocabulary import Vocabulary, byte_level
@@ -36,7 +36,7 @@ def from_tekken(files: TokenizerFiles) -> Vocabulary:
     try:
         if not isinstance(pattern, str):
             raise ValueError("a text is needed")
-        split = anywhere(isolated(translated(pattern)))
+        split = anywhere(isolated(Translated(pattern)))
     except ValueError as error:
         raise files.fail(NAME, f"config.pattern: {error}") from None
     texts = {text: id for id, text in enumerate(special)}

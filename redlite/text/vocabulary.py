@@ -131,7 +131,8 @@ def sorted_texts(vocab: dict[str, int], added: Added, ids: RoleIds, unknown: str
     """
     special = {text: i for i, (text, control) in added.items() if control or i in ids or text == unknown}
     roles = set(ids) - added.keys()     # a set, since a vocabulary is long
-    special |= {text: i for text, i in vocab.items() if i in roles or text == unknown and i not in added}
+    if roles - {None} or unknown is not None:
+        special |= {text: i for text, i in vocab.items() if i in roles or text == unknown and i not in added}
     defined = {text: i for i, (text, _) in added.items() if text not in special}
     controls = set(special.values())
     return Texts({text: i for text, i in vocab.items() if i not in controls}, special, defined)
@@ -189,9 +190,8 @@ def merge_ids(vocab: dict[str, int], merges: list) -> np.ndarray:
     Raises ValueError for an entry that is no pair of tokens of the vocabulary.
     """
     parts: list[str] = []
-    if all(isinstance(merge, str) and merge.count(" ") == 1 for merge in merges):
-        if merges:  # one flat list: a hundred thousand pairs take long to make
-            parts = " ".join(merges).split(" ")
+    if set(map(type, merges)) == {str} and set(map(str.count, merges, repeat(" "))) == {1}:
+        parts = " ".join(merges).split(" ")     # one flat list: a hundred thousand pairs take long to make
     else:
         for i, merge in enumerate(merges):
             pair = merge.split(" ") if isinstance(merge, str) else merge
@@ -199,8 +199,9 @@ def merge_ids(vocab: dict[str, int], merges: list) -> np.ndarray:
                 raise ValueError(f"entry {i} is {short(merge)}; two tokens are needed")
             parts += pair
     lefts, rights = parts[::2], parts[1::2]
-    columns = [list(map(vocab.get, texts, repeat(-1))) for texts in (lefts, rights, map(add, lefts, rights))]
-    found = np.array(columns, np.int64).T
+    columns = [np.fromiter(map(vocab.get, texts, repeat(-1)), np.int64, len(lefts))
+               for texts in (lefts, rights, map(add, lefts, rights))]
+    found = np.stack(columns, axis=1)
     if found.min(initial=0) < 0:
         i = int(np.flatnonzero((found < 0).any(axis=1))[0])
         raise ValueError(f"entry {i}, {short(merges[i])}, "

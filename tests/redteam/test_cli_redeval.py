@@ -692,3 +692,28 @@ def test_a_dry_run_imports_no_torch(options, tmp_path):
             "sys.exit(code or 99 * ('torch' in sys.modules))")
     arguments = [options[0], "--model", "organism", "--dry-run", *options[1:]]
     assert subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.slow
+def test_commands_that_run_no_model_import_no_torch(fake, capsys):
+    """One process runs them all in turn, and stops at the first that fails or has imported it."""
+    call(capsys, *RUN)
+    commands = [
+        ["--help"], *([name, "--help"] for name in program.COMMANDS), ["report", "run"],
+        ["judge", "run", "--judge", "linear"], ["judge", "run", "--judge", "rules"], ["table", "run"],
+        ["label", "run", "--n", "2"], ["export", "run", "--format", "csv"], ["compare", "run", "run"],
+        ["inspect", "organism"],
+    ]
+    code = """if True:
+        import json, sys
+        from redlite.cli.redeval import main
+        for arguments in json.loads(sys.argv[1]):
+            try:
+                code = main(arguments)
+            except SystemExit as end:
+                code = end.code
+            if code or 'torch' in sys.modules:
+                sys.exit(f'{arguments}: exit code {code}, torch imported: {"torch" in sys.modules}')
+    """
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(commands)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -176,7 +176,7 @@ def test_a_control_token_hides_the_added_tokens_within_it(tmp_path):
 ])
 def test_what_a_pattern_may_not_hold_is_refused_by_name(expression, word):
     with pytest.raises(ValueError, match=word):
-        patterns.translated(expression)
+        patterns.Translated(expression)
 
 
 def test_an_added_token_without_a_row_is_refused_when_it_is_used(tmp_path):

@@ -157,6 +157,17 @@ def test_splitting_equals_the_tokenizers_library(pattern):
         assert maker.digest(words) == digests[8 * i:8 * i + 8], (ascii(text), words)
 
 
+@pytest.mark.parametrize("expression", sorted({e for named in patterns.PATTERNS.values() for e in named} | {
+    r"(?i:[K\u212A])+", r"(?i:[^\u017F])", r"(?i:\u0130)", r"\p{M}+", r"[^\p{M}]", r"\W\D\S", r"\w+", "[ä-ü]+|b"}))
+def test_ascii_text_is_cut_as_by_the_pattern_for_all_text(expression):
+    small, whole = patterns._pattern(expression, few=True), patterns._pattern(expression, few=False)
+    for pair in itertools.product(map(chr, range(128)), repeat=2):
+        text = f"1a'{''.join(pair)} 'S{pair[0]}\n"
+        assert small.findall(text) == whole.findall(text), text
+    found = patterns.Translated(expression)
+    assert found.of("plain") is small and found.of("naïve") is whole
+
+
 def test_seed_coders_splitting_keeps_line_breaks_apart_from_marks():
     """By the expression that llama.cpp has for it (llama-vocab.cpp of llama-cpp-python 0.3.36)."""
     text, start = "It's 12 !?\n\nx", ["It", "'s", " ", "1", "2"]
