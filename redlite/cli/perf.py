@@ -16,10 +16,11 @@ from redlite.cli.program import DONE, guarded
 from redlite.errors import Error
 
 CPU_PIECES = ("ceilings", "matmul", "token-nll", "attention", "decode")
-OTHERS = ("shared-prefix", "perplexity", "client", "first-token", "growth", "redeval")
+OTHERS = ("shared-prefix", "look-up", "perplexity", "client", "first-token", "growth", "redeval")
 # What a piece cannot do without.
-NEEDED = {"decode": ("model",), "shared-prefix": ("model",), "perplexity": ("model", "text"),
-          "first-token": ("model",), "growth": ("model",), "redeval": ("model", "model_dir", "peer_python")}
+NEEDED = {"decode": ("model",), "shared-prefix": ("model",), "look-up": ("model",),
+          "perplexity": ("model", "text"), "first-token": ("model",), "growth": ("model",),
+          "redeval": ("model", "model_dir", "peer_python")}
 
 
 def describe() -> Parser:
@@ -29,7 +30,7 @@ def describe() -> Parser:
         "cpu: all of its pieces; gpu: the kernels' tests on the GPU, then times at a 7B model's shapes, "
         "beside the peers that are installed; redeval: beside the peers"))
     parser.add_argument("--model", metavar="PATH", help=(
-        "for decode, shared-prefix, perplexity, first-token, growth and redeval: a model"))
+        "for decode, shared-prefix, look-up, perplexity, first-token, growth and redeval: a model"))
     parser.add_argument("--text", metavar="FILE", help="for perplexity: plain text")
     parser.add_argument("--model-dir", metavar="DIR",
                         help="for redeval: the same model as a Hugging Face directory")
@@ -39,7 +40,7 @@ def describe() -> Parser:
     parser.add_argument("--rounds", type=whole(1), default=5,
                         help="turns of each side (default: %(default)s)")
     parser.add_argument("--tokens", type=whole(2), default=64,
-                        help="that decode generates (default: %(default)s)")
+                        help="that decode and look-up generate (default: %(default)s)")
     parser.add_argument("--quantize", choices=("int8", "int4"),
                         help="for first-token and growth: the weights' format")
     parser.add_argument("--questions", type=whole(1), nargs="+", default=[50, 2000], metavar="N",
@@ -51,7 +52,7 @@ def describe() -> Parser:
 
 def pieces(args: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
     """What each piece on a CPU runs."""
-    from redlite.perf import client, cpu, processes, token_nll
+    from redlite.perf import client, cpu, look_up, processes, token_nll
     return {
         "ceilings": lambda: cpu.ceilings(args.rounds),
         "matmul": lambda: cpu.matmul(args.rounds),
@@ -60,6 +61,7 @@ def pieces(args: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
         "decode": lambda: cpu.decode(args.model, args.tokens, args.rounds),
         "shared-prefix": lambda: cpu.shared_prefix(args.model, args.tokens, args.rounds),
         "perplexity": lambda: cpu.perplexity(args.model, args.text),
+        "look-up": lambda: look_up.run(args.model, args.tokens, args.rounds),
         "client": client.run,
         "first-token": lambda: processes.first_token(args.model, args.quantize, args.rounds),
         "growth": lambda: processes.growth(args.model, args.quantize, args.questions, args.tokens),

@@ -186,6 +186,12 @@ class Cache:
         self.lengths[:active] += 1
         return places_B
 
+    def keep(self, slot: int, tokens: int, ran: int) -> None:
+        """Let a slot grow by the first of the tokens that were run there; the others are written over."""
+        start = int(self.lengths[slot])
+        self.lengths[slot] = start + tokens
+        self.written[slot] = max(self.written[slot], start + ran)
+
     def share_prefix(self) -> list[Any]:
         """By layer, the prefix in the layout of generation steps; [] without a prefix. Made only once."""
         if self.prefix and not self.shared:

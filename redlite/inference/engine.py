@@ -19,6 +19,8 @@ from redlite.inference import prefix, sampling
 from redlite.inference.cache import Cache, free_bytes
 from redlite.inference.cuda_graphs import GraphForward
 from redlite.inference.forward import CForward, Forward
+from redlite.inference.guessed import GuessedSteps
+from redlite.inference.look_up import Looked
 from redlite.inference.unfinished import Begun, Unfinished, key_of
 from redlite.model.llama import LLaMA
 from redlite.model.sequences import PackedSequences
@@ -65,6 +67,7 @@ class _Active:
     finish  "" until it has ended
     key     among the unfinished answers of a run directory
     claim   tokens whose keys and values it may need
+    looked  what its next tokens are guessed by; None before the first guess
     """
     index: int
     request: Request
@@ -75,6 +78,7 @@ class _Active:
     finish: str = ""
     key: str = ""
     claim: int = 0
+    looked: Looked | None = None
 
     def seconds(self) -> float:
         """Since its prefill began, those of earlier processes included."""
@@ -155,12 +159,14 @@ class Engine:
     unfinished      where `run` keeps the tokens of answers under way, and finds those of an earlier process;
                     None: nowhere
     identity        of the model, among those that answer in one run directory
+    guesses         run guesses of the next tokens along where that is faster (look_up.py); answers are the
+                    same to the last bit. Greedy answers alone are guessed, and only where the layers run in C
     """
 
     def __init__(self, model: LLaMA, max_batch: int = 32, prefill_tokens: int = 2048,
-                 cache_bytes: int | None = None):
+                 cache_bytes: int | None = None, guesses: bool = True):
         self.model, self.max_batch, self.prefill_tokens = model, max_batch, prefill_tokens
-        self.cache_bytes = cache_bytes
+        self.cache_bytes, self.guesses = cache_bytes, guesses
         self.unfinished: Unfinished | None = None
         self.identity = ""
 
@@ -234,6 +240,7 @@ class Engine:
                arrivals: Arrivals | None = None) -> Iterator[tuple[int, Answer]]:
         active, budget = list[_Active](), self._budget()
         slow: _Slow | None = None
+        guessed = GuessedSteps.of(forward, self._next_logits, self._choose) if self.guesses else None
         while True:
             if arrivals:
                 waiting.extend(arrivals(slots - len(active) - len(waiting) - bool(slow)))
@@ -252,7 +259,10 @@ class Engine:
             # A step with free slots would waste them: fill them first, unless nothing waits that fits. But
             # where requests come, somebody waits for the next token of those under way.
             if active and (arrivals or not (admitted and waiting)):
-                self._choose(active, self._next_logits(active, forward))
+                if guessed:
+                    guessed.step(active)
+                else:
+                    self._choose(active, self._next_logits(active, forward))
                 if self.unfinished:
                     self.unfinished.tick()
                 yield from self._retire(active, forward.cache)

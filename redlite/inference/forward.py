@@ -173,17 +173,29 @@ class CForward(Forward):
 
     def replay(self, first: int, answers: list[list[int]]) -> None:
         """As `Forward.replay`, many tokens at a time: to the last bit the numbers of one at a time."""
-        cache = self.cache
+        for _ in self._rows(first, answers):
+            pass
+        self.cache.lengths[first:first + len(answers)] += torch.tensor([len(ids) for ids in answers])
+
+    def rows_logits(self, answers: list[list[int]]) -> Tensor:
+        """Run several tokens of each of the first slots, which must have room: logits [R, V] of each token.
+
+        Each has the numbers that it has alone, to the last bit. The cache's lengths stay: whoever calls says
+        how many of these tokens it keeps.
+        """
+        return self._logits(torch.cat(list(self._rows(0, answers))))
+
+    def _rows(self, first: int, answers: list[list[int]]) -> Iterator[Tensor]:
+        """Tokens behind what the slots from `first` on hold, so many a pass: outputs [T, D] of each pass."""
         lengths = torch.tensor([len(ids) for ids in answers])
-        starts = cache.lengths[first:first + len(answers)].clone()
-        cache.lengths[first:first + len(answers)] += lengths
+        starts = self.cache.lengths[first:first + len(answers)].clone()
         ids = torch.tensor([token for own in answers for token in own])
         slots = torch.arange(first, first + len(answers)).repeat_interleave(lengths)
         places = torch.cat([torch.arange(n) + start for n, start in zip(lengths, starts, strict=True)])
         for part in torch.arange(len(ids)).split(REPLAYED):
-            x_TD, positions = self.model.embed(ids[part]), places[part] + cache.prefix_length
+            x_TD, positions = self.model.embed(ids[part]), places[part] + self.cache.prefix_length
             rotary = rotary_tables(self.model.config, positions, positions + 1, x_TD.dtype)
-            self.trunk().step(x_TD, rotary, places[part], slots[part])
+            yield self.trunk().step(x_TD, rotary, places[part], slots[part])
 
     def run_tree(self, new: PackedSequences, parents: list[int]) -> Tensor:
         self._check_tree(new, parents)

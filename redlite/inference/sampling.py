@@ -46,6 +46,11 @@ class Rule:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
 
+    @property
+    def greedy(self) -> bool:
+        """Whether a token is the first largest logit as the model gives it, whatever came before."""
+        return self.temperature <= COLDEST and self.repetition_penalty == 1
+
     def fault(self) -> str:
         """What is wrong with the numbers, "" if nothing."""
         if wrong := wrong_kind(vars(self)):
@@ -77,12 +82,17 @@ def sample(logits_BV: Tensor, rules: list[Rule], uniform_B: Tensor, seen: list[l
         ids_B = logits_BV.argmax(-1)
     # argmax takes NaN and infinity before any number.
     if not torch.isfinite(logits_BV.gather(1, ids_B[:, None])).all():
-        raise Error("the model's logits are not finite: its weights are damaged, or its numbers pass the "
-                    "ends of the dtype; in float16, try dtype bfloat16 or float32", "dtype")
+        raise not_finite()
     drawn = [row for row, rule in enumerate(rules) if rule.temperature > COLDEST]
     if drawn:
         ids_B[drawn] = _draw(logits_BV[drawn], [rules[row] for row in drawn], uniform_B[drawn])
     return ids_B
+
+
+def not_finite() -> Error:
+    """The Error for logits of which the largest is NaN or infinite."""
+    return Error("the model's logits are not finite: its weights are damaged, or its numbers pass the "
+                 "ends of the dtype; in float16, try dtype bfloat16 or float32", "dtype")
 
 
 def _penalised(logits_BV: Tensor, rules: list[Rule], seen: list[list[int]]) -> Tensor:

@@ -117,6 +117,7 @@ def decode(path: str, tokens: int, rounds: int, device: str = "cpu") -> Figures:
     found = {}
     for quantize in (None, "int8", "int4"):
         lm = LM.load(path, "float32" if device == "cpu" else "bfloat16", device, quantize)
+        lm.engine.guesses = False   # a step for each token, which reads all weights
         prompt = lm.tokenizer.encode(TEXT)[:8]
 
         def generate(n: int, new: int, lm: LM = lm, prompt: list[int] = prompt) -> Callable[[], object]:

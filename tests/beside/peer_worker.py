@@ -31,6 +31,7 @@ def redlite_side(path: str, form: str) -> tuple[Run, str, dict]:
     torch.set_num_threads(THREADS)
     lm = redlite.load(path, **({"quantize": form} if form in ("int8", "int4") else {"dtype": form}))
     lm.stop_ids = frozenset()  # all sides write all tokens
+    lm.engine.guesses = False  # and none guesses them; `python -m redlite.cli.perf look-up` measures that
     stdout, sys.stdout = sys.stdout, sys.stderr  # it prints what it finds
     found = loops()
     sys.stdout = stdout

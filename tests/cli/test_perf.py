@@ -1,6 +1,7 @@
 """The timing command: turns, and the GPU round's refusal where there is no GPU."""
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from redlite.cli.program import guarded
 from redlite.errors import Error
 from redlite.kernels.cpu import library
 from redlite.model.config import Config
-from redlite.perf import client, cpu, gpu, processes
+from redlite.perf import client, cpu, gpu, look_up, processes
 
 
 def test_turns_alternate_and_the_first_is_not_counted():
@@ -39,6 +40,20 @@ def test_a_piece_ends_in_json(tmp_path, capsys):
     assert found["loops"]["products, int8"] in library.isas()
     assert found["decode"]["int8"]["tokens_per_s"]["1"] > 0 and found["ceilings"]["copy_bytes_per_s"] > 0
     assert json.loads((tmp_path / "x.json").read_text()) == found
+
+
+@pytest.mark.slow
+def test_guesses_are_timed_on_the_same_answers(monkeypatch):
+    """Which both sides give; the organism repeats itself."""
+    found = look_up.run("organism", 24, 1, questions=2, formats=("int8",))
+    assert list(found) == ["int8"] and list(found["int8"]) == ["standard", "cot", "cou"]
+    for made in found["int8"].values():
+        assert made["tokens"] <= 2 * 23 and made["tokens_per_step"] >= 1
+        assert made["each"] == sorted(made["each"]) and made["faster"] > 0 and made["whole"] > 0
+    monkeypatch.setattr(look_up.LM, "generate",
+                        lambda lm, prompts, new: [SimpleNamespace(ids=[lm.engine.guesses, 1])])
+    with pytest.raises(ValueError, match="guesses changed the answer"):
+        look_up.run("organism", 24, 1, questions=1, formats=("int8",))
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def session(folder, model, wanted, steps=None, every=0.0, batch=4):
     with Run(folder, {"model": "tiny"}) as run:
         kept = {record["i"] for record in run.read(ANSWERS)}
         left = [i for i in range(len(wanted)) if i not in kept]
-        engine, taken = Engine(model, batch), 0
+        engine, taken = Engine(model, batch, guesses=False), 0     # a step a token: they are counted
         engine.unfinished = Unfinished.of(run)
         engine.unfinished.every = every
         step = Engine._next_logits
