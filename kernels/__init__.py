@@ -170,7 +170,7 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tens
     |---|---|---|
     | q | [B, H, K] | the query of each request's new token |
     | k, v | [B, G, K], q's dtype | its key and value |
-    | keys, values | [B or more, G, S, K], contiguous | the caches, written in place; on CPUs also float16 |
+    | keys, values | [B or more, G, S, K], contiguous | the caches, written in place; C takes 16 bits too |
     | places | [B] int64, 0 to S − 1 | where request b's new key goes; its query sees the keys up to there |
     | prefix | what `shared_prefix` made, or None | keys and values that come before every cache |
     | window | int ≥ 1, or None | a query sees only the last `window` keys |
@@ -187,12 +187,13 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tens
     return function(q, k, v, keys, values, places, prefix, window=window, scale=scale, **more)
 
 
-def shared_prefix(k: Tensor, v: Tensor) -> Prefix:
-    """The keys and values [P, G, K] of a prefix that all requests share, in the form that `cached_attention`
-    takes.
+def shared_prefix(k: Tensor, v: Tensor, kept: torch.dtype = torch.float32) -> Prefix:
+    """The keys and values [P, G, K] of a prefix that all requests share, as `cached_attention` takes them.
+
+    kept  the dtype of the caches that go with it: in C, those of bfloat16 want a prefix of bfloat16
     """
     if k.dtype == torch.float32 and implementation("cached_attention", k.device.type) == "c":
-        return SharedPrefix(k, v)
+        return SharedPrefix(k, v, kept)
     return k, v
 
 

@@ -10,12 +10,14 @@ static CachedScratch divide(const CachedAttention *a, float *memory, size_t *flo
     size_t own = (size_t)(QUERIES * padded(a->capacity));
     size_t scores = n * (size_t)padded(a->prefix), shared = n * (size_t)padded(a->size);
     size_t rows = n * sizeof(float *) / sizeof(float);
-    *floats = rows + own + scores + shared + 2 * n; /* each a multiple of a panel */
+    size_t longer = (size_t)rounded_floats(a->prefix > a->size ? a->prefix : a->size);
+    size_t rounded = a->kept == KEPT_BF16 ? n * longer : 0;
+    *floats = rows + own + scores + shared + 2 * n + rounded; /* each a multiple of a panel */
     if (!memory)
         return (CachedScratch){0};
     CachedScratch s = {.rows = (const float **)memory, .own = memory + rows};
     s.scores = s.own + own, s.shared = s.scores + scores, s.largest = s.shared + shared,
-    s.sum = s.largest + n;
+    s.sum = s.largest + n, s.rounded = s.sum + n;
     return s;
 }
 

@@ -3,16 +3,20 @@
 #define REDLITE_CACHED_ATTENTION_H
 #include "packed_matrix.h"
 
+/* The numbers that a cache holds. With KEPT_BF16 a prefix's matrices are bfloat16, and their products round
+ * queries and exponentials to it. */
+enum { KEPT_FLOATS, KEPT_HALVES, KEPT_BF16 };
+
 /* Shapes: B requests, G groups, R queries a group, K head size, S capacity, P prefix. */
 typedef struct {
     const float *q, *k, *v;                                /* [B, G·R, K], [B, G, K], [B, G, K] */
-    void *keys, *values;                                   /* [B or more, G, S, K] float32, or halves */
+    void *keys, *values;                                   /* [B or more, G, S, K], see `kept` */
     const int64_t *places;                                 /* [B]: where the new key goes, below S */
     const void *const *prefix_keys, *const *prefix_values; /* G packed matrices each: [P, K], [K, P] */
     float *out;                                            /* [B, G·R, K] */
     int64_t requests, groups, repeat, size, capacity, prefix; /* B, G, R, K, S, P */
     int64_t window;                                        /* 0: none. With a prefix it must be 0 */
-    int32_t half;                                          /* 1: the cache is float16; 0: float32 */
+    int32_t kept;                                          /* KEPT_FLOATS, KEPT_HALVES or KEPT_BF16 */
     float scale, cap;                                      /* of the scores; cap 0: none */
     /* [B]: the slot of each request, whose keys and values are in the cache already, up to its place. NULL:
      * request b has slot b, and its new key and value are put there first. */
@@ -32,9 +36,22 @@ typedef struct {
     float *scores;        /* [N, P̂] the same over the prefix */
     float *shared;        /* [N, K̂] Σ e^(score − largest) · value, over the prefix */
     float *largest, *sum; /* [N], [N] of the prefix's scores and exponentials */
+    float *rounded;       /* rows of a bfloat16 product; see rounded_floats */
 } CachedScratch;
 
 static inline int64_t padded(int64_t count) { return (count + PANEL - 1) / PANEL * PANEL; }
+
+/* Inputs of a packed matrix: bfloat16 has whole blocks of them. */
+static inline int64_t inputs_of(int64_t count, int narrow)
+{
+    return narrow ? (count + BLOCK - 1) / BLOCK * BLOCK : count;
+}
+
+/* Bytes of so many packed numbers. */
+static inline int64_t bytes_of(int64_t count, int narrow) { return count * (narrow ? 2 : 4); }
+
+/* The floats that a row of so many inputs may take for a bfloat16 product. */
+static inline int64_t rounded_floats(int64_t inputs) { return inputs_of(inputs, 1) + PANEL; }
 
 /* How many rows with `repeat` queries each are one chunk of queries. */
 static inline int64_t rows_of_chunk(int64_t repeat)

@@ -6,38 +6,32 @@
  * Work comes in (group, request) pairs. A run of pairs of one group first multiplies all its queries with the
  * prefix, so that the packed keys and values are read once for many queries. Then each request attends to its
  * own cache. The two partial softmaxes are merged by their maxima and sums (arXiv 2402.05099, section 3.1),
- * all in float32.
+ * all in float32; only products with a bfloat16 prefix round what they multiply.
  *
  * Every number is summed in one order whatever is computed beside it. So a request's result does not depend
  * on its batch. See loops.h for how this file is compiled.
  */
 #ifndef REDLITE_CACHED_ATTENTION_LOOPS_H
 #define REDLITE_CACHED_ATTENTION_LOOPS_H
+#include "attention_products_loops.h"
 #include "loops.h"
-#include "vector.h"
 #include <math.h>
 
-/* Prefix: up to TILE_ROWS queries × TILE_PANELS panels of 16 columns stay in registers. */
-#if defined(REDLITE_AVX512)
-enum { TILE_ROWS = 8, TILE_PANELS = 2 };
-#else
-enum { TILE_ROWS = 6, TILE_PANELS = 1 };
-#endif
-enum { VECTORS = PANEL / LANES };
 enum { KEYS = 4, RUNS = 4 };    /* own cache: QUERIES × 4 registers of keys, or 4 runs of LANES columns */
 enum { CACHE_LINE_BYTES = 64 }; /* where lines are longer, some are fetched twice */
 
-/* LANES numbers of a cache from number `at` on. `half` is a constant in each copy of this code. */
-INLINE Floats cached(const void *from, int64_t at, const int half)
+/* LANES numbers of a cache from number `at` on. `kept` is a constant in each copy of this code. */
+INLINE Floats cached(const void *from, int64_t at, const int kept)
 {
-    return half ? load_halves((const uint16_t *)from + at) : load((const float *)from + at);
+    return kept == KEPT_HALVES ? load_halves((const uint16_t *)from + at)
+                               : load_numbers(from, at, LANES, kept == KEPT_BF16);
 }
 
 /* The first `count` of those, then 0. */
-INLINE Floats cached_some(const void *from, int64_t at, int64_t count, const int half)
+INLINE Floats cached_some(const void *from, int64_t at, int64_t count, const int kept)
 {
-    return half ? load_some_halves((const uint16_t *)from + at, count)
-                : load_some((const float *)from + at, count, 0.0f);
+    return kept == KEPT_HALVES ? load_some_halves((const uint16_t *)from + at, count)
+                               : load_numbers(from, at, count, kept == KEPT_BF16);
 }
 
 #if defined(REDLITE_AVX512)
@@ -47,14 +41,15 @@ INLINE Floats of_query(const float *from)
     return (Floats)_mm512_castpd_ps(_mm512_broadcast_f64x4(_mm256_loadu_pd((const double *)from)));
 }
 
-INLINE Floats of_keys(const void *keys, const int64_t *at, int64_t j, const int half)
+INLINE Floats of_keys(const void *keys, const int64_t *at, int64_t j, const int kept)
 {
     int64_t a = at[0] + j, b = at[KEYS] + j;
-    if (half) {
+    if (kept != KEPT_FLOATS) {
         const uint16_t *from = keys;
         __m128i low = _mm_loadu_si128((const __m128i *)(from + a)),
                 high = _mm_loadu_si128((const __m128i *)(from + b));
-        return (Floats)_mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1));
+        __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+        return kept == KEPT_HALVES ? (Floats)_mm512_cvtph_ps(both) : from_shorts((Shorts)both);
     }
     const float *from = keys;
     __m256d low = _mm256_loadu_pd((const double *)(from + a)),
@@ -73,30 +68,34 @@ INLINE Floats some_of_query(const float *from, int64_t count)
     return beside(some, some);
 }
 
-INLINE Floats some_of_keys(const void *keys, const int64_t *at, int64_t j, int64_t count, const int half)
+INLINE Floats some_of_keys(const void *keys, const int64_t *at, int64_t j, int64_t count, const int kept)
 {
-    return beside(cached_some(keys, at[0] + j, count, half), cached_some(keys, at[KEYS] + j, count, half));
+    return beside(cached_some(keys, at[0] + j, count, kept), cached_some(keys, at[KEYS] + j, count, kept));
 }
 #else
 INLINE Floats of_query(const float *from) { return load(from); }
 
-INLINE Floats of_keys(const void *keys, const int64_t *at, int64_t j, const int half)
+INLINE Floats of_keys(const void *keys, const int64_t *at, int64_t j, const int kept)
 {
-    return cached(keys, *at + j, half);
+    return cached(keys, *at + j, kept);
 }
 
 INLINE Floats some_of_query(const float *from, int64_t count) { return load_some(from, count, 0.0f); }
 
-INLINE Floats some_of_keys(const void *keys, const int64_t *at, int64_t j, int64_t count, const int half)
+INLINE Floats some_of_keys(const void *keys, const int64_t *at, int64_t j, int64_t count, const int kept)
 {
-    return cached_some(keys, *at + j, count, half);
+    return cached_some(keys, *at + j, count, kept);
 }
 #endif
 
-INLINE void into_cache(void *to, int64_t at, const float *from, int64_t count, int half)
+INLINE void into_cache(void *to, int64_t at, const float *from, int64_t count, int kept)
 {
-    if (!half) {
+    if (kept == KEPT_FLOATS) {
         memcpy((float *)to + at, from, (size_t)count * sizeof(float));
+        return;
+    }
+    if (kept == KEPT_BF16) {
+        round_to_bf16(from, count, (uint16_t *)to + at);
         return;
     }
     int64_t j = 0;
@@ -112,7 +111,7 @@ INLINE void round_to_half(float *x, int64_t count)
     uint16_t halves[LANES];
     for (int64_t j = 0, n; j < count; j += n) {
         n = count - j < LANES ? count - j : LANES;
-        into_cache(halves, 0, x + j, n, 1);
+        into_cache(halves, 0, x + j, n, KEPT_HALVES);
         if (n == LANES)
             store(x + j, load_halves(halves));
         else
@@ -154,86 +153,18 @@ INLINE void pad_scores(float *scores, int64_t count)
         scores[count] = -INFINITY;
 }
 
-/* out[m][panels · PANEL] = scale · Σ_i x[m][i] · panel[i][PANEL], for `rows` rows m. The panels are `apart`
- * numbers apart. */
-INLINE void multiply_rows(const float *const *x, const float *panel, int64_t apart, int64_t inputs,
-                          float scale, float *out, int64_t stride, const int rows, const int panels)
-{
-    const float *at[TILE_ROWS];
-    Floats sum[TILE_ROWS][TILE_PANELS * VECTORS];
-    _Pragma("GCC unroll 8") for (int m = 0; m < rows; m++) {
-        at[m] = x[m];
-        _Pragma("GCC unroll 4") for (int n = 0; n < panels * VECTORS; n++)
-            sum[m][n] = (Floats){0};
-    }
-    for (int64_t i = 0; i < inputs; i++) {
-        Floats w[TILE_PANELS * VECTORS];
-        _Pragma("GCC unroll 4") for (int n = 0; n < panels * VECTORS; n++)
-            w[n] = load(panel + n / VECTORS * apart + i * PANEL + n % VECTORS * LANES);
-        _Pragma("GCC unroll 8") for (int m = 0; m < rows; m++) {
-            Floats a = all(at[m][i]);
-            _Pragma("GCC unroll 4") for (int n = 0; n < panels * VECTORS; n++)
-                sum[m][n] += a * w[n];
-        }
-    }
-    _Pragma("GCC unroll 8") for (int m = 0; m < rows; m++)
-        _Pragma("GCC unroll 4") for (int n = 0; n < panels * VECTORS; n++)
-            store(out + m * stride + n * LANES, sum[m][n] * all(scale));
-}
-
-typedef void MultiplyRows(const float *const *x, const float *panel, int64_t apart, int64_t inputs,
-                          float scale, float *out, int64_t stride);
-
-/* Functions of their own: one that held several such loops would have no registers left for the rows'
- * addresses. */
-#define FOR_ROWS(rows, panels)                                                                               \
-    static __attribute__((noinline)) void multiply_##rows##_##panels(                                        \
-        const float *const *x, const float *panel, int64_t apart, int64_t inputs, float scale, float *out,   \
-        int64_t stride)                                                                                      \
-    {                                                                                                        \
-        multiply_rows(x, panel, apart, inputs, scale, out, stride, rows, panels);                            \
-    }
-#if defined(REDLITE_AVX512)
-#define FOR_PANELS(panels)                                                                                   \
-    FOR_ROWS(1, panels) FOR_ROWS(2, panels) FOR_ROWS(3, panels) FOR_ROWS(4, panels) FOR_ROWS(5, panels)      \
-    FOR_ROWS(6, panels) FOR_ROWS(7, panels) FOR_ROWS(8, panels)
-FOR_PANELS(1) FOR_PANELS(2)
-static MultiplyRows *const multiplications[TILE_PANELS][TILE_ROWS] = {
-    {multiply_1_1, multiply_2_1, multiply_3_1, multiply_4_1, multiply_5_1, multiply_6_1, multiply_7_1,
-     multiply_8_1},
-    {multiply_1_2, multiply_2_2, multiply_3_2, multiply_4_2, multiply_5_2, multiply_6_2, multiply_7_2,
-     multiply_8_2}};
-#else
-FOR_ROWS(1, 1) FOR_ROWS(2, 1) FOR_ROWS(3, 1) FOR_ROWS(4, 1) FOR_ROWS(5, 1) FOR_ROWS(6, 1)
-static MultiplyRows *const multiplications[TILE_PANELS][TILE_ROWS] = {
-    {multiply_1_1, multiply_2_1, multiply_3_1, multiply_4_1, multiply_5_1, multiply_6_1}};
-#endif
-
-/* out[rows, padded(columns)] = scale · x · matrix. The matrix's panels are `apart` numbers apart. Every row
- * of x meets a panel before the next panel comes. */
-INLINE void multiply(const float *const *x, const float *matrix, int64_t rows, int64_t inputs,
-                     int64_t columns, int64_t apart, float scale, float *out)
-{
-    const int64_t stride = padded(columns);
-    for (int64_t column = 0, panels; column < columns; column += panels * PANEL) {
-        panels = stride - column < TILE_PANELS * PANEL ? 1 : TILE_PANELS;
-        for (int64_t row = 0; row < rows; row += TILE_ROWS) {
-            int64_t count = rows - row < TILE_ROWS ? rows - row : TILE_ROWS;
-            multiplications[panels - 1][count - 1](x + row, matrix + column / PANEL * apart, apart, inputs,
-                                                   scale, out + row * stride + column, stride);
-        }
-    }
-}
-
 /* The prefix's part for requests [first, end) of group g: s->shared, s->largest and s->sum. */
 INLINE void attend_prefix(const CachedAttention *d, int64_t g, int64_t first, int64_t end,
                           const CachedScratch *s)
 {
-    int64_t count = (end - first) * d->repeat, stride = padded(d->prefix);
+    const int narrow = d->kept == KEPT_BF16;
+    const int64_t count = (end - first) * d->repeat, stride = padded(d->prefix),
+                  key_inputs = inputs_of(d->size, narrow), value_inputs = inputs_of(d->prefix, narrow);
     for (int64_t b = first, i = 0; b < end; b++)
         for (int64_t r = 0; r < d->repeat; r++)
             s->rows[i++] = d->q + ((b * d->groups + g) * d->repeat + r) * d->size;
-    multiply(s->rows, d->prefix_keys[g], count, d->size, d->prefix, d->size * PANEL, d->scale, s->scores);
+    multiply(s->rows, d->prefix_keys[g], count, d->size, d->prefix, key_inputs * PANEL, d->scale, s->scores,
+             narrow, s->rounded);
     for (int64_t i = 0; i < count; i++) {
         float *scores = s->scores + i * stride;
         if (d->cap > 0)
@@ -242,15 +173,16 @@ INLINE void attend_prefix(const CachedAttention *d, int64_t g, int64_t first, in
         s->sum[i] = exponentials(scores, stride, s->largest + i);
         s->rows[i] = scores;
     }
-    multiply(s->rows, d->prefix_values[g], count, d->prefix, d->size, d->prefix * PANEL, 1.0f, s->shared);
+    multiply(s->rows, d->prefix_values[g], count, d->prefix, d->size, value_inputs * PANEL, 1.0f, s->shared,
+             narrow, s->rounded);
 }
 
 /* scores[m, s] = scale · q_m · key_s, for keys from number `keys` of the cache on. Meanwhile the values of
  * those keys, which are needed next, are fetched. */
 INLINE void score(const CachedAttention *d, const float *q, int64_t keys, int64_t count, float *scores,
-                  int64_t stride, const int queries, const int half)
+                  int64_t stride, const int queries, const int kept)
 {
-    const int64_t size = d->size, bytes = half ? sizeof(uint16_t) : sizeof(float);
+    const int64_t size = d->size, bytes = kept == KEPT_FLOATS ? sizeof(float) : sizeof(uint16_t);
     for (int64_t s = 0; s < count; s += KEYS * DOTS) {
         int64_t key[KEYS * DOTS];
         for (int n = 0; n < KEYS * DOTS; n++)
@@ -269,7 +201,7 @@ INLINE void score(const CachedAttention *d, const float *q, int64_t keys, int64_
             _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++)
                 a[m] = of_query(q + m * size + j);
             _Pragma("GCC unroll 4") for (int n = 0; n < KEYS; n++) {
-                Floats b = of_keys(d->keys, key + n, j, half);
+                Floats b = of_keys(d->keys, key + n, j, kept);
                 _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++)
                     sum[m][n] += a[m] * b;
             }
@@ -278,7 +210,7 @@ INLINE void score(const CachedAttention *d, const float *q, int64_t keys, int64_
             _Pragma("GCC unroll 4") for (int n = 0; n < KEYS; n++)
                 _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++)
                     sum[m][n] += some_of_query(q + m * size + j, size - j)
-                        * some_of_keys(d->keys, key + n, j, size - j, half);
+                        * some_of_keys(d->keys, key + n, j, size - j, kept);
         _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++) {
             float each[KEYS * DOTS];
             totals(sum[m], each);
@@ -291,7 +223,7 @@ INLINE void score(const CachedAttention *d, const float *q, int64_t keys, int64_
 /* out[m][n] = Σ_s p[m, s] · value_s, for `runs` runs n of LANES columns from number `v` of the cache on. A
  * single run may be narrower, `width` columns; the others are 0. */
 INLINE void weigh(const CachedAttention *d, const float *p, int64_t stride, int64_t v, int64_t count,
-                  int64_t width, Floats out[QUERIES][RUNS], const int queries, const int runs, const int half)
+                  int64_t width, Floats out[QUERIES][RUNS], const int queries, const int runs, const int kept)
 {
     Floats sum[QUERIES][RUNS];
     _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++)
@@ -303,7 +235,7 @@ INLINE void weigh(const CachedAttention *d, const float *p, int64_t stride, int6
             a[m] = all(p[m * stride + s]);
         _Pragma("GCC unroll 4") for (int n = 0; n < runs; n++) {
             int64_t at = v + s * d->size + n * LANES;
-            Floats x = width < LANES ? cached_some(d->values, at, width, half) : cached(d->values, at, half);
+            Floats x = width < LANES ? cached_some(d->values, at, width, kept) : cached(d->values, at, kept);
             _Pragma("GCC unroll 3") for (int m = 0; m < queries; m++)
                 sum[m][n] += a[m] * x;
         }
@@ -316,14 +248,14 @@ INLINE void weigh(const CachedAttention *d, const float *p, int64_t stride, int6
 /* Queries [r, r + queries) of request b, group g, over keys [start, place] of its own cache; merged with the
  * prefix's part, whose first row is `row`. */
 INLINE void attend_own(const CachedAttention *d, int64_t b, int64_t g, int64_t r, int64_t row,
-                       const CachedScratch *s, const int queries, const int half)
+                       const CachedScratch *s, const int queries, const int kept)
 {
     int64_t size = d->size, stride = padded(d->capacity), place = d->places[b];
     int64_t first = (b * d->groups + g) * d->repeat + r;
     int64_t start = d->window && place + 1 > d->window ? place + 1 - d->window : 0, count = place + 1 - start;
     int64_t slot = d->slots ? d->slots[b] : b;
     int64_t cache = ((slot * d->groups + g) * d->capacity + start) * size;
-    score(d, d->q + first * size, cache, count, s->own, stride, queries, half);
+    score(d, d->q + first * size, cache, count, s->own, stride, queries, kept);
     float mine[QUERIES], theirs[QUERIES]; /* factors of the two sums over values: own cache, prefix */
     for (int m = 0; m < queries; m++) {
         float largest, sum, top;
@@ -344,10 +276,10 @@ INLINE void attend_own(const CachedAttention *d, int64_t b, int64_t g, int64_t r
         int64_t width = size - column;
         step = width < RUNS * LANES ? LANES : RUNS * LANES;
         if (step > LANES)
-            weigh(d, s->own, stride, cache + column, count, LANES, out, queries, RUNS, half);
+            weigh(d, s->own, stride, cache + column, count, LANES, out, queries, RUNS, kept);
         else
             weigh(d, s->own, stride, cache + column, count, width < LANES ? width : LANES, out, queries, 1,
-                  half);
+                  kept);
         for (int m = 0; m < queries; m++)
             for (int n = 0; n * LANES < step; n++) {
                 Floats value = out[m][n] * all(mine[m]);
@@ -362,11 +294,12 @@ INLINE void attend_own(const CachedAttention *d, int64_t b, int64_t g, int64_t r
     }
 }
 
-/* In a switch: `queries` and `half` as constants, which the compiler unrolls. */
-#define OWN_CASE(queries, half)                                                                              \
-    case queries + half *QUERIES:                                                                            \
-        attend_own(d, b, g, r, row, s, queries, half);                                                       \
+/* In a switch: `queries` and `kept` as constants, which the compiler unrolls. */
+#define OWN_CASE(queries, kept)                                                                              \
+    case queries + kept *QUERIES:                                                                            \
+        attend_own(d, b, g, r, row, s, queries, kept);                                                       \
         break;
+#define OWN_CASES(kept) OWN_CASE(1, kept) OWN_CASE(2, kept) OWN_CASE(3, kept)
 
 /* Pairs [first, end): group pair / B, request pair % B. */
 INLINE void attend_cached(const CachedAttention *d, int64_t first, int64_t end, const CachedScratch *s)
@@ -382,14 +315,14 @@ INLINE void attend_cached(const CachedAttention *d, int64_t first, int64_t end, 
             int64_t place = ((b * d->groups + g) * d->capacity + d->places[b]) * d->size;
             int64_t new = (b * d->groups + g) * d->size;
             if (!d->slots) {
-                into_cache(d->keys, place, d->k + new, d->size, d->half);
-                into_cache(d->values, place, d->v + new, d->size, d->half);
+                into_cache(d->keys, place, d->k + new, d->size, d->kept);
+                into_cache(d->values, place, d->v + new, d->size, d->kept);
             }
             for (int64_t r = 0, count; r < d->repeat; r += count) {
                 int64_t parts = (d->repeat - r + QUERIES - 1) / QUERIES, row = (b - from) * d->repeat + r;
                 count = (d->repeat - r + parts - 1) / parts; /* as even as can be */
-                switch (count + (d->half ? QUERIES : 0)) {
-                    OWN_CASE(1, 0) OWN_CASE(2, 0) OWN_CASE(3, 0) OWN_CASE(1, 1) OWN_CASE(2, 1) OWN_CASE(3, 1)
+                switch (count + d->kept * QUERIES) {
+                    OWN_CASES(KEPT_FLOATS) OWN_CASES(KEPT_HALVES) OWN_CASES(KEPT_BF16)
                 }
             }
         }

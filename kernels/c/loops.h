@@ -42,8 +42,8 @@ typedef enum { STATISTICS, GRADIENT } NllPass;
 
 typedef struct {
     void (*elementwise)(const Elementwise *operation, int64_t first_row, int64_t end_row);
-    /* Put `count` numbers into a cache from number `at` on: float32, or float16 if `half`. */
-    void (*into_cache)(void *cache, int64_t at, const float *from, int64_t count, int half);
+    /* Put `count` numbers into a cache from number `at` on: see CachedAttention's `kept`. */
+    void (*into_cache)(void *cache, int64_t at, const float *from, int64_t count, int kept);
     void (*round_to_half)(float *x, int64_t count); /* in place: what a float16 cache would hold */
     void (*attend_cached)(const CachedAttention *a, int64_t first_pair, int64_t end_pair,
                           const CachedScratch *scratch);

@@ -15,4 +15,10 @@ typedef struct {
 int rl_products(const Matrix *matrices, int count, const float *x, float *const *y, int64_t rows,
                 int threads);
 
+/* By vdpbf16ps (matrix_products_bf16.c), for attention: out[rows, columns rounded up] = scale · x · matrix.
+ * The rows of x lie anywhere, and are rounded to bfloat16 in `room`: [rows, blocks of inputs and one more].
+ * The matrix's panels are `apart` numbers apart. */
+void rl_multiply_bf16(const float *const *x, const uint16_t *matrix, int64_t rows, int64_t inputs,
+                      int64_t columns, int64_t apart, float scale, float *out, uint16_t *room);
+
 #endif

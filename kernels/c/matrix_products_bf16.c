@@ -4,7 +4,8 @@
  * Everywhere x is rounded to bfloat16 (to nearest, ties to even), and products of bfloat16 numbers, which are
  * exact in float32, are summed in float32. The instruction sets differ in the order of the sums alone:
  *   portable, avx2  one sum, over the inputs in order; portable rounds each product's addition twice
- *   avx512-bf16     two sums, over the even and the odd pairs of inputs (vdpbf16ps), added at the end
+ *   avx512-bf16     two sums, over the even and the odd pairs of inputs (vdpbf16ps), added at the end; in
+ *                   attention one sum, over the pairs in order
  *   amx-bf16        32 inputs at a time, each as tdpbf16ps sums it, added to one sum in order
  * The last two take numbers below 2⁻¹²⁶ for 0. No order depends on the rows, so a row's result does not.
  */
@@ -16,9 +17,12 @@
 #define FOR_BF16 __attribute__((target("avx512f,avx512bw,avx512bf16")))
 #define INLINE_BF16 static inline __attribute__((always_inline, target("avx512f,avx512bw,avx512bf16")))
 
-FOR_BF16 static void round_block_avx512(const float *x, uint16_t *out)
+/* Round up to a block of numbers; those missing are 0. */
+FOR_BF16 static void round_block_avx512(const float *x, int64_t n, uint16_t *out)
 {
-    __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + 16), _mm512_loadu_ps(x));
+    const uint32_t given = n < BLOCK ? (1u << n) - 1 : 0xffffffff;
+    __m512bh both = _mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps((__mmask16)(given >> 16), x + 16),
+                                        _mm512_maskz_loadu_ps((__mmask16)given, x));
     memcpy(out, &both, sizeof both);
 }
 #endif
@@ -27,8 +31,8 @@ FOR_BF16 static void round_block_avx512(const float *x, uint16_t *out)
 static void round_block(const Product *p, const float *x, int64_t n, uint16_t *out)
 {
 #if defined(__x86_64__) && defined(RL_BF16_COMPILER)
-    if (p->layout != BF16_FLOATS && n == BLOCK) {
-        round_block_avx512(x, out);
+    if (p->layout != BF16_FLOATS) {
+        round_block_avx512(x, n, out);
         return;
     }
 #endif
@@ -121,6 +125,67 @@ INLINE_BF16 void tile_avx512(TILE_ARGUMENTS)
     EACH_ROW _mm512_storeu_ps(out + r * PANEL, _mm512_add_ps(even[r], odd[r]));
 }
 TILE(FOR_BF16, rl_tile_bf16_avx512, UP_TO_12(tile_avx512))
+
+/* out[count][panels · PANEL] = scale · x · panels. The rows of x are x_apart bytes apart, the panels `apart`,
+ * and the rows of out `stride` numbers. */
+INLINE_BF16 void rows_avx512(const uint8_t *x, int64_t x_apart, const uint8_t *panel, int64_t apart,
+                             int64_t blocks, float scale, float *out, int64_t stride, const int count,
+                             const int panels)
+{
+    const uint8_t *three[4]; /* rows 0, 3, 6 and 9: the others' addresses need no registers */
+    __m512 sum[ROWS_AVX512][2];
+    _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) three[i] = x + 3 * i * x_apart;
+    EACH_ROW sum[r][0] = sum[r][1] = _mm512_setzero_ps();
+    for (int64_t four = 0; four < blocks * BLOCK / 8; four++, panel += PANEL * 16) {
+        _Pragma("GCC unroll 4") for (int pair = 0; pair < 4; pair++) {
+            __m512bh w[2];
+            _Pragma("GCC unroll 2") for (int n = 0; n < panels; n++)
+                w[n] = (__m512bh)_mm512_loadu_si512(panel + n * apart + pair * PANEL * 4);
+            EACH_ROW {
+                int32_t word;
+                memcpy(&word, three[r / 3] + r % 3 * x_apart + pair * 4, sizeof word);
+                _Pragma("GCC unroll 2") for (int n = 0; n < panels; n++)
+                    sum[r][n] = _mm512_dpbf16_ps(sum[r][n], (__m512bh)_mm512_set1_epi32(word), w[n]);
+            }
+        }
+        _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) three[i] += 16;
+    }
+    EACH_ROW _Pragma("GCC unroll 2") for (int n = 0; n < panels; n++)
+        _mm512_storeu_ps(out + r * stride + n * PANEL, _mm512_mul_ps(sum[r][n], _mm512_set1_ps(scale)));
+}
+
+#define ROWS(n) \
+    case n: rows_avx512(x, x_apart, panel, apart, blocks, scale, out, stride, n, panels); break;
+#define ROWS_FUNCTION(name, number_of_panels)                                                                \
+    FOR_BF16 static void name(const uint8_t *x, int64_t x_apart, const uint8_t *panel, int64_t apart,        \
+                              int64_t blocks, float scale, float *out, int64_t stride, int count)            \
+    {                                                                                                        \
+        const int panels = number_of_panels;                                                                 \
+        switch (count) {                                                                                     \
+            ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6)                                                  \
+            ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)                                               \
+        }                                                                                                    \
+    }
+ROWS_FUNCTION(one_panel, 1)
+ROWS_FUNCTION(two_panels, 2)
+
+FOR_BF16 void rl_multiply_bf16(const float *const *x, const uint16_t *matrix, int64_t rows, int64_t inputs,
+                               int64_t columns, int64_t apart, float scale, float *out, uint16_t *room)
+{
+    const int64_t blocks = (inputs + BLOCK - 1) / BLOCK, x_apart = (blocks + 1) * BLOCK * 2,
+                  stride = (columns + PANEL - 1) / PANEL * PANEL;
+    for (int64_t m = 0; m < rows; m++)
+        for (int64_t b = 0; b < blocks; b++)
+            round_block_avx512(x[m] + b * BLOCK, inputs - b * BLOCK, room + (m * (blocks + 1) + b) * BLOCK);
+    for (int64_t column = 0; column < columns; column += 2 * PANEL)
+        for (int64_t row = 0; row < rows; row += ROWS_AVX512) {
+            const uint8_t *from = (const uint8_t *)room + row * x_apart,
+                          *panel = (const uint8_t *)(matrix + column / PANEL * apart);
+            const int count = rows - row < ROWS_AVX512 ? (int)(rows - row) : ROWS_AVX512;
+            (stride - column < 2 * PANEL ? one_panel : two_panels)(
+                from, x_apart, panel, 2 * apart, blocks, scale, out + row * stride + column, stride, count);
+        }
+}
 
 /*
  * AMX: tile registers 0 to 3 hold the sums of up to four groups of 16 rows, 4 the weights of 32 inputs, 5 to

@@ -17,6 +17,7 @@ typedef struct {
     float scale, cap;                                      /* of the scores; cap 0: none */
     int64_t count;                                         /* N; the caller leaves this and `tasks` zero */
     const int64_t *tasks;                                  /* [N, 2] a sequence, and the task's first row */
+    int64_t narrow; /* 1: keys and values are rounded to bfloat16, the prefix's are already; see multiply */
 } SequenceAttention;
 
 /* Returns 0, or −1 if memory runs out. See sequence_attention_loops.h. */
@@ -30,8 +31,9 @@ typedef struct {
     float *part;          /* [C, K̂] Σ e^(score − largest) · value, over one block */
     float *keep, *more;   /* [C] factors of the sums so far, and of the block's sums */
     float *largest, *sum; /* [TASK_ROWS · R] of each query, so far */
-    /* Of all threads: the rows of each sequence, packed block by block, G times. */
-    const float *keys, *values; /* [G, N, K], [G, N, K̂], where N is the rows of all, each rounded up */
+    float *rounded;       /* rows of a bfloat16 product; see rounded_floats */
+    /* Of all threads: the rows of each sequence, packed block by block, G times. Narrow: bfloat16. */
+    const char *keys, *values; /* [G, N, K], [G, N, K̂], where N is the rows of all, each rounded up */
     const int64_t *places;      /* [B + 1]: where each sequence's begin; then N */
 } SequenceScratch;
 

@@ -4,7 +4,7 @@
  *
  * A task is a run of rows of one sequence, for one group of heads. Keys come in blocks, which are packed
  * before the first task runs. Each block gives a partial softmax; partials are merged with a running maximum
- * and sum (kernels/README.md, "Attention"), in float32.
+ * and sum (kernels/README.md, "Attention"), in float32; narrow products round what they multiply.
  *
  * Blocks, and the order of every sum, depend on the prefix and a row's own sequence alone. So its result does
  * not depend on what runs beside it, as long as later rows are finite: they are multiplied by 0. See loops.h
@@ -14,10 +14,10 @@
 #define REDLITE_SEQUENCE_ATTENTION_LOOPS_H
 #include "cached_attention_loops.h"
 
-/* A block of `count` keys: panels of keys, and panels of values `stride` numbers apart. `first` is the row of
- * the first key: rows see the keys up to their own, within the window. −1: every row sees all of them. */
+/* A block of `count` keys: panels of keys, and panels of values that are `stride` numbers apart. `first` is
+ * the row of the first key: rows see the keys up to their own, within the window. −1: every row sees all. */
 typedef struct {
-    const float *keys, *values;
+    const char *keys, *values;
     int64_t stride, count, first;
 } KeyBlock;
 
@@ -39,8 +39,10 @@ INLINE KeyBlock packed_block(const SequenceAttention *d, int64_t g, int64_t b, i
     const int64_t left = d->offsets[b + 1] - d->offsets[b] - behind,
                   count = left < BLOCK_KEYS ? left : BLOCK_KEYS,
                   place = g * room->places[d->sequences] + room->places[b] + behind;
-    return (KeyBlock){room->keys + place * d->size, room->values + place * padded(d->size),
-                      .stride = count * PANEL, .count = count, .first = -1};
+    const int narrow = (int)d->narrow;
+    return (KeyBlock){room->keys + bytes_of(place * inputs_of(d->size, narrow), narrow),
+                      room->values + bytes_of(place * padded(d->size), narrow),
+                      .stride = inputs_of(count, narrow) * PANEL, .count = count, .first = -1};
 }
 
 /* Turn a query's scores of the first `seen` keys into exponentials, 0 for keys that its row does not see. i:
@@ -76,6 +78,7 @@ INLINE void merge_scores(const SequenceAttention *d, const KeyBlock *b, int64_t 
 INLINE void add_chunk(const SequenceAttention *d, const Task *t, int64_t first, int64_t end,
                       const KeyBlock *b, const SequenceScratch *room)
 {
+    const int narrow = (int)d->narrow;
     const int64_t size = d->size, repeat = d->repeat;
     const int64_t queries = (end - first) * repeat, done = (first - t->first) * repeat;
     const int64_t seen = b->first >= 0 && end - b->first < b->count ? end - b->first : b->count;
@@ -84,12 +87,13 @@ INLINE void add_chunk(const SequenceAttention *d, const Task *t, int64_t first, 
         return;
     for (int64_t i = 0; i < queries; i++)
         room->rows[i] = d->q + query(d, t->g, first, i);
-    multiply(room->rows, b->keys, queries, size, seen, size * PANEL, d->scale, room->scores);
+    multiply(room->rows, b->keys, queries, size, seen, inputs_of(size, narrow) * PANEL, d->scale,
+             room->scores, narrow, room->rounded);
     for (int64_t i = 0; i < queries; i++) {
         room->rows[i] = room->scores + i * stride;
         merge_scores(d, b, first + i / repeat, seen, room->scores + i * stride, done + i, i, room);
     }
-    multiply(room->rows, b->values, queries, seen, size, b->stride, 1.0f, room->part);
+    multiply(room->rows, b->values, queries, seen, size, b->stride, 1.0f, room->part, narrow, room->rounded);
     for (int64_t i = 0; i < queries; i++) {
         float *out = d->out + query(d, t->g, first, i), *part = room->part + i * padded(size);
         int64_t j = 0;
@@ -113,6 +117,7 @@ INLINE void add_block(const SequenceAttention *d, const Task *t, const KeyBlock 
 
 INLINE void attend_sequence(const SequenceAttention *d, int64_t task, const SequenceScratch *room)
 {
+    const int narrow = (int)d->narrow;
     /* Backwards, since the later rows of a long sequence see the most keys: the longest tasks should start
      * first. */
     const int64_t *run = d->tasks + 2 * (d->count - 1 - task % d->count);
@@ -126,8 +131,9 @@ INLINE void attend_sequence(const SequenceAttention *d, int64_t task, const Sequ
         room->largest[i] = -INFINITY, room->sum[i] = 0.0f;
     }
     for (int64_t s = 0; s < d->prefix; s += BLOCK_KEYS) {
-        const float *keys = d->prefix_keys[t.g], *values = d->prefix_values[t.g];
-        KeyBlock b = {keys + s * size, values + s * PANEL, d->prefix * PANEL,
+        const char *keys = d->prefix_keys[t.g], *values = d->prefix_values[t.g];
+        KeyBlock b = {keys + bytes_of(s * inputs_of(size, narrow), narrow),
+                      values + bytes_of(s * PANEL, narrow), inputs_of(d->prefix, narrow) * PANEL,
                       d->prefix - s < BLOCK_KEYS ? d->prefix - s : BLOCK_KEYS, .first = -1};
         add_block(d, &t, &b, room);
     }

@@ -16,7 +16,7 @@ typedef struct {
 } Keep;
 
 /* Put the keys and values of sequences into their caches. If those are float16, round k and v too: the
- * sequences must attend to the same numbers as later steps. */
+ * sequences must attend to the same numbers as later steps. Attention itself rounds them to bfloat16. */
 static void keep(void *context, int part, int parts)
 {
     const Keep *w = context;
@@ -25,7 +25,7 @@ static void keep(void *context, int part, int parts)
     const Loops *loops = rl_loops();
     const int64_t narrow = s->groups * s->size, first = r->rows * part / parts,
                   end = r->rows * (part + 1) / parts;
-    if (s->half) {
+    if (s->kept == KEPT_HALVES) {
         loops->round_to_half(w->k + first * narrow, (end - first) * narrow);
         loops->round_to_half(w->v + first * narrow, (end - first) * narrow);
     }
@@ -35,8 +35,8 @@ static void keep(void *context, int part, int parts)
             for (int64_t g = 0; g < s->groups; g++) {
                 int64_t to = (((r->slot + b) * s->groups + g) * s->capacity + row - start) * s->size;
                 int64_t from = row * narrow + g * s->size;
-                loops->into_cache(w->layer->keys, to, w->k + from, s->size, (int)s->half);
-                loops->into_cache(w->layer->values, to, w->v + from, s->size, (int)s->half);
+                loops->into_cache(w->layer->keys, to, w->k + from, s->size, (int)s->kept);
+                loops->into_cache(w->layer->values, to, w->v + from, s->size, (int)s->kept);
             }
     }
 }
@@ -52,8 +52,8 @@ static void keep_new(void *context, int part, int parts)
         for (int64_t g = 0; g < s->groups; g++) {
             int64_t to = ((r->slots[row] * s->groups + g) * s->capacity + r->places[row]) * s->size;
             int64_t from = (row * s->groups + g) * s->size;
-            rl_loops()->into_cache(w->layer->keys, to, w->k + from, s->size, (int)s->half);
-            rl_loops()->into_cache(w->layer->values, to, w->v + from, s->size, (int)s->half);
+            rl_loops()->into_cache(w->layer->keys, to, w->k + from, s->size, (int)s->kept);
+            rl_loops()->into_cache(w->layer->values, to, w->v + from, s->size, (int)s->kept);
         }
 }
 
@@ -64,7 +64,7 @@ static int attention(const Layer *l, const Shape *s, const Rows *r, const float 
     if (r->places) {
         CachedAttention step = {
             q, k, v, l->keys, l->values, r->places, l->prefix_keys, l->prefix_values, out, r->rows, s->groups,
-            repeat, s->size, s->capacity, s->prefix, l->window, (int32_t)s->half, s->scale, s->cap, r->slots};
+            repeat, s->size, s->capacity, s->prefix, l->window, (int32_t)s->kept, s->scale, s->cap, r->slots};
         if (r->slots)
             rl_parallel(keep_new, &(Keep){l, s, r, k, v}, threads);
         return rl_cached_attention(&step, threads);
@@ -88,7 +88,8 @@ static int attention(const Layer *l, const Shape *s, const Rows *r, const float 
                                s->scale,
                                s->cap,
                                0,
-                               NULL};
+                               NULL,
+                               s->kept == KEPT_BF16};
     return rl_sequence_attention(&whole, threads);
 }
 

@@ -14,7 +14,7 @@ typedef struct {
 
 typedef struct {
     int64_t width, heads, groups, size, capacity, prefix; /* D, H, G, K, S, P */
-    int64_t half;                                         /* 1: caches are float16; 0: float32 */
+    int64_t kept;                                         /* by caches: see CachedAttention */
     float scale, cap;                                     /* of the attention's scores; cap 0: none */
 } Shape;
 

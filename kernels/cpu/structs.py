@@ -28,7 +28,7 @@ class Layer(ctypes.Structure):
 
 
 class Shape(ctypes.Structure):
-    _fields_ = [*_fields(c_int64, "width heads groups size capacity prefix half"),
+    _fields_ = [*_fields(c_int64, "width heads groups size capacity prefix kept"),
                 *_fields(c_float, "scale cap")]
 
 
@@ -40,13 +40,14 @@ class Rows(ctypes.Structure):
 class CachedAttention(ctypes.Structure):
     _fields_ = [*_fields(c_void_p, "q k v keys values places prefix_keys prefix_values out"),
                 *_fields(c_int64, "requests groups repeat size capacity prefix window"),
-                ("half", c_int32), *_fields(c_float, "scale cap"), ("slots", c_void_p)]
+                ("kept", c_int32), *_fields(c_float, "scale cap"), ("slots", c_void_p)]
 
 
 class SequenceAttention(ctypes.Structure):
     _fields_ = [*_fields(c_void_p, "q k v offsets parents prefix_keys prefix_values out"),
                 *_fields(c_int64, "sequences groups repeat size prefix window"),
-                *_fields(c_float, "scale cap"), ("count", c_int64), ("tasks", c_void_p)]
+                *_fields(c_float, "scale cap"), ("count", c_int64), ("tasks", c_void_p),
+                ("narrow", c_int64)]
 
 
 class AdamW(ctypes.Structure):

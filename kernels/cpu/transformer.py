@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import structs
-from .cached_attention import SharedPrefix
+from .cached_attention import KEPT, SharedPrefix
 from .library import library
 from .packed import PackedMatrix
 
@@ -54,7 +54,10 @@ class PackedBlock:
         self._shapes = [(m.shape[0] // head_size, head_size) for m, _ in qkv]
         self.heads, self.groups = self._shapes[0][0], self._shapes[1][0]
         self.weights = sum(m.shape.numel() for m, _ in (*qkv, *rest))
-        self.quantised = any(m.format in ("int8", "int4") for m, _ in (*qkv, *rest))
+        formats = {m.format for m, _ in (*qkv, *rest)}
+        # Of the keys and values that generation keeps: products round activations as much, or far more.
+        self.kept = (torch.float16 if formats & {"int8", "int4"} else
+                     torch.bfloat16 if "bfloat16" in formats else torch.float32)
 
     def before_attention(self, x_TD: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
         """Norm, the three products, norms of queries and keys, rotary: q [T, H, K], k and v [T, G, K]."""
@@ -79,24 +82,26 @@ class PackedTrunk:
     """All layers of a model over one cache, as the C functions take them. It is void once the cache moves."""
 
     def __init__(self, blocks: list[PackedBlock], windows: tuple[int | None, ...], prefix: list[SharedPrefix],
-                 keys: list[Tensor], values: list[Tensor], ropes: tuple[int, ...], scale: float | None = None,
-                 cap: float | None = None):
+                 keys: list[Tensor], values: list[Tensor], ropes: tuple[int, ...], kept: torch.dtype,
+                 scale: float | None = None, cap: float | None = None):
         """Each list has one entry a layer.
 
         ropes         each layer's index into the rotary tables of a call
+        kept          the dtype of the cache, one of KEPT
         scale, cap    of the attention's scores, as for `kernels.attention`
-        prefix        the shared prefix; an empty list: none
-        keys, values  the cache [slots, G, S, K], float32 or float16; an empty list: nothing is kept
+        prefix        the shared prefix, packed for such a cache; an empty list: none
+        keys, values  the cache [slots, G, S, K]; an empty list: nothing is kept
         """
-        kinds = {t.dtype if t.is_contiguous() else None for t in (*keys, *values)} or {torch.float32}
-        if kinds not in ({torch.float32}, {torch.float16}):
-            raise ValueError("the cache must be contiguous, and float32 or float16: it is written in place")
+        if any(t.dtype != kept or not t.is_contiguous() for t in (*keys, *values)) or kept not in KEPT:
+            raise ValueError(f"the cache must be contiguous and {str(kept)[6:]}: it is written in place")
+        if any(p.narrow != (kept == torch.bfloat16) for p in prefix):
+            raise ValueError(f"the prefix was not packed for a {str(kept)[6:]} cache")
         self._keep = blocks, keys, values, prefix  # the addresses below point into these
         self._reach = min([w for w in windows if w is not None], default=None) if prefix else None
         self._slots, self._capacity = tuple(keys[0].shape[::2]) if keys else (0, 0)
         first, P = blocks[0], prefix[0].length if prefix else 0
         self._shape = structs.Shape(first.width, first.heads, first.groups, first.head_size, self._capacity,
-                                    P, kinds == {torch.float16}, scale or first.head_size**-0.5, cap or 0.0)
+                                    P, KEPT[kept], scale or first.head_size**-0.5, cap or 0.0)
         self._weights = max(b.weights for b in blocks)
         self._layers = (structs.Layer * len(blocks))()
         for n, (layer, block, window) in enumerate(zip(self._layers, blocks, windows, strict=True)):

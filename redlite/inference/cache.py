@@ -195,7 +195,7 @@ class Cache:
     def share_prefix(self) -> list[Any]:
         """By layer, the prefix in the layout of generation steps; [] without a prefix. Made only once."""
         if self.prefix and not self.shared:
-            self.shared = [kernels.shared_prefix(k, v) for k, v in self.prefix]
+            self.shared = [kernels.shared_prefix(k, v, self.dtype) for k, v in self.prefix]
         return self.shared
 
     def attend_step(self, places_B: Tensor, first: int = 0) -> Attend:

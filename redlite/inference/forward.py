@@ -116,12 +116,12 @@ class CForward(Forward):
         if cache.capacity != self.capacity:  # the cache was reallocated
             self._trunk = kernels.PackedTrunk(
                 self.blocks, cache.config.windows, cache.share_prefix(), cache.keys, cache.values,
-                cache.config.rope_kinds, **cache.scores)
+                cache.config.rope_kinds, cache.dtype, **cache.scores)
             self.capacity = cache.capacity
         return self._trunk
 
     def compute_prefix(self, ids: list[int]) -> None:
-        """As `Forward.compute_prefix`. Generation steps read float32, rounded to the cache's dtype before."""
+        """As `Forward.compute_prefix`. Generation steps read it rounded to the cache's dtype, and packed."""
         cache = self.cache
         alone = Cache(cache.config, 1, cache.dtype, cache.device)
         alone.reserve(len(ids))
@@ -130,7 +130,7 @@ class CForward(Forward):
         def prefix(store_1GSK: Tensor) -> Tensor:
             return store_1GSK[0, :, :len(ids)].transpose(0, 1)
         cache.prefix = [(prefix(k), prefix(v)) for k, v in zip(alone.keys, alone.values, strict=True)]
-        cache.shared = [kernels.shared_prefix(k.float(), v.float()) for k, v in cache.prefix]
+        cache.shared = [kernels.shared_prefix(k.float(), v.float(), cache.dtype) for k, v in cache.prefix]
         self.capacity = -1  # so that a new trunk is made, with this prefix
 
     def prefill(self, new: PackedSequences, first: int) -> Tensor:

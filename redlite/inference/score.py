@@ -76,7 +76,9 @@ def stream(model: LLaMA, pairs: Pairs, tokens_per_pass: int = 4096) -> Iterator[
 
 def _score_group(model: LLaMA, stems: list[_Stem], pairs: Pairs, longest: int,
                  tokens_per_pass: int) -> Iterator[tuple[int, Score]]:
-    cache = Cache(model.config, 0, model.output_weight.dtype, model.output_weight.device)
+    # As generation, bfloat16 models round what attention multiplies; float16 only saves room in caches.
+    kept = torch.bfloat16 if model.cache_dtype == torch.bfloat16 else model.output_weight.dtype
+    cache = Cache(model.config, 0, kept, model.output_weight.device)
     forward = CForward.of(model, cache) or Forward(model, cache)
     # A context's last token predicts the continuation, so it stays out of the prefix.
     shared = prefix.common_prefix([s.context for s in stems]) if len(stems) > 1 else 0

@@ -267,8 +267,9 @@ class LLaMA(nn.Module):
         It is the weights' own, but float16 for int8 and int4 weights on CPUs: their products round
         activations far more than float16 does.
         """
-        quantised = any(block.packed and block.packed.quantised for block in self.blocks)
-        return torch.float16 if quantised else self.output_weight.dtype
+        packed = {block.packed.kept for block in self.blocks if block.packed}
+        return next((kept for kept in (torch.float16, torch.bfloat16) if kept in packed),
+                    self.output_weight.dtype)
 
     def forward(self, ids_T: Tensor, positions_T: Tensor, attend: Attend,
                 lengths_T: Tensor | None = None) -> Tensor:

@@ -174,12 +174,12 @@ def perplexity(path: str, text: str, window: int = 512) -> Figures:
     except (OSError, UnicodeDecodeError) as error:
         raise Error(f"{text}: cannot be read as UTF-8 text ({error})", "text") from None
     found: Figures = {}
-    for quantize in (None, "int8", "int4"):
-        lm = LM.load(path, quantize=quantize)
+    for name in ("float32", "bfloat16", "int8", "int4"):
+        lm = LM.load(path, name) if "float" in name else LM.load(path, quantize=name)
         ids = lm.tokenizer.encode(words)
         windows = [ids[i:i + window] for i in range(0, len(ids) - 1, window)]
         scores = [lm.score([(w[:1], w[1:])])[0] for w in windows if len(w) > 1]
-        name, tokens = quantize or "float32", sum(len(s.per_token) for s in scores)
+        tokens = sum(len(s.per_token) for s in scores)
         found[name] = math.exp(-sum(s.logprob for s in scores) / tokens)
         more = 100 * (found[name] / found["float32"] - 1)
         print(f"perplexity, {name}: {found[name]:.4f} over {tokens} tokens ({more:+.2f}%)", flush=True)

@@ -22,4 +22,4 @@ def test_the_embedded_model_answers_as_in_float32():
     answers = [half.generate(prompts, 8)[0].ids for prompts in (ids, ids[:1])]
     assert answers[0] == answers[1]  # whatever is asked beside it
     assert answers[0] == whole.generate(ids[:1], 8)[0].ids
-    assert half.model.cache_dtype == torch.float32
+    assert half.model.cache_dtype == torch.bfloat16

@@ -19,14 +19,15 @@ pytestmark = pytest.mark.skipif(bool(library.missing()) or kernels.implementatio
                                 reason=library.missing() or "REDLITE_KERNELS forces another attention")
 
 
-def attend(q_THK, k_TGK, v_TGK, offsets, parents=None, prefix=None, window=0, scale=0.3, threads=2):
+def attend(q_THK, k_TGK, v_TGK, offsets, parents=None, prefix=None, window=0, scale=0.3, threads=2,
+           narrow=False):
     (_, H, K), G, out = q_THK.shape, k_TGK.shape[1], torch.full_like(q_THK, float("nan"))
     lists = [torch.tensor(x, dtype=torch.int64) if x is not None else None for x in (offsets, parents)]
-    shared = SharedPrefix(*prefix) if prefix else None
+    shared = SharedPrefix(*prefix, torch.bfloat16 if narrow else torch.float32) if prefix else None
     arguments = structs.SequenceAttention(
         *(None if t is None else t.data_ptr() for t in (q_THK, k_TGK, v_TGK, *lists)), shared and shared.keys,
         shared and shared.values, out.data_ptr(),
-        len(offsets) - 1, G, H // G, K, shared.length if shared else 0, window, scale)
+        len(offsets) - 1, G, H // G, K, shared.length if shared else 0, window, scale, narrow=narrow)
     assert library.library().rl_sequence_attention(ctypes.byref(arguments), threads) == 0
     return out
 
@@ -72,24 +73,36 @@ def test_against_float64(isa, G, R, K, P, lengths, parents, window):
     with library.using(isa):
         got = attend(q, k, v, offsets, parents, prefix, window)
     assert (got.double() - expected(q, k, v, offsets, parents, prefix, window, 0.3)).abs().max() < 1e-5
+    # Narrow: everything is rounded to bfloat16, and so are the exponentials that multiply the values.
+    got, rounded = None, [x.bfloat16().float() for x in (q, k, v, *(prefix or ()))]
+    with library.using(isa):
+        got = attend(q, k, v, offsets, parents, prefix, window, narrow=True)
+        assert torch.equal(attend(*rounded[:3], offsets, parents, rounded[3:], window, narrow=True), got)
+    wanted = expected(*rounded[:3], offsets, parents, rounded[3:], window, 0.3)
+    sizes = [x.abs() for x in (rounded[2], *rounded[4:])]
+    size = expected(*rounded[:2], sizes[0], offsets, parents, rounded[3:4] + sizes[1:], window, 0.3)
+    assert ((got.double() - wanted).abs() < 1e-5 + 2.0**-8 * size).all()
 
 
-def test_a_sequence_does_not_depend_on_its_batch_or_the_threads():
+@pytest.mark.parametrize("narrow", [False, True])
+def test_a_sequence_does_not_depend_on_its_batch_or_the_threads(narrow):
     torch.manual_seed(0)
     lengths = [3, 150, 64, 20, 1]
     offsets, T = [0, *torch.tensor(lengths).cumsum(0).tolist()], sum(lengths)
     q, k, v, prefix = torch.randn(T, 6, 64), torch.randn(T, 2, 64), torch.randn(T, 2,
                                                                                 64), (torch.randn(90, 2, 64),
                                                                                       torch.randn(90, 2, 64))
-    whole = attend(q, k, v, offsets, None, prefix)
+
+    def rows(start, end, offsets, threads=2):
+        return attend(q[start:end], k[start:end], v[start:end], offsets, None, prefix, threads=threads,
+                      narrow=narrow)
+    whole = rows(0, T, offsets)
     for threads in (1, 3, 5):
-        assert torch.equal(attend(q, k, v, offsets, None, prefix, threads=threads), whole)
+        assert torch.equal(rows(0, T, offsets, threads), whole)
     for start, end in zip(offsets, offsets[1:], strict=False):
-        assert torch.equal(attend(q[start:end], k[start:end], v[start:end], [0, end - start], None, prefix),
-                           whole[start:end])
-    assert torch.equal(attend(q[3:100], k[3:100], v[3:100], [0, 97], None, prefix),
-                       whole[3:100])  # nor on the rows after it
-    huge = attend(q * 1e4, k * 1e4, v, offsets, None, prefix)
+        assert torch.equal(rows(start, end, [0, end - start]), whole[start:end])
+    assert torch.equal(rows(3, 100, [0, 97]), whole[3:100])  # nor on the rows after it
+    huge = attend(q * 1e4, k * 1e4, v, offsets, None, prefix, narrow=narrow)
     assert torch.isfinite(huge).all()
 
 
