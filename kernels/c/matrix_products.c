@@ -34,6 +34,8 @@ static inline float positive_part(float x) { return x > 0 ? x : 0; }
 static int round_block(const float *x, int for_int8, float *scale, int8_t *bytes)
 {
 #if defined(__x86_64__)
+    if (rl_level() >= AVX512)
+        return rl_round_block_avx512(x, for_int8, scale, bytes);
     if (rl_level() >= AVX2)
         return rl_round_block_avx2(x, for_int8, scale, bytes);
 #endif
@@ -75,12 +77,12 @@ static void lay_out_bytes(const Product *p, int64_t row, int64_t r, int count)
 {
     const float *x = p->x + (row + r) * p->inputs;
     int8_t *out = p->bytes + row * p->blocks * BLOCK, bytes[BLOCK];
-    for (int64_t b = 0; b < p->blocks; b++) {
-        float padded[BLOCK] = {0};
+    float padded[BLOCK] = {0};
+    for (int64_t b = 0; b < p->blocks; b++, x += BLOCK) {
         int64_t left = p->inputs - b * BLOCK, cell = row * p->blocks + b * count + r;
-        if (left < BLOCK)
-            memcpy(padded, x + b * BLOCK, (size_t)left * sizeof(float));
-        int sum = round_block(left < BLOCK ? padded : x + b * BLOCK, p->format == Q8, p->scale + cell, bytes);
+        if (left < BLOCK) /* in the last block alone */
+            memcpy(padded, x, (size_t)left * sizeof(float));
+        int sum = round_block(left < BLOCK ? padded : x, p->format == Q8, p->scale + cell, bytes);
         if (p->format == Q8)
             p->starts[cell] = -128 * sum;
         else if (p->format == Q6K)
@@ -116,16 +118,17 @@ static void lay_out(void *context, int part, int parts)
 }
 
 static void tile_portable(const Product *p, const uint8_t *panel, int64_t row, int count, float *out,
-                          const uint8_t *ahead)
+                          int64_t stride, const uint8_t *ahead)
 {
     (void)ahead;
-    memset(out, 0, sizeof(float) * PANEL * (size_t)count);
+    for (int r = 0; r < count; r++)
+        memset(out + r * stride, 0, sizeof(float) * PANEL);
     if (p->format == F32) {
         const float *w = (const float *)panel, *x = p->tiled + row * p->inputs;
         for (int64_t k = 0; k < p->inputs; k++)
             for (int r = 0; r < count; r++)
                 for (int j = 0; j < PANEL; j++)
-                    out[r * PANEL + j] += x[k * count + r] * w[k * PANEL + j];
+                    out[r * stride + j] += x[k * count + r] * w[k * PANEL + j];
         return;
     }
     if (p->format == BF16) {
@@ -134,7 +137,7 @@ static void tile_portable(const Product *p, const uint8_t *panel, int64_t row, i
         for (int64_t k = 0; k < p->inputs; k++)
             for (int r = 0; r < count; r++)
                 for (int j = 0; j < PANEL; j++)
-                    out[r * PANEL + j] += x[k * count + r] * bf16_to_float(w[bf16_at(j, k)]);
+                    out[r * stride + j] += x[k * count + r] * bf16_to_float(w[bf16_at(j, k)]);
         return;
     }
     const int8_t *q = p->bytes + row * p->blocks * BLOCK;
@@ -145,7 +148,7 @@ static void tile_portable(const Product *p, const uint8_t *panel, int64_t row, i
         for (int r = 0; r < count; r++) {
             int64_t cell = row * p->blocks + b * count + r;
             for (int j = 0; j < PANEL; j++) {
-                float *to = out + r * PANEL + j;
+                float *to = out + r * stride + j;
                 for (int half = 0; half < halves; half++) {
                     int32_t sum = started ? p->starts[cell * halves + half] : 0;
                     for (int k = BLOCK / halves * half; k < BLOCK / halves * (half + 1); k++)
@@ -176,21 +179,21 @@ static void multiply_panel(const Product *p, int i, int64_t panel, int64_t first
     const Matrix *m = p->matrices + i;
     const uint8_t *weights = (const uint8_t *)m->packed + panel * p->panel_bytes;
     const int64_t column = panel * PANEL, width = m->columns - column < PANEL ? m->columns - column : PANEL;
-    float out[MOST_ROWS * PANEL];
+    /* AMX stores whole groups of rows, and the last panel may be wider than the matrix. */
+    const int direct = width == PANEL && p->layout != BF16_RUNS;
+    const int64_t stride = direct ? m->columns : PANEL;
+    float buffer[MOST_ROWS * PANEL];
     for (int64_t tile = first; tile < last; tile++) {
         int64_t row = first_row(p, tile);
         int count = (int)(first_row(p, tile + 1) - row);
         const uint8_t *ahead = weights + p->panel_bytes + (tile - first) * p->blocks * p->share;
-        p->tile(p, weights, row, count, out, next && p->share ? ahead : NULL);
-        for (int r = 0; r < count; r++) {
-            float *to = p->y[i] + (row + r) * m->columns + column, *from = out + r * PANEL;
-            for (int j = 0; m->bias && j < width; j++)
-                from[j] += m->bias[column + j];
-            if (width == PANEL)
-                memcpy(to, from, PANEL * sizeof(float)); /* a constant size: no call */
-            else
-                memcpy(to, from, (size_t)width * sizeof(float));
-        }
+        float *to = p->y[i] + row * m->columns + column, *out = direct ? to : buffer;
+        p->tile(p, weights, row, count, out, stride, next && p->share ? ahead : NULL);
+        for (int r = 0; m->bias && r < count; r++)
+            for (int j = 0; j < width; j++)
+                out[r * stride + j] += m->bias[column + j];
+        for (int r = 0; !direct && r < count; r++)
+            memcpy(to + r * m->columns, out + r * stride, (size_t)width * sizeof(float));
     }
 }
 
@@ -240,7 +243,7 @@ static void choose(Product *p)
         if (rl_level() >= AMX)
             p->most = ROWS_AMX, p->tile = rl_tile_bf16_amx, p->layout = BF16_RUNS;
         else if (rl_level() >= AVX512_BF16)
-            p->most = ROWS_AVX512, p->tile = rl_tile_bf16_avx512, p->layout = BF16_PAIRS;
+            p->most = ROWS_AVX512, p->tile = rl_tile_bf16_avx512, p->layout = BF16_ROWS;
         else
 #endif
         if (rl_level() >= AVX2)

@@ -71,8 +71,8 @@ INLINE_AVX2 void tile_f32(TILE_ARGUMENTS)
         }
     }
     EACH_ROW {
-        _mm256_storeu_ps(out + r * PANEL, sum[r][0]);
-        _mm256_storeu_ps(out + r * PANEL + 8, sum[r][1]);
+        _mm256_storeu_ps(out + r * stride, sum[r][0]);
+        _mm256_storeu_ps(out + r * stride + 8, sum[r][1]);
     }
 }
 
@@ -124,8 +124,8 @@ INLINE_AVX2 void tile_q8(TILE_ARGUMENTS)
         }
     }
     EACH_ROW {
-        _mm256_storeu_ps(out + r * PANEL, total[r][0]);
-        _mm256_storeu_ps(out + r * PANEL + 8, total[r][1]);
+        _mm256_storeu_ps(out + r * stride, total[r][0]);
+        _mm256_storeu_ps(out + r * stride + 8, total[r][1]);
     }
 }
 
@@ -192,13 +192,13 @@ INLINE_AVX2 void tile_nibbles(TILE_ARGUMENTS, const int format)
         }
     }
     EACH_ROW {
-        _mm256_storeu_ps(out + r * PANEL, total[r][0]);
-        _mm256_storeu_ps(out + r * PANEL + 8, total[r][1]);
+        _mm256_storeu_ps(out + r * stride, total[r][0]);
+        _mm256_storeu_ps(out + r * stride + 8, total[r][1]);
     }
 }
 
-INLINE_AVX2 void tile_q4(TILE_ARGUMENTS) { tile_nibbles(p, panel, row, out, ahead, count, Q4); }
-INLINE_AVX2 void tile_q4k(TILE_ARGUMENTS) { tile_nibbles(p, panel, row, out, ahead, count, Q4K); }
+INLINE_AVX2 void tile_q4(TILE_ARGUMENTS) { tile_nibbles(p, panel, row, out, stride, ahead, count, Q4); }
+INLINE_AVX2 void tile_q4k(TILE_ARGUMENTS) { tile_nibbles(p, panel, row, out, stride, ahead, count, Q4K); }
 
 /* The numbers of a four inputs of half a block, 0 to 63, from bytes with their low and their high bits. */
 INLINE_AVX2 __m256i six_bits(__m256i low, __m256i high, int four)
@@ -250,8 +250,8 @@ INLINE_AVX2 void tile_q6k(TILE_ARGUMENTS)
         }
     }
     EACH_ROW {
-        _mm256_storeu_ps(out + r * PANEL, total[r][0]);
-        _mm256_storeu_ps(out + r * PANEL + 8, total[r][1]);
+        _mm256_storeu_ps(out + r * stride, total[r][0]);
+        _mm256_storeu_ps(out + r * stride + 8, total[r][1]);
     }
 }
 

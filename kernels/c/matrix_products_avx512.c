@@ -12,6 +12,37 @@
 #define FOR_AVX512 __attribute__((target("avx512f,avx512bw,avx512vnni")))
 #define INLINE_AVX512 static inline __attribute__((always_inline, target("avx512f,avx512bw,avx512vnni")))
 
+/* See round_block in matrix_products.c. */
+FOR_AVX512 int rl_round_block_avx512(const float *x, int for_int8, float *scale, int8_t *bytes)
+{
+    const __m512 v[2] = {_mm512_loadu_ps(x), _mm512_loadu_ps(x + 16)}, zero = _mm512_setzero_ps();
+    const float top = for_int8 ? TOP_Q8 : TOP;
+    __m512i magnitude[2]; /* as integers these compare like floats, with infinity and NaN above all */
+    _Pragma("GCC unroll 2") for (int i = 0; i < 2; i++) {
+        magnitude[i] = _mm512_and_si512(_mm512_castps_si512(v[i]), _mm512_set1_epi32(0x7fffffff));
+        if (!for_int8)
+            continue;
+        __m512 above = _mm512_max_ps(v[i], zero), below = _mm512_max_ps(_mm512_sub_ps(zero, v[i]), zero);
+        above = _mm512_add_ps(above, _mm512_permute_ps(above, 0xb1));
+        below = _mm512_add_ps(below, _mm512_permute_ps(below, 0xb1));
+        above = _mm512_add_ps(above, _mm512_shuffle_f32x4(above, above, 0xb1));
+        below = _mm512_add_ps(below, _mm512_shuffle_f32x4(below, below, 0xb1));
+        magnitude[i] = _mm512_max_epi32(magnitude[i], _mm512_castps_si512(_mm512_max_ps(above, below)));
+    }
+    int32_t bits = _mm512_reduce_max_epi32(_mm512_max_epi32(magnitude[0], magnitude[1]));
+    float most;
+    memcpy(&most, &bits, sizeof most);
+    const float inverse = top / most;
+    *scale = !(most <= 3.4e38f) ? __builtin_nanf("") : inverse <= 3.4e38f ? most / top : 0;
+    const __m512 by = _mm512_set1_ps(*scale > 0 ? inverse : 0);
+    __m512i q[2];
+    _Pragma("GCC unroll 2") for (int i = 0; i < 2; i++) {
+        q[i] = _mm512_maskz_cvtps_epi32(*scale > 0 ? 0xffff : 0, _mm512_mul_ps(v[i], by));
+        _mm_storeu_si128((__m128i *)bytes + i, _mm512_cvtepi32_epi8(q[i]));
+    }
+    return _mm512_reduce_add_epi32(_mm512_add_epi32(q[0], q[1]));
+}
+
 INLINE_AVX512 void tile_f32(TILE_ARGUMENTS)
 {
     const float *w = (const float *)panel, *x = p->tiled + row * p->inputs;
@@ -23,7 +54,7 @@ INLINE_AVX512 void tile_f32(TILE_ARGUMENTS)
         __m512 w0 = _mm512_loadu_ps(w);
         EACH_ROW sum[r] = _mm512_fmadd_ps(_mm512_set1_ps(x[r]), w0, sum[r]);
     }
-    EACH_ROW _mm512_storeu_ps(out + r * PANEL, sum[r]);
+    EACH_ROW _mm512_storeu_ps(out + r * stride, sum[r]);
 }
 
 INLINE_AVX512 __m512 halves16(const uint8_t *at)
@@ -100,13 +131,13 @@ INLINE_AVX512 void tile_quantised(TILE_ARGUMENTS, const int format)
         }
         panel += QUANT_BYTES[format];
     }
-    EACH_ROW _mm512_storeu_ps(out + r * PANEL, total[r]);
+    EACH_ROW _mm512_storeu_ps(out + r * stride, total[r]);
 }
 
-INLINE_AVX512 void tile_q8(TILE_ARGUMENTS) { tile_quantised(p, panel, row, out, ahead, count, Q8); }
-INLINE_AVX512 void tile_q4(TILE_ARGUMENTS) { tile_quantised(p, panel, row, out, ahead, count, Q4); }
-INLINE_AVX512 void tile_q4k(TILE_ARGUMENTS) { tile_quantised(p, panel, row, out, ahead, count, Q4K); }
-INLINE_AVX512 void tile_q6k(TILE_ARGUMENTS) { tile_quantised(p, panel, row, out, ahead, count, Q6K); }
+INLINE_AVX512 void tile_q8(TILE_ARGUMENTS) { tile_quantised(p, panel, row, out, stride, ahead, count, Q8); }
+INLINE_AVX512 void tile_q4(TILE_ARGUMENTS) { tile_quantised(p, panel, row, out, stride, ahead, count, Q4); }
+INLINE_AVX512 void tile_q4k(TILE_ARGUMENTS) { tile_quantised(p, panel, row, out, stride, ahead, count, Q4K); }
+INLINE_AVX512 void tile_q6k(TILE_ARGUMENTS) { tile_quantised(p, panel, row, out, stride, ahead, count, Q6K); }
 
 TILE(FOR_AVX512, rl_tile_f32_avx512, UP_TO_12(tile_f32))
 TILE(FOR_AVX512, rl_tile_q8_avx512, UP_TO_12(tile_q8))

@@ -49,19 +49,16 @@ void rl_lay_out_bf16(const Product *p, int64_t row, int count)
     for (int r = 0; r < count; r++) {
         const float *x = p->x + (row + r) * inputs;
         float *floats = p->tiled + row * padded + r;
-        uint16_t *pairs = (uint16_t *)p->tiled + row * padded + r * 2;
+        uint16_t *whole = (uint16_t *)p->tiled + (row + r) * (padded + BLOCK);
         int first = r / BF16_GROUP * BF16_GROUP;
         int64_t group = count - first < BF16_GROUP ? count - first : BF16_GROUP;
         uint16_t *runs = (uint16_t *)p->tiled + (row + first) * padded + (r - first) * BLOCK;
         for (int64_t b = 0; b < p->blocks; b++) {
             int64_t left = inputs - b * BLOCK, n = left < BLOCK ? left : BLOCK;
-            round_block(p, x + b * BLOCK, n, block);
+            round_block(p, x + b * BLOCK, n, p->layout == BF16_ROWS ? whole + b * BLOCK : block);
             if (p->layout == BF16_RUNS)
                 memcpy(runs + b * group * BLOCK, block, sizeof block);
-            else if (p->layout == BF16_PAIRS)
-                for (int k = 0; k < BLOCK; k += 2)
-                    memcpy(pairs + (b * BLOCK + k) * count, block + k, 4);
-            else
+            else if (p->layout == BF16_FLOATS)
                 for (int k = 0; k < BLOCK; k++)
                     floats[(b * BLOCK + k) * count] = bf16_to_float(block[k]);
         }
@@ -96,8 +93,8 @@ INLINE_AVX2 void tile_avx2(TILE_ARGUMENTS)
         }
     }
     EACH_ROW {
-        _mm256_storeu_ps(out + r * PANEL, sum[r][0]);
-        _mm256_storeu_ps(out + r * PANEL + 8, sum[r][1]);
+        _mm256_storeu_ps(out + r * stride, sum[r][0]);
+        _mm256_storeu_ps(out + r * stride + 8, sum[r][1]);
     }
 }
 TILE(FOR_AVX2, rl_tile_bf16_avx2, UP_TO_6(tile_avx2))
@@ -105,24 +102,28 @@ TILE(FOR_AVX2, rl_tile_bf16_avx2, UP_TO_6(tile_avx2))
 #if defined(RL_BF16_COMPILER)
 INLINE_BF16 void tile_avx512(TILE_ARGUMENTS)
 {
-    const uint8_t *x = (const uint8_t *)p->tiled + row * p->blocks * BLOCK * 2;
+    const int64_t x_apart = (p->blocks + 1) * BLOCK * 2; /* bytes */
+    const uint8_t *x = (const uint8_t *)p->tiled + row * x_apart;
+    const uint8_t *three[4] = {x, x + 3 * x_apart, x + 6 * x_apart, x + 9 * x_apart}; /* rows 0, 3, 6 and 9 */
     __m512 even[ROWS_AVX512], odd[ROWS_AVX512];
     EACH_ROW even[r] = odd[r] = _mm512_setzero_ps();
     for (int64_t b = 0; b < p->blocks; b++) {
         FETCH_AHEAD(b)
-        for (int pair = 0; pair < BLOCK / 2; pair += 2, panel += PANEL * 8, x += 8 * count) {
+        for (int pair = 0; pair < BLOCK / 2; pair += 2, panel += PANEL * 8) {
             __m512bh w0 = (__m512bh)_mm512_loadu_si512(panel),
                      w1 = (__m512bh)_mm512_loadu_si512(panel + PANEL * 4);
             EACH_ROW {
+                const uint8_t *from = three[r / 3] + r % 3 * x_apart;
                 int32_t word[2];
-                memcpy(word, x + r * 4, 4);
-                memcpy(word + 1, x + (count + r) * 4, 4);
+                memcpy(word, from, 4); /* read one by one: each goes from memory to all lanes */
+                memcpy(word + 1, from + 4, 4);
                 even[r] = _mm512_dpbf16_ps(even[r], (__m512bh)_mm512_set1_epi32(word[0]), w0);
                 odd[r] = _mm512_dpbf16_ps(odd[r], (__m512bh)_mm512_set1_epi32(word[1]), w1);
             }
+            _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) three[i] += sizeof(int32_t[2]);
         }
     }
-    EACH_ROW _mm512_storeu_ps(out + r * PANEL, _mm512_add_ps(even[r], odd[r]));
+    EACH_ROW _mm512_storeu_ps(out + r * stride, _mm512_add_ps(even[r], odd[r]));
 }
 TILE(FOR_BF16, rl_tile_bf16_avx512, UP_TO_12(tile_avx512))
 
@@ -207,7 +208,7 @@ FOR_AMX void rl_amx_begin(void)
 FOR_AMX void rl_amx_end(void) { _tile_release(); }
 
 FOR_AMX void rl_tile_bf16_amx(const Product *p, const uint8_t *panel, int64_t row, int count, float *out,
-                              const uint8_t *ahead)
+                              int64_t stride, const uint8_t *ahead)
 {
     const int64_t blocks = p->blocks, group = BF16_GROUP * blocks * BLOCK * 2;
     const uint8_t *x = (const uint8_t *)p->tiled + row * blocks * BLOCK * 2;
@@ -269,13 +270,14 @@ FOR_AMX void rl_tile_bf16_amx(const Product *p, const uint8_t *panel, int64_t ro
             _tile_dpbf16ps(3, 5, 4);
         }
     }
-    _tile_stored(0, out, 64);
+    const int64_t apart = stride * (int64_t)sizeof(float);
+    _tile_stored(0, out, apart);
     if (count > BF16_GROUP)
-        _tile_stored(1, out + BF16_GROUP * PANEL, 64);
+        _tile_stored(1, out + BF16_GROUP * stride, apart);
     if (count > 2 * BF16_GROUP)
-        _tile_stored(2, out + 2 * BF16_GROUP * PANEL, 64);
+        _tile_stored(2, out + 2 * BF16_GROUP * stride, apart);
     if (count > 3 * BF16_GROUP)
-        _tile_stored(3, out + 3 * BF16_GROUP * PANEL, 64);
+        _tile_stored(3, out + 3 * BF16_GROUP * stride, apart);
 }
 #endif
 #endif

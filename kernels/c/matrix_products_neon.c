@@ -30,7 +30,7 @@ INLINE_NEON void tile_f32(TILE_ARGUMENTS)
             EACH_QUARTER sum[r][i] = vfmaq_f32(sum[r][i], a, four[i]);
         }
     }
-    EACH_ROW EACH_QUARTER vst1q_f32(out + r * PANEL + i * 4, sum[r][i]);
+    EACH_ROW EACH_QUARTER vst1q_f32(out + r * stride + i * 4, sum[r][i]);
 }
 
 INLINE_NEON float32x4_t halves4(const uint8_t *at) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(at))); }
@@ -129,19 +129,19 @@ INLINE_DOT int32x4_t dot(int32x4_t sum, int8x16_t w, int8x16_t a) { return vdotq
         }                                                                                            \
         panel += QUANT_BYTES[format];                                                                \
     }                                                                                                \
-    EACH_ROW EACH_QUARTER vst1q_f32(out + r * PANEL + i * 4, total[r][i]);
+    EACH_ROW EACH_QUARTER vst1q_f32(out + r * stride + i * 4, total[r][i]);
 
 INLINE_NEON void tile_plain(TILE_ARGUMENTS, const int format) { QUANTISED(ROWS_NEON_INT, plain_dot) }
 INLINE_DOT void tile_dot(TILE_ARGUMENTS, const int format) { QUANTISED(ROWS_NEON, dot) }
 
-INLINE_NEON void tile_q8(TILE_ARGUMENTS) { tile_plain(p, panel, row, out, ahead, count, Q8); }
-INLINE_NEON void tile_q4(TILE_ARGUMENTS) { tile_plain(p, panel, row, out, ahead, count, Q4); }
-INLINE_NEON void tile_q4k(TILE_ARGUMENTS) { tile_plain(p, panel, row, out, ahead, count, Q4K); }
-INLINE_NEON void tile_q6k(TILE_ARGUMENTS) { tile_plain(p, panel, row, out, ahead, count, Q6K); }
-INLINE_DOT void dot_q8(TILE_ARGUMENTS) { tile_dot(p, panel, row, out, ahead, count, Q8); }
-INLINE_DOT void dot_q4(TILE_ARGUMENTS) { tile_dot(p, panel, row, out, ahead, count, Q4); }
-INLINE_DOT void dot_q4k(TILE_ARGUMENTS) { tile_dot(p, panel, row, out, ahead, count, Q4K); }
-INLINE_DOT void dot_q6k(TILE_ARGUMENTS) { tile_dot(p, panel, row, out, ahead, count, Q6K); }
+INLINE_NEON void tile_q8(TILE_ARGUMENTS) { tile_plain(p, panel, row, out, stride, ahead, count, Q8); }
+INLINE_NEON void tile_q4(TILE_ARGUMENTS) { tile_plain(p, panel, row, out, stride, ahead, count, Q4); }
+INLINE_NEON void tile_q4k(TILE_ARGUMENTS) { tile_plain(p, panel, row, out, stride, ahead, count, Q4K); }
+INLINE_NEON void tile_q6k(TILE_ARGUMENTS) { tile_plain(p, panel, row, out, stride, ahead, count, Q6K); }
+INLINE_DOT void dot_q8(TILE_ARGUMENTS) { tile_dot(p, panel, row, out, stride, ahead, count, Q8); }
+INLINE_DOT void dot_q4(TILE_ARGUMENTS) { tile_dot(p, panel, row, out, stride, ahead, count, Q4); }
+INLINE_DOT void dot_q4k(TILE_ARGUMENTS) { tile_dot(p, panel, row, out, stride, ahead, count, Q4K); }
+INLINE_DOT void dot_q6k(TILE_ARGUMENTS) { tile_dot(p, panel, row, out, stride, ahead, count, Q6K); }
 
 TILE(, rl_tile_f32_neon, UP_TO_6(tile_f32))
 TILE(, rl_tile_q8_neon, UP_TO_4(tile_q8))

@@ -25,9 +25,9 @@ enum { TOP = 127, TOP_Q8 = 126 };
  * fours][rows][4] signed bytes. */
 typedef struct Product Product;
 
-/* Multiplies a tile with a panel: out[count][PANEL], for `count` rows from `row` on. ahead: what to prefetch,
- * or NULL. */
-typedef void Tile(const Product *p, const uint8_t *panel, int64_t row, int count, float *out,
+/* Multiplies a tile with a panel: out[count][PANEL], for `count` rows from `row` on, which lie `stride` numbers
+ * apart. ahead: what to prefetch, or NULL. */
+typedef void Tile(const Product *p, const uint8_t *panel, int64_t row, int count, float *out, int64_t stride,
                   const uint8_t *ahead);
 
 struct Product {
@@ -40,7 +40,7 @@ struct Product {
     int64_t rows, inputs, blocks, tiles, panels, panel_bytes; /* panels: of all matrices */
     int64_t share;   /* bytes of the next panel that a tile prefetches with each of its own blocks */
     float *tiled;    /* x in tiles (float32, or bfloat16 in one of these layouts) */
-    enum { BF16_FLOATS, BF16_PAIRS, BF16_RUNS } layout;
+    enum { BF16_FLOATS, BF16_ROWS, BF16_RUNS } layout;
     int8_t *bytes;   /* x in tiles (quantised) */
     float *scale;    /* tiles of [blocks][rows]: x = scale · byte */
     float *sums;     /* the same, int4 and Q4_K: Σ x of the block, as rounded, which the minimum multiplies */
@@ -50,8 +50,9 @@ struct Product {
 };
 
 /*
- * With bfloat16 weights, a tile of x is laid out as floats ([inputs][rows], rounded), as [pairs][rows][2]
- * bfloat16 numbers, or in groups of 16 rows, each [blocks][rows of the group][32].
+ * With bfloat16 weights, a tile of x is laid out as rounded floats, [inputs][rows]; row by row, each with room
+ * for one more block, since rows a page apart would fall on the same lines of the cache; or in groups of 16
+ * rows, each [blocks][rows of the group][32].
  */
 enum { BF16_GROUP = 16 };
 void rl_lay_out_bf16(const Product *p, int64_t row, int count);
@@ -62,7 +63,8 @@ void rl_amx_begin(void), rl_amx_end(void); /* around the tiles that a thread mul
 Tile rl_tile_f32_avx2, rl_tile_q8_avx2, rl_tile_q4_avx2, rl_tile_q4k_avx2, rl_tile_q6k_avx2;
 Tile rl_tile_f32_avx512, rl_tile_q8_avx512, rl_tile_q4_avx512, rl_tile_q4k_avx512, rl_tile_q6k_avx512;
 enum { ROWS_AVX2 = 6, ROWS_AVX2_Q8 = 4, ROWS_AVX512 = 12, ROWS_AMX = 64 };
-int rl_round_block_avx2(const float *x, int eights, float *scale, int8_t *bytes);
+int rl_round_block_avx2(const float *x, int for_int8, float *scale, int8_t *bytes);
+int rl_round_block_avx512(const float *x, int for_int8, float *scale, int8_t *bytes);
 #elif defined(__aarch64__)
 Tile rl_tile_f32_neon, rl_tile_q8_neon, rl_tile_q4_neon, rl_tile_q4k_neon, rl_tile_q6k_neon;
 Tile rl_tile_q8_dot, rl_tile_q4_dot, rl_tile_q4k_dot, rl_tile_q6k_dot;
@@ -71,9 +73,10 @@ enum { ROWS_NEON = 6, ROWS_NEON_INT = 4 };
 
 /* The arguments of an inner loop, whose last one is a constant in each copy. */
 #define TILE_ARGUMENTS \
-    const Product *p, const uint8_t *panel, int64_t row, float *out, const uint8_t *ahead, const int count
+    const Product *p, const uint8_t *panel, int64_t row, float *out, int64_t stride, const uint8_t *ahead, \
+        const int count
 /* In a switch over the rows of a tile: the copy for a constant number of them. */
-#define COPY(tile, rows) case rows: tile(p, panel, row, out, ahead, rows); break;
+#define COPY(tile, rows) case rows: tile(p, panel, row, out, stride, ahead, rows); break;
 #define UP_TO_4(tile) switch (count) { COPY(tile, 1) COPY(tile, 2) COPY(tile, 3) COPY(tile, 4) }
 #define UP_TO_6(tile) \
     switch (count) { COPY(tile, 1) COPY(tile, 2) COPY(tile, 3) COPY(tile, 4) COPY(tile, 5) COPY(tile, 6) }
@@ -85,7 +88,7 @@ enum { ROWS_NEON = 6, ROWS_NEON_INT = 4 };
 /* A function of type Tile. */
 #define TILE(attributes, name, choice)                                                               \
     attributes void name(const Product *p, const uint8_t *panel, int64_t row, int count, float *out, \
-                         const uint8_t *ahead)                                                       \
+                         int64_t stride, const uint8_t *ahead)                                       \
     {                                                                                                \
         choice                                                                                       \
     }
