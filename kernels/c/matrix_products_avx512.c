@@ -38,7 +38,7 @@ FOR_AVX512 int rl_round_block_avx512(const float *x, int for_int8, float *scale,
     __m512i q[2];
     _Pragma("GCC unroll 2") for (int i = 0; i < 2; i++) {
         q[i] = _mm512_maskz_cvtps_epi32(*scale > 0 ? 0xffff : 0, _mm512_mul_ps(v[i], by));
-        _mm_storeu_si128((__m128i *)bytes + i, _mm512_cvtepi32_epi8(q[i]));
+        _mm_storeu_si128((__m128i *)bytes + i, _mm512_cvtsepi32_epi8(q[i]));
     }
     return _mm512_reduce_add_epi32(_mm512_add_epi32(q[0], q[1]));
 }

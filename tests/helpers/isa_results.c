@@ -155,7 +155,7 @@ static void sequences(int64_t size, int64_t prefix)
     float *out = get((size_t)(ROWS * G * R * size) * sizeof(float)), *q = random_floats(ROWS * G * R * size),
           *k = random_floats(ROWS * G * size), *v = random_floats(ROWS * G * size);
     SequenceAttention a = {q, k, v,    offsets, parents, keys, values, out, 3,
-                           G, R, size, prefix,  0,       0.7f, 0,    0,      NULL};
+                           G, R, size, prefix,  0,       0.7f, 0,    0,      NULL, 0};
     if (rl_sequence_attention(&a, 2))
         exit(3);
     put(out, ROWS * G * R * size);

@@ -77,6 +77,41 @@ static inline __m256i emulated_maskz_loadu_epi16(unsigned mask, const unsigned s
             to[i] = at[i];
     return _mm256_loadu_si256((const __m256i *)to);
 }
+static inline simde__m512i emulated_maskz_cvtps_epi32(unsigned mask, simde__m512 a)
+{
+    simde__m512_private from = simde__m512_to_private(a);
+    simde__m512i_private to;
+    for (int i = 0; i < 16; i++)
+        to.i32[i] = mask >> i & 1 ? (int)__builtin_lrintf(from.f32[i]) : 0;
+    return simde__m512i_from_private(to);
+}
+static inline simde__m512 emulated_permute_ps(simde__m512 a, int order)
+{
+    simde__m512_private from = simde__m512_to_private(a), to;
+    for (int i = 0; i < 16; i++)
+        to.f32[i] = from.f32[i / 4 * 4 + (order >> i % 4 * 2 & 3)];
+    return simde__m512_from_private(to);
+}
+static inline simde__m512 emulated_shuffle_f32x4(simde__m512 a, simde__m512 b, int order)
+{
+    simde__m512_private first = simde__m512_to_private(a), second = simde__m512_to_private(b), to;
+    for (int i = 0; i < 16; i++)
+        to.f32[i] = (i < 8 ? first : second).f32[(order >> i / 4 * 2 & 3) * 4 + i % 4];
+    return simde__m512_from_private(to);
+}
+static inline int emulated_reduce(simde__m512i a, int largest)
+{
+    simde__m512i_private from = simde__m512i_to_private(a);
+    int found = from.i32[0];
+    for (int i = 1; i < 16; i++)
+        found = !largest ? found + from.i32[i] : from.i32[i] > found ? from.i32[i] : found;
+    return found;
+}
+#define _mm512_maskz_cvtps_epi32 emulated_maskz_cvtps_epi32
+#define _mm512_permute_ps emulated_permute_ps
+#define _mm512_shuffle_f32x4 emulated_shuffle_f32x4
+#define _mm512_reduce_max_epi32(a) emulated_reduce(a, 1)
+#define _mm512_reduce_add_epi32(a) emulated_reduce(a, 0)
 #define _mm512_cvtps_ph(a, rounding) emulated_cvtps_ph(a)
 #define _mm512_mask_loadu_ps emulated_mask_loadu_ps
 #define _mm512_mask_storeu_ps emulated_mask_storeu_ps
