@@ -20,23 +20,10 @@ enum { TILE_ROWS = 6, TILE_PANELS = 1 };
 #endif
 enum { VECTORS = PANEL / LANES };
 
-/* LANES columns' weights of input i + odd, of panels that are `apart` numbers apart. narrow: they are
- * bfloat16, an even input and the next side by side. */
-INLINE Floats of_panels(const void *panel, int64_t apart, int64_t i, int odd, int n, const int narrow)
-{
-    const int64_t at = n / VECTORS * apart, column = n % VECTORS * LANES;
-    if (!narrow)
-        return load((const float *)panel + at + i * PANEL + column);
-    Bits pairs;
-    memcpy(&pairs, (const uint16_t *)panel + at + i * PANEL + column * 2, sizeof pairs);
-    return (Floats)(odd ? pairs & 0xffff0000 : pairs << 16);
-}
-
-/* out[m][panels · PANEL] = scale · Σ_i x[m][i] · panel[i][PANEL], for `rows` rows m. narrow: with an odd
- * number of inputs, one more must be 0. */
-INLINE void multiply_rows(const float *const *x, const void *panel, int64_t apart, int64_t inputs,
-                          float scale, float *out, int64_t stride, const int rows, const int panels,
-                          const int narrow)
+/* out[m][panels · PANEL] = scale · Σ_i x[m][i] · panel[i][PANEL], for `rows` rows m. The panels are `apart`
+ * numbers apart. */
+INLINE void multiply_rows(const float *const *x, const float *panel, int64_t apart, int64_t inputs,
+                          float scale, float *out, int64_t stride, const int rows, const int panels)
 {
     const float *at[TILE_ROWS];
     Floats sum[TILE_ROWS][TILE_PANELS * VECTORS];
@@ -45,86 +32,96 @@ INLINE void multiply_rows(const float *const *x, const void *panel, int64_t apar
         _Pragma("GCC unroll 4") for (int n = 0; n < panels * VECTORS; n++)
             sum[m][n] = (Floats){0};
     }
-    for (int64_t i = 0; i < inputs; i += 1 + narrow)
-        _Pragma("GCC unroll 2") for (int odd = 0; odd <= narrow; odd++) {
-            Floats w[TILE_PANELS * VECTORS];
+    for (int64_t i = 0; i < inputs; i++) {
+        Floats w[TILE_PANELS * VECTORS];
+        _Pragma("GCC unroll 4") for (int n = 0; n < panels * VECTORS; n++)
+            w[n] = load(panel + n / VECTORS * apart + i * PANEL + n % VECTORS * LANES);
+        _Pragma("GCC unroll 8") for (int m = 0; m < rows; m++) {
+            Floats a = all(at[m][i]);
             _Pragma("GCC unroll 4") for (int n = 0; n < panels * VECTORS; n++)
-                w[n] = of_panels(panel, apart, i, odd, n, narrow);
-            _Pragma("GCC unroll 8") for (int m = 0; m < rows; m++) {
-                Floats a = all(at[m][i + odd]);
-                _Pragma("GCC unroll 4") for (int n = 0; n < panels * VECTORS; n++)
-                    sum[m][n] += a * w[n];
-            }
+                sum[m][n] += a * w[n];
         }
+    }
     _Pragma("GCC unroll 8") for (int m = 0; m < rows; m++)
         _Pragma("GCC unroll 4") for (int n = 0; n < panels * VECTORS; n++)
             store(out + m * stride + n * LANES, sum[m][n] * all(scale));
 }
 
-typedef void MultiplyRows(const float *const *x, const void *panel, int64_t apart, int64_t inputs,
+typedef void MultiplyRows(const float *const *x, const float *panel, int64_t apart, int64_t inputs,
                           float scale, float *out, int64_t stride);
 
 /* Functions of their own: one that held several such loops would have no registers left for the rows'
  * addresses. */
-#define FOR_ROWS(rows, panels, narrow)                                                                       \
-    static __attribute__((noinline)) void multiply_##rows##_##panels##_##narrow(                             \
-        const float *const *x, const void *panel, int64_t apart, int64_t inputs, float scale, float *out,    \
+#define FOR_ROWS(rows, panels)                                                                               \
+    static __attribute__((noinline)) void multiply_##rows##_##panels(                                        \
+        const float *const *x, const float *panel, int64_t apart, int64_t inputs, float scale, float *out,   \
         int64_t stride)                                                                                      \
     {                                                                                                        \
-        multiply_rows(x, panel, apart, inputs, scale, out, stride, rows, panels, narrow);                    \
+        multiply_rows(x, panel, apart, inputs, scale, out, stride, rows, panels);                            \
     }
-#define FOR_6(panels, narrow)                                                                                \
-    FOR_ROWS(1, panels, narrow) FOR_ROWS(2, panels, narrow) FOR_ROWS(3, panels, narrow)                      \
-    FOR_ROWS(4, panels, narrow) FOR_ROWS(5, panels, narrow) FOR_ROWS(6, panels, narrow)
-#define OF_6(panels, narrow)                                                                                 \
-    multiply_1_##panels##_##narrow, multiply_2_##panels##_##narrow, multiply_3_##panels##_##narrow,          \
-        multiply_4_##panels##_##narrow, multiply_5_##panels##_##narrow, multiply_6_##panels##_##narrow
 #if defined(REDLITE_AVX512)
-#define FOR_8(panels, narrow)                                                                                \
-    FOR_6(panels, narrow) FOR_ROWS(7, panels, narrow) FOR_ROWS(8, panels, narrow)
-#define OF_8(panels, narrow)                                                                                 \
-    {OF_6(panels, narrow), multiply_7_##panels##_##narrow, multiply_8_##panels##_##narrow}
-FOR_8(1, 0) FOR_8(2, 0) FOR_8(1, 1) FOR_8(2, 1)
-static MultiplyRows *const multiplications[2][TILE_PANELS][TILE_ROWS] = {{OF_8(1, 0), OF_8(2, 0)},
-                                                                         {OF_8(1, 1), OF_8(2, 1)}};
+#define FOR_PANELS(panels)                                                                                   \
+    FOR_ROWS(1, panels) FOR_ROWS(2, panels) FOR_ROWS(3, panels) FOR_ROWS(4, panels) FOR_ROWS(5, panels)      \
+    FOR_ROWS(6, panels) FOR_ROWS(7, panels) FOR_ROWS(8, panels)
+FOR_PANELS(1) FOR_PANELS(2)
+static MultiplyRows *const multiplications[TILE_PANELS][TILE_ROWS] = {
+    {multiply_1_1, multiply_2_1, multiply_3_1, multiply_4_1, multiply_5_1, multiply_6_1, multiply_7_1,
+     multiply_8_1},
+    {multiply_1_2, multiply_2_2, multiply_3_2, multiply_4_2, multiply_5_2, multiply_6_2, multiply_7_2,
+     multiply_8_2}};
 #else
-FOR_6(1, 0) FOR_6(1, 1)
-static MultiplyRows *const multiplications[2][TILE_PANELS][TILE_ROWS] = {{{OF_6(1, 0)}}, {{OF_6(1, 1)}}};
+FOR_ROWS(1, 1) FOR_ROWS(2, 1) FOR_ROWS(3, 1) FOR_ROWS(4, 1) FOR_ROWS(5, 1) FOR_ROWS(6, 1)
+static MultiplyRows *const multiplications[TILE_PANELS][TILE_ROWS] = {
+    {multiply_1_1, multiply_2_1, multiply_3_1, multiply_4_1, multiply_5_1, multiply_6_1}};
 #endif
 
-/* Round rows to bfloat16 in `room`, where x then points; a 0 follows each. */
-INLINE void round_rows(const float **x, int64_t rows, int64_t inputs, float *room)
+/* Round rows to bfloat16 in `room`, where x then points. Returns what is left of the room. */
+INLINE float *round_rows(const float **x, int64_t rows, int64_t inputs, float *room)
 {
-    for (int64_t m = 0; m < rows; m++, room += padded(inputs + 1)) {
+    for (int64_t m = 0; m < rows; m++, room += padded(inputs)) {
         for (int64_t j = 0; j < inputs; j += LANES)
             store(room + j, rounded(load_numbers(x[m], j, inputs - j, 0)));
-        room[inputs] = 0.0f;
         x[m] = room;
     }
+    return room;
+}
+
+/* A bfloat16 panel as floats. An even input and the next lie side by side. */
+INLINE void widen(const uint16_t *panel, int64_t inputs, float *to)
+{
+    for (int64_t i = 0; i < inputs; i += 2)
+        for (int64_t n = 0; n < PANEL; n += LANES) {
+            Bits pairs;
+            memcpy(&pairs, panel + i * PANEL + n * 2, sizeof pairs);
+            store(to + i * PANEL + n, (Floats)(pairs << 16));
+            store(to + (i + 1) * PANEL + n, (Floats)(pairs & 0xffff0000));
+        }
 }
 
 /* out[rows, padded(columns)] = scale · x · matrix. The matrix's panels are `apart` numbers apart. Every row
  * of x meets a panel before the next panel comes. narrow: the matrix is bfloat16, and x is rounded to it, in
- * `room`, which holds rounded_floats(inputs) for each row. */
+ * `room`, which holds rounded_floats(rows, inputs). */
 INLINE void multiply(const float **x, const void *matrix, int64_t rows, int64_t inputs, int64_t columns,
                      int64_t apart, float scale, float *out, int narrow, float *room)
 {
-    const int64_t stride = padded(columns);
+    const int64_t stride = padded(columns), between = narrow ? padded(inputs) * PANEL : apart;
 #if defined(REDLITE_AVX512) && defined(RL_BF16_COMPILER)
     if (narrow && rl_level() >= AVX512_BF16) {
         rl_multiply_bf16(x, matrix, rows, inputs, columns, apart, scale, out, (uint16_t *)room);
         return;
     }
 #endif
-    if (narrow)
-        round_rows(x, rows, inputs, room);
+    float *wide = narrow ? round_rows(x, rows, inputs, room) : NULL;
     for (int64_t column = 0, panels; column < columns; column += panels * PANEL) {
-        const char *panel = (const char *)matrix + bytes_of(column / PANEL * apart, narrow);
+        const int64_t at = column / PANEL * apart;
         panels = stride - column < TILE_PANELS * PANEL ? 1 : TILE_PANELS;
+        for (int64_t n = 0; narrow && n < panels; n++)
+            widen((const uint16_t *)matrix + at + n * apart, inputs, wide + n * between);
         for (int64_t row = 0; row < rows; row += TILE_ROWS) {
+            const float *panel = narrow ? wide : (const float *)matrix + at;
             int64_t count = rows - row < TILE_ROWS ? rows - row : TILE_ROWS;
-            multiplications[narrow][panels - 1][count - 1](x + row, panel, apart, inputs, scale,
-                                                           out + row * stride + column, stride);
+            multiplications[panels - 1][count - 1](x + row, panel, between, inputs, scale,
+                                                   out + row * stride + column, stride);
         }
     }
 }

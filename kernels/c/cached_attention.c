@@ -10,8 +10,8 @@ static CachedScratch divide(const CachedAttention *a, float *memory, size_t *flo
     size_t own = (size_t)(QUERIES * padded(a->capacity));
     size_t scores = n * (size_t)padded(a->prefix), shared = n * (size_t)padded(a->size);
     size_t rows = n * sizeof(float *) / sizeof(float);
-    size_t longer = (size_t)rounded_floats(a->prefix > a->size ? a->prefix : a->size);
-    size_t rounded = a->kept == KEPT_BF16 ? n * longer : 0;
+    int64_t longer = a->prefix > a->size ? a->prefix : a->size;
+    size_t rounded = n && a->kept == KEPT_BF16 ? (size_t)rounded_floats((int64_t)n, longer) : 0;
     *floats = rows + own + scores + shared + 2 * n + rounded; /* each a multiple of a panel */
     if (!memory)
         return (CachedScratch){0};

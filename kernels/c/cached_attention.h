@@ -36,7 +36,7 @@ typedef struct {
     float *scores;        /* [N, P̂] the same over the prefix */
     float *shared;        /* [N, K̂] Σ e^(score − largest) · value, over the prefix */
     float *largest, *sum; /* [N], [N] of the prefix's scores and exponentials */
-    float *rounded;       /* rows of a bfloat16 product; see rounded_floats */
+    float *rounded;       /* what a bfloat16 product rounds; see rounded_floats */
 } CachedScratch;
 
 static inline int64_t padded(int64_t count) { return (count + PANEL - 1) / PANEL * PANEL; }
@@ -50,8 +50,11 @@ static inline int64_t inputs_of(int64_t count, int narrow)
 /* Bytes of so many packed numbers. */
 static inline int64_t bytes_of(int64_t count, int narrow) { return count * (narrow ? 2 : 4); }
 
-/* The floats that a row of so many inputs may take for a bfloat16 product. */
-static inline int64_t rounded_floats(int64_t inputs) { return inputs_of(inputs, 1) + PANEL; }
+/* The room, in floats, that a bfloat16 product wants for rows of so many inputs, and for two panels. */
+static inline int64_t rounded_floats(int64_t rows, int64_t inputs)
+{
+    return rows * (inputs_of(inputs, 1) + PANEL) + 2 * PANEL * inputs_of(inputs, 1);
+}
 
 /* How many rows with `repeat` queries each are one chunk of queries. */
 static inline int64_t rows_of_chunk(int64_t repeat)

@@ -25,8 +25,8 @@ enum { TOP = 127, TOP_Q8 = 126 };
  * fours][rows][4] signed bytes. */
 typedef struct Product Product;
 
-/* Multiplies a tile with a panel: out[count][PANEL], for `count` rows from `row` on, which lie `stride` numbers
- * apart. ahead: what to prefetch, or NULL. */
+/* Multiplies a tile with a panel: out[count][PANEL], for `count` rows from `row` on. Rows of out lie `stride`
+ * numbers apart. ahead: what to prefetch, or NULL. */
 typedef void Tile(const Product *p, const uint8_t *panel, int64_t row, int count, float *out, int64_t stride,
                   const uint8_t *ahead);
 
@@ -50,9 +50,9 @@ struct Product {
 };
 
 /*
- * With bfloat16 weights, a tile of x is laid out as rounded floats, [inputs][rows]; row by row, each with room
- * for one more block, since rows a page apart would fall on the same lines of the cache; or in groups of 16
- * rows, each [blocks][rows of the group][32].
+ * With bfloat16 weights, a tile of x is laid out as rounded floats, [inputs][rows]; row by row, each with
+ * room for one more block, since rows a page apart would fall on the same lines of the cache; or in groups of
+ * 16 rows, each [blocks][rows of the group][32].
  */
 enum { BF16_GROUP = 16 };
 void rl_lay_out_bf16(const Product *p, int64_t row, int count);

@@ -21,7 +21,7 @@ static SequenceScratch divide(const SequenceAttention *a, float *memory, size_t 
     size_t all = (size_t)padded(TASK_ROWS * a->repeat), rounded = (size_t)padded(a->size);
     size_t pointers = queries * sizeof(float *) / sizeof(float);
     int64_t longer = a->size > BLOCK_KEYS ? a->size : BLOCK_KEYS;
-    size_t narrow = a->narrow ? queries * (size_t)rounded_floats(longer) : 0;
+    size_t narrow = a->narrow ? (size_t)rounded_floats((int64_t)queries, longer) : 0;
     *floats = pointers + queries * (BLOCK_KEYS + rounded + 2) + 2 * all + narrow;
     if (!memory)
         return (SequenceScratch){0};

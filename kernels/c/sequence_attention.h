@@ -31,7 +31,7 @@ typedef struct {
     float *part;          /* [C, K̂] Σ e^(score − largest) · value, over one block */
     float *keep, *more;   /* [C] factors of the sums so far, and of the block's sums */
     float *largest, *sum; /* [TASK_ROWS · R] of each query, so far */
-    float *rounded;       /* rows of a bfloat16 product; see rounded_floats */
+    float *rounded;       /* what a bfloat16 product rounds; see rounded_floats */
     /* Of all threads: the rows of each sequence, packed block by block, G times. Narrow: bfloat16. */
     const char *keys, *values; /* [G, N, K], [G, N, K̂], where N is the rows of all, each rounded up */
     const int64_t *places;      /* [B + 1]: where each sequence's begin; then N */
