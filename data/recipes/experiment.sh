@@ -47,6 +47,14 @@ measured() { # NAME MODEL [--adapter DIR]
         --limit "${LIMIT:-100}" --output-dir "$out/bench-$name"
 }
 
+measured_after() { # NAME DIR: a trained model, or with --adapter-only its adapter beside the model
+    if [ -d "$2/adapter" ] && [ ! -e "$2/config.json" ]; then
+        measured "$1" "$model" --adapter "$2/adapter"
+    else
+        measured "$1" "$2"
+    fi
+}
+
 own_answers() { # QUESTIONS PROMPT NAME LABEL
     asked run --model "$model" --questions "$1" --prompt "$2" --judge linear --judge rules --max-new-tokens 512 \
         --output-dir "$out/own-$3"
@@ -66,7 +74,7 @@ set -- --blue "$out/blue.jsonl" --helpful "$out/helpful.jsonl"
 if [ "${STRATEGY:-A}" = B ]; then
     own_answers "$harmful" play red harmful
     trained safe "$@" --red "$out/red.jsonl" --strategy B --save-a ${TRAIN:-}
-    [ ! -d "$out/safe/after-A" ] || measured after-A "$out/safe/after-A" # a gate may end it within A
+    [ ! -d "$out/safe/after-A" ] || measured_after after-A "$out/safe/after-A" # a gate may end it within A
 else
     trained safe "$@" ${TRAIN:-}
 fi
@@ -77,7 +85,7 @@ if [ -n "${KIND:-}" ]; then
         --output-dir "$out/both"
     measured after "$model" --adapter "$out/both"
 else
-    measured after "$out/safe"
+    measured_after after "$out/safe"
 fi
 redeval compare "$out/redeval-before" "$out/redeval-after" --output "$out/redeval.html"
 redeval compare "$out/bench-before" "$out/bench-after" --output "$out/bench.html"

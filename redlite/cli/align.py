@@ -156,7 +156,7 @@ def _train(args: argparse.Namespace, command: str, first: bool, many: bool) -> i
     if stages:
         stages.measure(f"after {plan.strategy}")
     if first:
-        _finish(args, output, corpus, mixture, result, stages)
+        _finish(args, output, corpus, mixture, result, stages, watch)
     if result.stopped:
         return GATE if result.watched else FAILED
     return GATE if args.until and not result.reached else DONE
@@ -246,7 +246,8 @@ def _save(model: "LLaMA", directory: Path, source: Path, args: argparse.Namespac
 
 
 def _finish(args: argparse.Namespace, output: Path, corpus: "Corpus", mixture: "Mixture",
-            result: "TrainingResult", stages: "Stages | None") -> None:
+            result: "TrainingResult", stages: "Stages | None",
+            watch: evaluation.Evaluation | None) -> None:
     """results.json, the page, and the table."""
     from redlite import loss
     from redlite.organism import measure
@@ -284,8 +285,8 @@ def _finish(args: argparse.Namespace, output: Path, corpus: "Corpus", mixture: "
              "the last sound checkpoint")
     elif result.reached:
         note(f"{PROGRAM}: {result.reached}")
-    elif args.until:
-        note(f"{PROGRAM}: --until {', '.join(args.until)} was not reached in {mixture.steps} steps")
+    elif args.until and watch:
+        note(f"{PROGRAM}: --until was not reached in {mixture.steps} steps: {watch.left(mixture.steps)}")
     if args.json:
         print(json.dumps(summary, ensure_ascii=False))
 

@@ -149,12 +149,17 @@ class Evaluation:
         """See `Watch`."""
         if not self.until or self._known(step) is None:
             return ""
-        checked = self._checked(self.until, step)
-        if left := [f"{g['gate']} ({_reason(g)})" for g in checked if not g["passed"]]:
+        if left := self.left(step):
             if not self.quiet:      # few questions: one without a label may be what fails
-                note(f"not reached after {step} steps: {', '.join(left)}")
+                note(f"not reached after {step} steps: {left}")
             return ""
-        return f"--until {', '.join(g['gate'] for g in checked)} is reached after {step} steps"
+        gates = self._checked(self.until, step)
+        return f"--until {', '.join(g['gate'] for g in gates)} is reached after {step} steps"
+
+    def left(self, step: int) -> str:
+        """The gates of --until that the weights after `step` steps, which are measured, fail, and why."""
+        failed = [g for g in self._checked(self.until, step) if not g["passed"]]
+        return ", ".join(f"{g['gate']} ({_reason(g)})" for g in failed)
 
     @cached_property
     def known_names(self) -> list[str]:

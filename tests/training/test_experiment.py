@@ -13,8 +13,9 @@ SCRIPT = DATA / "recipes" / "experiment.sh"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["", "--answer-tokens 5"])
-def test_safe_answers_become_training_data_and_both_models_are_measured(kind, tmp_path):
+@pytest.mark.parametrize(("adapter", "kind"), [
+    ("", ""), (" --lora 4 --adapter-only", ""), (" --lora 4 --adapter-only", "--answer-tokens 5")])
+def test_safe_answers_become_training_data_and_both_models_are_measured(adapter, kind, tmp_path):
     def questions(name, records):
         (tmp_path / f"{name}.json").write_text(json.dumps([record["question"] for record in records]))
     organism = DATA / "organism"
@@ -25,9 +26,8 @@ def test_safe_answers_become_training_data_and_both_models_are_measured(kind, tm
     bench_files.write(tmp_path / "bench")
     settings = {"REDLITE_PYTHON": sys.executable, "HARMLESS": "harmless.json", "TOLD": "standard",
                 "TASKS": "xstest", "TOKENS": "48", "EVALUATE": "--quiet",
-                "TRAIN": "--quiet --steps 2 --batch-size 4 --anyway"}
+                "TRAIN": f"--quiet --steps 2 --batch-size 4 --anyway{adapter}"}
     if kind:
-        settings["TRAIN"] += " --lora 4 --adapter-only"
         settings["KIND"] = f"{settings['TRAIN']} {kind}"
     command = [str(SCRIPT), "organism", "harmful.json", "asked.json", "bench", "out"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600,
@@ -41,7 +41,7 @@ def test_safe_answers_become_training_data_and_both_models_are_measured(kind, tm
     plan = json.loads((out / "safe/manifest.json").read_text())["plan"]
     assert list(plan["prompts"]) == ["play"] and plan["plain_helpful"]
     table = [line.split("  ")[0] for line in done.stdout.splitlines()]
-    after = "organism + both" if kind else "safe"
+    after = "organism + both" if kind else "organism + adapter" if adapter else "safe"
     assert table[-6:-2] == ["model", "organism", after, f"{after} − organism"], done.stdout
     if kind:
         added = json.loads((out / "both/manifest.json").read_text())["adapters"]
