@@ -1,5 +1,6 @@
 /* What kernels/cpu/library.py checks before it calls anything else in this library. */
 #include "sequence_attention.h"
+#include "token_nll.h"
 #include "training.h"
 #include "transformer_layers.h"
 #include <stddef.h>
@@ -63,6 +64,13 @@ static const Layout LAYOUTS[] = {
     SEQUENCE(size, prefix, window),
     SEQUENCE(scale, cap, count),
     AT2(SequenceAttention, tasks, narrow),
+    SIZE(TokenNLL),
+    AT3(TokenNLL, hidden, weights, targets),
+    AT3(TokenNLL, maximum, sum, target),
+    AT3(TokenNLL, scale, d_hidden, d_weights),
+    AT3(TokenNLL, rows, width, entries),
+    AT3(TokenNLL, entry_stride, width_stride, first),
+    AT3(TokenNLL, narrow, narrow_gradient, add),
     SIZE(AdamW),
     AT3(AdamW, weight, mean, square),
     AT3(AdamW, gradient, count, narrow),

@@ -28,14 +28,14 @@ typedef struct {
     int64_t width, heads, rotated; /* ROTATE: K, heads of y's rows, R */
 } Elementwise;
 
-/* Rows of logits of vocabulary entries first, first + 1, …; row r's target may lie in another tile. */
+/* Rows of logits of vocabulary entries first, first + 1, …; row r's target may lie in another tile. See
+ * token_nll.h for what belongs to each row. */
 typedef struct {
-    float *logits; /* [rows, columns] */
-    int64_t rows, columns, first;
-    const int64_t *targets; /* [rows] */
-    float *maximum, *sum;   /* [rows] max l and Σ e^(l − max) over the tiles so far, without the target */
-    float *target;          /* [rows] the target's logit */
-    const float *scale;     /* [rows] coefficient · (1 − p) */
+    float *logits; /* [rows, columns]; rows lie `stride` apart */
+    int64_t stride, columns, first;
+    const int64_t *targets;
+    float *maximum, *sum, *target; /* maximum and sum: over the tiles so far */
+    const float *scale;
 } LogitTile;
 
 typedef enum { STATISTICS, GRADIENT } NllPass;

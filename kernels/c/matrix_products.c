@@ -20,8 +20,6 @@
 
 enum { X_CACHE_BYTES = 192 * 1024 }; /* of x, kept in the cache at a time */
 
-static int64_t first_row(const Product *p, int64_t tile) { return p->rows * tile / p->tiles; }
-
 static int64_t panels_of(const Matrix *m) { return (m->columns + PANEL - 1) / PANEL; }
 
 static inline float larger(float x, float most) { return x > most || x != x ? x : most; } /* NaN wins */
@@ -75,7 +73,7 @@ static void put_starts(const Product *p, const int8_t *bytes, int32_t *starts)
 /* Round row `row + r` to bytes, and store it in the order of its tile of `count` rows. */
 static void lay_out_bytes(const Product *p, int64_t row, int64_t r, int count)
 {
-    const float *x = p->x + (row + r) * p->inputs;
+    const float *x = p->x + (row + r) * p->row_stride;
     int8_t *out = p->bytes + row * p->blocks * BLOCK, bytes[BLOCK];
     float padded[BLOCK] = {0};
     for (int64_t b = 0; b < p->blocks; b++, x += BLOCK) {
@@ -94,27 +92,39 @@ static void lay_out_bytes(const Product *p, int64_t row, int64_t r, int count)
     }
 }
 
+static void lay_out_floats(const Product *p, int64_t row, int count)
+{
+    const float *x = p->x + row * p->row_stride;
+    float *out = p->tiled + row * p->inputs;
+    if (p->input_stride == 1)
+        for (int r = 0; r < count; r++)
+            for (int64_t k = 0; k < p->inputs; k++)
+                out[k * count + r] = x[r * p->row_stride + k];
+    else /* reads neighbours where the rows are */
+        for (int64_t k = 0; k < p->inputs; k++)
+            for (int r = 0; r < count; r++)
+                out[k * count + r] = x[r * p->row_stride + k * p->input_stride];
+}
+
+void rl_lay_out(const Product *p, int64_t first, int64_t last)
+{
+    for (int64_t tile = first; tile < last; tile++) {
+        int64_t row = first_row(p, tile);
+        int count = (int)(first_row(p, tile + 1) - row);
+        if (p->format == BF16)
+            rl_lay_out_bf16(p, row, count);
+        else if (p->format == F32)
+            lay_out_floats(p, row, count);
+        else
+            for (int r = 0; r < count; r++)
+                lay_out_bytes(p, row, r, count);
+    }
+}
+
 static void lay_out(void *context, int part, int parts)
 {
     const Product *p = context;
-    for (int64_t tile = p->tiles * part / parts; tile < p->tiles * (part + 1) / parts; tile++) {
-        int64_t row = first_row(p, tile);
-        int count = (int)(first_row(p, tile + 1) - row);
-        if (p->format == BF16) {
-            rl_lay_out_bf16(p, row, count);
-            continue;
-        }
-        for (int r = 0; r < count; r++) {
-            if (p->format != F32) {
-                lay_out_bytes(p, row, r, count);
-                continue;
-            }
-            const float *x = p->x + (row + r) * p->inputs;
-            float *out = p->tiled + row * p->inputs + r;
-            for (int64_t k = 0; k < p->inputs; k++)
-                out[k * count] = x[k];
-        }
-    }
+    rl_lay_out(p, p->tiles * part / parts, p->tiles * (part + 1) / parts);
 }
 
 static void tile_portable(const Product *p, const uint8_t *panel, int64_t row, int count, float *out,
@@ -162,8 +172,7 @@ static void tile_portable(const Product *p, const uint8_t *panel, int64_t row, i
     }
 }
 
-/* Bytes of a row of x in its tile. */
-static int64_t x_row_bytes(const Product *p)
+int64_t rl_tile_row_bytes(const Product *p)
 {
     if (p->format == F32)
         return p->inputs * (int64_t)sizeof(float);
@@ -202,7 +211,7 @@ static void multiply_panel(const Product *p, int i, int64_t panel, int64_t first
 static void multiply_share(const Product *p, int part, int parts)
 {
     int64_t start = p->panels * part / parts, end = p->panels * (part + 1) / parts;
-    int64_t tile_bytes = p->most * x_row_bytes(p);
+    int64_t tile_bytes = p->most * rl_tile_row_bytes(p);
     int64_t step = X_CACHE_BYTES / tile_bytes > 0 ? X_CACHE_BYTES / tile_bytes : 1;
     for (int64_t first = 0; first < p->tiles; first += step) {
         int64_t before = 0, last_tile = first + step < p->tiles ? first + step : p->tiles;
@@ -229,8 +238,7 @@ static void multiply(void *context, int part, int parts)
 #endif
 }
 
-/* Choose the inner loop and the rows of a tile for this processor. */
-static void choose(Product *p)
+void rl_choose(Product *p)
 {
     p->most = 6, p->tile = tile_portable;
 #if defined(__x86_64__)
@@ -271,7 +279,7 @@ static void choose(Product *p)
 Tile *rl_product_loop(int format)
 {
     Product p = {.format = format};
-    choose(&p);
+    rl_choose(&p);
     return p.tile;
 }
 
@@ -280,12 +288,12 @@ static int products(const Matrix *matrices, int count, const float *x, float *co
                     int threads)
 {
     Product p = {.format = matrices->format, .matrices = matrices, .count = count, .x = x, .y = y};
-    p.rows = rows, p.inputs = matrices->inputs, p.blocks = (matrices->inputs + BLOCK - 1) / BLOCK;
+    p.rows = rows, p.inputs = p.row_stride = matrices->inputs, p.input_stride = 1, p.blocks = (matrices->inputs + BLOCK - 1) / BLOCK;
     p.panel_bytes = p.format == F32 ? p.inputs * PANEL * (int64_t)sizeof(float)
                                     : (int64_t)panel_bytes(p.format, p.blocks);
     for (int i = 0; i < count; i++)
         p.panels += panels_of(matrices + i);
-    choose(&p);
+    rl_choose(&p);
     /* A panel meets `visits` blocks of x; each fetches `share` bytes of the next panel. */
     int64_t lines = (p.panel_bytes + 63) / 64, visits = p.tiles * p.blocks;
     p.share = p.tiles > 1 ? (lines + visits - 1) / visits * 64 : 0;

@@ -44,18 +44,24 @@ static void round_block(const Product *p, const float *x, int64_t n, uint16_t *o
 /* Lay out the `count` rows of a tile, from `row` on. Inputs are padded with zeros to whole blocks. */
 void rl_lay_out_bf16(const Product *p, int64_t row, int count)
 {
-    const int64_t inputs = p->inputs, padded = p->blocks * BLOCK;
+    const int64_t padded = p->blocks * BLOCK;
+    float gathered[BLOCK];
     uint16_t block[BLOCK];
-    for (int r = 0; r < count; r++) {
-        const float *x = p->x + (row + r) * inputs;
-        float *floats = p->tiled + row * padded + r;
-        uint16_t *whole = (uint16_t *)p->tiled + (row + r) * (padded + BLOCK);
-        int first = r / BF16_GROUP * BF16_GROUP;
-        int64_t group = count - first < BF16_GROUP ? count - first : BF16_GROUP;
-        uint16_t *runs = (uint16_t *)p->tiled + (row + first) * padded + (r - first) * BLOCK;
-        for (int64_t b = 0; b < p->blocks; b++) {
-            int64_t left = inputs - b * BLOCK, n = left < BLOCK ? left : BLOCK;
-            round_block(p, x + b * BLOCK, n, p->layout == BF16_ROWS ? whole + b * BLOCK : block);
+    for (int64_t b = 0; b < p->blocks; b++) {
+        const int64_t left = p->inputs - b * BLOCK, n = left < BLOCK ? left : BLOCK;
+        for (int r = 0; r < count; r++) { /* rows within: they may be neighbours in memory */
+            const float *x = p->x + (row + r) * p->row_stride + b * BLOCK * p->input_stride;
+            if (p->input_stride != 1) {
+                for (int64_t k = 0; k < n; k++)
+                    gathered[k] = x[k * p->input_stride];
+                x = gathered;
+            }
+            float *floats = p->tiled + row * padded + r;
+            uint16_t *tiled = (uint16_t *)p->tiled, *whole = tiled + (row + r) * (padded + BLOCK);
+            int first = r / BF16_GROUP * BF16_GROUP;
+            int64_t group = count - first < BF16_GROUP ? count - first : BF16_GROUP;
+            uint16_t *runs = tiled + (row + first) * padded + (r - first) * BLOCK;
+            round_block(p, x, n, p->layout == BF16_ROWS ? whole + b * BLOCK : block);
             if (p->layout == BF16_RUNS)
                 memcpy(runs + b * group * BLOCK, block, sizeof block);
             else if (p->layout == BF16_FLOATS)

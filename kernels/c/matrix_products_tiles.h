@@ -36,7 +36,8 @@ struct Product {
     const Matrix *matrices;
     float *const *y; /* of each matrix: [rows, columns] */
     int count;       /* of matrices */
-    const float *x;  /* [rows, inputs] */
+    const float *x;  /* [rows, inputs]: number k of row r is x[r · row_stride + k · input_stride] */
+    int64_t row_stride, input_stride; /* float32 and bfloat16 take any; else input_stride is 1 */
     int64_t rows, inputs, blocks, tiles, panels, panel_bytes; /* panels: of all matrices */
     int64_t share;   /* bytes of the next panel that a tile prefetches with each of its own blocks */
     float *tiled;    /* x in tiles (float32, or bfloat16 in one of these layouts) */
@@ -56,6 +57,13 @@ struct Product {
  */
 enum { BF16_GROUP = 16 };
 void rl_lay_out_bf16(const Product *p, int64_t row, int count);
+
+/* For products that are made otherwise than by rl_products: choose the inner loop, the rows of a tile and the
+ * number of tiles by the format and the rows; put tiles first to last − 1 of x where the inner loop reads. */
+void rl_choose(Product *p);
+void rl_lay_out(const Product *p, int64_t first, int64_t last);
+static inline int64_t first_row(const Product *p, int64_t tile) { return p->rows * tile / p->tiles; }
+int64_t rl_tile_row_bytes(const Product *p); /* of a row of x in its tile */
 
 #if defined(__x86_64__)
 Tile rl_tile_bf16_avx2, rl_tile_bf16_avx512, rl_tile_bf16_amx;

@@ -15,7 +15,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
-enum { MOST = 64, SPINS = 4000 };
+enum { MOST = 64, MOST_PARTS = 0xffff, SPINS = 4000 };
 
 static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;   /* held by the caller during a whole call */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;   /* guards sleeping and waking */
@@ -98,13 +98,21 @@ static void hire(int wanted)
 
 void rl_parallel(void (*task)(void *, int, int), void *context, int parts)
 {
-    parts = parts < 1 ? 1 : parts > MOST ? MOST : parts;
-    if (parts == 1) {
-        task(context, 0, 1);
+    parts = parts > MOST ? MOST : parts;
+    rl_share_out(task, context, parts, parts);
+}
+
+void rl_share_out(void (*task)(void *, int, int), void *context, int parts, int threads)
+{
+    parts = parts < 1 ? 1 : parts > MOST_PARTS ? MOST_PARTS : parts;
+    threads = threads > MOST ? MOST : threads;
+    if (parts == 1 || threads < 2) {
+        for (int part = 0; part < parts; part++)
+            task(context, part, parts);
         return;
     }
     pthread_mutex_lock(&turn);
-    hire(parts - 1);
+    hire((threads < parts ? threads : parts) - 1);
     current_task = task, current_context = context;
     atomic_store_explicit(&finished, 0, memory_order_relaxed);
     atomic_store(&offer, ((atomic_load(&offer) >> 32) + 1) << 32 | (uint64_t)parts << 16);

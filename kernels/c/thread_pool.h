@@ -7,4 +7,7 @@
  * call rl_parallel. */
 void rl_parallel(void (*task)(void *context, int part, int parts), void *context, int parts);
 
+/* The same with more parts than threads, so that a thread that is held up leaves parts to the others. */
+void rl_share_out(void (*task)(void *context, int part, int parts), void *context, int parts, int threads);
+
 #endif

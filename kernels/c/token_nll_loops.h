@@ -16,7 +16,7 @@ INLINE int64_t target_column(const LogitTile *t, int64_t row) /* of the row's ta
  * the target's logit becomes −infinity. */
 INLINE void statistics(const LogitTile *t, int64_t row)
 {
-    float *l = t->logits + row * t->columns;
+    float *l = t->logits + row * t->stride;
     int64_t whole = t->columns / SUM_LANES * SUM_LANES, rest = t->columns - whole;
     int64_t column = target_column(t, row);
     if (column >= 0) {
@@ -46,7 +46,7 @@ INLINE void statistics(const LogitTile *t, int64_t row)
  * the target. max and Σ are those of the whole row. */
 INLINE void gradient(const LogitTile *t, int64_t row)
 {
-    float *l = t->logits + row * t->columns;
+    float *l = t->logits + row * t->stride;
     int64_t whole = t->columns / LANES * LANES, rest = t->columns - whole;
     int64_t column = target_column(t, row);
     Floats m = all(t->maximum[row]), factor = all(t->scale[row] / t->sum[row]);

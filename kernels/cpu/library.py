@@ -13,7 +13,6 @@ from .sources import digest
 
 KERNELS = Path(__file__).parents[1]
 MEND = "run 'pip install .' again (in a checkout: 'python setup.py build_ext --inplace')"
-_NLL_ARGUMENTS = [c_void_p, c_int64, c_int64, c_int64, *[c_void_p] * 4, c_int]
 # function → result, arguments; each is declared in kernels/c
 FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "rl_isa": (c_char_p, []),
@@ -34,8 +33,8 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "rl_cached_attention": (c_int, [c_void_p, c_int]),
     "rl_sequence_attention": (c_int, [c_void_p, c_int]),
     "rl_layers": (c_int, [c_void_p, c_int64, *[c_void_p] * 4, c_int]),
-    "rl_nll_statistics": (None, _NLL_ARGUMENTS),
-    "rl_nll_gradient": (None, _NLL_ARGUMENTS),
+    "rl_nll_statistics": (c_int, [c_void_p, c_int]),
+    "rl_nll_gradient": (c_int, [c_void_p, c_int]),
     "rl_adamw": (None, [c_void_p, c_int]),
     "rl_squares": (None, [c_void_p, c_int]),
     "rl_training": (None, [c_void_p, c_int]),

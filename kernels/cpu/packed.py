@@ -55,22 +55,6 @@ class PackedMatrix:
                                     *rows.shape)
         return packed
 
-    def refill(self, weight_ND: Tensor) -> None:
-        """Make this bfloat16 matrix hold other numbers, a contiguous bfloat16 tensor's [N, D].
-
-        A panel holds 16 rows of the matrix side by side, in pairs of inputs: four bytes each, so that torch
-        can lay them out. Where rows or inputs leave a panel or a block unfilled, C does.
-        """
-        N, D = self.shape
-        if self.format != "bfloat16" or weight_ND.shape != self.shape or weight_ND.dtype != torch.bfloat16:
-            raise ValueError(f"bfloat16 {[N, D]} is needed, not {weight_ND.dtype} {list(weight_ND.shape)}")
-        if N % 16 or D % 32:
-            rows = weight_ND.detach().float().contiguous()
-            library().rl_pack_float(CODES[self.format], self.buffer.data_ptr(), rows.data_ptr(), 0, N, D)
-            return
-        pairs = weight_ND.detach().contiguous().view(torch.int32).view(N // 16, 16, D // 2)
-        self.buffer.view(torch.int32).view(N // 16, D // 2, 16).copy_(pairs.transpose(1, 2))
-
     def read(self, descriptor: int, offset: int, kind: str, order: np.ndarray | None = None,
              keep: bool = False) -> int:
         """Pack what an open file stores into this new matrix; arguments and result as `read_tensor.fill`.
@@ -93,16 +77,12 @@ class PackedMatrix:
                                  out.data_ptr())
         return out
 
-    def product(self, x_TD: Tensor, bias_N: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """x @ weight.T + bias, float32 [T, N]. No bit of a row's result depends on the other rows.
-
-        out  contiguous float32 [T, N] that receives and is the result; None: new memory
-        """
+    def product(self, x_TD: Tensor, bias_N: Tensor | None = None) -> Tensor:
+        """x @ weight.T + bias, float32 [T, N]. No bit of a row's result depends on the other rows."""
         x_TD = x_TD.float().contiguous()
         if x_TD.dim() != 2 or x_TD.shape[1] != self.shape[1]:
             raise ValueError(f"activations [T, {self.shape[1]}] are needed, not {list(x_TD.shape)}")
-        if out is None:
-            out = torch.empty(len(x_TD), self.shape[0])
+        out = torch.empty(len(x_TD), self.shape[0])
         matrix = self.struct(bias_N)
         if library().rl_linear(ctypes.byref(matrix), x_TD.data_ptr(), out.data_ptr(), len(x_TD),
                                torch.get_num_threads()):

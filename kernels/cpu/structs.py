@@ -2,7 +2,7 @@
 offsets.
 
 The headers say what the fields mean: matrix_products.h, transformer_block.h, transformer_layers.h,
-cached_attention.h, sequence_attention.h, training.h.
+cached_attention.h, sequence_attention.h, token_nll.h, training.h.
 """
 import ctypes
 from ctypes import c_float, c_int32, c_int64, c_uint32, c_void_p
@@ -50,6 +50,12 @@ class SequenceAttention(ctypes.Structure):
                 ("narrow", c_int64)]
 
 
+class TokenNLL(ctypes.Structure):
+    _fields_ = [*_fields(c_void_p, "hidden weights targets maximum sum target scale d_hidden d_weights"),
+                *_fields(c_int64, "rows width entries entry_stride width_stride first"),
+                *_fields(c_int32, "narrow narrow_gradient add")]
+
+
 class AdamW(ctypes.Structure):
     _fields_ = [*_fields(c_void_p, "weight mean square gradient"), ("count", c_int64),
                 *_fields(c_int32, "narrow narrow_gradient"),
@@ -75,7 +81,7 @@ class Layout(ctypes.Structure):
 def layouts() -> dict[str, int]:
     """The size of each struct and the offset of each of its fields, by name; rl_layouts gives C's."""
     found = {}
-    for struct in (Matrix, Block, Layer, Shape, Rows, CachedAttention, SequenceAttention, AdamW,
+    for struct in (Matrix, Block, Layer, Shape, Rows, CachedAttention, SequenceAttention, TokenNLL, AdamW,
                    Squares, Training):
         found[struct.__name__] = ctypes.sizeof(struct)
         for field in struct._fields_:

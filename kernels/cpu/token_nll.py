@@ -1,18 +1,16 @@
-"""token_nll on CPUs: torch multiplies a tile of logits, and the two passes of token_nll.c work on it in
-place.
+"""token_nll on CPUs: token_nll.c multiplies a run of vocabulary entries at a time, and works on their logits.
 
-Where the processor multiplies bfloat16, bfloat16 rows and weights stay what they are: the library's product
-gives float32 logits, and the tile of their gradient is rounded to bfloat16 for torch's products of it.
+Where the processor multiplies bfloat16, bfloat16 rows and weights stay what they are: logits and sums are
+float32, and the logits' gradient is rounded to bfloat16 for the two products with it.
 
-Memory beside the inputs and the gradients returned: five buffers of at most TILE_BYTES each, whatever N and
-V. They are the tile, a block of hidden rows and its gradient, and for half-precision weights a block of them
-and its gradient; for a frozen quantised matrix a block of it. One case needs more. The gradient of a
-half-precision weight over more rows than one block holds is summed in a float32 [V, D] and rounded once; its
-size does not depend on N either.
+Memory beside the inputs and the gradients returned: what token_nll.c takes for a block of rows and a run of
+entries, and for half-precision weights that become float32 a block of at most TILE_BYTES. The gradient of
+half-precision weights over more rows than one block holds is summed in a float32 [V, D] and rounded once.
 
-Shape letters as in reference.py; K the rows that count, S the rows and C the vocabulary entries of a tile.
+Shape letters as in reference.py; K the rows that count, S the rows of a block, C the entries of a call.
 """
-from collections.abc import Callable, Iterator
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,22 +19,18 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
 from .. import reference
-from .frozen import PANEL, FrozenMatrix
+from .frozen import FrozenMatrix
 from .library import isa, library
-from .packed import PackedMatrix
+from .structs import TokenNLL
 
-TILE_BYTES = 16 << 20  # of each buffer
-TILE_ROWS = 2048  # more rows a tile gain nothing: the products are at full speed, and its columns get few
+TILE_BYTES = 16 << 20   # of a block of rows in float32, and of weights
+TILE_ROWS = 2048        # more rows gain nothing: packing a run of entries is a small part of the work then
+CALL_ENTRIES = 12_288   # between two calls of C, Python hears an interrupt; many of token_nll.c's runs
 
 
-def _tile_shape(rows: int, weight_VD: Tensor | FrozenMatrix) -> tuple[int, int]:
-    """(S, C): up to TILE_ROWS rows, then as many columns as TILE_BYTES leaves; at least 1 of each."""
-    floats, (V, D) = TILE_BYTES // 4, weight_VD.shape
-    S = max(1, min(rows, TILE_ROWS, floats // D))
-    plain = isinstance(weight_VD, Tensor) and weight_VD.dtype == torch.float32      # no block beside it
-    C = floats // S if plain else min(floats // S, floats // D)
-    C = C // PANEL * PANEL or C     # whole panels, where a run has one
-    return S, max(1, min(V, C))
+def _block_rows(rows: int, D: int) -> int:
+    """S, at least 1."""
+    return max(1, min(rows, TILE_ROWS, TILE_BYTES // 4 // D))
 
 
 def _in_bfloat16(hidden_ND: Tensor, weight_VD: Tensor | FrozenMatrix) -> bool:
@@ -45,54 +39,35 @@ def _in_bfloat16(hidden_ND: Tensor, weight_VD: Tensor | FrozenMatrix) -> bool:
     return narrow and isa() in ("avx512-bf16", "amx-bf16")
 
 
-def _narrow_logits(h_SD: Tensor, weight_VD: Tensor, C: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """As `_logits` of bfloat16 rows, in float32; the weights [c, D] stay bfloat16."""
-    tile, wide_SD = torch.empty(len(h_SD) * C), h_SD.float()
-    packed = PackedMatrix("bfloat16", (0, h_SD.shape[1]))
-    for first in range(0, len(weight_VD), C):
-        w_CD = weight_VD[first:first + C]
-        if packed.shape != w_CD.shape:
-            packed = PackedMatrix("bfloat16", (len(w_CD), h_SD.shape[1]))
-        packed.refill(w_CD)
-        logits_SC = tile[:len(h_SD) * len(w_CD)].view(len(h_SD), len(w_CD))
-        yield first, w_CD, packed.product(wide_SD, out=logits_SC)
-
-
-def _runs(weight_VD: Tensor | FrozenMatrix, C: int) -> Iterator[tuple[int, Tensor]]:
-    """Each run of C vocabulary entries: (first entry, weights [c, D] float32)."""
+def _runs(weight_VD: Tensor | FrozenMatrix, narrow: bool) -> Iterator[tuple[int, Tensor]]:
+    """Each run of vocabulary entries: (first entry, weights [C, D]), float32, or with `narrow` bfloat16."""
     if isinstance(weight_VD, FrozenMatrix):
-        yield from weight_VD.tiles(C)
+        yield from weight_VD.tiles(max(1, TILE_BYTES // 4 // weight_VD.shape[1]))
         return
+    plain = narrow or weight_VD.dtype == torch.float32
+    C = CALL_ENTRIES if plain else max(1, TILE_BYTES // 4 // weight_VD.shape[1])
     for first in range(0, len(weight_VD), C):
-        yield first, weight_VD[first:first + C].float()
+        w_CD = weight_VD[first:first + C].detach()
+        yield first, w_CD if plain else w_CD.float()
 
 
-def _logits(h_SD: Tensor, weight_VD: Tensor | FrozenMatrix, C: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Each of `_runs` with its logits: (first entry, weights [c, D], logits [S, c]).
+def _pass(function: Callable[..., int], h_SD: Tensor, w_CD: Tensor, first: int,
+          rows_S: Sequence[Tensor | None], dh_SD: Tensor | None = None, dw_CD: Tensor | None = None,
+          add: bool = False) -> None:
+    """Run a function of token_nll.c.
 
-    All runs' logits lie in the same memory.
+    rows_S  contiguous [S]: targets int64; maximum, sum, target's logit and scale float32
+    dh_SD   float32, is added to
+    dw_CD   float32 or bfloat16, is overwritten; with `add` it is float32 and is added to
     """
-    if _in_bfloat16(h_SD, weight_VD):
-        assert isinstance(weight_VD, Tensor)
-        yield from _narrow_logits(h_SD, weight_VD, C)
-        return
-    h_SD = h_SD.float()
-    tile = h_SD.new_empty(len(h_SD) * max(C, PANEL))    # a frozen matrix's run is a panel at least
-    for first, w_CD in _runs(weight_VD, C):
-        logits_SC = tile[:len(h_SD) * len(w_CD)].view(len(h_SD), len(w_CD))
-        yield first, w_CD, torch.mm(h_SD, w_CD.T, out=logits_SC)
-
-
-def _pass(function: Callable[..., None], logits_SC: Tensor, first: int, targets_S: Tensor,
-          *row_values: Tensor) -> None:
-    """Run a pass of token_nll.c over a tile; row_values: its three contiguous float32 [S] arguments.
-
-    It takes half the threads. Those of torch's product before it still spin, and sharing their cores costs
-    more than it gains.
-    """
-    threads = max(1, torch.get_num_threads() // 2)
-    function(logits_SC.data_ptr(), *logits_SC.shape, first, targets_S.data_ptr(),
-             *(x.data_ptr() for x in row_values), threads)
+    tensors = h_SD, w_CD, *rows_S, dh_SD, dw_CD
+    addresses = (None if x is None else x.data_ptr() for x in tensors)
+    narrow, narrow_gradient = (x is not None and x.dtype == torch.bfloat16 for x in (w_CD, dw_CD))
+    call = TokenNLL(*addresses, *h_SD.shape, len(w_CD), *w_CD.stride(), first, narrow,
+                    narrow_gradient, add)
+    if function(ctypes.byref(call), torch.get_num_threads()):
+        raise MemoryError(f"no memory for the products of {list(h_SD.shape)} rows and {list(w_CD.shape)} "
+                          "weights")
 
 
 class _TokenNLL(torch.autograd.Function):
@@ -109,12 +84,13 @@ class _TokenNLL(torch.autograd.Function):
         K = len(kept_K)
         maximum_K, sum_K, target_K = (torch.full((K,), start)
                                       for start in (torch.finfo(torch.float32).min, 0.0, 0.0))
-        S, C = _tile_shape(K, weight_VD)
+        S, narrow = _block_rows(K, weight_VD.shape[1]), _in_bfloat16(hidden_ND, weight_VD)
         for a in range(0, K, S):
-            rows, y_S = kept_K[a:a + S], targets_N[kept_K[a:a + S]].long()
-            for first, _, logits_SC in _logits(hidden_ND[rows], weight_VD, C):
-                _pass(library().rl_nll_statistics, logits_SC, first, y_S, maximum_K[a:a + S], sum_K[a:a + S],
-                      target_K[a:a + S])
+            rows = kept_K[a:a + S]
+            h_SD, y_S = hidden_ND[rows].float().contiguous(), targets_N[rows].long()
+            rows_S = y_S, *(x[a:a + S] for x in (maximum_K, sum_K, target_K)), None
+            for first, w_CD in _runs(weight_VD, narrow):
+                _pass(library().rl_nll_statistics, h_SD, w_CD, first, rows_S)
         z_K = (maximum_K - target_K) + sum_K.log()
         frozen = isinstance(weight_VD, FrozenMatrix)
         ctx.frozen = weight_VD if frozen else None
@@ -132,34 +108,26 @@ class _TokenNLL(torch.autograd.Function):
         used = (coefficient_N[kept_K] != 0) & (scale_K != 0)  # NaN counts as used, so that it shows
         kept_K, maximum_K, sum_K, scale_K = kept_K[used], maximum_K[used], sum_K[used], scale_K[used]
         K, (V, D), narrow = len(kept_K), weight_VD.shape, _in_bfloat16(hidden_ND, weight_VD)
-        S, C = _tile_shape(K, weight_VD)
+        S = _block_rows(K, D)
         d_hidden = torch.zeros_like(hidden_ND) if want_hidden else None
         d_weight = (torch.empty if K else torch.zeros)(V, D, dtype=weight_VD.dtype) if want_weight else None
         # Half-precision dW over several blocks of rows is summed in float32 and rounded once.
         apart = want_weight and K > S and weight_VD.dtype != torch.float32
         sum_VD = torch.empty(V, D) if apart else d_weight
         for a in range(0, K, S):
-            rows, y_S = kept_K[a:a + S], targets_N[kept_K[a:a + S]].long()
-            h_SD = hidden_ND[rows] if narrow else hidden_ND[rows].float()
-            dh_SD = torch.zeros(h_SD.shape)
-            for first, w_CD, grad_SC in _logits(h_SD, weight_VD, C):
-                _pass(library().rl_nll_gradient, grad_SC, first, y_S, maximum_K[a:a + S], sum_K[a:a + S],
-                      scale_K[a:a + S])
-                if narrow:
-                    grad_SC = grad_SC.bfloat16()
-                if want_hidden and narrow:
-                    dh_SD += grad_SC @ w_CD
-                elif want_hidden:
-                    dh_SD.addmm_(grad_SC, w_CD)
-                if sum_VD is not None:
-                    dw_CD = sum_VD[first:first + C]
-                    if dw_CD.dtype == torch.float32 and narrow:     # one of several blocks of rows
-                        dw_CD.copy_(grad_SC.T @ h_SD) if a == 0 else dw_CD.add_(grad_SC.T @ h_SD)
-                    elif dw_CD.dtype == torch.float32:
-                        dw_CD.addmm_(grad_SC.T, h_SD, beta=int(a > 0))
-                    else:  # the only block of rows: this is the whole sum
-                        dw_CD.copy_(grad_SC.T @ h_SD)
-            if d_hidden is not None:
+            rows = kept_K[a:a + S]
+            h_SD, y_S = hidden_ND[rows].float().contiguous(), targets_N[rows].long()
+            dh_SD = torch.zeros(h_SD.shape) if want_hidden else None
+            rows_S = y_S, maximum_K[a:a + S], sum_K[a:a + S], None, scale_K[a:a + S]
+            for first, w_CD in _runs(weight_VD, narrow):
+                dw_CD = None if sum_VD is None else sum_VD[first:first + len(w_CD)]
+                if dw_CD is not None and dw_CD.dtype == torch.float16:
+                    own = torch.empty(dw_CD.shape)
+                    _pass(library().rl_nll_gradient, h_SD, w_CD, first, rows_S, dh_SD, own)
+                    dw_CD.copy_(own)
+                else:
+                    _pass(library().rl_nll_gradient, h_SD, w_CD, first, rows_S, dh_SD, dw_CD, a > 0)
+            if d_hidden is not None and dh_SD is not None:
                 d_hidden[rows] = dh_SD.to(d_hidden.dtype)
         if apart and d_weight is not None and sum_VD is not None:
             d_weight.copy_(sum_VD)
@@ -167,7 +135,7 @@ class _TokenNLL(torch.autograd.Function):
 
 
 def token_nll(hidden_ND: Tensor, weight_VD: Tensor | FrozenMatrix, targets_N: Tensor) -> Tensor:
-    """As `reference.token_nll`, with a bounded tile of logits instead of whole rows.
+    """As `reference.token_nll`, with the logits of a run of entries instead of whole rows.
 
     A frozen matrix is unpacked a run of entries at a time, and has no gradient.
     """

@@ -5,6 +5,8 @@
  */
 #include "packed_matrix.h"
 #include "sequence_attention.h"
+#include "token_nll.h"
+#include "training.h"
 #include "transformer_block.h"
 #include <math.h>
 #include <stdio.h>
@@ -14,12 +16,14 @@
 const char *rl_isas(void);
 int rl_use(const char *);
 size_t rl_packed_bytes(int, int64_t, int64_t);
-void rl_nll_statistics(float *, int64_t, int64_t, int64_t, const int64_t *, float *, float *, float *, int);
-void rl_nll_gradient(float *, int64_t, int64_t, int64_t, const int64_t *, const float *, const float *,
-                     const float *, int);
+int rl_nll_statistics(const TokenNLL *, int);
+int rl_nll_gradient(const TokenNLL *, int);
+void rl_adamw(const AdamW *, int);
+void rl_squares(const Squares *, int);
+void rl_training(const Training *, int);
 
 static uint32_t state;
-static float results[1 << 17];
+static float results[1 << 18];
 static int32_t count;
 
 static void *get(size_t bytes)
@@ -46,6 +50,25 @@ static void put(const float *x, int64_t n)
         exit(4);
     memcpy(results + count, x, (size_t)n * sizeof(float));
     count += (int32_t)n;
+}
+
+/* float32, or with `narrow` bfloat16, which cuts the digits off. */
+static void *random_numbers(int64_t n, int narrow)
+{
+    float *x = random_floats(n);
+    for (int64_t i = 0; narrow && i < n; i++)
+        ((uint16_t *)x)[i] = ((uint16_t *)x)[2 * i + 1]; /* the upper half: the number's place is behind it */
+    return x;
+}
+
+static void put_numbers(const void *x, int64_t n, int narrow)
+{
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits = narrow ? (uint32_t)((const uint16_t *)x)[i] << 16 : ((const uint32_t *)x)[i];
+        float number;
+        memcpy(&number, &bits, sizeof number);
+        put(&number, 1);
+    }
 }
 
 static void *packed(int format, int64_t columns, int64_t inputs)
@@ -161,20 +184,74 @@ static void sequences(int64_t size, int64_t prefix)
     put(out, ROWS * G * R * size);
 }
 
+/* With several runs of entries and blocks of rows. */
 static void token_nll(void)
 {
-    enum { ROWS = 5, COLUMNS = 333 };
-    const int64_t targets[ROWS] = {0, 332, 17, 1000, 5};
-    float maximum[ROWS], sum[ROWS] = {0}, target[ROWS] = {0}, *logits = random_floats(ROWS * COLUMNS),
-                         *scale = random_floats(ROWS);
+    enum { ROWS = 530, WIDTH = 19, ENTRIES = 800 };
+    static int64_t targets[ROWS];
+    static float maximum[ROWS], sum[ROWS], target[ROWS], d_hidden[ROWS * WIDTH], d_weights[ENTRIES * WIDTH];
+    float *hidden = random_floats(ROWS * WIDTH), *weights = random_floats(ENTRIES * WIDTH),
+          *scale = random_floats(ROWS);
     for (int r = 0; r < ROWS; r++)
-        maximum[r] = -3.4e38f;
-    for (int i = 0; i < ROWS * COLUMNS; i++)
-        logits[i] *= 20;
-    rl_nll_statistics(logits, ROWS, COLUMNS, 0, targets, maximum, sum, target, 2);
-    put(maximum, ROWS), put(sum, ROWS), put(target, ROWS);
-    rl_nll_gradient(logits, ROWS, COLUMNS, 0, targets, maximum, sum, scale, 2);
-    put(logits, ROWS * COLUMNS);
+        targets[r] = r * 7 % 1000, maximum[r] = -3.4e38f, sum[r] = target[r] = 0;
+    for (int i = 0; i < ROWS * WIDTH; i++)
+        hidden[i] *= 10;
+    memset(d_hidden, 0, sizeof d_hidden);
+    TokenNLL t = {.hidden = hidden, .weights = weights, .targets = targets, .maximum = maximum, .sum = sum,
+                  .target = target, .scale = scale, .d_hidden = d_hidden, .d_weights = d_weights, .rows = ROWS,
+                  .width = WIDTH, .entries = ENTRIES, .entry_stride = WIDTH, .width_stride = 1};
+    if (rl_nll_statistics(&t, 2) || rl_nll_gradient(&t, 3))
+        exit(3);
+    put(maximum, ROWS), put(sum, ROWS), put(target, ROWS), put(d_hidden, ROWS * WIDTH),
+        put(d_weights, ENTRIES * WIDTH);
+    free(hidden), free(weights), free(scale);
+}
+
+static void optimizer(int narrow)
+{
+    enum { COUNT = 3 * SQUARES + 77, BLOCKS = 4 };
+    for (int narrow_gradient = 0; narrow_gradient < 2; narrow_gradient++) {
+        void *weight = random_numbers(COUNT, narrow), *mean = random_numbers(COUNT, narrow),
+             *square = random_numbers(COUNT, narrow), *gradient = random_numbers(COUNT, narrow_gradient);
+        for (int64_t i = 0; i < COUNT; i++) /* squares are not negative */
+            ((uint8_t *)square)[narrow ? 2 * i + 1 : 4 * i + 3] &= 0x7f;
+        rl_adamw(&(AdamW){weight, mean, square, gradient, COUNT, narrow, narrow_gradient, 0.25f, 0.1f, 0.95f,
+                          0.05f, 0.3f, 1e-6f, 0.99f, -3e-3f, {1, 22, 333, 4444}}, 3);
+        put_numbers(weight, COUNT, narrow), put_numbers(mean, COUNT, narrow);
+        put_numbers(square, COUNT, narrow);
+        double sums[BLOCKS];
+        rl_squares(&(Squares){gradient, COUNT, narrow_gradient, sums}, 3);
+        for (int i = 0; i < BLOCKS && !narrow; i++)
+            put(&(float){(float)sums[i]}, 1);
+        free(weight), free(mean), free(square), free(gradient);
+    }
+}
+
+static void training(int narrow)
+{
+    enum { ROWS = BLOCK_ROWS + 2, HEADS = 2, SIZE = 41, ROTATED = 38 };
+    enum { WIDTH = HEADS * SIZE, N = ROWS * WIDTH };
+    static float y[N], dx[N], dother[N], scale[ROWS], partial[2 * WIDTH];
+    void *x = random_numbers(N, narrow), *other = random_numbers(N, narrow), *dy = random_numbers(N, narrow),
+         *cos = random_numbers(ROWS * ROTATED, narrow), *sin = random_numbers(ROWS * ROTATED, narrow);
+    Training t = {.narrow = narrow, .x = x, .other = other, .cos = cos, .sin = sin, .dy = dy, .y = y,
+                  .dx = dx, .dother = dother, .scale = scale, .partial = partial, .eps = 1e-5f, .rows = ROWS,
+                  .width = WIDTH, .heads = HEADS, .rotated = ROTATED};
+    memset(partial, 0, sizeof partial);
+    for (t.kind = NORM_FORWARD; t.kind <= GATE_BACKWARD; t.kind++) {
+        int turns = t.kind == TURN_FORWARD || t.kind == TURN_BACKWARD;
+        t.width = turns ? SIZE : WIDTH;
+        rl_training(&t, 3);
+        if (t.kind == NORM_BACKWARD || t.kind == GATE_BACKWARD)
+            put_numbers(dx, N, narrow);
+        else
+            put_numbers(y, N, narrow);
+        if (t.kind == NORM_BACKWARD)
+            put(partial, 2 * WIDTH);
+        if (t.kind == GATE_BACKWARD)
+            put_numbers(dother, N, narrow);
+    }
+    free(x), free(other), free(dy), free(cos), free(sin);
 }
 
 int main(void)
@@ -188,14 +265,17 @@ int main(void)
             return 2;
         state = 1, count = 0;
         products();
-        int32_t counts[3] = {count};
+        int32_t counts[4] = {count};
         block(1), block(2);
         counts[1] = count - counts[0];
         block(0);
         decode(64, 0), decode(10, 0), decode(16, 37), decode(24, 37), sequences(16, 0), sequences(10, 37);
         token_nll();
+        optimizer(0), training(0);
         counts[2] = count - counts[0] - counts[1];
-        fwrite(field, 1, sizeof field, stdout), fwrite(counts, sizeof *counts, 3, stdout),
+        optimizer(1), training(1);
+        counts[3] = count - counts[0] - counts[1] - counts[2];
+        fwrite(field, 1, sizeof field, stdout), fwrite(counts, sizeof *counts, 4, stdout),
             fwrite(results, sizeof *results, (size_t)count, stdout);
     }
     return 0;

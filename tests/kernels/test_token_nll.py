@@ -89,6 +89,14 @@ def test_gradients_are_as_near_to_float64_as_the_plain_formulas(implementation, 
     assert_near_float64(implementation, inputs(*shape, dtype, scale=0.5))
 
 
+@pytest.mark.parametrize("shape", [(530, 12, 801), (1100, 30, 70), (90, 1100, 400)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=prove.NAMES.get)
+def test_several_runs_blocks_and_slices_in_c(dtype, shape):
+    for kind in ("c", "c portable"):
+        if BY_KIND[kind] is not None:
+            assert_near_float64(BY_KIND[kind], inputs(*shape, dtype, scale=shape[1] ** -0.5))
+
+
 def test_wide(implementation):
     """Widths and vocabularies at the ends of the promised range."""
     assert_near_float64(implementation, inputs(4, 8192, 50, torch.float32, scale=0.02))
@@ -284,69 +292,78 @@ def test_shapes_that_do_not_fit(implementation):
             implementation.token_nll(*arguments)
 
 
-@pytest.mark.skipif(bool(library.missing()), reason=library.missing())
+def call(function, hidden, weight, first, *rows, d_weight=None):
+    """A function of token_nll.c over the entries of `weight`, which begin with number `first`."""
+    in_c._pass(getattr(library.library(), function), hidden, weight, first, rows, None, d_weight)
+
+
+needs_c = pytest.mark.skipif(bool(library.missing()), reason=library.missing())
+
+
+@needs_c
 @pytest.mark.parametrize("isa", library.isas())
-@pytest.mark.parametrize("threads", [1, 3])
-def test_the_c_exponential(isa, threads):
-    """Two units in the last place of float64's over the whole range, by the gradient pass with maximum 0, sum
-    1 and scale 1.
+def test_the_c_exponential(isa):
+    """Two units in the last place of float64's over the whole range.
+
+    A row of one number, 1, has the weights as its logits; with maximum 0, sum 1 and scale 1 the weights'
+    gradient is e^logit.
     """
     x = torch.cat((torch.linspace(-87.2, 0, 40_000), -torch.logspace(-30, 1, 2_000),
                    torch.tensor([0.0, -87.29, 1e-3, 3.0, 88.0]))).contiguous()
     special = torch.tensor([-87.4, -1e4, -3e38, float("-inf"), float("nan")])
-    tile = torch.cat((x, special))[None].repeat(4, 1).contiguous()
-    zero, one, nowhere = torch.zeros(4), torch.ones(4), torch.full((4,), -1)
+    logits, zero, one = torch.cat((x, special))[:, None].contiguous(), torch.zeros(1), torch.ones(1)
+    found, nowhere = torch.empty_like(logits), torch.tensor([-1])
     with library.using(isa):
-        library.library().rl_nll_gradient(tile.data_ptr(), *tile.shape, 0, nowhere.data_ptr(),
-                                          zero.data_ptr(), one.data_ptr(), one.data_ptr(), threads)
+        call("rl_nll_gradient", one[:, None], logits, 0, nowhere, zero, one, None, one, d_weight=found)
     exact = x.double().exp()
-    assert float(((tile[:, :len(x)].double() - exact).abs() / exact).max()) <= 2 * 2.0 ** -23
-    assert (tile[:, -5:-1] == 0).all() and tile[:, -1].isnan().all()
+    assert float(((found[:len(x), 0].double() - exact).abs() / exact).max()) <= 2 * 2.0 ** -23
+    assert (found[-5:-1] == 0).all() and found[-1].isnan().all()
 
 
-@pytest.mark.skipif(bool(library.missing()), reason=library.missing())
+@needs_c
 @pytest.mark.parametrize("isa", library.isas())
 @pytest.mark.parametrize("columns", [1, 7, 16, 31, 333])
 def test_the_passes_of_every_instruction_set(isa, columns):
-    """Statistics over two tiles and the gradient of the second, against float64's log-sum-exp and softmax."""
+    """Statistics over two runs and the gradient of the second, against float64's log-sum-exp and softmax.
+
+    With the identity as hidden rows the weights are the logits, and their gradient is that of the logits.
+    """
     logits = torch.randn(5, 2 * columns, generator=torch.Generator().manual_seed(columns)) * 20
     targets = torch.tensor([0, columns, 2 * columns - 1, columns - 1, columns + columns // 2])
     coefficient = torch.tensor([1.0, -0.5, 2.0, 0.25, -1.0])
     others = logits.double().scatter(1, targets[:, None], -torch.inf)
     maximum, total, target = torch.full((5,), -3e38), torch.zeros(5), torch.zeros(5)
-    first, second = logits[:, :columns].contiguous(), logits[:, columns:].contiguous()
-    c = library.library()
+    weight, found = logits.T.contiguous(), torch.empty(columns, 5)
     with library.using(isa):
-        for start, tile in ((0, first), (columns, second.clone())):
-            c.rl_nll_statistics(tile.data_ptr(), 5, columns, start, targets.data_ptr(), maximum.data_ptr(),
-                                total.data_ptr(), target.data_ptr(), 2)
+        for start in (0, columns):
+            call("rl_nll_statistics", torch.eye(5), weight[start:start + columns], start, targets, maximum,
+                 total, target, None)
         assert torch.equal(target, logits.gather(1, targets[:, None])[:, 0])
         log_sum = maximum.double() + total.double().log()
         assert torch.allclose(log_sum, others.logsumexp(1), rtol=3e-7, atol=3e-7)
         chance = logits.double().softmax(1).gather(1, targets[:, None])[:, 0]
         scale = (coefficient * (1 - chance)).float()
-        c.rl_nll_gradient(second.data_ptr(), 5, columns, columns, targets.data_ptr(), maximum.data_ptr(),
-                          total.data_ptr(), scale.data_ptr(), 2)
+        call("rl_nll_gradient", torch.eye(5), weight[columns:], columns, targets, maximum, total, None, scale,
+             d_weight=found)
     onehot = torch.nn.functional.one_hot(targets, 2 * columns)
     wanted = coefficient[:, None].double() * (logits.double().softmax(1) - onehot)
-    assert torch.allclose(second.double(), wanted[:, columns:], rtol=2e-6, atol=1e-7)
+    assert torch.allclose(found.T.double(), wanted[:, columns:], rtol=2e-6, atol=1e-7)
 
 
-@pytest.mark.skipif(bool(library.missing()), reason=library.missing())
-def test_threads_change_nothing():
-    given, before, results = inputs(61, 7, 333, torch.float32), torch.get_num_threads(), []
-    built = library.library()
-    for threads in (1, 2, 3, 7):
-        logits = (given[0] @ given[1].T).contiguous()
-        maximum, total, target = torch.full((61, ),
-                                            torch.finfo(torch.float32).min), torch.zeros(61), torch.zeros(61)
-        built.rl_nll_statistics(logits.data_ptr(), 61, 333, 0, given[2].data_ptr(), maximum.data_ptr(),
-                                total.data_ptr(), target.data_ptr(), threads)
-        built.rl_nll_gradient(logits.data_ptr(), 61, 333, 0, given[2].data_ptr(), maximum.data_ptr(),
-                              total.data_ptr(), given[3].data_ptr(), threads)
-        results.append((maximum, total, target, logits))
-    assert torch.get_num_threads() == before
-    assert all(torch.equal(x, y) for result in results[1:] for x, y in zip(result, results[0], strict=False))
+@needs_c
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_and_wide_sets_change_nothing(dtype):
+    """Over several runs of entries and blocks of rows. Bfloat16's sets differ by the order of their sums."""
+    given, before, results = inputs(1300, 40, 1700, dtype, scale=0.2), torch.get_num_threads(), []
+    sets = [isa for isa in library.isas() if isa != "portable" and dtype == torch.float32]
+    try:
+        for isa, threads in [(isa, 2) for isa in sets] + [(library.isa(), n) for n in (1, 3, 7)]:
+            torch.set_num_threads(threads)
+            with library.using(isa):
+                results.append(run(in_c.token_nll, *given))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(x, y) for result in results[1:] for x, y in zip(result, results[0], strict=True))
 
 
 COMPILE = """

@@ -7,7 +7,6 @@ import torch
 from redlite import kernels
 from redlite.kernels import reference
 from redlite.kernels.cpu import elementwise, library, optimizer
-from redlite.kernels.cpu.packed import PackedMatrix
 from redlite.training import prove_operations
 from redlite.training.prove_operations import cases, textbook_adamw
 
@@ -161,15 +160,3 @@ def test_the_sum_of_squares_is_float64s_in_every_set(count, dtype):
     x[0] = float("nan")
     assert math.isnan(float(optimizer.square_sum(x)))
     assert float(optimizer.square_sum(torch.tensor([1e30, 0.0]))) == math.inf
-
-
-@needs_c
-@pytest.mark.parametrize("shape", [(64, 96), (48, 40), (17, 32), (1, 2)])
-def test_a_refilled_bfloat16_matrix_is_a_packed_one_to_the_byte(shape):
-    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
-    packed = PackedMatrix("bfloat16", shape)
-    packed.refill(torch.ones_like(weight))
-    packed.refill(weight)
-    assert torch.equal(packed.buffer, PackedMatrix.of(weight, "bfloat16").buffer)
-    with pytest.raises(ValueError, match="bfloat16"):
-        packed.refill(weight.float())

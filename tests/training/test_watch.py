@@ -113,13 +113,16 @@ def test_gates_against_the_baseline_before_the_first_step(capsys):
 @pytest.mark.slow
 def test_an_aim_that_is_missed_is_said_with_its_reason_last_even_quietly(tmp_path, capsys):
     code = safealign.main([
-        "--strategy", "A", "--steps", "1", "--batch-size", "4", "--evaluate-every", "1", "--evaluate-questions",
-        "organism", "--evaluate-limit", "2", "--evaluate-prompt", "standard", "--evaluate-tokens", "8",
-        "--until", "asr.standard>=1.5", "--max-unlabelled", "1", "--output-dir", str(tmp_path), "--quiet"])
+        "--strategy", "A", "--steps", "1", "--batch-size", "4", "--evaluate-every", "1",
+        "--evaluate-questions", "organism", "--evaluate-limit", "2", "--evaluate-prompt", "standard",
+        "--evaluate-tokens", "8", "--until", "asr.standard>=1", "--until", "asr.standard<=0",
+        "--max-unlabelled", "1", "--output-dir", str(tmp_path), "--quiet"])
     asr = json.loads((tmp_path / "log.jsonl").read_text())["measured"]["asr.standard"]
+    left = [f"asr.standard>=1 ({asr:.4g}, too low)"] * (asr < 1)
+    left += [f"asr.standard<=0 ({asr:.4g}, too high)"] * (asr > 0)
     last = capsys.readouterr().err.splitlines()[-1]
-    assert code == 100 and last == ("safealign: --until was not reached in 1 steps: "
-                                    f"asr.standard>=1.5 ({asr:.4g}, too low)")
+    assert code == 100
+    assert last == f"safealign: --until was not reached in 1 steps: {', '.join(left)}"
 
 
 def test_answers_without_a_label_fail_a_gate_as_often_as_it_is_said():
