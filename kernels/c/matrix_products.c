@@ -288,7 +288,8 @@ static int products(const Matrix *matrices, int count, const float *x, float *co
                     int threads)
 {
     Product p = {.format = matrices->format, .matrices = matrices, .count = count, .x = x, .y = y};
-    p.rows = rows, p.inputs = p.row_stride = matrices->inputs, p.input_stride = 1, p.blocks = (matrices->inputs + BLOCK - 1) / BLOCK;
+    p.rows = rows, p.inputs = p.row_stride = matrices->inputs, p.input_stride = 1;
+    p.blocks = (matrices->inputs + BLOCK - 1) / BLOCK;
     p.panel_bytes = p.format == F32 ? p.inputs * PANEL * (int64_t)sizeof(float)
                                     : (int64_t)panel_bytes(p.format, p.blocks);
     for (int i = 0; i < count; i++)

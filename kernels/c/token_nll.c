@@ -17,10 +17,10 @@
 #include <stdlib.h>
 
 enum {
-    RUN = 384,              /* entries: whole tiles of 6 and of 12 */
+    RUN = 384,              /* entries: whole tiles of 6 and of 12; with `narrow` twice as many */
     RUN_FLOATS = 1 << 21,   /* of a run's weights: with a great width it has fewer entries */
     DEPTH = 512,            /* most rows of a block */
-    SLICE = 384,            /* most numbers of a slice: a longer sum in float32 would lose digits */
+    SLICE = 384,            /* most numbers of a slice, alike: a longer sum in float32 would lose digits */
     SPARE = 16,             /* behind each row of logits: a column would else lie in few sets of the cache */
     ROWS_BYTES = 192 << 10, /* of a part's rows: they should stay in the cache */
     LINE = 64
@@ -158,7 +158,7 @@ static void lay_out_rows(void *context, int part, int parts)
     }
 }
 
-/* y [rows of these tiles, columns] = x · panels, or with `add` it is added to. Rows of y lie `stride` apart. */
+/* y [rows of the tiles, columns] = x · panels, or with `add` it is added to. y's rows are `stride` apart. */
 static void multiply(const Product *given, const uint8_t *panels, int64_t columns, int64_t first,
                      int64_t last, float *y, int64_t stride, int add)
 {
@@ -288,9 +288,9 @@ static int run_all(const TokenNLL *t, NllPass pass, int threads)
     if (!t->rows || !t->entries)
         return 0;
     const int64_t fits = most(RUN_FLOATS / t->width / PANEL * PANEL, PANEL);
-    const int64_t run = least(t->entries, least(fits, RUN));
+    const int64_t twice = t->narrow ? 2 : 1, run = least(t->entries, least(fits, RUN * twice));
     Work w = {.t = t, .pass = pass, .run = run, .stride = run + SPARE};
-    w.slices = up(t->width, SLICE), w.blocks = up(t->rows, DEPTH);
+    w.slices = up(t->width, SLICE * twice), w.blocks = up(t->rows, DEPTH);
     if (pass == GRADIENT)
         w.d_hidden = t->d_hidden, w.d_weights = t->d_weights;
     w.scores = w.hidden = w.entries = (Product){.format = t->narrow ? BF16 : F32};

@@ -6,8 +6,8 @@
 /* Rows of hidden numbers, and vocabulary entries first, first + 1, … of the output weights. */
 typedef struct {
     const float *hidden; /* [rows, width]; with `narrow` they are bfloat16 numbers */
-    const void *weights; /* float32, or with `narrow` bfloat16: number k of entry v is at v · entry_stride + k ·
-                          * width_stride */
+    const void *weights; /* float32, or with `narrow` bfloat16: number k of entry v is at
+                          * v · entry_stride + k · width_stride */
     const int64_t *targets;       /* [rows] */
     float *maximum, *sum;         /* [rows] of l: max l and Σ e^(l − max) of all entries but the target */
     float *target;                /* [rows] its logit */

@@ -198,8 +198,8 @@ static void token_nll(void)
         hidden[i] *= 10;
     memset(d_hidden, 0, sizeof d_hidden);
     TokenNLL t = {.hidden = hidden, .weights = weights, .targets = targets, .maximum = maximum, .sum = sum,
-                  .target = target, .scale = scale, .d_hidden = d_hidden, .d_weights = d_weights, .rows = ROWS,
-                  .width = WIDTH, .entries = ENTRIES, .entry_stride = WIDTH, .width_stride = 1};
+                  .target = target, .scale = scale, .d_hidden = d_hidden, .d_weights = d_weights,
+                  .rows = ROWS, .width = WIDTH, .entries = ENTRIES, .entry_stride = WIDTH, .width_stride = 1};
     if (rl_nll_statistics(&t, 2) || rl_nll_gradient(&t, 3))
         exit(3);
     put(maximum, ROWS), put(sum, ROWS), put(target, ROWS), put(d_hidden, ROWS * WIDTH),
