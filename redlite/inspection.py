@@ -261,9 +261,9 @@ def _memory(tensors: dict[str, Stored], format: str) -> int:
 
 
 def _cache(config: Any) -> dict[str, int]:
-    """Bytes of a token's keys and values: float32, or float16 beside int8 and int4 weights."""
+    """Bytes of a token's keys and values: two a number on CPUs but for float32 weights."""
     numbers = 2 * config.n_layers * config.n_kv_heads * config.head_dim
-    return {"float32": 4 * numbers, "bfloat16": 4 * numbers, "int8": 2 * numbers, "int4": 2 * numbers}
+    return {"float32": 4 * numbers, "bfloat16": 2 * numbers, "int8": 2 * numbers, "int4": 2 * numbers}
 
 
 def library_is_built() -> bool:

@@ -172,7 +172,7 @@ static void multiply(const Product *given, const uint8_t *panels, int64_t column
             const int64_t row = first_row(&p, tile);
             const int count = (int)(first_row(&p, tile + 1) - row);
             const uint8_t *ahead = panels + size + (tile - first) * p.blocks * p.share;
-            p.tile(&p, panels, row, count, out, column + PANEL < columns ? ahead : NULL);
+            p.tile(&p, panels, row, count, out, PANEL, column + PANEL < columns ? ahead : NULL);
             for (int r = 0; r < count; r++) {
                 float *to = y + (row + r) * stride + column;
                 const float *from = out + r * PANEL;

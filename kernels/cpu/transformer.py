@@ -56,7 +56,7 @@ class PackedBlock:
         self.weights = sum(m.shape.numel() for m, _ in (*qkv, *rest))
         formats = {m.format for m, _ in (*qkv, *rest)}
         # Of the keys and values that generation keeps: products round activations as much, or far more.
-        self.kept = (torch.float16 if formats & {"int8", "int4"} else
+        self.kept = (torch.float16 if formats - {"float32", "bfloat16"} else
                      torch.bfloat16 if "bfloat16" in formats else torch.float32)
 
     def before_attention(self, x_TD: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
