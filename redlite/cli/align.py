@@ -18,6 +18,7 @@ from redlite.cli.training_options import (
     check_output,
     files_of,
     hashes,
+    mix_of,
     plan_of,
     recipe_of,
 )
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     if not (args.blue or args.helpful or args.demo):
         raise Error("--blue and --helpful are missing: name files of conversations to train on "
                     "(without any option the embedded organism is aligned)")
+    mix_of(args)        # a wrong one is said before torch is loaded
     from redlite.training import processes
     with processes.joined(args.device) as many:
         evaluation.check(args, many)

@@ -76,6 +76,7 @@ def battery(args: argparse.Namespace) -> "Battery":
     from redlite.cli.bench import check_names, suites_of, tasks_of
     from redlite.judges.choice import local_judge, rules_judge
     from redlite.redteam import answerers, questions, scorecard
+    from redlite.redteam.gates import CORRECTED
     longest, path, known, prompts = args.evaluate_tokens or 128, None, [], []
     if args.evaluate_questions:
         path = questions.find_questions(args.evaluate_questions, args.evaluate_data)
@@ -88,7 +89,11 @@ def battery(args: argparse.Namespace) -> "Battery":
         path, known, known[:args.evaluate_limit or 20], prompts, answerers.Decoding(longest),
         tasks, refusals, longest, "lm_eval", False,
         local_judge(judge, None, None, "float32", "cpu"), rules_judge(), args.seed)
-    check_names([*_gates(args.until), *_gates(getattr(args, "while"))], made)
+    gates = [*_gates(args.until), *_gates(getattr(args, "while"))]
+    check_names(gates, made)
+    if by_people := [g.measure for g in gates if g.measure.endswith(CORRECTED)]:
+        raise Error(f"--until and --while: {by_people[0]} needs labels of people, and answers made during "
+                    f"training have none; use {by_people[0].removesuffix(CORRECTED)}")
     return made
 
 

@@ -5,6 +5,7 @@ Published models are fine-tuned on, and a few steps on harmless data may undo an
 stopped.
 """
 import argparse
+import io
 import json
 import shlex
 import sys
@@ -118,6 +119,10 @@ def run(args: argparse.Namespace, command: str) -> int:
         planned = [f"bin/{program} {shlex.join(given)}" for program, given in todo]
         print(json.dumps({"stages": planned}) if args.json else "\n".join(planned))
         return DONE
+    tuning = next(given for program, given in todo if program == "safealign")
+    with redirect_stdout(io.StringIO()):        # a fault in it would come up only after the first answers
+        if code := safealign.main([*tuning, "--dry-run"]):
+            return code
     for program, given in todo:
         if not args.quiet:
             note(f"bin/{program} {shlex.join(given)}")

@@ -51,9 +51,8 @@ def check_output(output: Path, manifest: dict[str, Any], model: Path) -> None:
     run_directory.check(output, manifest)
 
 
-def plan_of(args: argparse.Namespace) -> "Plan":
-    """The plan of a training. Raises Error for options that contradict each other."""
-    from redlite.training import plan
+def mix_of(args: argparse.Namespace) -> dict[str, float]:
+    """Each colour's part in a step, as --mix says. Raises Error for a colour or part that it cannot have."""
     mix = {"helpful": 1.0, "blue": 1.0, "red": 1.0}
     named = [text.partition("=")[0] for text in args.mix]
     for colour, text in zip(named, args.mix, strict=True):
@@ -64,11 +63,17 @@ def plan_of(args: argparse.Namespace) -> "Plan":
             mix[colour] = number(0, 1e9)(text.partition("=")[2])
         except argparse.ArgumentTypeError as error:
             raise Error(f"--mix {text!r}: {error}") from None
+    return mix
+
+
+def plan_of(args: argparse.Namespace) -> "Plan":
+    """The plan of a training. Raises Error for options that contradict each other."""
+    from redlite.training import plan
     objective = chosen_objective(args)
     parameters = plan.parameters(objective, args.preset, args.parameter)
     return plan.Plan(args.strategy, objective, parameters, args.steps_a, args.epochs, args.steps,
-                     args.batch_size, mix, args.max_tokens, args.validation, args.seed, _prompts(args),
-                     args.plain_helpful, args.answer_tokens)
+                     args.batch_size, mix_of(args), args.max_tokens, args.validation, args.seed,
+                     _prompts(args), args.plain_helpful, args.answer_tokens)
 
 
 def _prompts(args: argparse.Namespace) -> dict[str, str]:

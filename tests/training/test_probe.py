@@ -32,12 +32,21 @@ def test_what_is_missing_is_named(tmp_path, capsys):
         assert word in capsys.readouterr().err
 
 
+def test_conversations_that_cannot_be_read_are_named_before_any_answer_is_made(tmp_path, capsys):
+    folder = tmp_path / "probe"
+    assert safealign.main(given(folder, "--helpful", str(tmp_path / "none.json"))) == 2
+    assert "none.json: cannot be read" in capsys.readouterr().err and not folder.exists()
+
+
 @pytest.mark.slow
 def test_it_measures_before_and_after_and_goes_on(tmp_path, capsys):
     folder = tmp_path / "probe"
-    assert safealign.main(given(folder, "--helpful", str(tmp_path / "none.json"))) == 2
+    folder.mkdir()
+    (folder / "tuned-2").write_text("in the way")
+    assert safealign.main(given(folder)) == 2
     assert "ended with exit code 2" in capsys.readouterr().err
-    assert (folder / "redeval-0/results.json").exists() and not (folder / "tuned-1").exists()
+    assert (folder / "redeval-0/results.json").exists() and not (folder / "redeval-2").exists()
+    (folder / "tuned-2").unlink()
     began = (folder / "redeval-0/responses.jsonl").read_bytes()
     assert safealign.main(given(folder, "--json")) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]

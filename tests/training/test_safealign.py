@@ -463,3 +463,11 @@ def test_a_checkpoint_of_another_model_of_the_same_shape_is_refused(unbroken, ho
     capsys.readouterr()
     assert safealign.main(given) == 2
     assert "step-00000009: is of another run (another model, data or recipe)" in capsys.readouterr().err
+
+
+def test_a_wrong_mix_is_said_before_torch_is_loaded(tmp_path):
+    code = ("import sys; from redlite.cli.safealign import main; code = main(sys.argv[1:]); "
+            "sys.exit(99 if 'torch' in sys.modules else code)")
+    given = ["--model", "none", "--blue", "none", "--mix", "green=1", "--output-dir", str(tmp_path / "run")]
+    ended = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True)
+    assert ended.returncode == 2 and "green=1" in ended.stderr

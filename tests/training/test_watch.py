@@ -149,7 +149,9 @@ def test_questions_of_the_training_data_are_refused(capsys):
     (["--evaluate-questions", "organism", "--until", "asr.cou<=0.3"], "--evaluate-every"),
     (["--evaluate-questions", "organism", "--max-unlabelled", "0"], "--max-unlabelled: no gate"),
     (["--evaluate-questions", "organism", "--evaluate-every", "2", "--while", "mmlu.acc>=0.1"],
-     "there is no measure 'mmlu.acc'")])
+     "there is no measure 'mmlu.acc'"),
+    (["--evaluate-questions", "organism", "--evaluate-every", "2", "--until", "asr.cou.corrected<=0.1"],
+     "labels of people")])
 def test_options_that_do_not_go_together(more, word, tmp_path, capsys):
     assert safealign.main(["--output-dir", str(tmp_path / "run"), "--quiet", *more]) == 2
     assert word in capsys.readouterr().err and not (tmp_path / "run").exists()
