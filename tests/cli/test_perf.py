@@ -32,7 +32,7 @@ def test_a_piece_ends_in_json(tmp_path, capsys):
     before = torch.get_num_threads()
     try:
         assert guarded("perf", perf.body,
-                       ["decode", "--model", "organism", "--rounds", "1", "--tokens", "4", "--threads", "1",
+                       ["decode", "--model", "organism", "--rounds", "3", "--tokens", "64", "--threads", "1",
                         "--save", str(tmp_path / "x.json")]) == 0
     finally:
         torch.set_num_threads(before)

@@ -136,7 +136,7 @@ def test_the_engine_generates_the_same_through_it(monkeypatch):
         prefixes.append(len(arguments[6][0]))
         return in_triton.cached_attention(*arguments, **options)
     monkeypatch.setattr(kernels, "cached_attention", through_triton)
-    monkeypatch.setattr(kernels, "shared_prefix", lambda k, v: (k, v))
+    monkeypatch.setattr(kernels, "shared_prefix", lambda k, v, kept: (k, v))
     results = dict(Engine(model.to(DEVICE), 3).run([Request(p, 2 + i) for i, p in enumerate(wanted)]))
     assert [results[i].ids for i in range(len(wanted))] == answers
     assert set(prefixes) == {30}
