@@ -224,18 +224,30 @@ static void multiply_share(const Product *p, int part, int parts)
     }
 }
 
-static void multiply(void *context, int part, int parts)
+/* Around the tiles that a thread multiplies. */
+void rl_begin_tiles(const Product *p)
 {
 #if defined(RL_BF16_COMPILER)
-    const int amx = ((const Product *)context)->layout == BF16_RUNS;
-    if (amx)
+    if (p->layout == BF16_RUNS)
         rl_amx_begin();
-    multiply_share(context, part, parts);
-    if (amx)
-        rl_amx_end();
-#else
-    multiply_share(context, part, parts);
 #endif
+    (void)p;
+}
+
+void rl_end_tiles(const Product *p)
+{
+#if defined(RL_BF16_COMPILER)
+    if (p->layout == BF16_RUNS)
+        rl_amx_end();
+#endif
+    (void)p;
+}
+
+static void multiply(void *context, int part, int parts)
+{
+    rl_begin_tiles(context);
+    multiply_share(context, part, parts);
+    rl_end_tiles(context);
 }
 
 void rl_choose(Product *p)

@@ -62,12 +62,13 @@ void rl_lay_out_bf16(const Product *p, int64_t row, int count);
  * number of tiles by the format and the rows; put tiles first to last − 1 of x where the inner loop reads. */
 void rl_choose(Product *p);
 void rl_lay_out(const Product *p, int64_t first, int64_t last);
+void rl_begin_tiles(const Product *p), rl_end_tiles(const Product *p);
 static inline int64_t first_row(const Product *p, int64_t tile) { return p->rows * tile / p->tiles; }
 int64_t rl_tile_row_bytes(const Product *p); /* of a row of x in its tile */
 
 #if defined(__x86_64__)
 Tile rl_tile_bf16_avx2, rl_tile_bf16_avx512, rl_tile_bf16_amx;
-void rl_amx_begin(void), rl_amx_end(void); /* around the tiles that a thread multiplies */
+void rl_amx_begin(void), rl_amx_end(void);
 Tile rl_tile_f32_avx2, rl_tile_q8_avx2, rl_tile_q4_avx2, rl_tile_q4k_avx2, rl_tile_q6k_avx2;
 Tile rl_tile_f32_avx512, rl_tile_q8_avx512, rl_tile_q4_avx512, rl_tile_q4k_avx512, rl_tile_q6k_avx512;
 enum { ROWS_AVX2 = 6, ROWS_AVX2_Q8 = 4, ROWS_AVX512 = 12, ROWS_AMX = 64 };

@@ -189,24 +189,6 @@ static void multiply(const Product *given, const uint8_t *panels, int64_t column
     }
 }
 
-static void begin(const Product *p)
-{
-#if defined(RL_BF16_COMPILER)
-    if (p->layout == BF16_RUNS)
-        rl_amx_begin();
-#endif
-    (void)p;
-}
-
-static void end(const Product *p)
-{
-#if defined(RL_BF16_COMPILER)
-    if (p->layout == BF16_RUNS)
-        rl_amx_end();
-#endif
-    (void)p;
-}
-
 /* A run's logits of some rows, a pass over them, and their part of ∂L/∂hidden. */
 static void score(void *context, int part, int parts)
 {
@@ -215,7 +197,7 @@ static void score(void *context, int part, int parts)
     const int64_t first = w->scores.tiles * part / parts, last = w->scores.tiles * (part + 1) / parts;
     LogitTile tile = {w->logits,  w->stride, w->run,    t->first + w->first, t->targets,
                       t->maximum, t->sum,    t->target, t->scale};
-    begin(&w->scores);
+    rl_begin_tiles(&w->scores);
     for (int64_t number = 0; number < w->slices; number++) {
         uint8_t *panels;
         Product p = slice(w, number, &panels);
@@ -226,7 +208,7 @@ static void score(void *context, int part, int parts)
         rl_lay_out(&w->hidden, first, last);
         multiply(&w->hidden, w->hidden_panels, t->width, first, last, w->d_hidden, t->width, 1);
     }
-    end(&w->scores);
+    rl_end_tiles(&w->scores);
 }
 
 /* ∂L/∂weights of some entries of a run, over all rows. */
@@ -238,14 +220,14 @@ static void weigh(void *context, int part, int parts)
     const int64_t first = p.tiles * part / parts, last = p.tiles * (part + 1) / parts;
     const int64_t row = first_row(&p, first), count = first_row(&p, last) - row;
     float *y = t->narrow_gradient ? w->sums : (float *)w->d_weights + w->first * t->width;
-    begin(&p);
+    rl_begin_tiles(&p);
     for (int64_t block = 0; block < w->blocks; block++) {
         p.x = w->logits + block * p.inputs * w->stride;
         rl_lay_out(&p, first, last);
         multiply(&p, w->row_panels + block * up(t->width, PANEL) * panel_size(&p), t->width, first, last, y,
                  t->width, block > 0 || t->add);
     }
-    end(&p);
+    rl_end_tiles(&p);
     if (t->narrow_gradient)
         round_to_bf16(y + row * t->width, count * t->width,
                       (uint16_t *)w->d_weights + (w->first + row) * t->width);

@@ -264,7 +264,7 @@ class LLaMA(nn.Module):
     def cache_dtype(self) -> torch.dtype:
         """The dtype of the keys and values that generation keeps.
 
-        It is the weights' own, but float16 for int8 and int4 weights on CPUs: their products round
+        It is the weights' own, but float16 for quantised weights on CPUs: their products round
         activations far more than float16 does.
         """
         packed = {block.packed.kept for block in self.blocks if block.packed}

@@ -19,7 +19,7 @@ NAMED = (*PROMPTS, "play")                    # `play` is for training, so that 
 PLACEHOLDER = "<question>"
 TURN = LazyPattern(r"\n?^[ \t]*<turn>[ \t]*$\n?", re.MULTILINE)    # between a user's messages
 ASKED = "asked.json"
-RUN = 5     # words in a row that count as copied; shorter runs are common phrases
+IN_A_ROW = 5    # words that count as copied; shorter runs are common phrases
 ALIASES = {"xstest": "xstest_prompts"}        # a set's name → its authors' name of the file
 
 
@@ -74,12 +74,12 @@ class Prompt:
         return sha256_json([self.text, *self.more] if self.more else self.text)
 
     def copied(self, answer: str) -> float:
-        """The share of an answer's words, 0 to 1, that the prompt holds around its question, RUN in a row."""
+        """The share of an answer's words, 0 to 1, that the prompt holds around its question, in runs."""
         words = _words(answer)
         copied = [False] * len(words)
         for start, run in enumerate(_runs(words)):
             if run in self._own_runs:
-                copied[start:start + RUN] = [True] * RUN
+                copied[start:start + IN_A_ROW] = [True] * IN_A_ROW
         return sum(copied) / len(words) if words else 0.0
 
     @cached_property
@@ -97,7 +97,7 @@ def _words(text: str) -> list[str]:
 
 
 def _runs(words: list[str]) -> list[tuple[str, ...]]:
-    return [tuple(words[i:i + RUN]) for i in range(len(words) - RUN + 1)]
+    return [tuple(words[i:i + IN_A_ROW]) for i in range(len(words) - IN_A_ROW + 1)]
 
 
 def load_prompt(name_or_path: str | Path) -> Prompt:
